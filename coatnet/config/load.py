@@ -1,0 +1,166 @@
+"""Strict configs: dataclass schema ← YAML (`extends:` a base) ← dotlist. Imports no torch.
+
+A section's dataclass lives with its owner and checks itself in `__post_init__` by raising ValueError; this
+module adds the key's path. Interpolations are refused: a config may come from anyone, and `${oc.env:...}`
+would copy secrets into the run directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from coatnet.config.errors import ConfigError
+
+T = TypeVar("T")
+_MAX_EXTENDS = 8
+
+
+def load_config(schema: type[T], path: Path | str | None = None, *, overrides: Sequence[str] = ()) -> T:
+    """Read a config into an instance of `schema`.
+
+    Args:
+        schema: a dataclass; nested sections are dataclasses too.
+        path: a YAML file, whose `extends: other.yaml` (relative to itself) is read first; None for defaults.
+        overrides: dotlist items, `train.micro_batch=32`; they win.
+
+    Raises:
+        ConfigError: unknown key (with the nearest name), wrong type, value out of range, missing file.
+    """
+    merged = OmegaConf.structured(schema)
+    for layer, origin in [*_layers(path), *_override_layers(overrides)]:
+        _refuse_interpolation(layer, origin)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except ConfigKeyError as error:
+            raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"{path or 'the config'}: {missing[0]} must be given")
+    return _instantiate(merged, prefix="", origin=str(path or "overrides"))
+
+
+def to_yaml(config: Any) -> str:
+    """Render a config instance as YAML in field order; `load_config` reads it back unchanged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config instance as plain containers, ready for JSON."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def from_dict(schema: type[T], values: Mapping[str, Any], *, origin: str) -> T:
+    """Rebuild an instance of `schema` from `to_dict`'s result, as strictly as from a file."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
+    except ConfigKeyError as error:
+        raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    return _instantiate(merged, prefix="", origin=origin)
+
+
+def config_digest(config: Any, *, without: Iterable[str] = ()) -> str:
+    """Return 16 hex digits that change when any value changes, top-level sections in `without` aside."""
+    values = to_dict(config)
+    for section in without:
+        values.pop(section, None)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
+    layers: list[tuple[DictConfig, str]] = []
+    current = Path(path) if path is not None else None
+    while current is not None:
+        if len(layers) == _MAX_EXTENDS:
+            raise ConfigError(f"{path}: more than {_MAX_EXTENDS} files extend each other (a circle?)")
+        layer = _read(current)
+        base = layer.pop("extends", None)
+        layers.insert(0, (layer, str(current)))
+        current = current.parent / str(base) if base is not None else None
+    return layers
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        layer = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file{_nearest_file(path)}") from None
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"{path}: a config is a mapping of sections, this file holds a list")
+    return layer
+
+
+def _nearest_file(path: Path) -> str:
+    siblings = [str(found) for found in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), siblings, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
+    layers = []
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {item!r}: expected key.sub=value")
+        try:
+            layers.append((OmegaConf.from_dotlist([item]), f"override {item!r}"))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"override {item!r}: {' '.join(str(error).split())}") from None
+    return layers
+
+
+def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:
+    keys = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        if OmegaConf.is_interpolation(node, key):
+            raise ConfigError(f"{origin}: {key}: interpolations (${{...}}) are not allowed in configs")
+        child = node._get_node(key)
+        if isinstance(child, DictConfig | ListConfig) and not child._is_none() and not child._is_missing():
+            _refuse_interpolation(child, origin)
+
+
+def _unknown_key(error: ConfigKeyError) -> str:
+    full_key = str(error.full_key)
+    parent = error.parent_node
+    names = [str(name) for name in parent.keys()] if isinstance(parent, DictConfig) else []
+    prefix, _, leaf = full_key.rpartition(".")
+    near = difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)
+    hint = f"did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else f"known: {', '.join(names)}"
+    return f"unknown key {full_key}; {hint}"
+
+
+def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
+    """Build the dataclasses from the leaves up, so that a failing check is reported with its path."""
+    if isinstance(node, ListConfig):
+        return [_instantiate(item, prefix=f"{prefix}[{i}]", origin=origin) for i, item in enumerate(node)]
+    if not isinstance(node, DictConfig) or node._is_none():
+        return None if isinstance(node, DictConfig) else node
+    values = {
+        str(key): _instantiate(node[key], prefix=f"{prefix}.{key}" if prefix else str(key), origin=origin)
+        for key in node
+    }
+    kind = OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(kind):
+        return values
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {prefix or 'config'}: {error}") from None
