@@ -58,7 +58,9 @@ def _group(name: str, *, prefix: str, points: dict[str, EntryPoint], help: str) 
     kind = type("EntryPointGroup", (_EntryPointGroup,), {"prefix": prefix, "points": points})
     app = _typer()
     app.callback(cls=kind, help=help, no_args_is_help=True)(lambda: None)
-    return typer.main.get_command(app)
+    group = typer.main.get_command(app)
+    group.name = name
+    return group
 
 
 def main() -> NoReturn:
