@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine with Python >= 3.10, make and a C compiler:
+#   make quickstart   install, then shard, pretrain, interrupt, resume, fine-tune, evaluate, export
+#   make test         install what tests need, then lint, types and every test
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+export DS_BUILD_OPS = 0
+
+.PHONY: help quickstart test test-unit lint types install clean system-packages
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "test-unit         the tests that take seconds"
+	@echo "lint, types       ruff; mypy"
+
+quickstart: $(VENV)/.quickstart
+	$(BIN)/coatnet quickstart
+
+test: system-packages $(VENV)/.test lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+
+test-unit: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -m "not slow"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+install: $(VENV)/.quickstart
+
+# Real SLURM, a browser, strace and the libjpeg headers: installed where root may, skipped with a reason elsewhere.
+system-packages:
+	@sh .ci/system-packages
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: the pin takes the build that the machine has (CPU or CUDA), and nothing else may move it.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt setuptools wheel numpy torch
+	@touch $@
+
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py $(wildcard data_pipeline/decode/*.c)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[quickstart]'
+	@touch $@
+
+# timm comes without its dependencies: torchvision has no CPU build everywhere, and the tests stub what is missing.
+$(VENV)/.test: $(VENV)/.quickstart
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps timm
+	@touch $@
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,102 @@
+"""Configs are strict: what is misspelled, mistyped, out of range or interpolated is named with its path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from coatnet.config import ConfigError, config_digest, from_dict, load_config, to_dict, to_yaml
+
+
+@dataclass
+class Inner:
+    size: int = 3
+    rate: float | None = None
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; allowed: 1 and more")
+
+
+@dataclass
+class Root:
+    seed: int = 0
+    warmup: str = "3 epochs"
+    inner: Inner = field(default_factory=Inner)
+    many: list[Inner] = field(default_factory=list)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_laid_over_the_defaults_and_overrides_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "seed: 5\ninner: {size: 7, names: [a, b]}\n")
+    config = load_config(Root, path, overrides=["inner.size=9"])
+    assert config == Root(seed=5, inner=Inner(size=9, names=["a", "b"]))
+
+
+def test_a_base_file_is_read_first_and_relative_to_the_file_that_extends_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "base.yaml", "seed: 1\ninner: {size: 2}\n")
+    path = write(tmp_path / "sub" / "b.yaml", "extends: ../base.yaml\nseed: 3\n")
+    assert load_config(Root, path) == Root(seed=3, inner=Inner(size=2))
+
+
+def test_files_that_extend_each_other_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "extends: b.yaml\n")
+    path = write(tmp_path / "b.yaml", "extends: a.yaml\n")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(Root, path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("warmpu=3", "unknown key warmpu; did you mean warmup"),
+        ("inner.sice=3", r"unknown key inner\.sice; did you mean inner\.size"),
+        ("inner.size=many", r"inner\.size: .*could not be converted"),
+        ("inner.size=0", "inner: size is 0; allowed: 1 and more"),
+        ("many=[{size: 0}]", r"many\[0\]: size is 0"),
+        ("warmup=${oc.env:HOME}", "interpolations .* not allowed"),
+        ("seed", "expected key.sub=value"),
+        ("seed=[", "seed="),
+    ],
+)
+def test_a_wrong_override_is_named_with_its_path(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(Root, overrides=[override])
+
+
+def test_an_interpolation_in_a_file_is_refused_wherever_it_hides(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "many: [{size: 1, names: ['${seed}']}]\n")
+    with pytest.raises(ConfigError, match="interpolations"):
+        load_config(Root, path)
+
+
+def test_a_missing_file_is_named_with_the_nearest_one_that_exists(tmp_path: Path) -> None:
+    write(tmp_path / "quickstart.yaml", "seed: 1\n")
+    with pytest.raises(ConfigError, match=r"quikstart\.yaml: no such config file; did you mean .*quickstart\.yaml"):
+        load_config(Root, tmp_path / "quikstart.yaml")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00"])
+def test_garbage_instead_of_yaml_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(Root, path)
+
+
+def test_a_config_survives_the_way_through_yaml_and_through_json(tmp_path: Path) -> None:
+    config = Root(seed=2, inner=Inner(rate=0.5), many=[Inner(size=4)])
+    assert load_config(Root, write(tmp_path / "c.yaml", to_yaml(config))) == config
+    assert from_dict(Root, to_dict(config), origin="test") == config
+
+
+def test_the_digest_changes_with_every_value_but_those_left_out() -> None:
+    assert config_digest(Root(seed=1)) != config_digest(Root(seed=2))
+    assert config_digest(Root(seed=1), without=["seed"]) == config_digest(Root(seed=2), without=["seed"])

@@ -1,0 +1,153 @@
+"""The walls of the house, checked by walking every module's syntax tree (docs/architecture.md has the drawing)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("coatnet", "data_pipeline", "pretrain", "finetune", "cluster")
+
+# What a package may import of the house; the longest matching prefix decides. Itself is always allowed.
+ALLOWED = {
+    "coatnet": [],
+    "coatnet.cli": ["coatnet.config"],
+    "coatnet.config": [],
+    "coatnet.doctor": ["coatnet.config"],
+    "coatnet.quickstart": ["coatnet.config", "coatnet.runtime"],
+    "coatnet.runtime": ["coatnet.config"],
+    "coatnet.report": ["coatnet.config", "coatnet.runtime"],
+    "coatnet.model": ["coatnet.config"],
+    "coatnet.training": ["coatnet.config", "coatnet.model"],
+    "coatnet.checkpoint": ["coatnet.config", "coatnet.runtime", "coatnet.model"],
+    "data_pipeline": ["coatnet.config", "coatnet.runtime"],
+    "pretrain": ["data_pipeline", "coatnet"],
+    "finetune": ["data_pipeline", "coatnet"],
+    "cluster": [
+        "coatnet.config",
+        "coatnet.runtime",
+        "coatnet.model.family",
+        "coatnet.model.config",
+        "coatnet.model.cost",
+    ],
+}
+ONLY_IMPORTER = {"deepspeed": "pretrain", "accelerate": "finetune"}
+TORCH_FREE = ("coatnet.cli", "coatnet.config", "coatnet.report", "coatnet.doctor", "coatnet.quickstart", "cluster")
+TORCH_FREE_MODULES = ("coatnet.model.family", "coatnet.model.config", "coatnet.model.cost")
+MAX_LINES = 400
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return found
+
+
+def imports(path: Path, *, module: str) -> list[tuple[str, bool]]:
+    """Return (imported name, is it at the top level) for each import statement."""
+    tree = ast.parse(path.read_text())
+    top = set()
+    for node in tree.body:
+        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not guarded:
+            top.update(id(inner) for inner in ([node] if not isinstance(node, ast.If | ast.Try) else ast.walk(node)))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the walls; write the full name"
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            # `from coatnet.model import family` imports a module, `from coatnet.model import build_model` a name
+            found += [(name if is_module(name) else base, id(node) in top) for name in names]
+    return found
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def owner(module: str) -> str:
+    return max((key for key in ALLOWED if within(module, key)), key=len)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+def test_a_module_imports_only_what_the_house_allows(module: str, path: Path) -> None:
+    own = owner(module)
+    for name, _ in imports(path, module=module):
+        root = name.split(".")[0]
+        if root in PACKAGES and not (own != "coatnet" and within(name, own)):
+            allowed = any(within(name, wall) for wall in ALLOWED[own])
+            assert allowed, f"{module} imports {name}; {own} may import {ALLOWED[own]}"
+        importer = ONLY_IMPORTER.get(root)
+        assert importer is None or within(module, importer), f"only {importer} imports {root}, not {module}"
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+def test_a_file_stays_under_four_hundred_lines_and_its_name_says_what_it_holds(module: str, path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES, f"{path.relative_to(ROOT)} is too long"
+    assert path.stem not in {"utils", "helpers", "misc", "common"}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    known = dict(modules())
+    graph = {
+        module: {name for name, top in imports(path, module=module) if top and name in known and name != module}
+        for module, path in known.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join((*trail[trail.index(module) :], module))
+        if module in done:
+            return
+        for target in sorted(graph[module]):
+            walk(target, (*trail, module))
+        done.add(module)
+
+    for module in sorted(graph):
+        walk(module, ())
+
+
+@pytest.mark.parametrize("name", [*TORCH_FREE, *TORCH_FREE_MODULES])
+def test_what_runs_on_a_login_node_imports_no_torch(name: str) -> None:
+    chosen = [module for module, _ in modules() if within(module, name) and not module.endswith("__main__")]
+    code = f"import sys, importlib\nfor m in {chosen!r}: importlib.import_module(m)\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_nothing_is_unpickled_and_no_shell_is_started() -> None:
+    banned = re.compile(
+        r"\b(import pickle|pickle\.loads?|torch\.load\((?!.*weights_only=True)|shell=True|os\.system|allow_pickle=True"
+        r"|yaml\.load\(|eval\(|exec\()"
+    )
+    for _, path in modules():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            code = line.split("#")[0].replace(".eval(", "")
+            assert not banned.search(code), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    # A pattern in pieces, so that this file does not match itself.
+    banned = re.compile("|".join([r"/wor" + r"k/(main|shared)", r"/roo" + r"t/", r"files\.python" + r"hosted\.org"]))
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, timeout=30)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".sh", ".c", ".h", ""} and path.is_file():
+            text = path.read_text(errors="replace")
+            found = banned.search(text)
+            assert found is None, f"{name} names a machine's path: {found[0] if found else ''}"
