@@ -1,8 +1,8 @@
 """The `coatnet` command. It finds subcommands through the entry points of the group `coatnet.commands` and
 knows none of them: `inspect.model = "package.module:function"` becomes `coatnet inspect model`.
 
-A subcommand is a plain function with typer annotations. Its module must import nothing heavy at the top, since
-`coatnet --help` reads every docstring.
+A subcommand is a plain function with typer annotations. Its module must import nothing heavy at the top,
+since `coatnet --help` reads every docstring.
 """
 
 from __future__ import annotations

@@ -35,8 +35,10 @@ class Duration:
                 return cls(number, _COUNT_UNITS[unit])
             if unit in _SECONDS:
                 return cls(number * _SECONDS[unit], "seconds")
-        raise ValueError(f"{text!r} is no duration; write for example '90 epochs', '10000 steps', "
-                         "'4096 images' or '30 minutes'")
+        raise ValueError(
+            f"{text!r} is no duration; write for example '90 epochs', '10000 steps', "
+            "'4096 images' or '30 minutes'"
+        )
 
     @property
     def is_time(self) -> bool:
@@ -50,6 +52,6 @@ class Duration:
             ValueError: a wall-clock duration has no length in samples.
         """
         if self.is_time:
-            raise ValueError(f"{self.value:g} seconds cannot be counted in samples; use epochs, steps or images")
-        samples = {"epochs": self.value * epoch_samples, "steps": self.value * global_batch, "images": self.value}
-        return round(samples[self.unit] / global_batch) * global_batch
+            raise ValueError(f"{self.value:g} seconds have no length in samples; use epochs, steps or images")
+        unit_samples = {"epochs": epoch_samples, "steps": global_batch, "images": 1}[self.unit]
+        return round(self.value * unit_samples / global_batch) * global_batch

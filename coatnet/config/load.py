@@ -140,11 +140,12 @@ def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:
 def _unknown_key(error: ConfigKeyError) -> str:
     full_key = str(error.full_key)
     parent = error.parent_node
-    names = [str(name) for name in parent.keys()] if isinstance(parent, DictConfig) else []
+    names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
     prefix, _, leaf = full_key.rpartition(".")
     near = difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)
-    hint = f"did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else f"known: {', '.join(names)}"
-    return f"unknown key {full_key}; {hint}"
+    if near:
+        return f"unknown key {full_key}; did you mean {prefix}{'.' if prefix else ''}{near[0]}?"
+    return f"unknown key {full_key}; known: {', '.join(names)}"
 
 
 def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:

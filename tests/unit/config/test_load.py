@@ -80,7 +80,9 @@ def test_an_interpolation_in_a_file_is_refused_wherever_it_hides(tmp_path: Path)
 
 def test_a_missing_file_is_named_with_the_nearest_one_that_exists(tmp_path: Path) -> None:
     write(tmp_path / "quickstart.yaml", "seed: 1\n")
-    with pytest.raises(ConfigError, match=r"quikstart\.yaml: no such config file; did you mean .*quickstart\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"quikstart\.yaml: no such config file; did you mean .*quickstart\.yaml"
+    ):
         load_config(Root, tmp_path / "quikstart.yaml")
 
 

@@ -1,0 +1,1 @@
+"""What this installation can do and what it would miss. Packages declare their checks as entry points."""

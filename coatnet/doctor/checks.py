@@ -1,0 +1,75 @@
+"""Checks that belong to no package, and the collection of those that do (entry points `coatnet.checks`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+_GROUP = "coatnet.checks"
+_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "omegaconf", "tensorboard")
+_MIN_OPEN_FILES = 4096
+_MIN_SHM_BYTES = 1 << 30
+_MIN_FREE_BYTES = 10 << 30
+
+
+def run_checks() -> list[dict[str, str]]:
+    """Return one finding per check: name, status (ok, warn, fail) and a line that says what to do."""
+    findings = [_python(), *_versions(), _devices(), _open_files(), _space("/dev/shm", _MIN_SHM_BYTES)]
+    findings.append(_space(os.getcwd(), _MIN_FREE_BYTES))
+    for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
+        findings += point.load()()
+    return findings
+
+
+def _finding(name: str, good: bool, detail: str, *, bad: str = "warn") -> dict[str, str]:
+    return {"name": name, "status": "ok" if good else bad, "detail": detail}
+
+
+def _python() -> dict[str, str]:
+    return _finding(
+        "python", True, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
+    )
+
+
+def _versions() -> list[dict[str, str]]:
+    findings = []
+    for name in _PACKAGES:
+        try:
+            findings.append(_finding(name, True, version(name)))
+        except PackageNotFoundError:
+            findings.append(
+                _finding(name, False, f"not installed: pip install -c constraints.txt {name}", bad="fail")
+            )
+    return findings
+
+
+def _devices() -> dict[str, str]:
+    if importlib.util.find_spec("torch") is None:
+        return _finding("devices", False, "torch is not installed", bad="fail")
+    import torch
+
+    if not torch.cuda.is_available():
+        return _finding("devices", True, "no GPU: everything runs on the CPU, with gloo")
+    names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    return _finding("devices", True, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+
+
+def _open_files() -> dict[str, str]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = soft >= _MIN_OPEN_FILES
+    advice = "" if enough else f"; run `ulimit -n {min(hard, 65536) if hard > 0 else 65536}`"
+    return _finding("open files", enough, f"{soft} allowed{advice}")
+
+
+def _space(path: str, wanted_bytes: int) -> dict[str, str]:
+    if not os.path.isdir(path):
+        return _finding(f"space in {path}", False, "there is no such directory")
+    free = shutil.disk_usage(path).free
+    name = "free space here" if path == os.getcwd() else f"space in {path}"
+    return _finding(
+        name, free >= wanted_bytes, f"{free / 2**30:.1f} GiB free, {wanted_bytes / 2**30:.0f} wanted"
+    )

@@ -1,0 +1,40 @@
+"""`coatnet doctor`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine: versions, devices, decoder, limits. Exits with 1 when something would fail.
+
+    Example: coatnet doctor
+    """
+    from coatnet.doctor.checks import run_checks
+
+    findings = run_checks()
+    if as_json:
+        print(json.dumps(findings, indent=2))
+    else:
+        _print(findings)
+    if any(finding["status"] == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print(findings: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(box=None)
+    for heading in ("check", "", "what was found"):
+        table.add_column(heading)
+    for finding in findings:
+        colour = colours[finding["status"]]
+        table.add_row(finding["name"], f"[{colour}]{finding['status']}[/{colour}]", finding["detail"])
+    Console().print(table)

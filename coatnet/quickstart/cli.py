@@ -1,0 +1,35 @@
+"""`coatnet quickstart`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quickstart(
+    directory: Annotated[Path, typer.Option(help="Where data, runs and the summary go.")] = Path(
+        "runs/quickstart"
+    ),
+    configs: Annotated[Path, typer.Option(help="Folder with the quickstart's two configs.")] = Path(
+        "configs"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete DIRECTORY first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Shard, pretrain, interrupt, resume, fine-tune, evaluate, export: five minutes on two cores.
+
+    What is complete is not done again.
+
+    Example: coatnet quickstart --directory runs/quickstart
+    """
+    from coatnet.quickstart.journey import run_quickstart
+    from coatnet.quickstart.table import print_summary
+
+    summary = run_quickstart(directory, configs=configs, fresh=fresh, quiet=as_json)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        print_summary(summary)

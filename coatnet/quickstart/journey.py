@@ -1,0 +1,230 @@
+"""The quickstart's steps, commands that a user could type; a finished step is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from coatnet.config import UserError
+from coatnet.quickstart.digits import write_digits
+
+# The pretraining is interrupted once this share of it is done.
+_INTERRUPT_AT = 0.45
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step: how long it took and how many images went through."""
+
+    title: str
+    seconds: float
+    images: int
+
+
+class Journey:
+    """Runs steps in order, remembers the finished ones in `steps.jsonl` beside the summary."""
+
+    def __init__(self, directory: Path, *, quiet: bool) -> None:
+        self.directory = directory
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet)
+        self._log = directory / "steps.jsonl"
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        self.steps = {step.title: step for step in (Step(**json.loads(line)) for line in lines)}
+
+    def step(self, title: str, work: Callable[[], int]) -> None:
+        """Run `work`, which returns its image count, unless the step was finished before."""
+        if title in self.steps:
+            return
+        self.console.rule(title, align="left")
+        began = time.monotonic()
+        images = work()
+        finished = Step(title, round(time.monotonic() - began, 2), images)
+        self.steps[title] = finished
+        with self._log.open("a") as log:
+            log.write(json.dumps(asdict(finished)) + "\n")
+
+    def command(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        """Start `coatnet ARGUMENTS…`, showing the command as a user would type it."""
+        words = [str(argument) for argument in arguments]
+        self.console.print(f"[dim]$ coatnet {' '.join(words)}[/dim]", highlight=False)
+        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)), **os.environ}
+        output = subprocess.DEVNULL if self.quiet else None
+        return subprocess.Popen([sys.executable, "-m", "coatnet.cli", *words], env=environment, stdout=output)
+
+    def run(self, *arguments: str | Path) -> None:
+        """Run a command to its end.
+
+        Raises:
+            UserError: it failed; its own message is on stderr already.
+        """
+        process = self.command(*arguments)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # the terminal's Ctrl-C reached it as well: it saves and leaves
+            raise
+        if status != 0:
+            raise UserError(
+                f"`coatnet {arguments[0]}` failed with status {status}; the same command goes on from here"
+            )
+
+
+def run_quickstart(directory: Path, *, configs: Path, fresh: bool, quiet: bool) -> dict[str, Any]:
+    """Go the whole way and return the summary, which is also written to `directory/summary.json`.
+
+    Raises:
+        UserError: a config is missing, or a step failed.
+    """
+    summary_file = directory / "summary.json"
+    if fresh:
+        shutil.rmtree(directory, ignore_errors=True)
+    if summary_file.exists():
+        return json.loads(summary_file.read_text())
+    for name in ("quickstart_pretrain.yaml", "quickstart_finetune.yaml"):
+        if not (configs / name).exists():
+            raise UserError(f"{configs / name} is missing; run from the project's root or give --configs")
+    directory.mkdir(parents=True, exist_ok=True)
+    journey = Journey(directory, quiet=quiet)
+    _shard(journey)
+    _pretrain(journey, config=configs / "quickstart_pretrain.yaml")
+    _finetune(journey, config=configs / "quickstart_finetune.yaml")
+    return _summarise(journey, summary_file)
+
+
+def _shard(journey: Journey) -> None:
+    images, shards = journey.directory / "images", journey.directory / "shards"
+    journey.step("write the digits as JPEG folders", lambda: write_digits(images))
+
+    def shard_all() -> int:
+        for corpus in ("pretrain", "finetune"):
+            for split in ("train", "validation"):
+                journey.run("shard", images / corpus / split, shards / corpus / split)
+        return sum(1 for _ in images.rglob("*.jpg"))
+
+    journey.step("shard", shard_all)
+
+
+def _pretrain(journey: Journey, *, config: Path) -> None:
+    run = journey.directory / "pretrain"
+    shards = journey.directory / "shards" / "pretrain"
+    arguments = (
+        "pretrain",
+        config,
+        f"run.directory={run}",
+        f"data.train=[{{path: {shards / 'train'}}}]",
+        f"data.evaluate={shards / 'validation'}",
+    )
+
+    def until_interrupted() -> int:
+        process = journey.command(*arguments)
+        try:
+            while process.poll() is None and _progress(run) < _INTERRUPT_AT:
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        if process.poll() is None:
+            journey.console.print("[yellow]sending SIGTERM, as a cluster would[/yellow]")
+            process.send_signal(signal.SIGTERM)
+        if process.wait() != 0:
+            raise UserError(f"`coatnet pretrain` failed with status {process.returncode}")
+        return _samples_seen(run)
+
+    def to_the_end() -> int:
+        before = _samples_seen(run)
+        journey.run(*arguments)
+        return _samples_seen(run) - before
+
+    journey.step("pretrain on 0–4 at 32 px, 2 ranks, ZeRO-1, until SIGTERM", until_interrupted)
+    journey.step("pretrain, resumed to the end", to_the_end)
+
+
+def _finetune(journey: Journey, *, config: Path) -> None:
+    root, shards = journey.directory, journey.directory / "shards" / "finetune"
+
+    def train(run: Path, init: str) -> int:
+        journey.run(
+            "finetune",
+            config,
+            f"run.directory={run}",
+            f"init={init}",
+            f"data.train=[{{path: {shards / 'train'}}}]",
+            f"data.evaluate={shards / 'validation'}",
+        )
+        return _samples_seen(run)
+
+    def evaluate() -> int:
+        journey.run("evaluate", root / "finetune", shards / "validation")
+        return sum(1 for _ in (root / "images" / "finetune" / "validation").rglob("*.jpg"))
+
+    def export() -> int:
+        journey.run("export", root / "finetune", root / "export")
+        journey.run("report", root / "pretrain")
+        return 0
+
+    journey.step("fine-tune on 5–9 at 64 px", lambda: train(root / "finetune", str(root / "pretrain")))
+    journey.step("the same from scratch", lambda: train(root / "scratch", "null"))
+    journey.step("evaluate", evaluate)
+    journey.step("export safetensors, write the report", export)
+
+
+def _summarise(journey: Journey, summary_file: Path) -> dict[str, Any]:
+    root = journey.directory
+    summary = {
+        "finetuned_top1": _result(root / "finetune")["top1"],
+        "scratch_top1": _result(root / "scratch")["top1"],
+        "resumed": _lives(root / "pretrain") > 1,
+        "seconds": round(sum(step.seconds for step in journey.steps.values()), 1),
+        "steps": [asdict(step) for step in journey.steps.values()],
+        "paths": {
+            "TensorBoard logs": f"tensorboard --logdir {root}",
+            "report": str(root / "pretrain" / "report.html"),
+            "checkpoints": str(root / "pretrain" / "checkpoints"),
+            "exported model": str(root / "export"),
+        },
+    }
+    temporary = summary_file.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.replace(summary_file)
+    return summary
+
+
+def _samples_seen(run: Path) -> int:
+    return max((int(row.get("samples_seen", 0)) for row in _rows(run / "metrics.jsonl")), default=0)
+
+
+def _progress(run: Path) -> float:
+    rows = _rows(run / "metrics.jsonl")
+    return max((float(row.get("progress", 0.0)) for row in rows), default=0.0)
+
+
+def _lives(run: Path) -> int:
+    return sum(1 for row in _rows(run / "events.jsonl") if row.get("kind") in {"start", "resume"})
+
+
+def _result(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines whose last line may still be under way."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
