@@ -1,0 +1,33 @@
+"""The doctor's findings have a name, a status that decides the exit code, and a line that says what to do."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from coatnet.doctor import checks
+
+
+def test_every_finding_says_what_was_found() -> None:
+    findings = checks.run_checks()
+    names = [finding["name"] for finding in findings]
+    assert {"python", "torch", "devices", "open files"} <= set(names)
+    for finding in findings:
+        assert finding["status"] in {"ok", "warn", "fail"} and finding["detail"]
+
+
+def test_too_few_open_files_come_with_the_command_that_mends_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        finding = next(one for one in checks.run_checks() if one["name"] == "open files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert finding["status"] == "warn" and "ulimit -n" in finding["detail"]
+
+
+def test_a_missing_package_fails_and_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_PACKAGES", ("no-such-package",))
+    finding = next(one for one in checks.run_checks() if one["name"] == "no-such-package")
+    assert finding["status"] == "fail" and "pip install -c constraints.txt" in finding["detail"]

@@ -1,0 +1,52 @@
+"""The command line: found through entry points, quick to start, errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+COMMANDS = sorted(point.name for point in entry_points(group="coatnet.commands"))
+
+
+def coatnet(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coatnet.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_shows_an_example(name: str) -> None:
+    function = next(iter(entry_points(group="coatnet.commands", name=name))).load()
+    assert "Example: coatnet " + name.replace(".", " ") in function.__doc__
+
+
+def test_every_command_is_listed_without_importing_torch() -> None:
+    code = "import sys; sys.argv = ['coatnet', '--help']\nfrom coatnet.cli import main\n"
+    check = (
+        "try: main()\nexcept SystemExit: pass\nassert not {'torch', 'deepspeed', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert name.split(".")[0] in done.stdout
+
+
+def test_a_wrong_config_is_one_line_on_stderr_and_status_two() -> None:
+    done = coatnet("pretrain", "no_such_config.yaml")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(
+        "error: no_such_config.yaml: no such config file"
+    )
+
+
+def test_a_misspelled_key_names_the_nearest_one() -> None:
+    done = coatnet("pretrain", "configs/quickstart_pretrain.yaml", "data.trian=x")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "did you mean data.train?" in done.stderr
+
+
+def test_an_unknown_command_is_refused() -> None:
+    done = coatnet("pretran")
+    assert done.returncode == 2 and "pretran" in done.stderr
