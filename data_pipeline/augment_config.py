@@ -1,0 +1,85 @@
+"""The `augment` section: what happens to an image between its bytes and the model. Knows no loader."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+EVALUATE_RESIZES = ("center_crop", "whole")
+ORIENTATIONS = ("ignore", "apply")
+MAX_RANDAUGMENT_MAGNITUDE = 30.0
+
+
+@dataclass
+class AugmentConfig:
+    """Crops, augmentation and normalisation, for training and evaluation.
+
+    The defaults are the inception crop and the flip of CoAtNet's lineage; RandAugment, mixup and the rest are
+    off until a recipe asks for them.
+
+    Attributes:
+        image_size: side of the square that the model sees, in pixels.
+        crop_area: least and greatest share of the image's area that a training crop covers.
+        crop_ratio: least and greatest width / height of a training crop.
+        randaugment_n: operations per image; 0 turns RandAugment off.
+        randaugment_m: magnitude, 10 being the strongest level of AutoAugment's tables.
+        mixup: alpha of Beta(alpha, alpha); 0 turns mixup off.
+        cutmix: the same for cutmix; with both on, each image takes one of them by a fair coin.
+        erasing: probability that a rectangle of the image is replaced by the mean colour.
+        evaluate_resize: "center_crop" keeps the central square of `evaluate_crop` times the shorter side,
+            "whole" squeezes the whole image into the square.
+        exif_orientation: "ignore" (ImageNet's convention, and what its published accuracies used) or "apply".
+    """
+
+    image_size: int = 224
+    interpolation: str = "bicubic"
+    crop_area: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    flip: bool = True
+    randaugment_n: int = 0
+    randaugment_m: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    evaluate_resize: str = "center_crop"
+    evaluate_crop: float = 0.875
+    exif_orientation: str = "ignore"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; allowed: 1 or more pixels")
+        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        _one_of("evaluate_resize", self.evaluate_resize, EVALUATE_RESIZES)
+        _one_of("exif_orientation", self.exif_orientation, ORIENTATIONS)
+        _interval("crop_area", self.crop_area, most=1.0)
+        _interval("crop_ratio", self.crop_ratio, most=math.inf)
+        if self.randaugment_n < 0:
+            raise ValueError(f"randaugment_n is {self.randaugment_n}; allowed: 0 or more operations")
+        if not 0.0 <= self.randaugment_m <= MAX_RANDAUGMENT_MAGNITUDE:
+            raise ValueError(
+                f"randaugment_m is {self.randaugment_m}; allowed: 0 to {MAX_RANDAUGMENT_MAGNITUDE:g}"
+            )
+        for name in ("mixup", "cutmix"):
+            alpha = getattr(self, name)
+            if not (alpha == 0.0 or 0.01 <= alpha <= 100.0):
+                raise ValueError(f"{name} is {alpha}; allowed: 0 (off), or an alpha from 0.01 to 100")
+        if not 0.0 <= self.erasing <= 1.0:
+            raise ValueError(f"erasing is {self.erasing}; allowed: a probability from 0 to 1")
+        if not 0.0 < self.evaluate_crop <= 1.0:
+            raise ValueError(f"evaluate_crop is {self.evaluate_crop}; allowed: above 0, up to 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
+            raise ValueError(f"mean is {self.mean}, std {self.std}; allowed: three numbers each, std above 0")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _interval(name: str, value: list[float], *, most: float) -> None:
+    if len(value) != 2 or not 0.0 < value[0] <= value[1] <= most:
+        bound = "" if math.isinf(most) else f" ≤ {most:g}"
+        raise ValueError(f"{name} is {value}; allowed: [least, greatest] with 0 < least ≤ greatest{bound}")

@@ -1,0 +1,154 @@
+"""What an image's header says, by content and never by name; nothing is decoded and nothing allocated.
+
+Formats are a closed table: Pillow would otherwise start Ghostscript for a PostScript file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+
+from PIL import Image
+
+from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
+from data_pipeline.decode.jpeg_header import is_jpeg, read_jpeg_header
+
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_ORIENTATION_TAG = 0x0112
+_RECOGNISED_ONLY = (
+    (b"\x1f\x8b", "gzip data"),
+    (b"%PDF", "a PDF file"),
+    (b"\x00\x00\x00\x0cjP", "JPEG 2000"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+    (b"\x00\x05\x16\x07", "a macOS AppleDouble file"),
+)
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """A header's facts.
+
+    Attributes:
+        format: a name in `PILLOW_FORMATS`.
+        width, height: of the stored pixels, whatever the orientation says.
+        components: channels as stored (1 gray, 3 colour, 4 CMYK or alpha).
+        bits: per channel as stored.
+        progressive: a progressive JPEG.
+        orientation: EXIF's, 1 to 8; invalid values read as 1.
+        animated: more than one frame; the first one is decoded.
+        restart_interval: a JPEG's MCUs between restart markers, 0 for none.
+    """
+
+    format: str
+    width: int
+    height: int
+    components: int
+    bits: int = 8
+    progressive: bool = False
+    orientation: int = 1
+    animated: bool = False
+    restart_interval: int = 0
+
+    @property
+    def displayed_size(self) -> tuple[int, int]:
+        """Width and height after the orientation has been applied."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def probe(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageInfo:
+    """Read an image's header.
+
+    Raises:
+        DecodeError: no known image, a header that makes no sense, or one that asks for too much.
+    """
+    limits.check_bytes(len(payload))
+    if is_jpeg(payload):
+        return _probe_jpeg(payload, limits)
+    size = _announced_size(payload)
+    if size is not None:
+        limits.check(width=size[0], height=size[1])
+    with open_with_pillow(payload) as image:
+        limits.check(width=image.width, height=image.height)
+        return ImageInfo(
+            format=str(image.format),
+            width=image.width,
+            height=image.height,
+            components=len(image.getbands()),
+            bits=_bits(image.mode),
+            orientation=_orientation(image),
+            animated=bool(getattr(image, "is_animated", False)),
+        )
+
+
+def open_with_pillow(payload: bytes) -> Image.Image:
+    """Open one of the known formats.
+
+    Raises:
+        DecodeError: Pillow knows no such file, or its header is broken.
+    """
+    try:
+        return Image.open(io.BytesIO(payload), formats=PILLOW_FORMATS)
+    except Image.UnidentifiedImageError:
+        raise DecodeError("not_an_image", _describe(payload)) from None
+    except Image.DecompressionBombError as error:
+        raise DecodeError("limit", str(error)) from None
+    except Exception as error:  # untrusted bytes make Pillow's parsers raise nearly anything
+        raise DecodeError("corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def _probe_jpeg(payload: bytes, limits: DecodeLimits) -> ImageInfo:
+    header = read_jpeg_header(payload)
+    limits.check(width=header.width, height=header.height)
+    if not header.supported:
+        raise DecodeError("unsupported", f"JPEG of process {header.coding:#x} with {header.bits} bits")
+    return ImageInfo(
+        format="JPEG",
+        width=header.width,
+        height=header.height,
+        components=header.components,
+        bits=header.bits,
+        progressive=header.progressive,
+        orientation=header.orientation,
+        restart_interval=header.restart_interval,
+    )
+
+
+def _announced_size(payload: bytes) -> tuple[int, int] | None:
+    """Return the size that some formats announce in their first bytes: Pillow allocates some at opening."""
+    head = payload[:30]
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
+        width, height = struct.unpack(">II", head[16:24])
+    elif head[:6] in (b"GIF87a", b"GIF89a") and len(head) >= 10:
+        width, height = struct.unpack("<HH", head[6:10])
+    elif head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 30:
+        width = 1 + int.from_bytes(head[24:27], "little")
+        height = 1 + int.from_bytes(head[27:30], "little")
+    elif head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8 " and len(head) == 30:
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", head[26:30]))
+    else:
+        return None
+    return width, height
+
+
+def _bits(mode: str) -> int:
+    return {"1": 1, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}.get(mode, 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block is no reason to lose the pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _describe(payload: bytes) -> str:
+    for start, name in _RECOGNISED_ONLY:
+        if payload.startswith(start):
+            return f"the bytes are {name}"
+    if payload[4:8] == b"ftyp":
+        return f"an ISO media file of brand {payload[8:12].decode('latin-1')!r}"
+    if payload.lstrip()[:1] == b"<":
+        return "the bytes are a web page or other markup"
+    return f"begins with {payload[:8].hex(' ')}"

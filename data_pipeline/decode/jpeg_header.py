@@ -1,0 +1,120 @@
+"""A JPEG's header, by walking its markers. Decodes nothing; holds no policy."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from data_pipeline.decode.errors import DecodeError
+
+_SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
+_NOT_FRAMES = {0xC4, 0xC8, 0xCC}  # DHT, JPG, DAC lie among the start-of-frame codes
+_STANDALONE = {0x01, *range(0xD0, 0xD9)}
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_DCT = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # Huffman or arithmetic coding; the others are lossless or differential
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """What the markers before the first scan say; `coding` is the start-of-frame marker's code."""
+
+    width: int
+    height: int
+    components: int
+    bits: int
+    coding: int
+    orientation: int
+    restart_interval: int
+
+    @property
+    def progressive(self) -> bool:
+        """True when the scans refine each other, so that no region can be decoded on its own."""
+        return self.coding in _PROGRESSIVE
+
+    @property
+    def supported(self) -> bool:
+        """True for 8-bit DCT; 12 bits and the lossless processes are for medicine, and nothing here reads them."""
+        return self.coding in _DCT and self.bits == 8
+
+
+def is_jpeg(payload: bytes) -> bool:
+    """Say whether the bytes begin as a JPEG does."""
+    return payload[:3] == b"\xff\xd8\xff"
+
+
+def read_jpeg_header(payload: bytes) -> JpegHeader:
+    """Walk the markers up to the first scan.
+
+    Raises:
+        DecodeError: the walk ends before a frame and a scan were announced, or a segment makes no sense.
+    """
+    frame: tuple[int, int, int, int, int] | None = None
+    orientation, restart_interval = 1, 0
+    position = 2
+    while True:
+        code, position = _next_marker(payload, position)
+        if code in _STANDALONE:
+            continue
+        if code == _EOI:
+            raise DecodeError("corrupt", "the JPEG ends before its first scan")
+        body = _segment(payload, position)
+        position += 2 + len(body)
+        if 0xC0 <= code <= 0xCF and code not in _NOT_FRAMES:
+            frame = _frame(code, body)
+        elif code == _DRI and len(body) >= 2:
+            restart_interval = int.from_bytes(body[:2], "big")
+        elif code == _APP1 and body.startswith(b"Exif\0\0"):
+            orientation = _exif_orientation(body[6:])
+        elif code == _SOS:
+            break
+    if frame is None:
+        raise DecodeError("corrupt", "a scan begins before any frame was announced")
+    coding, bits, height, width, components = frame
+    return JpegHeader(width, height, components, bits, coding, orientation, restart_interval)
+
+
+def _next_marker(payload: bytes, position: int) -> tuple[int, int]:
+    """Return a marker's code and the position behind it, over fill bytes and, as libjpeg does, over junk."""
+    position = payload.find(b"\xff", position)
+    while 0 <= position < len(payload) - 1:
+        code = payload[position + 1]
+        if code not in (0x00, 0xFF):
+            return code, position + 2
+        position = payload.find(b"\xff", position + 1)
+    raise DecodeError("truncated", "the JPEG's header is cut short")
+
+
+def _segment(payload: bytes, position: int) -> bytes:
+    length = int.from_bytes(payload[position : position + 2], "big")
+    body = payload[position + 2 : position + length]
+    if length < 2 or len(body) != length - 2:
+        raise DecodeError("truncated", "the JPEG's header is cut short")
+    return body
+
+
+def _frame(code: int, body: bytes) -> tuple[int, int, int, int, int]:
+    if len(body) < 6:
+        raise DecodeError("corrupt", "the JPEG's frame header is too short")
+    bits, height, width, components = struct.unpack(">BHHB", body[:6])
+    return code, bits, height, width, components
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """Find the orientation in the first directory; whatever is broken or out of range reads as 1."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return 1
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    if start + 2 > len(tiff):
+        return 1
+    (entries,) = struct.unpack_from(f"{order}H", tiff, start)
+    for index in range(entries):
+        offset = start + 2 + 12 * index
+        if offset + 12 > len(tiff):
+            return 1
+        tag, kind, count = struct.unpack_from(f"{order}HHI", tiff, offset)
+        if tag == _ORIENTATION_TAG and kind == 3 and count == 1:
+            (value,) = struct.unpack_from(f"{order}H", tiff, offset + 8)
+            return value if 1 <= value <= 8 else 1
+    return 1

@@ -1,0 +1,58 @@
+"""Transforms that run by batch on the device: from uint8 images to normalised ones and their targets.
+
+A pure function of (images, labels, keys, config). An image's result depends on no other image, except for
+mixup and cutmix, whose partners come from the same group of `group_images` consecutive images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.mixing import draw_mixing, mix_images, mix_targets
+
+
+class DeviceTransform:
+    """What happens between the loader's batch and the model's input."""
+
+    def __init__(self, augment: AugmentConfig, *, training: bool) -> None:
+        self._augment = augment
+        self._training = training
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, keys: Tensor, num_classes: int, group_images: int
+    ) -> tuple[Tensor, Tensor]:
+        """Transform a batch on the device that holds `images`.
+
+        `keys` are best left on the CPU, where the random numbers are drawn: on a GPU they cost a wait.
+
+        Shape: images uint8 (n, H, W, 3), labels (n,) or (n, K), keys (n,) → float32 (n, 3, H, W) in
+        channels_last, and the labels or, after mixing, float targets (n, K).
+        """
+        pixels = normalise(images, mean=self._augment.mean, std=self._augment.std)
+        if not self._training:
+            return pixels, labels
+        host_keys = keys.cpu().numpy().astype(np.int64, copy=False)
+        if self._augment.mixup or self._augment.cutmix:
+            mixing = draw_mixing(
+                host_keys,
+                self._augment,
+                group_images=group_images,
+                height=images.shape[1],
+                width=images.shape[2],
+            )
+            pixels = mix_images(pixels, mixing)
+            labels = mix_targets(labels, mixing, num_classes=num_classes)
+        return pixels, labels
+
+
+def normalise(images: Tensor, *, mean: list[float], std: list[float]) -> Tensor:
+    """Scale bytes to zero mean and unit variance of the training corpus.
+
+    Shape: uint8 (n, H, W, 3) → float32 (n, 3, H, W), a view of NHWC memory (channels_last).
+    """
+    scale = torch.tensor([1.0 / (255.0 * value) for value in std], device=images.device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
