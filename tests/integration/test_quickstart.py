@@ -1,4 +1,4 @@
-"""The whole way by one command: shards, two ranks, SIGTERM, resume, fine-tuning, evaluation, export; then again."""
+"""The whole way by one command: shards, two ranks, SIGTERM, resume, fine-tuning, export; then again."""
 
 from __future__ import annotations
 
