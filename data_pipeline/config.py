@@ -1,0 +1,112 @@
+"""The `data` section: which corpora in which proportions, and how they are read. Knows no loader, no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+TAILS = ("continue", "drop")
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """Read "256 MB", "1GiB" or "4096" as a number of bytes.
+
+    Raises:
+        ValueError: not a number followed by a known unit.
+    """
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text!r} is no size; write for example '256 MB', '1 GiB' or '4096'")
+    return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
+
+
+@dataclass
+class CorpusConfig:
+    """One corpus of the training mixture.
+
+    Attributes:
+        path: a folder of shards, an image folder (SPLIT/CLASS/file), or a URL (http, https, s3) of a
+            folder that holds `manifest.json`.
+        weight: share of the samples, relative to the other corpora's weights.
+    """
+
+    path: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.weight < float("inf"):
+            raise ValueError(f"weight is {self.weight}; allowed: above 0")
+
+
+@dataclass
+class CacheConfig:
+    """Where shards of remote corpora are kept, once per node.
+
+    Attributes:
+        directory: shared by the ranks of a node; null is `coatnet-shards` in the system's temporary folder.
+        limit: the least recently used shards leave when the cache grows beyond it.
+        ahead_shards: how many shards are fetched before they are needed, per rank.
+        stall_seconds: a transfer without a byte for this long is given up and resumed elsewhere.
+        attempts: tries for one shard, with jittered back-off, before its samples count as bad.
+    """
+
+    directory: str | None = None
+    limit: str = "64 GB"
+    ahead_shards: int = 8
+    stall_seconds: float = 8.0
+    attempts: int = 8
+
+    def __post_init__(self) -> None:
+        parse_bytes(self.limit)
+        if self.ahead_shards < 0:
+            raise ValueError(f"ahead_shards is {self.ahead_shards}; allowed: 0 or more")
+        if not 0.0 < self.stall_seconds <= 600.0:
+            raise ValueError(f"stall_seconds is {self.stall_seconds}; allowed: above 0, up to 600")
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts}; allowed: 1 or more")
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit as a number."""
+        return parse_bytes(self.limit)
+
+
+@dataclass
+class DataConfig:
+    """What is read, and how.
+
+    Attributes:
+        train: the corpora of the training mixture.
+        evaluate: path or URL of the corpus for evaluation; null for none.
+        threads: decoding threads per rank; the result does not depend on it.
+        prefetch: batches prepared ahead.
+        lanes: parallel streams that the corpus is cut into; lower automatically for corpora of few shards.
+        window: shards of a lane whose samples are shuffled together.
+        tail: at the end of an epoch "continue" fills the last step from the next epoch, "drop" leaves out
+            what does not fill a step. Nothing is ever repeated.
+        bad_sample_budget: share of the samples read that may be bad before the run stops.
+        decoder: backend of `data_pipeline.decode`; "auto" takes the fastest that is installed.
+    """
+
+    train: list[CorpusConfig] = field(default_factory=list)
+    evaluate: str | None = None
+    threads: int = 2
+    prefetch: int = 3
+    lanes: int = 240
+    window: int = 4
+    tail: str = "continue"
+    bad_sample_budget: float = 0.001
+    decoder: str = "auto"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "prefetch", "lanes", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.tail not in TAILS:
+            raise ValueError(f"tail is {self.tail!r}; allowed: {', '.join(TAILS)}")
+        if not 0.0 <= self.bad_sample_budget <= 1.0:
+            raise ValueError(f"bad_sample_budget is {self.bad_sample_budget}; allowed: 0 to 1")

@@ -1,0 +1,166 @@
+"""The order of one corpus' samples: from a position to (epoch, shard, index), without any state.
+
+The shards in keyed order make a line of samples; the line is cut into lanes; position g of an epoch is lane
+g mod lanes; inside a lane the samples of a few neighbouring shards (a window) are permuted. Hence a batch
+holds samples from all over the corpus, and yet few shards are open at a time. Pure numpy; knows no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.permutation import derive_key, derive_keys, permute, shuffled
+
+Integers = NDArray[np.int64]
+
+_SHARDS, _WINDOWS = 1, 2  # purposes of a key
+_FRACTION_BITS = 32
+_KEPT_LINES = 2  # a step touches at most the end of one epoch and the beginning of the next
+
+
+class Places(NamedTuple):
+    """Where the samples at some positions lie. Shape: every array (n,)."""
+
+    corpus: Integers
+    epoch: Integers
+    shard: Integers
+    index: Integers
+
+
+class _Line(NamedTuple):
+    """An epoch's shards in their order, and where each begins on the line."""
+
+    shards: Integers
+    starts: Integers
+
+
+class PositionOrder(Protocol):
+    """What a step needs: how positions sort, and where their samples lie. `Order` and `Mixture` are such."""
+
+    epoch_samples: int
+
+    def lane_fractions(self, positions: Integers) -> Integers: ...
+
+    def locate(self, positions: Integers) -> Places: ...
+
+
+class Order:
+    """The endless order of one corpus, epoch after epoch, each permuted anew.
+
+    Every sample comes exactly once an epoch, whatever the shards' sizes. The number of lanes falls, by its
+    divisors, until every lane has a window's worth of shards: a corpus of one shard is permuted as a whole.
+    It depends on the corpus and the config, never on the world size.
+
+    Attributes:
+        samples: in the corpus.
+        epoch_samples: positions in an epoch; fewer than `samples` when a tail is dropped.
+        lanes: in use.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] | Integers,
+        *,
+        seed: int,
+        lanes: int = 240,
+        window: int = 4,
+        epoch_samples: int | None = None,
+    ) -> None:
+        """Prepare the order.
+
+        Args:
+            counts: samples of each shard.
+            epoch_samples: end an epoch after so many; the rest of it, other samples each time, is left out.
+
+        Raises:
+            ValueError: no samples at all, or an epoch that is empty or longer than the corpus.
+        """
+        self._counts = np.asarray(counts, dtype=np.int64)
+        self.samples = int(self._counts.sum())
+        if self.samples == 0:
+            raise ValueError("the corpus holds no samples")
+        self.epoch_samples = self.samples if epoch_samples is None else epoch_samples
+        if not 1 <= self.epoch_samples <= self.samples:
+            raise ValueError(f"an epoch of {self.epoch_samples} samples; allowed: 1 to {self.samples}")
+        shards = int(np.count_nonzero(self._counts))
+        self.lanes = max(
+            n for n in range(1, lanes + 1) if lanes % n == 0 and (n == 1 or n * window <= shards)
+        )
+        self._key = derive_key(seed, _SHARDS)
+        self._window_key = derive_key(seed, _WINDOWS)
+        # The windows of a lane share its samples evenly: a rest of a few samples would not be shuffled.
+        lane_samples = self.samples // self.lanes
+        self._windows = max(1, round(lane_samples / (window * self.samples / shards)))
+        self._lines: dict[int, _Line] = {}
+
+    def lanes_of(self, positions: Integers) -> Integers:
+        """Return the lane of each position."""
+        return (np.asarray(positions, dtype=np.int64) % self.epoch_samples) % self.lanes
+
+    def lane_fractions(self, positions: Integers) -> Integers:
+        """Return where in the row of lanes each position lies, in units of 2**-32 of it."""
+        return (self.lanes_of(positions) << _FRACTION_BITS) // self.lanes
+
+    def locate(self, positions: Integers) -> Places:
+        """Find the samples at some positions.
+
+        Shape: positions (n,) → four arrays (n,).
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        epochs, within = np.divmod(positions, self.epoch_samples)
+        lane, row = within % self.lanes, within // self.lanes
+        short, longer = divmod(self.samples, self.lanes)
+        size = short + (lane < longer)
+        begin = lane * short + np.minimum(lane, longer)
+        window = ((row + 1) * self._windows - 1) // size
+        first = window * size // self._windows
+        width = (window + 1) * size // self._windows - first
+        keys = derive_keys(self._window_key, (epochs * self.lanes + lane) * self._windows + window)
+        on_line = begin + first + permute(row - first, width, keys)
+        shard, index = np.empty_like(positions), np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            line = self._line(int(epoch))
+            slot = np.searchsorted(line.starts, on_line[chosen], side="right") - 1
+            shard[chosen] = line.shards[slot]
+            index[chosen] = on_line[chosen] - line.starts[slot]
+        return Places(np.zeros_like(positions), epochs, shard, index)
+
+    def _line(self, epoch: int) -> _Line:
+        found = self._lines.get(epoch)
+        if found is None:
+            shards = shuffled(len(self._counts), derive_key(self._key, epoch))
+            shards = shards[self._counts[shards] > 0]
+            found = _Line(shards, np.cumsum(self._counts[shards]) - self._counts[shards])
+            kept = sorted(self._lines)[-(_KEPT_LINES - 1) :]
+            self._lines = {**{old: self._lines[old] for old in kept if old in self._lines}, epoch: found}
+        return found
+
+
+def step_positions(
+    order: PositionOrder, *, samples_seen: int, global_batch: int, rank: int, world_size: int
+) -> Integers:
+    """Return one rank's share of a step, in the order in which it is put into batches.
+
+    The step's positions are sorted by (lane, position) and cut into equal slices. The sorted list does not
+    depend on the world size: any g consecutive entries are the same group at every world size whose share
+    is a multiple of g. A rank keeps to its part of the lanes, hence to its shards.
+
+    Shape: (global_batch / world_size,).
+
+    Raises:
+        ValueError: the batch cannot be shared equally.
+    """
+    if global_batch % world_size:
+        raise ValueError(
+            f"global_batch {global_batch} cannot be shared equally by {world_size} ranks; "
+            f"allowed here: multiples of {world_size}"
+        )
+    share = global_batch // world_size
+    positions = np.arange(samples_seen, samples_seen + global_batch, dtype=np.int64)
+    ranked = positions[np.lexsort((positions, order.lane_fractions(positions)))]
+    return ranked[rank * share : (rank + 1) * share]
