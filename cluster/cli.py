@@ -1,0 +1,68 @@
+"""`coatnet plan | submit | status | logs | cancel`. Imports nothing heavy; knows no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_CONFIG = Annotated[str, typer.Argument(help="A config, a pipeline file, or the command's first argument.")]
+_OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key.sub=value, or further arguments.")]
+
+
+def submit(
+    target: _CONFIG,
+    overrides: _OVERRIDES = None,
+    command: Annotated[str, typer.Option(help="pretrain, finetune, shard or evaluate.")] = "pretrain",
+    nodes: Annotated[int | None, typer.Option(help="Number of nodes.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and ranks, per node.")] = None,
+    time: Annotated[str | None, typer.Option(help="Limit of one life: D-HH:MM:SS or minutes.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    constraint: Annotated[str | None, typer.Option()] = None,
+    exclude: Annotated[str | None, typer.Option(help="Nodes never to use.")] = None,
+    spares: Annotated[int | None, typer.Option(help="Nodes held ready beside those that compute.")] = None,
+    continuation: Annotated[str | None, typer.Option(help="requeue, chain or none.")] = None,
+    container: Annotated[
+        str | None, typer.Option(help="Image; the site file says pyxis or apptainer.")
+    ] = None,
+    array: Annotated[int, typer.Option(help="Tasks of a job array, for sharding.")] = 0,
+    site: Annotated[Path | None, typer.Option(help="Site file; default $COATNET_SITE.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of the site file, as spares=1.")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="Any option of sbatch, as --mail-type=FAIL.")
+    ] = None,
+    srun: Annotated[list[str] | None, typer.Option(help="Any option of srun.")] = None,
+    name: Annotated[str | None, typer.Option(help="Job name; default: the run directory's.")] = None,
+    directory: Annotated[Path | None, typer.Option(help="Run directory, if the config names none.")] = None,
+    release: Annotated[bool, typer.Option("--release", help="Go on with a held or cancelled run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")
+    ] = False,
+) -> None:
+    """Submit a run to SLURM; it goes on over time limits, preemption and lost nodes.
+
+    Example: coatnet submit configs/pretrain/imagenet_1k_coatnet_0.yaml --nodes 8 --time 2-00:00:00
+    """
+    from cluster.site import load_site
+    from cluster.submission import Request, prepare
+    from cluster.submission import submit as submit_prepared
+
+    chosen = load_site(site, overrides=set_ or [])
+    given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition,
+             "account": account, "qos": qos, "constraint": constraint, "exclude": exclude, "spares": spares,
+             "continuation": continuation}  # fmt: skip
+    chosen = chosen.updated(given, image=container, sbatch=sbatch or [], srun=srun or [])
+    request = Request(
+        command, target, tuple(overrides or ()), chosen, name=name, directory=directory, array=array
+    )
+    prepared = prepare(request)
+    if dry_run:
+        print(prepared.script, end="")
+        return
+    job_id = submit_prepared(prepared, release=release)
+    print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")

@@ -1,0 +1,67 @@
+"""What to do when srun has ended: a pure function from what is known to one action and its reason.
+
+A cancelled job must stay cancelled, so the job's own state decides before anything else does: whatever is not
+RUNNING is being ended by SLURM, which requeues preempted jobs and lost nodes by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+RUNNING = "RUNNING"
+
+
+class Action(Enum):
+    """What the supervisor can do."""
+
+    FINISH = "finish"  # the command is done: exit 0
+    LEAVE = "leave"  # SLURM or the user is ending the job: touch nothing
+    CONTINUE = "continue"  # go on in another life, by the continuation mode
+    RETRY = "retry"  # start the ranks again in place
+    FAIL = "fail"  # exit with the status
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known after srun ended.
+
+    Args:
+        status: srun's exit status.
+        done: the run says that it is finished.
+        stopped: the run says that *this* attempt saved and stopped because it was told to.
+        cancelled: the user cancelled the run by its marker.
+        state: the job's state as the controller has it, None if it no longer knows the job.
+        warned: SLURM announced the time limit, or the user asked for a stop.
+        user_error: a rank ended with the status of a mistake in the config; trying again cannot help.
+        retries_left: starts in place that remain in this life.
+    """
+
+    status: int
+    done: bool
+    stopped: bool
+    cancelled: bool
+    state: str | None
+    warned: bool
+    user_error: bool
+    retries_left: int
+
+
+def decide(ending: Ending) -> tuple[Action, str]:
+    """Return the action and a reason for the run's history."""
+    if ending.done:
+        return Action.FINISH, "done"
+    if ending.cancelled:
+        return Action.LEAVE, "cancelled by the user"
+    if ending.state != RUNNING:
+        return Action.LEAVE, f"SLURM is ending the job ({ending.state or 'unknown to it'})"
+    if ending.stopped and ending.status == 0:
+        return Action.CONTINUE, "saved and stopped as asked"
+    if ending.user_error:
+        return Action.FAIL, "the config or its data are wrong (status 2); see the rank's log"
+    if ending.warned:
+        return Action.CONTINUE, f"asked to stop, ended with status {ending.status}"
+    reason = f"ended with status {ending.status}" if ending.status else "ended without being done or stopped"
+    if ending.retries_left > 0:
+        return Action.RETRY, reason
+    return Action.FAIL, reason

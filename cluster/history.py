@@ -1,0 +1,129 @@
+"""The lives of a run: one line in lives.jsonl when a life starts and one when it ends. Knows no SLURM.
+
+A life is one start of the batch script. One that was killed has no last line, which is why progress is
+compared between beginnings: only a checkpoint that became complete counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LIVES_FILE = "lives.jsonl"
+
+
+@dataclass
+class Life:
+    """One life as the history tells it.
+
+    Args:
+        outcome: empty while it runs, and for ever if it was killed.
+        step: newest committed step when it began, -1 for none.
+    """
+
+    number: int
+    job_id: str
+    nodes: list[str]
+    step: int
+    started: float
+    ended: float | None = None
+    outcome: str = ""
+    reason: str = ""
+    tries: int = 0
+    excluded: dict[str, str] = field(default_factory=dict)
+
+
+class History:
+    """Append-only; torn last lines (a kill while writing) are passed over.
+
+    Args:
+        directory: the run directory, or an array task's own.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / LIVES_FILE
+
+    def begin(self, *, job_id: str, nodes: list[str], step: int) -> Life:
+        """Record that a life begins and return it."""
+        life = Life(len(self.lives()) + 1, job_id, nodes, step, time.time())
+        self._append({"event": "begin", "life": life.number, "job_id": job_id, "nodes": nodes, "step": step})
+        return life
+
+    def end(self, life: Life, *, outcome: str, reason: str, tries: int, excluded: dict[str, str]) -> None:
+        """Record how a life ended; `excluded` names nodes that shall not be had again, with the reason."""
+        self._append(
+            {"event": "end", "life": life.number, "outcome": outcome, "reason": reason, "tries": tries,
+             "excluded": excluded}
+        )  # fmt: skip
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Record something else: a submission, a successor."""
+        self._append({"event": event, **fields})
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return everything recorded, oldest first."""
+        found = []
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                found.append(entry)
+        return found
+
+    def lives(self) -> list[Life]:
+        """Return the lives, oldest first."""
+        lives: dict[int, Life] = {}
+        for entry in self.events():
+            if entry["event"] == "begin":
+                number = int(entry["life"])
+                lives[number] = Life(
+                    number, str(entry["job_id"]), list(entry["nodes"]), int(entry["step"]), entry["time"]
+                )
+            elif entry["event"] == "end" and int(entry["life"]) in lives:
+                life = lives[int(entry["life"])]
+                life.ended, life.outcome, life.reason = entry["time"], entry["outcome"], entry["reason"]
+                life.tries, life.excluded = int(entry["tries"]), dict(entry["excluded"])
+        return [lives[number] for number in sorted(lives)]
+
+    def lives_without_progress(self, *, step: int) -> int:
+        """Count the last lives in a row that began at `step`, since the last submission."""
+        first = 0
+        for entry in self.events():
+            if entry["event"] == "submitted":
+                first = int(entry["lives"])
+        counted = 0
+        for life in reversed(self.lives()[first:]):
+            if life.step != step:
+                break
+            counted += 1
+        return counted
+
+    def excluded(self) -> dict[str, str]:
+        """Return every node that was excluded so far, with the reason."""
+        return {node: reason for life in self.lives() for node, reason in life.excluded.items()}
+
+    def job_ids(self) -> list[str]:
+        """Return every job of this run, oldest first: submitted ones, successors and those that lived."""
+        found = [str(entry["job_id"]) for entry in self.events() if entry.get("job_id")]
+        return list(dict.fromkeys(found))
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        text = json.dumps({"time": time.time(), **entry}) + "\n"
+        if self._path.exists() and self._path.stat().st_size and not self._ends_a_line():
+            text = "\n" + text
+        with self._path.open("a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _ends_a_line(self) -> bool:
+        with self._path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"

@@ -1,0 +1,63 @@
+"""A submission on disk: everything that the batch script's supervisor needs, as JSON in the run directory.
+
+`submissions/0001/` holds job.json, script.sh, config.yaml and the snapshot of the code. A new submission of
+the same run is a new folder, so an old life always finds what it was started with.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.site import SiteConfig
+from coatnet.config import from_dict, to_dict
+
+# How the end of a command is told: by the markers of a training run, or by its exit status alone.
+MARKERS, STATUS = "markers", "status"
+
+
+@dataclass
+class Job:
+    """One job of one run directory.
+
+    Args:
+        name: SLURM's job name.
+        directory: the run directory.
+        command: a rank's argv behind `coatnet`, as `["pretrain", "config.yaml", "run.directory=..."]`.
+        protocol: "markers" for training; "status" for commands that resume by being started again.
+        python, program: interpreter and `coatnet` executable on the nodes, outside any container.
+        code: folder put before the installed packages; empty to use those.
+        working_directory: where relative paths of the config start.
+        shards: the training corpus, which the preflight tries to read; empty for none.
+        array: number of tasks of a job array, 0 for an ordinary job.
+        dependents: held jobs that the end of this one releases or cancels (pipelines in chain mode).
+    """
+
+    name: str
+    directory: str
+    command: list[str]
+    protocol: str = MARKERS
+    site: SiteConfig = field(default_factory=SiteConfig)
+    python: str = ""
+    program: str = ""
+    code: str = ""
+    working_directory: str = ""
+    array: int = 0
+    shards: str = ""
+    dependents: list[str] = field(default_factory=list)
+
+
+def write_job(job: Job, path: Path) -> None:
+    """Write a job for `read_job`; the file is its owner's alone."""
+    path.write_text(json.dumps(to_dict(job), indent=2) + "\n")
+    path.chmod(0o600)
+
+
+def read_job(path: Path) -> Job:
+    """Read a job back, as strictly as a config.
+
+    Raises:
+        ConfigError: it is not a job file of this version.
+    """
+    return from_dict(Job, json.loads(path.read_text()), origin=str(path))

@@ -1,0 +1,114 @@
+"""The argv of srun and the environment of the ranks, as pure functions of a job and its allocation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.job import Job
+from cluster.names import check_options
+
+_FIRST_PORT = 20000
+_LAUNCHER_WAIT_SECONDS = 120  # for the other ranks after the first one ended well
+_EXITED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? [\d,-]+: Exited with exit code (\d+)")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the ranks. Its token fences: only what carries it counts."""
+
+    job_id: str
+    life: int
+    number: int
+
+    @property
+    def token(self) -> str:
+        """Return the text that names this start and no other."""
+        return f"{self.job_id}.{self.life}.{self.number}"
+
+    @property
+    def label(self) -> str:
+        """Return the beginning of this start's log names."""
+        return f"life-{self.life:03d}.try-{self.number}"
+
+
+def rank_command(job: Job, *, attempt: Attempt, nodes: Sequence[str], directory: Path) -> list[str]:
+    """Return the argv that starts one task per rank on `nodes`."""
+    site = job.site
+    output = f"{directory}/logs/{attempt.label}.rank-%t.log"
+    inside = site.container.runtime != "none"
+    program = site.container.command if inside else job.program
+    return [
+        *_srun(job, nodes=nodes, tasks_per_node=site.ranks_per_node, output=output),
+        *check_options(site.srun, what="srun"),
+        *_container(job),
+        program,
+        *job.command,
+    ]
+
+
+def check_command(job: Job, *, nodes: Sequence[str], results: Path, output: str) -> list[str]:
+    """Return the argv that checks every node of the allocation, one task each."""
+    inside = job.site.container.runtime != "none"
+    python = "python3" if inside else job.python
+    return [
+        *_srun(job, nodes=nodes, tasks_per_node=1, output=output),
+        *_container(job),
+        python,
+        "-m",
+        "cluster.node_check",
+        str(results),
+    ]
+
+
+def rank_environment(
+    job: Job, *, attempt: Attempt, nodes: Sequence[str], given: Mapping[str, str], secrets: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment that srun hands to the ranks."""
+    environment = {**given, **secrets}
+    environment.update(
+        MASTER_ADDR=nodes[0],
+        MASTER_PORT=str(_FIRST_PORT + int(attempt.job_id) % 10000),
+        COATNET_ATTEMPT=attempt.token,
+        # A kill during a JIT build leaves a lock that would hang every later start.
+        TORCH_EXTENSIONS_DIR=f"/tmp/torch-extensions-{attempt.token}",
+    )
+    environment.setdefault("OMP_NUM_THREADS", str(job.site.cpus_per_task))
+    if job.code:
+        environment["PYTHONPATH"] = job.code
+    return environment
+
+
+def exit_codes(lines: Sequence[str]) -> list[tuple[str, int]]:
+    """Read (node, status) of the ranks that failed from srun's messages, in their order."""
+    return [(found[1], int(found[2])) for line in lines if (found := _EXITED.search(line))]
+
+
+def _srun(job: Job, *, nodes: Sequence[str], tasks_per_node: int, output: str) -> list[str]:
+    return [
+        "srun",
+        f"--nodes={len(nodes)}",
+        f"--nodelist={','.join(nodes)}",
+        f"--ntasks={len(nodes) * tasks_per_node}",
+        f"--ntasks-per-node={tasks_per_node}",
+        f"--cpus-per-task={job.site.cpus_per_task}",
+        "--kill-on-bad-exit=1",
+        f"--wait={_LAUNCHER_WAIT_SECONDS}",
+        "--export=ALL",
+        f"--output={output}",
+    ]
+
+
+def _container(job: Job) -> list[str]:
+    container = job.site.container
+    mounts = [f"{job.directory}:{job.directory}", *container.mounts]
+    if job.working_directory:
+        mounts.append(f"{job.working_directory}:{job.working_directory}")
+    if container.runtime == "pyxis":
+        return [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+    if container.runtime == "apptainer":
+        binds = [part for mount in mounts for part in ("--bind", mount)]
+        return ["apptainer", "exec", "--nv", *binds, container.image]
+    return []

@@ -1,0 +1,107 @@
+"""Before the first step and after every crash: which nodes are fit. Runs node_check on each of them by srun.
+
+A node is excluded with its reason when it fails a check of its own or does not answer; a collective that
+fails while every node is sound on its own is nobody's fault and only reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.job import Job
+from cluster.launch import Attempt, check_command, rank_environment
+
+_KILL_SECONDS = 5.0
+
+
+class PreflightError(Exception):
+    """What fails is no node's fault: the site, the config or the container."""
+
+
+class Preflight:
+    """The checks of one job's nodes.
+
+    Args:
+        job: what was submitted, with the limits.
+        environment: the batch script's; srun needs SLURM's own variables.
+    """
+
+    def __init__(self, job: Job, *, environment: Mapping[str, str]) -> None:
+        self._job, self._environment = job, environment
+
+    def check(self, nodes: Sequence[str], *, attempt: Attempt) -> dict[str, str]:
+        """Check `nodes` at once and return those that are unfit, each with a reason."""
+        if not self._job.site.preflight.enabled or not nodes:
+            return {}
+        results = Path(self._job.directory) / "preflight" / attempt.label
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "limits.json").write_text(json.dumps(self._limits()))
+        output = f"{self._job.directory}/logs/{attempt.label}.preflight-%t.log"
+        command = check_command(self._job, nodes=nodes, results=results, output=output)
+        environment = rank_environment(
+            self._job, attempt=attempt, nodes=nodes, given=self._environment, secrets={}
+        )
+        process = subprocess.Popen(
+            command, env=environment, cwd=self._job.code or None, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        _wait(process, seconds=self._job.site.preflight.timeout_seconds)
+        return judge(nodes, results=results)
+
+    def _limits(self) -> dict[str, object]:
+        site = self._job.site
+        limits = site.preflight
+        return {
+            "devices": site.gpus_per_node,
+            "shared_memory_bytes": limits.shared_memory_bytes,
+            "open_files": limits.open_files,
+            "free_space_bytes": limits.free_space_bytes,
+            "clock_skew_seconds": limits.clock_skew_seconds,
+            "bandwidth_bytes_per_second": limits.bandwidth_bytes_per_second,
+            "directory": self._job.directory,
+            "shards": self._job.shards,
+            "commands": limits.commands,
+            "timeout_seconds": limits.timeout_seconds,
+        }
+
+
+def judge(nodes: Sequence[str], *, results: Path) -> dict[str, str]:
+    """Return the unfit nodes: those with a failure of their own, and those without a word.
+
+    Raises:
+        PreflightError: several nodes fail in one and the same way, so other nodes would not help.
+    """
+    unfit = {}
+    for node in nodes:
+        try:
+            found = json.loads((results / f"{node}.json").read_text())
+        except (OSError, ValueError):
+            unfit[node] = "did not answer the preflight"
+            continue
+        if found["failures"]:
+            unfit[node] = "; ".join(found["failures"])
+    if len(unfit) == len(nodes) > 1 and len(set(unfit.values())) == 1:
+        raise PreflightError(f"all {len(nodes)} nodes: {next(iter(unfit.values()))}")
+    return unfit
+
+
+def _wait(process: subprocess.Popen[bytes], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(signal.SIGTERM)  # srun ends the tasks that still hang
+    try:
+        process.wait(timeout=_KILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()

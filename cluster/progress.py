@@ -1,0 +1,48 @@
+"""How far a run directory has come, read from its files alone: no torch, no queue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_TAIL_BYTES = 1 << 16
+
+
+def newest_step(directory: Path) -> int:
+    """Return the step of the newest committed checkpoint, -1 for none.
+
+    A checkpoint exists once its manifest does; whether its bytes are right is for the ranks to verify.
+    """
+    steps = [_step(manifest) for manifest in (directory / "checkpoints").glob("*/manifest.json")]
+    return max(steps, default=-1)
+
+
+def last_lines(path: Path, *, count: int) -> list[str]:
+    """Return the last lines of a file that may be large; empty if it is missing."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-count:]
+
+
+def last_records(path: Path, *, count: int) -> list[dict[str, Any]]:
+    """Return the last JSON lines of a file, torn ones left out."""
+    records = []
+    for line in last_lines(path, count=count):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _step(manifest: Path) -> int:
+    try:
+        return int(json.loads(manifest.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1

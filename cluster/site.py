@@ -1,0 +1,177 @@
+"""What is asked from SLURM: a site's file gives the defaults, the command line the rest. Asks no queue."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from coatnet.config import ConfigError, UserError, load_config
+
+SITE_VARIABLE = "COATNET_SITE"
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2})(?::(\d{2}))?")
+_CONTINUATIONS = ("requeue", "chain", "none")
+_RUNTIMES = ("none", "pyxis", "apptainer")
+
+
+@dataclass
+class ContainerConfig:
+    """Where the ranks run. The batch script itself always stays outside, where SLURM's commands are."""
+
+    runtime: str = "none"
+    image: str = ""
+    mounts: list[str] = field(default_factory=list)  # "/data:/data:ro"; the run directory is always mounted
+    command: str = "coatnet"  # the command's name inside
+
+    def __post_init__(self) -> None:
+        if self.runtime not in _RUNTIMES:
+            raise ValueError(f"runtime is {self.runtime}; allowed: {', '.join(_RUNTIMES)}")
+        if self.runtime != "none" and not self.image:
+            raise ValueError(f"runtime {self.runtime} needs image")
+
+
+@dataclass
+class PreflightConfig:
+    """What every node must pass before the first step; see node_check.py."""
+
+    enabled: bool = True
+    timeout_seconds: int = 120
+    shared_memory_bytes: int = 1 << 30
+    open_files: int = 4096
+    free_space_bytes: int = 10 << 30
+    clock_skew_seconds: float = 2.0
+    bandwidth_bytes_per_second: float = 0.0  # of a 16-MiB all-reduce; 0 records it and judges nothing
+    commands: list[list[str]] = field(default_factory=list)  # a site's own checks, argv each; status 0 passes
+
+
+@dataclass
+class SiteConfig:
+    """One submission's resources and habits. A site file holds what rarely changes."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None  # node list, fake[3-4]
+    nodes: int = 1
+    gpus_per_node: int = 8
+    tasks_per_node: int | None = None  # default: one per GPU
+    cpus_per_task: int = 8
+    memory: str | None = None  # per node, "0" takes all of it
+    time: str = "1-00:00:00"
+    spares: int = 0
+    continuation: str = "requeue"
+    retries: int = 2  # in place, within one life
+    lives_without_progress: int = 3
+    warning_seconds: int = 300
+    modules: list[str] = field(default_factory=list)
+    setup_script: str | None = None  # sourced by the batch script
+    environment: list[str] = field(default_factory=list)  # names of variables that the job inherits
+    secrets_file: str | None = None  # NAME=value lines, mode 0600; read on the node, printed nowhere
+    sbatch: list[str] = field(default_factory=list)
+    srun: list[str] = field(default_factory=list)
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+
+    def __post_init__(self) -> None:
+        if self.continuation not in _CONTINUATIONS:
+            raise ValueError(f"continuation is {self.continuation}; allowed: {', '.join(_CONTINUATIONS)}")
+        for name, low in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("spares", 0),
+                          ("retries", 0), ("lives_without_progress", 1), ("warning_seconds", 1)):  # fmt: skip
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
+        if self.tasks_per_node is not None and self.tasks_per_node < 1:
+            raise ValueError(f"tasks_per_node is {self.tasks_per_node}; allowed: 1 or more")
+        limit = time_seconds(self.time)
+        if self.warning_seconds >= limit:
+            raise ValueError(
+                f"warning_seconds is {self.warning_seconds}, as long as the time limit {self.time}; "
+                "the job would be told to stop at once"
+            )
+
+    def updated(
+        self, given: Mapping[str, Any], *, image: str | None, sbatch: Sequence[str], srun: Sequence[str]
+    ) -> SiteConfig:
+        """Return a copy with the command line's values, those that were given.
+
+        Raises:
+            ConfigError: the result is out of range.
+        """
+        changes = {name: value for name, value in given.items() if value is not None}
+        changes.update(sbatch=[*self.sbatch, *sbatch], srun=[*self.srun, *srun])
+        try:
+            if image:
+                changes["container"] = replace(self.container, image=image)
+            return replace(self, **changes)
+        except ValueError as error:
+            raise ConfigError(f"command line: {error}") from None
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Return the number of ranks on a node: one per GPU unless said otherwise."""
+        return self.tasks_per_node or max(self.gpus_per_node, 1)
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of ranks, spares aside."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def time_limit_seconds(self) -> int:
+        """Return the time limit of one life."""
+        return time_seconds(self.time)
+
+
+def load_site(path: Path | None, *, overrides: Sequence[str] = ()) -> SiteConfig:
+    """Read the site file: `path`, else `$COATNET_SITE`, else ~/.config/coatnet/site.yaml, else defaults.
+
+    Raises:
+        ConfigError: a key is unknown or a value out of range.
+    """
+    return load_config(SiteConfig, path or _default_path(), overrides=overrides)
+
+
+def _default_path() -> Path | None:
+    if os.environ.get(SITE_VARIABLE):
+        return Path(os.environ[SITE_VARIABLE])
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "coatnet" / "site.yaml"
+    return home if home.is_file() else None
+
+
+def time_seconds(text: str) -> int:
+    """Read SLURM's `D-HH:MM:SS`, `HH:MM:SS` or `MM` (minutes).
+
+    Raises:
+        ValueError: another form.
+    """
+    if text.isdecimal():
+        return int(text) * 60
+    found = _TIME.fullmatch(text)
+    if not found:
+        raise ValueError(f"time is {text!r}; write D-HH:MM:SS, HH:MM:SS or minutes")
+    days, hours, minutes, seconds = found.groups()
+    return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + int(seconds or 0)
+
+
+def read_secrets(path: Path) -> dict[str, str]:
+    """Read NAME=value lines of a file that only its owner can read.
+
+    Raises:
+        UserError: the file is missing, open to others, or a line is none; no value is ever printed.
+    """
+    if not path.is_file():
+        raise UserError(f"secrets_file {path}: no such file")
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"secrets_file {path} can be read by others; run: chmod 600 {path}")
+    secrets = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+            raise UserError(f"secrets_file {path}, line {number}: expected NAME=value")
+        secrets[name.strip()] = value.strip()
+    return secrets

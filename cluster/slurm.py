@@ -1,0 +1,250 @@
+"""SLURM's commands as functions: every call has a time limit, no call sees a shell.
+
+Reads the JSON of SLURM 22.05 (strings, plain integers) and of newer versions (lists, {set, number}).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from shutil import which
+from typing import Any
+
+from coatnet.config import UserError
+
+_TIMEOUT_SECONDS = 20.0
+_LEAKING = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_")
+_KEPT = ("SLURM_CONF",)
+_ALIVE = {
+    "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
+    "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING",
+}  # fmt: skip
+_JOB_ID = re.compile(r"(\d+)(?:;.*)?")
+
+
+class SlurmError(UserError):
+    """A SLURM command failed: the message is its own first line."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One job as the queue or the accounting tells it."""
+
+    job_id: str  # "12", or "12_3" for a task of an array
+    state: str
+    reason: str
+    name: str
+    nodes: str
+    restarts: int = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether the job waits, runs or ends."""
+        return self.state in _ALIVE
+
+
+def available() -> bool:
+    """Return whether this machine can talk to a SLURM."""
+    return which("squeue") is not None
+
+
+def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return an environment without the variables by which an outer job would steer an inner one."""
+    given = os.environ if environment is None else environment
+    return {name: value for name, value in given.items() if name in _KEPT or not name.startswith(_LEAKING)}
+
+
+def run_command(argv: Sequence[str], *, timeout_seconds: float = _TIMEOUT_SECONDS) -> str:
+    """Run one of SLURM's commands and return what it printed.
+
+    Raises:
+        SlurmError: it is not installed, failed, or did not answer in time.
+    """
+    try:
+        done = subprocess.run(
+            list(argv), capture_output=True, text=True, timeout=timeout_seconds, env=clean_environment(),
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{argv[0]} is not installed here; submit from a login node of the cluster"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{argv[0]} did not answer within {timeout_seconds:g} s") from None
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise SlurmError(f"{argv[0]}: {lines[0].removeprefix(argv[0] + ': ').removeprefix('error: ')}")
+    return done.stdout
+
+
+def sbatch(script: str, *options: str) -> str:
+    """Submit the script at the path `script` and return the job's id."""
+    printed = run_command(["sbatch", "--parsable", *options, script]).strip()
+    found = _JOB_ID.fullmatch(printed.splitlines()[-1] if printed else "")
+    if not found:
+        raise SlurmError(f"sbatch printed {printed[:200]!r} instead of a job id")
+    return found[1]
+
+
+def job_state(job_id: str) -> str | None:
+    """Return the state that SLURM's controller holds of a job, None when it knows it no longer."""
+    try:
+        printed = run_command(["scontrol", "--oneliner", "show", "job", job_id])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    found = re.search(r"\bJobState=([A-Z_]+)", printed)
+    return found[1] if found else None
+
+
+def patient_job_state(job_id: str, *, patience_seconds: float = 60.0) -> str | None:
+    """Ask for the state as `job_state` does, again while the controller is away for a moment."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return job_state(job_id)
+        except SlurmError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+def requeue(job_id: str, *, exclude: Sequence[str] = ()) -> None:
+    """Put a running job back into the queue; `exclude` names nodes that it shall not get again."""
+    # ExcNodeList can be changed only while the job is pending, so the requeue comes first.
+    run_command(["scontrol", "requeue", job_id])
+    if exclude:
+        exclude_nodes(job_id, exclude)
+
+
+def exclude_nodes(job_id: str, nodes: Sequence[str]) -> None:
+    """Keep a pending job off some nodes."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        try:
+            run_command(["scontrol", "update", f"jobid={job_id}", f"ExcNodeList={','.join(nodes)}"])
+            return
+        except SlurmError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def cancel_job(job_id: str) -> None:
+    """End a job, pending or running; one that is already gone is no error."""
+    try:
+        run_command(["scancel", job_id])
+    except SlurmError as error:
+        if "Invalid job id" not in str(error):
+            raise
+
+
+def release(job_id: str) -> None:
+    """Let a held job run."""
+    run_command(["scontrol", "release", job_id])
+
+
+def hostnames(node_list: str) -> list[str]:
+    """Expand SLURM's `fake[1-3]`."""
+    return run_command(["scontrol", "show", "hostnames", node_list]).split()
+
+
+def queue(*, user: str | None = None) -> dict[str, QueuedJob]:
+    """Return the jobs that the controller still knows, by id."""
+    argv = ["squeue", "--json"] + ([f"--user={user}"] if user else [])
+    return parse_queue(json.loads(run_command(argv)))
+
+
+def accounted(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
+    """Return finished jobs from the accounting; empty where the site has none."""
+    if not job_ids or which("sacct") is None:
+        return {}
+    argv = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName,NodeList",
+            f"--jobs={','.join(job_ids)}"]  # fmt: skip
+    try:
+        printed = run_command(argv)
+    except SlurmError:
+        return {}
+    found = {}
+    for line in printed.splitlines():
+        fields = line.split("|")
+        if len(fields) == 4:
+            state = fields[1].split(" ")[0]  # "CANCELLED by 1000"
+            found[fields[0]] = QueuedJob(fields[0], state, "", fields[2], fields[3])
+    return found
+
+
+def partition_limit_seconds(partition: str | None) -> tuple[str, int | None]:
+    """Return a partition's name (the default one for None) and its time limit, None for no limit.
+
+    Raises:
+        SlurmError: there is no such partition.
+    """
+    printed = run_command(["scontrol", "--oneliner", "show", "partition"])
+    names = []
+    for line in printed.splitlines():
+        fields = dict(item.split("=", 1) for item in line.split() if "=" in item)
+        name = fields.get("PartitionName", "")
+        names.append(name)
+        if name == partition or (partition is None and fields.get("Default") == "YES"):
+            return name, _limit_seconds(fields.get("MaxTime", "UNLIMITED"))
+    raise SlurmError(f"partition {partition or '(default)'} does not exist; there are: {', '.join(names)}")
+
+
+def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
+    """Read `squeue --json`'s answer, old or new form."""
+    jobs = {}
+    for entry in answer.get("jobs", []):
+        job = QueuedJob(
+            job_id=_job_id(entry),
+            state=_state(entry.get("job_state", "")),
+            reason=_text(entry.get("state_reason")),
+            name=_text(entry.get("name")),
+            nodes=_text(entry.get("nodes")),
+            restarts=_number(entry.get("restart_cnt")) or 0,
+        )
+        jobs[job.job_id] = job
+    return jobs
+
+
+def _job_id(entry: Mapping[str, Any]) -> str:
+    array, task = _number(entry.get("array_job_id")), _number(entry.get("array_task_id"))
+    if array and task is not None:
+        return f"{array}_{task}"
+    return str(_number(entry.get("job_id")))
+
+
+def _state(value: Any) -> str:
+    """Return the word that decides; newer versions list a state and flags: ["RUNNING", "COMPLETING"]."""
+    words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
+    for flag in ("COMPLETING", "REQUEUE_HOLD", "REQUEUED"):
+        if flag in words:
+            return flag
+    return words[0] if words else ""
+
+
+def _number(value: Any) -> int | None:
+    """Read 5, or {"set": true, "infinite": false, "number": 5}."""
+    if isinstance(value, Mapping):
+        return int(value["number"]) if value.get("set") and not value.get("infinite") else None
+    return int(value) if isinstance(value, int | float) else None
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _limit_seconds(text: str) -> int | None:
+    if text in {"UNLIMITED", "INFINITE"}:
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    while len(parts) < 3:
+        parts.append(0)
+    return int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]

@@ -1,0 +1,42 @@
+"""A copy of the code as it was at submission, so that editing the checkout changes no queued job."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("coatnet", "data_pipeline", "pretrain", "finetune", "cluster")
+_KEPT_SUFFIXES = {".py", ".yaml", ".json", ".so", ".typed", ".html", ".css", ".js", ".c", ".h"}
+
+
+def snapshot_code(directory: Path) -> Path:
+    """Copy the packages to `directory/code-<digest>`, unless they are there, and return that folder."""
+    files = _files()
+    digest = hashlib.sha256()
+    for name, source in files:
+        digest.update(name.encode() + b"\0" + source.read_bytes() + b"\0")
+    target = directory / f"code-{digest.hexdigest()[:12]}"
+    if target.is_dir():
+        return target
+    temporary = target.with_suffix(".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name, source in files:
+        copy = temporary / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, copy)
+    temporary.rename(target)
+    return target
+
+
+def _files() -> list[tuple[str, Path]]:
+    found = []
+    for package in PACKAGES:
+        spec = find_spec(package)
+        for root in spec.submodule_search_locations if spec and spec.submodule_search_locations else []:
+            for path in sorted(Path(root).rglob("*")):
+                inside = path.relative_to(Path(root).parent)
+                if path.suffix in _KEPT_SUFFIXES and path.is_file() and "__pycache__" not in inside.parts:
+                    found.append((str(inside), path))
+    return found

@@ -1,0 +1,180 @@
+"""Submit a job: check what SLURM would refuse only later, write the submission's folder, call sbatch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coatnet.runtime.run_directory import RunDirectory
+
+from cluster import slurm
+from cluster.history import History
+from cluster.job import MARKERS, STATUS, Job, write_job
+from cluster.names import check_name, check_path
+from cluster.recipe import lookup, read_recipe, schema_names
+from cluster.script import render_script
+from cluster.site import SiteConfig, read_secrets
+from cluster.snapshot import snapshot_code
+from coatnet.config import UserError
+
+_FINISHED_MARKERS = ("done", "cancelled", "held")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for.
+
+    Args:
+        command: "pretrain", "finetune", or another command of coatnet ("shard", "evaluate").
+        target: the config, or the command's first argument.
+        arguments: overrides, or the command's further arguments.
+        directory: the run directory, where the config does not name one.
+    """
+
+    command: str
+    target: str
+    arguments: tuple[str, ...]
+    site: SiteConfig
+    name: str | None = None
+    directory: Path | None = None
+    array: int = 0
+    snapshot: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that could be submitted: all in memory, nothing written yet."""
+
+    job: Job
+    folder: Path
+    config_yaml: str | None
+    recipe: dict[str, Any] | None
+
+    @property
+    def script(self) -> str:
+        """Return the batch script."""
+        return render_script(self.job, job_file=self.folder / "job.json")
+
+
+def prepare(request: Request) -> Prepared:
+    """Turn a request into a job; reads the config, writes nothing.
+
+    Raises:
+        UserError: a name, a path or the config is wrong.
+    """
+    recipe, config_yaml = None, None
+    trains = request.command in schema_names()
+    directory = request.directory
+    if trains:
+        overrides = [*request.arguments, *([f"run.directory={directory}"] if directory else [])]
+        recipe, config_yaml = read_recipe(request.command, Path(request.target), overrides=overrides)
+        directory = Path(lookup(recipe, "run.directory") or "")
+        if not str(directory).strip("."):
+            raise UserError(
+                f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
+            )
+    if directory is None:
+        raise UserError(f"{request.command} needs --directory: where its logs and markers go")
+    directory = check_path(directory, what="run directory")
+    folder = _next_folder(directory)
+    name = check_name(request.name or directory.name, what="job name")
+    check_name(request.command, what="command")
+    if trains:
+        command = [request.command, str(folder / "config.yaml"), f"run.directory={directory}"]
+    else:
+        command = [request.command, request.target, *request.arguments]
+    job = Job(
+        name=name,
+        directory=str(directory),
+        command=command,
+        protocol=MARKERS if trains else STATUS,
+        site=request.site,
+        python=sys.executable,
+        program=str(Path(sys.executable).parent / "coatnet"),
+        working_directory=str(Path.cwd()),
+        array=request.array,
+        shards=_shards(recipe),
+    )
+    return Prepared(job, folder, config_yaml, recipe)
+
+
+def submit(
+    prepared: Prepared, *, snapshot: bool = True, release: bool = False, options: tuple[str, ...] = ()
+) -> str:
+    """Write the submission's folder, call sbatch and return the job's id.
+
+    Args:
+        release: go on although the run was held or cancelled.
+
+    Raises:
+        UserError: the run is finished, held or already in the queue, or SLURM refuses the job.
+    """
+    job, directory = prepared.job, Path(prepared.job.directory)
+    _check_limits(job.site)
+    _check_run(directory, release=release)
+    if job.site.secrets_file:
+        read_secrets(Path(job.site.secrets_file))
+    (directory / "logs").mkdir(
+        parents=True, exist_ok=True
+    )  # without it SLURM fails the job and leaves no log
+    prepared.folder.mkdir(parents=True)
+    if snapshot:
+        job.code = str(snapshot_code(prepared.folder.parent))
+    write_job(job, prepared.folder / "job.json")
+    if prepared.config_yaml is not None:
+        (prepared.folder / "config.yaml").write_text(prepared.config_yaml)
+    script = prepared.folder / "script.sh"
+    script.write_text(prepared.script)
+    history = History(directory)
+    job_id = slurm.sbatch(str(script), *options)
+    history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=len(history.lives()))
+    return job_id
+
+
+def _check_limits(site: SiteConfig) -> None:
+    name, limit = slurm.partition_limit_seconds(site.partition)
+    if limit is not None and site.time_limit_seconds > limit:
+        raise UserError(
+            f"--time {site.time} is longer than partition {name} allows ({limit // 60} minutes); "
+            "SLURM would queue the job for ever. Ask for less: the run goes on in further lives."
+        )
+
+
+def _check_run(directory: Path, *, release: bool) -> None:
+    run = RunDirectory(directory)
+    if run.marker("done") is not None:
+        raise UserError(f"{directory} is done; choose another run.directory")
+    for name in ("held", "cancelled"):
+        found = run.marker(name)
+        if found is not None and not release:
+            reason = f" ({found['reason']})" if found.get("reason") else ""
+            raise UserError(
+                f"{directory} is {name}{reason}; submit with --release to go on from its checkpoint"
+            )
+        if found is not None:
+            run.clear(name)
+    known = set(History(directory).job_ids())
+    alive = [job for job_id, job in slurm.queue().items() if job_id in known and job.is_alive]
+    if alive:
+        job = alive[0]
+        raise UserError(
+            f"{directory} has job {job.job_id} already ({job.state.lower()}); coatnet cancel ends it"
+        )
+
+
+def _next_folder(directory: Path) -> Path:
+    folder = directory / "submissions"
+    taken = (
+        [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
+    )
+    return folder / f"{max(taken, default=0) + 1:04d}"
+
+
+def _shards(recipe: dict[str, Any] | None) -> str:
+    train = lookup(recipe or {}, "data.train")
+    if not isinstance(train, list) or not train or not isinstance(train[0], dict):
+        return ""
+    return os.path.abspath(str(train[0].get("path", ""))) if "://" not in str(train[0].get("path")) else ""

@@ -1,0 +1,81 @@
+"""How a run goes on in another life: requeued, by a successor in the queue, or not at all.
+
+chain is for sites that forbid requeueing: each job first queues its own successor, which SLURM starts only if
+this job does not end well, and drops when it does. That survives even a kill -9 of the batch script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster import slurm
+from cluster.history import History
+from cluster.job import Job
+
+EXIT_CONTINUED = 85  # not zero: SLURM then starts the successor
+
+
+class Succession:
+    """What follows one job.
+
+    Args:
+        job: what was submitted.
+        job_file: the file that successors are started with; script.sh lies beside it.
+        job_id: this job.
+        history: where successors are recorded.
+    """
+
+    def __init__(self, job: Job, *, job_file: Path, job_id: str, history: History) -> None:
+        self._job, self._job_id, self._history = job, job_id, history
+        self._script = job_file.with_name("script.sh")
+        self._successor: str | None = None
+
+    @property
+    def mode(self) -> str:
+        """Return the continuation mode."""
+        return self._job.site.continuation
+
+    def predecessor_was_cancelled(self) -> bool:
+        """Return whether this job is a successor whose predecessor the user cancelled by scancel."""
+        lives = self._history.lives()
+        if self.mode != "chain" or not lives or lives[-1].job_id == self._job_id:
+            return False
+        successors = [entry["job_id"] for entry in self._history.events() if entry["event"] == "successor"]
+        return self._job_id in successors and slurm.patient_job_state(lives[-1].job_id) == "CANCELLED"
+
+    def prepare(self, *, excluded: Mapping[str, str]) -> None:
+        """Queue the successor first thing, in chain mode."""
+        if self.mode != "chain":
+            return
+        options = [f"--dependency=afternotok:{self._job_id}", "--kill-on-invalid-dep=yes"]
+        nodes = [*([self._job.site.exclude] if self._job.site.exclude else []), *excluded]
+        if nodes:
+            options.append(f"--exclude={','.join(nodes)}")
+        self._successor = slurm.sbatch(str(self._script), *options)
+        self._history.note("successor", job_id=self._successor)
+
+    def go_on(self, *, excluded: Mapping[str, str]) -> int:
+        """Let the run go on in another life off the `excluded` nodes; return this one's exit status."""
+        if self.mode == "requeue":
+            slurm.requeue(self._job_id, exclude=self._all_excluded(excluded))
+            return 0
+        if self._successor is not None:
+            if excluded:
+                slurm.exclude_nodes(self._successor, self._all_excluded(excluded))
+            return EXIT_CONTINUED
+        return 0
+
+    def finished(self) -> None:
+        """Let the held jobs go that wait for this run (pipelines in chain mode)."""
+        for job_id in self._job.dependents:
+            slurm.release(job_id)
+
+    def failed(self) -> None:
+        """Take the successor and what waits for this run out of the queue."""
+        for job_id in [*([self._successor] if self._successor else []), *self._job.dependents]:
+            slurm.cancel_job(job_id)
+
+    def _all_excluded(self, new: Mapping[str, str]) -> list[str]:
+        site = self._job.site.exclude
+        return [*([site] if site else []), *dict.fromkeys([*self._history.excluded(), *new])]

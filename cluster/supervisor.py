@@ -1,0 +1,228 @@
+"""Beside the ranks: the process that SLURM knows as the batch script. It alone calls scontrol.
+
+`python -m cluster.supervisor job.json` starts the ranks by srun, forwards the warning before the time limit,
+and when they have ended finishes, leaves, continues in another life, retries in place or fails (decide.py).
+Runs outside any container; knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from coatnet.runtime.run_directory import RunDirectory
+
+from cluster import slurm
+from cluster.decide import Action, Ending, decide
+from cluster.history import History, Life
+from cluster.job import MARKERS, Job, read_job
+from cluster.launch import Attempt, exit_codes, rank_command, rank_environment
+from cluster.preflight import Preflight, PreflightError
+from cluster.progress import newest_step
+from cluster.site import read_secrets
+from cluster.succession import Succession
+
+EXIT_HELD = 1
+EXIT_OCCUPIED = 3
+_EXIT_USER_ERROR = 2
+_END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
+
+
+class Supervisor:
+    """One life of a job.
+
+    Args:
+        job: what was submitted.
+        job_file: where it was read; successors are given the same.
+        environment: the batch script's, with SLURM's own variables.
+    """
+
+    def __init__(self, job: Job, *, job_file: Path, environment: dict[str, str]) -> None:
+        self.job, self.environment = job, environment
+        self.job_id = environment["SLURM_JOB_ID"]
+        self.directory = Path(job.directory)
+        if job.array:
+            self.directory /= f"task-{int(environment['SLURM_ARRAY_TASK_ID']):04d}"
+            self.directory.mkdir(exist_ok=True)
+        self.run = RunDirectory(self.directory)
+        self.history = History(self.directory)
+        self.succession = Succession(job, job_file=job_file, job_id=self.job_id, history=self.history)
+        self.preflight = Preflight(job, environment=environment)
+        self.warned = self.terminated = False
+        self.process: subprocess.Popen[str] | None = None
+
+    def main(self) -> int:
+        """Live once and return the batch script's exit status."""
+        signal.signal(signal.SIGUSR1, self._on_warning)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        settled = self._settled()
+        if settled is not None:
+            return settled
+        step = newest_step(self.directory)
+        nodes = slurm.hostnames(self.environment["SLURM_JOB_NODELIST"])
+        life = self.history.begin(job_id=self.job_id, nodes=nodes, step=step)
+        say(f"life {life.number} on {', '.join(nodes)}, from step {max(step, 0)}")
+        self.succession.prepare(excluded=self.history.excluded())
+        return self._live(life, nodes=nodes)
+
+    def _settled(self) -> int | None:
+        """Return the exit status if there is nothing to start: settled already, or another job's run."""
+        for name, status in (("done", 0), ("cancelled", 0), ("held", EXIT_HELD)):
+            if self.run.marker(name) is not None:
+                say(f"the run is {name}; nothing to do")
+                return status
+        other = (self.run.marker("attempt") or {}).get("job_id")
+        if other and other != self.job_id and slurm.patient_job_state(other) == "RUNNING":
+            say(f"job {other} is running in {self.directory}; leaving it alone")
+            return EXIT_OCCUPIED
+        if self.succession.predecessor_was_cancelled():
+            self.run.mark("cancelled", by="scancel")
+            say("the job before this one was cancelled; so is the run")
+            return 0
+        step = newest_step(self.directory)
+        stalled = self.history.lives_without_progress(step=step)
+        if self.job.protocol == MARKERS and stalled >= self.job.site.lives_without_progress:
+            return self._hold(f"{stalled} lives in a row made no new checkpoint after step {max(step, 0)}")
+        return None
+
+    def _hold(self, reason: str) -> int:
+        last = next((life for life in reversed(self.history.lives()) if life.reason), None)
+        if last is not None:
+            reason += f"; the last one: {last.reason}"
+        self.run.mark("held", reason=reason)
+        self.run.record_event("held", reason=reason, job_id=self.job_id)
+        say(f"held: {reason}")
+        return EXIT_HELD
+
+    def _live(self, life: Life, *, nodes: list[str]) -> int:
+        bad: dict[str, str] = {}
+        for number in range(1, self.job.site.retries + 2):
+            attempt = Attempt(self.job_id, life.number, number)
+            try:
+                bad.update(self.preflight.check([node for node in nodes if node not in bad], attempt=attempt))
+            except PreflightError as error:
+                return self._act(
+                    Action.FAIL, life, "failed", f"preflight: {error}", tries=number - 1, bad=bad
+                )
+            healthy = [node for node in nodes if node not in bad]
+            if len(healthy) < self.job.site.nodes:
+                reason = "; ".join(f"{node}: {why}" for node, why in bad.items())
+                return self._act(Action.CONTINUE, life, "excluded", reason, tries=number - 1, bad=bad)
+            ending = self._attempt(attempt, nodes=healthy[: self.job.site.nodes])
+            action, reason = decide(ending)
+            say(f"try {number}: {action.value}: {reason}")
+            if action is not Action.RETRY:
+                return self._act(
+                    action, life, _outcome(action), reason, tries=number, bad=bad, status=ending.status
+                )
+            self.run.record_event("retry", reason=reason, job_id=self.job_id, attempt=attempt.token)
+        raise AssertionError("the last try is never retried")
+
+    def _attempt(self, attempt: Attempt, *, nodes: list[str]) -> Ending:
+        """Start the ranks, wait for their end and gather what is known of it."""
+        self.run.mark(
+            "attempt", token=attempt.token, job_id=self.job_id, life=attempt.life, number=attempt.number
+        )
+        status, messages = 0, list[str]()
+        if not self.warned:
+            status, messages = self._run_ranks(attempt, nodes=nodes)
+        if status == 0 and self.job.protocol != MARKERS and not self.warned:
+            self.run.mark("done", attempt=attempt.token)
+        return Ending(
+            status=status,
+            done=self.run.marker("done") is not None,
+            stopped=(self.run.marker("stopped") or {}).get("attempt") == attempt.token,
+            cancelled=self.run.marker("cancelled") is not None,
+            state=slurm.patient_job_state(self.job_id),
+            warned=self.warned,
+            user_error=_EXIT_USER_ERROR in {code for _, code in exit_codes(messages)}
+            or status == _EXIT_USER_ERROR,
+            retries_left=self.job.site.retries + 1 - attempt.number,
+        )
+
+    def _run_ranks(self, attempt: Attempt, *, nodes: list[str]) -> tuple[int, list[str]]:
+        secrets = read_secrets(Path(self.job.site.secrets_file)) if self.job.site.secrets_file else {}
+        environment = rank_environment(
+            self.job, attempt=attempt, nodes=nodes, given=self.environment, secrets=secrets
+        )
+        command = rank_command(self.job, attempt=attempt, nodes=nodes, directory=self.directory)
+        say(f"srun on {', '.join(nodes)}; logs: {attempt.label}.rank-*.log")
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=self.job.working_directory or None, stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, errors="replace",
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        if self.warned:  # the warning came while srun was starting
+            self.process.send_signal(signal.SIGUSR1)
+        messages: list[str] = []
+        for line in self.process.stderr:
+            messages.append(line)
+            say(line.rstrip())
+        return self.process.wait(), messages
+
+    def _act(
+        self,
+        action: Action,
+        life: Life,
+        outcome: str,
+        reason: str,
+        *,
+        tries: int,
+        bad: dict[str, str],
+        status: int = 1,
+    ) -> int:
+        """Record how the life ended and leave the queue as the action wants it."""
+        self.history.end(life, outcome=outcome, reason=reason, tries=tries, excluded=bad)
+        self.run.record_event("life", life=life.number, outcome=outcome, reason=reason, excluded=bad)
+        if action is Action.CONTINUE:
+            continued = self.succession.go_on(excluded=bad)
+            if self.job.site.continuation == "requeue":
+                self._wait_for_the_end()
+            return continued if outcome != "excluded" or continued else EXIT_HELD
+        if action is Action.FINISH:
+            self.succession.finished()
+            return 0
+        if action is Action.FAIL:
+            self.succession.failed()
+            return status or 1
+        return 0
+
+    def _wait_for_the_end(self) -> None:
+        """Wait for the TERM that a requeue sends: ending before it would end the job for good."""
+        deadline = time.monotonic() + _END_PATIENCE_SECONDS
+        while not self.terminated and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _on_terminate(self, number: int, frame: Any) -> None:
+        self.terminated = True
+        say("TERM: SLURM ends the job")
+
+    def _on_warning(self, number: int, frame: Any) -> None:
+        self.warned = True
+        say("USR1: telling the ranks to save and stop")
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+
+
+def say(message: str) -> None:
+    """Write one line to the job's log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", flush=True)
+
+
+def _outcome(action: Action) -> str:
+    return {Action.FINISH: "done", Action.LEAVE: "ended", Action.CONTINUE: "stopped"}.get(action, "failed")
+
+
+def main() -> int:
+    """Run the job whose file is given by the first argument."""
+    job_file = Path(sys.argv[1])
+    return Supervisor(read_job(job_file), job_file=job_file, environment=dict(os.environ)).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""One cluster for all SLURM tests; installed where root may, skipped with the reason elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
+
+from fake_cluster import DAEMONS, FakeCluster
+
+ROOT = Path(__file__).parents[3]
+
+
+def _missing() -> list[str]:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    return [program for program in DAEMONS if shutil.which(program, path=path) is None]
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[FakeCluster]:
+    """Bring up four nodes, and take them down when the last test has ended."""
+    if _missing() and os.getuid() == 0:
+        subprocess.run(["sh", str(ROOT / ".ci" / "system-packages")], check=False, timeout=600)
+    if _missing():
+        pytest.skip(f"no SLURM here ({', '.join(_missing())} missing) and it cannot be installed")
+    if not os.access("/etc/hosts", os.W_OK):
+        pytest.skip("the nodes' names cannot be written to /etc/hosts")
+    cluster = FakeCluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -1,0 +1,287 @@
+"""A real SLURM with several "nodes" on one machine: no systemd, no cgroups, no accounting database.
+
+Every node is a slurmd of its own with its own port; a node's death is played by stopping and killing its
+slurmd, its step daemons and its tasks together. Nothing outside the cluster's folder is touched, /etc/hosts
+aside, which gets one line per node while the cluster lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_TAG = "# coatnet-test"
+_HOSTS = Path("/etc/hosts")
+_CLIENT_SECONDS = 20
+DAEMONS = ("slurmctld", "slurmd", "munged")
+
+_CONF = """\
+ClusterName=coatnet
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/run/munge,cred_expire=5
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+MailProg=/bin/true
+SlurmctldDebug=verbose
+SlurmdDebug=verbose
+SwitchType=switch/none
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SlurmctldTimeout=10
+SlurmdTimeout=10
+KillWait=10
+UnkillableStepTimeout=20
+MinJobAge=600
+MessageTimeout=5
+TCPTimeout=2
+InactiveLimit=0
+Waittime=0
+CompleteWait=0
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min_interval=0,max_rpc_cnt=0
+PriorityType=priority/basic
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+AccountingStorageType=accounting_storage/none
+{nodes}
+PartitionName=batch Nodes=ALL Default=YES MaxTime=7-00:00:00 State=UP PriorityTier=10 GraceTime=0
+PartitionName=patient Nodes=ALL MaxTime=7-00:00:00 State=UP PriorityTier=10 GraceTime=20
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=OFF
+PartitionName=short Nodes=ALL MaxTime=00:10:00 State=UP PriorityTier=10
+"""
+
+
+class FakeCluster:
+    """The cluster and what can happen to it.
+
+    Args:
+        nodes: number of nodes, called fake1, fake2, …
+        cpus: cores that each of them claims.
+    """
+
+    def __init__(self, *, nodes: int = 4, cpus: int = 4) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: sockets allow 107 characters
+        self.names = [f"fake{number}" for number in range(1, nodes + 1)]
+        self._cpus = cpus
+        self.environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}
+        for name in list(self.environment):
+            if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
+                del self.environment[name]
+
+    def start(self) -> None:
+        """Bring the cluster up; returns when every node is idle."""
+        for folder in ("state", "spool", "log", "run", "munge"):
+            (self.root / folder).mkdir()
+        self.root.chmod(0o755)
+        (self.root / "munge").chmod(0o700)
+        self._start_munge()
+        self._name_nodes()
+        self._write_conf()
+        self._daemon("slurmctld")
+        for name in self.names:
+            (self.root / "spool" / name).mkdir()
+            self._daemon("slurmd", "-N", name)
+        self.wait_for(self._all_idle, seconds=30, what="idle nodes")
+
+    def stop(self) -> None:
+        """Cancel what runs, end every daemon and remove the folder."""
+        self.client("scancel", "--quiet", f"--user={os.getuid()}", check=False)
+        with contextlib.suppress(AssertionError):
+            self.wait_for(lambda: not self.client("squeue", "-h", check=False).strip(), seconds=15, what="")
+        for pid in self._pids(lambda command, environment: self._is_ours(command, environment)):
+            _signal(pid, signal.SIGKILL)
+        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(_TAG)]
+        _HOSTS.write_text("\n".join(kept) + "\n")
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def client(self, *argv: str, check: bool = True) -> str:
+        """Run one of SLURM's commands and return what it printed."""
+        done = subprocess.run(
+            argv, env=self.environment, capture_output=True, text=True, timeout=_CLIENT_SECONDS, check=False
+        )
+        assert not check or done.returncode == 0, f"{argv}: {done.stderr}"
+        return done.stdout
+
+    def state(self, job_id: str) -> str:
+        """Return a job's state."""
+        found = re.search(
+            r"JobState=(\w+)", self.client("scontrol", "-o", "show", "job", job_id, check=False)
+        )
+        return found[1] if found else ""
+
+    def wait_for_state(self, job_id: str, *states: str, seconds: float = 90) -> str:
+        """Wait until the job is in one of the states, and return it."""
+        self.wait_for(lambda: self.state(job_id) in states, seconds=seconds, what=f"job {job_id} {states}")
+        return self.state(job_id)
+
+    def wait_for(self, happened: Callable[[], object], *, seconds: float, what: str) -> None:
+        """Poll until `happened`; a cluster gives no events to wait on."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}\n{self.client('squeue')}"
+            time.sleep(0.1)
+
+    def kill_node(self, name: str) -> None:
+        """Cut a node's power: everything on it dies at once."""
+        for pid in self._stop_node(name):
+            _signal(pid, signal.SIGKILL)
+        (self.root / "run" / f"slurmd.{name}.pid").unlink(missing_ok=True)
+
+    def freeze_node(self, name: str) -> None:
+        """Cut a node off: everything on it stands still, until `thaw_node`."""
+        self._stop_node(name)
+
+    def thaw_node(self, name: str) -> None:
+        """Let a frozen node go on, unaware of what happened meanwhile."""
+        for pid in self._node_pids(name):
+            _signal(pid, signal.SIGCONT)
+
+    def restore_node(self, name: str) -> None:
+        """Start a dead node again and wait until it is idle."""
+        if not self._node_pids(name):
+            self._daemon("slurmd", "-N", name)
+        self.client("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+        self.wait_for(lambda: self._node_state(name) == "idle", seconds=30, what=f"{name} idle")
+
+    def _stop_node(self, name: str) -> set[int]:
+        seen: set[int] = set()
+        while new := [pid for pid in self._node_pids(name) if pid not in seen]:
+            for pid in new:
+                _signal(pid, signal.SIGSTOP)
+            seen.update(new)
+        return seen
+
+    def _node_pids(self, name: str) -> list[int]:
+        """Return the daemons of a node before its tasks: a task that dies first would look like a crash."""
+        log = f"{self.root}/log/slurmd.{name}.log"
+
+        def is_daemon(command: list[str], environment: dict[str, str]) -> bool:
+            return os.path.basename(command[0]) == "slurmd" and "-N" in command and name in command
+
+        def is_step(command: list[str], environment: dict[str, str]) -> bool:
+            return command[0].startswith("slurmstepd: ") or os.path.basename(command[0]) == "slurmstepd"
+
+        def is_task(command: list[str], environment: dict[str, str]) -> bool:
+            ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+            return ours and environment.get("SLURMD_NODENAME") == name
+
+        daemons = [pid for pid in self._pids(is_daemon) if self._is_of_this_cluster(pid)]
+        # a step daemon does not say its node, but it holds the node's log open
+        steps = [pid for pid in self._pids(is_step) if log in _open_files(pid)]
+        tasks = [pid for pid in self._pids(is_task) if pid not in {*daemons, *steps}]
+        return [*daemons, *steps, *tasks]
+
+    def _is_of_this_cluster(self, pid: int) -> bool:
+        return _environment(pid).get("SLURM_CONF") == self.environment["SLURM_CONF"]
+
+    def _is_ours(self, command: list[str], environment: dict[str, str]) -> bool:
+        mine = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+        return mine or any(str(self.root) in part for part in command)
+
+    def _pids(self, wanted: Callable[[list[str], dict[str, str]], bool]) -> list[int]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != os.getpid():
+                command = _read(f"/proc/{entry}/cmdline").decode(errors="replace").split("\0")
+                if command[0] and wanted(command, _environment(int(entry))):
+                    found.append(int(entry))
+        return found
+
+    def _daemon(self, program: str, *arguments: str) -> None:
+        path = shutil.which(program) or f"/usr/sbin/{program}"
+        subprocess.run([path, *arguments], env=self.environment, check=True, timeout=_CLIENT_SECONDS)
+
+    def _start_munge(self) -> None:
+        key = self.root / "munge" / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        options = [f"--{option}-file={self.root}/munge/{option}" for option in ("key", "pid", "log", "seed")]
+        self._daemon("munged", *options, f"--socket={self.root}/run/munge", "--num-threads=2")
+
+    def _name_nodes(self) -> None:
+        lines = [f"127.0.0.1 {name} {_TAG}" for name in self.names]
+        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(_TAG)]
+        _HOSTS.write_text("\n".join([*kept, *lines]) + "\n")
+
+    def _write_conf(self) -> None:
+        ports = _free_ports(1 + len(self.names))
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 * 9 // 10
+        nodes = [
+            f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={self._cpus} "
+            f"RealMemory={memory} State=UNKNOWN"
+            for name, port in zip(self.names, ports[1:], strict=True)
+        ]
+        host = socket.gethostname().split(".")[0]
+        text = _CONF.format(
+            host=host,
+            port=ports[0],
+            user=os.environ.get("USER") or "root",
+            root=self.root,
+            nodes="\n".join(nodes),
+        )
+        (self.root / "slurm.conf").write_text(text)
+
+    def _all_idle(self) -> bool:
+        return all(self._node_state(name) == "idle" for name in self.names)
+
+    def _node_state(self, name: str) -> str:
+        return self.client("sinfo", "-h", "-p", "batch", "-n", name, "-o", "%T", check=False).strip()
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def _environment(pid: int) -> dict[str, str]:
+    pairs = _read(f"/proc/{pid}/environ").decode(errors="replace").split("\0")
+    return {name: value for name, equals, value in (pair.partition("=") for pair in pairs) if equals}
+
+
+def _open_files(pid: int) -> set[str]:
+    try:
+        return {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    except OSError:
+        return set()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

@@ -1,0 +1,95 @@
+"""Submit stand-in jobs to the fake cluster and read what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fake_cluster import FakeCluster
+from stand_in import fold
+
+from cluster.history import History, Life
+from cluster.job import Job
+from cluster.site import PreflightConfig, SiteConfig
+from cluster.submission import Prepared, submit
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+SITE = {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "time": "00:30:00"}
+
+
+@dataclass
+class Run:
+    """One run of the stand-in."""
+
+    cluster: FakeCluster
+    directory: Path
+    steps: int
+    job_id: str = ""
+
+    @property
+    def value(self) -> int:
+        """Return the weights of the newest checkpoint."""
+        found = [json.loads(path.read_text()) for path in self.directory.glob("checkpoints/*/manifest.json")]
+        return max(found, key=lambda manifest: manifest["step"])["value"]
+
+    @property
+    def expected(self) -> int:
+        """Return the weights of a run that nothing happened to."""
+        value = 1
+        for step in range(self.steps):
+            value = fold(value, step)
+        return value
+
+    @property
+    def lives(self) -> list[Life]:
+        """Return the lives so far."""
+        return History(self.directory).lives()
+
+    def marker(self, name: str) -> dict[str, Any] | None:
+        """Return a marker's content."""
+        path = self.directory / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def step(self) -> int:
+        """Return the last step that any attempt took."""
+        log = self.directory / "steps.log"
+        return int(log.read_text().splitlines()[-1].split()[0]) if log.exists() and log.stat().st_size else -1
+
+    def reach(self, step: int, *, seconds: float = 60) -> None:
+        """Wait until the run has taken `step`."""
+        self.cluster.wait_for(lambda: self.step() >= step, seconds=seconds, what=f"step {step}")
+
+    def ends(self, *states: str, seconds: float = 90) -> str:
+        """Wait for the job's end."""
+        return self.cluster.wait_for_state(self.job_id, *states, seconds=seconds)
+
+    def log(self) -> str:
+        """Return what the supervisors wrote."""
+        return "".join(path.read_text() for path in sorted(self.directory.glob("logs/job-*.log")))
+
+
+def start(
+    cluster: FakeCluster, directory: Path, *, steps: int = 100, options: tuple[str, ...] = (), **site: Any
+) -> Run:
+    """Submit a stand-in run; `site` overrides keys of the site file."""
+    os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    site.setdefault("preflight", PreflightConfig(enabled=False))
+    site.setdefault("environment", ["PYTHONPATH"])
+    directory.mkdir(exist_ok=True)
+    job = Job(
+        name="stand-in",
+        directory=str(directory),
+        command=["train", str(directory), f"steps={steps}", *options],
+        site=SiteConfig(**{**SITE, **site}),
+        python=sys.executable,
+        program=str(STAND_IN),
+        working_directory=str(directory),
+    )
+    folder = directory / "submissions" / "0001"
+    run = Run(cluster, directory, steps)
+    run.job_id = submit(Prepared(job, folder, None, None), snapshot=False)
+    return run

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""A job that keeps a training run's protocol in 60 lines, so that the machine around it is tested in seconds.
+
+`stand_in.py train DIRECTORY steps=N step_seconds=S save_every=K fault=KIND@STEP` under srun. Its "weights"
+are a number folded over the steps, its "checkpoints" are folders with a manifest. Faults happen on rank 1,
+once per folder unless the kind ends in `!`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from coatnet.runtime.run_directory import RunDirectory
+
+
+def fold(value: int, step: int) -> int:
+    """Return the state after one more step."""
+    return (value * 6364136223846793005 + step) % 2**64
+
+
+def newest(directory: Path) -> tuple[int, int]:
+    """Return (step, value) of the newest checkpoint."""
+    found = [json.loads(path.read_text()) for path in (directory / "checkpoints").glob("*/manifest.json")]
+    last = max(found, key=lambda manifest: manifest["step"], default={"step": 0, "value": 1})
+    return last["step"], last["value"]
+
+
+def save(directory: Path, *, step: int, value: int) -> None:
+    """Write a checkpoint: rank 0 only."""
+    target = directory / "checkpoints" / f"step-{step:08d}"
+    target.mkdir(parents=True, exist_ok=True)
+    temporary = target / "manifest.part"
+    temporary.write_text(json.dumps({"step": step, "value": value, "samples_seen": step * 8}))
+    temporary.replace(target / "manifest.json")
+
+
+def break_down(kind: str, directory: Path) -> None:
+    """Let the fault happen."""
+    mark = directory / f"fault-{kind.rstrip('!')}"
+    if mark.exists() and not kind.endswith("!"):
+        return
+    mark.touch()
+    os._exit({"crash": 7, "mistake": 2}[kind.rstrip("!")])
+
+
+def main() -> int:
+    directory = Path(sys.argv[2])
+    options = dict(item.split("=", 1) for item in sys.argv[3:])
+    rank, run = int(os.environ["SLURM_PROCID"]), RunDirectory(directory)
+    asked: list[int] = []
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda caught, frame: asked.append(caught))
+    step, value = newest(directory)
+    kind, _, at = options.get("fault", "").partition("@")
+    print(f"rank {rank} starts at step {step} on {os.environ['SLURMD_NODENAME']}", flush=True)
+    while step < int(options["steps"]):
+        if kind and rank == 1 and step == int(at):
+            break_down(kind, directory)
+        time.sleep(float(options.get("step_seconds", "0.02")))
+        step, value = step + 1, fold(value, step)
+        if rank == 0:
+            with (directory / "steps.log").open("a") as log:
+                print(step, os.environ["COATNET_ATTEMPT"], file=log)
+            if step % int(options.get("save_every", "20")) == 0 or asked:
+                save(directory, step=step, value=value)
+        if asked:
+            if rank == 0:
+                run.mark("stopped", attempt=os.environ["COATNET_ATTEMPT"], step=step)
+            return 0
+    if rank == 0:
+        save(directory, step=step, value=value)
+        run.mark("done", step=step)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
