@@ -1,4 +1,4 @@
-"""The `data` section: which corpora in which proportions, and how they are read. Knows no loader, no torch."""
+"""The `data` section: which corpora in which proportions, and how they are read. Knows no loader."""
 
 from __future__ import annotations
 

@@ -58,12 +58,13 @@ class Mixture:
         Shape: positions (n,) → four arrays (n,).
         """
         corpus, own = self._split(positions)
-        places = Places(corpus, *(np.empty_like(own) for _ in range(3)))
+        places = Places(corpus, np.empty_like(own), np.empty_like(own), np.empty_like(own))
         for number, order in enumerate(self._orders):
             chosen = corpus == number
             found = order.locate(own[chosen])
-            for target, source in zip(places[1:], found[1:], strict=True):
-                target[chosen] = source
+            places.epoch[chosen] = found.epoch
+            places.shard[chosen] = found.shard
+            places.index[chosen] = found.index
         return places
 
     def _split(self, positions: Integers) -> tuple[Integers, Integers]:

@@ -8,6 +8,7 @@ holds samples from all over the corpus, and yet few shards are open at a time. P
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +23,8 @@ _FRACTION_BITS = 32
 _KEPT_LINES = 2  # a step touches at most the end of one epoch and the beginning of the next
 
 
-class Places(NamedTuple):
+@dataclass(frozen=True)
+class Places:
     """Where the samples at some positions lie. Shape: every array (n,)."""
 
     corpus: Integers

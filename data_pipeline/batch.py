@@ -1,0 +1,47 @@
+"""What loaders hand to the training loop: batches, and the names of bad samples."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be used.
+
+    Attributes:
+        position: in the order (training), or the sample's number (evaluation).
+        name: the sample, for people.
+        reason: what is wrong with it.
+        substitute: the sample that took its place; None in evaluation, where it is left out.
+    """
+
+    position: int
+    name: str
+    reason: str
+    substitute: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for an event log."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of one step.
+
+    Shape: images uint8 (n, H, W, 3); labels int64 (n,), or float32 (n, K) of a multi-label corpus;
+    positions, keys int64 (n,). A key is a hash of (seed, epoch, sample) that augmentation draws from.
+    """
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+    keys: Tensor
+    bad: list[BadSample] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.positions)

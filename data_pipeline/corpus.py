@@ -1,0 +1,162 @@
+"""A corpus of shards: samples by number, each verified when it is read. Knows no order and no decoding."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from coatnet.config import UserError
+from data_pipeline.index import (
+    LABEL,
+    SAMPLE,
+    DamagedIndex,
+    ShardIndex,
+    index_path,
+    labels_path,
+    parse_array,
+)
+from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
+from data_pipeline.record import BadSampleError, Record
+from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles
+from data_pipeline.tar_format import BLOCK, member_name
+
+_KEPT_INDEXES = 1024  # 48 bytes a sample: 50 MB for shards of 1,000
+
+
+class Corpus:
+    """Sharded samples.
+
+    Attributes:
+        manifest: what the corpus consists of.
+        classes: names, by label.
+        label_kind: "single" or "multi".
+        digest: names the content; part of a run's state.
+    """
+
+    def __init__(self, manifest: Manifest, files: ShardFiles) -> None:
+        self.manifest = manifest
+        self.classes = manifest.classes
+        self.label_kind = manifest.label_kind
+        self.digest = manifest.digest()
+        self._files = files
+        self._shards = OpenShards(files)
+        self._counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
+        self._ends = np.cumsum(self._counts)
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Corpus:
+        """Open a folder of shards.
+
+        Raises:
+            UserError: it holds no manifest, or a broken one.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; `coatnet shard SOURCE {folder}` makes it") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is no JSON: {error}") from None
+        return cls(parse_manifest(text, origin=str(path)), LocalFiles(Path(folder)))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples of each shard."""
+        return self._counts
+
+    @property
+    def samples(self) -> int:
+        """Samples in all shards."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def split(self, sample: int) -> tuple[int, int]:
+        """Return (shard, index) of a sample's number in the corpus."""
+        if not 0 <= sample < self.samples:
+            raise IndexError(f"sample {sample} of {self.samples}")
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        return shard, sample - int(self._ends[shard] - self._counts[shard])
+
+    def index(self, shard: int) -> ShardIndex:
+        """Return a shard's index, verified.
+
+        Raises:
+            BadSampleError: it is gone or does not match the manifest.
+        """
+        with self._lock:
+            found = self._indexes.get(shard)
+            if found is not None:
+                self._indexes.move_to_end(shard)
+                return found
+        loaded = self._load_index(shard)
+        with self._lock:
+            self._indexes[shard] = loaded
+            while len(self._indexes) > _KEPT_INDEXES:
+                self._indexes.popitem(last=False)
+        return loaded
+
+    def read(self, shard: int, index: int) -> Record:
+        """Return a sample after verifying its checksum.
+
+        Raises:
+            BadSampleError: a bit of its record in the tar, headers included, is not what was written.
+        """
+        entry = self.manifest.shards[shard]
+        loaded = self.index(shard)
+        offset, checksum, size, image_at, image_bytes, width, height, label, labels, _, turn, _, _ = (
+            loaded.samples[index].item()
+        )
+        record = self._shards.get(entry.name, expected_bytes=entry.bytes).read(offset, size)
+        if len(record) != size:
+            raise BadSampleError(f"{entry.name}: ends within the sample at byte {offset}")
+        if xxhash.xxh3_64_intdigest(record) != checksum:
+            raise BadSampleError(f"{entry.name}: the sample at byte {offset} fails its checksum")
+        rows = None
+        if loaded.labels is not None:
+            rows, label = loaded.labels[label : label + labels], 0
+        return Record(record[image_at : image_at + image_bytes], width, height, turn, label, rows)
+
+    def name(self, shard: int, index: int) -> str:
+        """Name a sample: shard, number and, if it can be read, its key."""
+        entry = self.manifest.shards[shard]
+        try:
+            sample = self.index(shard).samples[index]
+            header_at = int(sample["offset"]) + int(sample["image_at"]) - BLOCK
+            opened = self._shards.get(entry.name, expected_bytes=entry.bytes)
+            return f"{entry.name}[{index}] {member_name(opened.read(header_at, BLOCK))}"
+        except BadSampleError:
+            return f"{entry.name}[{index}]"
+
+    def prepare(self, shards: list[int]) -> None:
+        """Announce shards that will be read soon, the most urgent first."""
+        self._files.prepare([self.manifest.shards[shard].name for shard in shards])
+
+    def _load_index(self, shard: int) -> ShardIndex:
+        entry = self.manifest.shards[shard]
+        name = Path(entry.name)
+        try:
+            samples = self._array(index_path(name), SAMPLE, entry.index_xxh3)
+            labels = None
+            if entry.labels_xxh3 is not None:
+                labels = self._array(labels_path(name), LABEL, entry.labels_xxh3)
+        except DamagedIndex as error:
+            raise BadSampleError(str(error)) from None
+        if len(samples) != entry.samples:
+            raise BadSampleError(
+                f"{entry.name}: its index holds {len(samples)} samples, the manifest says {entry.samples}"
+            )
+        return ShardIndex(samples, labels)
+
+    def _array(self, name: Path, dtype: np.dtype, xxh3: str) -> NDArray[np.void]:
+        path = self._files.path(name.name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise BadSampleError(f"{path}: {error.strerror}") from None
+        return parse_array(content, dtype=dtype, origin=str(path), xxh3=xxh3)

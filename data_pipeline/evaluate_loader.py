@@ -1,0 +1,139 @@
+"""Evaluation batches: every sample exactly once, shared by the ranks. Knows no model and no device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.assemble import Assembler
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import BadSample, Batch
+from data_pipeline.prefetch import made_ahead
+from data_pipeline.record import BadSampleError, Record, SampleSource
+
+_MAX_CHUNK = 32
+_PREFETCH = 2
+
+
+class EvaluateLoader:
+    """One rank's contiguous share of a corpus, in order; the last batch is short, and nothing is repeated.
+
+    A bad sample is left out of its batch and named in it.
+
+    Attributes:
+        samples: of this rank.
+        steps: the most batches that any rank has, for loops that must be equally long everywhere.
+    """
+
+    def __init__(
+        self,
+        corpus: SampleSource,
+        augment: AugmentConfig,
+        *,
+        batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 2,
+        decoder: str = "auto",
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; allowed: 1 or more")
+        self.classes = corpus.classes
+        self.num_classes = len(corpus.classes)
+        self._corpus = corpus
+        self._first = corpus.samples * rank // world_size
+        self._end = corpus.samples * (rank + 1) // world_size
+        self.samples = self._end - self._first
+        self.steps = ceil(ceil(corpus.samples / world_size) / batch)
+        self._batch, self._threads = batch, threads
+        self._size = augment.image_size
+        width = self.num_classes if corpus.label_kind == "multi" else 0
+        self._assembler = Assembler(augment, False, width, decoder)
+        self._ends = np.cumsum(corpus.counts)
+
+    def __len__(self) -> int:
+        return ceil(self.samples / self._batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this rank's batches; their positions are the samples' numbers in the corpus."""
+        return made_ahead(self._plans(), threads=self._threads, ahead=_PREFETCH)
+
+    def _plans(self) -> Iterator[_PendingBatch]:
+        for begin in range(self._first, self._end, self._batch):
+            samples = np.arange(begin, min(begin + self._batch, self._end), dtype=np.int64)
+            count = len(samples)
+            yield _PendingBatch(
+                loader=self,
+                samples=samples,
+                images=torch.empty(
+                    (count, self._size, self._size, 3),
+                    dtype=torch.uint8,
+                    pin_memory=torch.cuda.is_available(),
+                ),
+                labels=self._assembler.label_array(count),
+                good=np.ones(count, dtype=np.bool_),
+                chunk=max(1, min(_MAX_CHUNK, ceil(count / self._threads))),
+            )
+
+    def _fill(self, batch: _PendingBatch, begin: int, end: int) -> None:
+        rows: list[int] = []
+        records: list[Record] = []
+        for row in range(begin, end):
+            shard, index = self._split(int(batch.samples[row]))
+            try:
+                records.append(self._corpus.read(shard, index))
+                rows.append(row)
+            except BadSampleError as error:
+                self._leave_out(batch, row, str(error))
+        if not rows:
+            return
+        pixels = np.empty((len(rows), self._size, self._size, 3), dtype=np.uint8)
+        verdicts = self._assembler.decode(records, batch.samples[rows], pixels)
+        batch.images.numpy()[rows] = pixels
+        for row, record, verdict in zip(rows, records, verdicts, strict=True):
+            if verdict is None:
+                self._assembler.put_label(batch.labels, row, record)
+            else:
+                self._leave_out(batch, row, str(verdict))
+
+    def _leave_out(self, batch: _PendingBatch, row: int, reason: str) -> None:
+        sample = int(batch.samples[row])
+        batch.good[row] = False
+        batch.bad.append(BadSample(sample, self._corpus.name(*self._split(sample)), reason))
+
+    def _split(self, sample: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        return shard, sample - int(self._ends[shard] - self._corpus.counts[shard])
+
+
+@dataclass
+class _PendingBatch:
+    """An evaluation batch under way."""
+
+    loader: EvaluateLoader
+    samples: NDArray[np.int64]
+    images: torch.Tensor
+    labels: NDArray[np.generic]
+    good: NDArray[np.bool_]
+    chunk: int
+    bad: list[BadSample] = field(default_factory=list)
+
+    def chunks(self) -> list[Callable[[], None]]:
+        count = len(self.samples)
+        return [
+            partial(self.loader._fill, self, begin, min(begin + self.chunk, count))
+            for begin in range(0, count, self.chunk)
+        ]
+
+    def finish(self) -> Batch:
+        images, labels, samples = self.images, torch.from_numpy(self.labels), torch.from_numpy(self.samples)
+        if self.bad:
+            kept = torch.from_numpy(self.good)
+            images, labels, samples = images[kept], labels[kept], samples[kept]
+        return Batch(images, labels, samples, samples, sorted(self.bad, key=lambda sample: sample.position))

@@ -1,0 +1,104 @@
+"""A folder of classes (CLASS/file) as a corpus, read directly: for trying out, not for clusters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from coatnet.config import UserError
+from data_pipeline.decode import DecodeError, probe
+from data_pipeline.record import BadSampleError, Record
+
+
+def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
+    """List CLASS/…/file, classes and files sorted by name; hidden files are left out.
+
+    Returns:
+        The classes, and (path relative to the folder, label, bytes) per file.
+
+    Raises:
+        UserError: there is no such folder, it holds no classes, or a class holds no files.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
+    classes = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if not classes:
+        what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
+        raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
+    files: list[tuple[str, int, int]] = []
+    for label, name in enumerate(classes):
+        found = _files_below(folder, name)
+        if not found:
+            raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
+        files += [(path, label, size) for path, size in found]
+    return classes, files
+
+
+class FolderCorpus:
+    """An image folder with the interface of a corpus of one shard; its files carry no checksums."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """List the folder.
+
+        Raises:
+            UserError: as `list_image_folder` does.
+        """
+        self._folder = Path(folder)
+        self.classes, self._files = list_image_folder(self._folder)
+        self.label_kind = "single"
+        self.digest = xxhash.xxh3_64_hexdigest(repr((self.classes, self._files)).encode())
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """All files as one shard."""
+        return np.array([len(self._files)], dtype=np.int64)
+
+    @property
+    def samples(self) -> int:
+        """Files in all classes."""
+        return len(self._files)
+
+    def read(self, shard: int, index: int) -> Record:
+        """Read a file and its header.
+
+        Raises:
+            BadSampleError: it is gone or no usable image.
+        """
+        path, label, _ = self._files[index]
+        try:
+            payload = (self._folder / path).read_bytes()
+            info = probe(payload)
+        except OSError as error:
+            raise BadSampleError(f"{self._folder / path}: {error.strerror}") from None
+        except DecodeError as error:
+            raise BadSampleError(f"{self._folder / path}: {error}") from None
+        return Record(payload, info.width, info.height, info.orientation, label)
+
+    def name(self, shard: int, index: int) -> str:
+        """Return the file's path within the folder."""
+        return self._files[index][0]
+
+    def prepare(self, shards: list[int]) -> None:
+        """Do nothing: the file system reads ahead."""
+
+
+def _files_below(folder: Path, name: str) -> list[tuple[str, int]]:
+    found = []
+    pending = [name]
+    while pending:
+        below = pending.pop()
+        for entry in os.scandir(folder / below):
+            if entry.name.startswith("."):
+                continue
+            relative = f"{below}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(relative)
+            elif entry.is_file():
+                found.append((relative, entry.stat().st_size))
+    return sorted(found)

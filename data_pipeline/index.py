@@ -1,0 +1,110 @@
+"""The index beside a shard: where each sample lies, its size in pixels, its label, its checksum.
+
+One `.npy` file of a fixed record type per shard (and one of labels, for several per sample), verified by the
+manifest's hash before it is believed. Knows no tar and no image format.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+# offset, bytes: the sample's whole record in the tar, headers and padding included; `checksum` (xxh3, 64 bit)
+# covers all of it. image_at: from the record's beginning. label: the class, or the first of its rows in the
+# labels' file.
+SAMPLE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("checksum", "<u8"),
+        ("bytes", "<u4"),
+        ("image_at", "<u4"),
+        ("image_bytes", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("label", "<i4"),
+        ("labels", "<u2"),
+        ("flags", "<u2"),
+        ("orientation", "u1"),
+        ("format", "u1"),
+        ("reserved", "<u2"),
+    ]
+)
+LABEL = np.dtype([("label", "<i4"), ("weight", "<f4")])
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_MAX_INDEX_BYTES = 1 << 30
+
+
+class Flag(IntFlag):
+    """What is odd about an image that is kept."""
+
+    PROGRESSIVE = 1
+    GRAY = 2
+    FOUR_CHANNELS = 4
+    ANIMATED = 8
+    DEEP = 16
+    DAMAGED = 32
+    RENAMED = 64
+    TILED = 128
+    CONVERTED = 256
+
+
+class DamagedIndex(Exception):
+    """An index does not match its manifest or its shard."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A shard's samples (of type SAMPLE) and, for several labels per sample, their labels (of type LABEL)."""
+
+    samples: NDArray[np.void]
+    labels: NDArray[np.void] | None = None
+
+    def to_bytes(self) -> tuple[bytes, bytes | None]:
+        """Return the contents of the two files."""
+        return _npy(self.samples), None if self.labels is None else _npy(self.labels)
+
+
+def index_path(shard: Path) -> Path:
+    """Return the path of a shard's index."""
+    return shard.with_suffix(".index.npy")
+
+
+def labels_path(shard: Path) -> Path:
+    """Return the path of a shard's labels, where samples have several."""
+    return shard.with_suffix(".labels.npy")
+
+
+def parse_array(content: bytes, *, dtype: np.dtype, origin: str, xxh3: str | None) -> NDArray[np.void]:
+    """Read one index file.
+
+    Raises:
+        DamagedIndex: the hash differs, or the file is not an array of that type.
+    """
+    if len(content) > _MAX_INDEX_BYTES:
+        raise DamagedIndex(f"{origin}: {len(content)} bytes is no plausible index")
+    if xxh3 is not None and file_hash(content) != xxh3:
+        raise DamagedIndex(f"{origin}: differs from what the manifest says; it was damaged or replaced")
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise DamagedIndex(f"{origin}: {error}") from None
+    if array.dtype != dtype or array.ndim != 1:
+        raise DamagedIndex(f"{origin}: holds {array.dtype} {array.shape}, not an index of this version")
+    return array
+
+
+def file_hash(content: bytes) -> str:
+    """Return the hash that manifests give for whole files: xxh3 of 128 bits, in hex."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _npy(array: NDArray[np.void]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,33 @@
+"""Find out what a path or URL is, and open it as a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coatnet.config import UserError
+from data_pipeline.config import CacheConfig, DataConfig
+from data_pipeline.corpus import Corpus
+from data_pipeline.folder import FolderCorpus
+from data_pipeline.manifest import MANIFEST
+from data_pipeline.record import SampleSource
+
+
+def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> SampleSource:
+    """Open a folder of shards, an image folder, or a remote folder of shards.
+
+    Raises:
+        UserError: there is nothing of the kind.
+    """
+    if not str(path):
+        raise UserError("a corpus without a path; give data.train=[{path: SHARDS}]")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of shards or images")
+    if (folder / MANIFEST).exists() or any(folder.glob("*.tar")):
+        return Corpus.open(folder)
+    return FolderCorpus(folder)
+
+
+def open_train_corpora(data: DataConfig) -> list[SampleSource]:
+    """Open the corpora of the training mixture, in the config's order."""
+    return [open_corpus(entry.path, cache=data.cache) for entry in data.train]

@@ -1,0 +1,67 @@
+"""One sample as a reader hands it on, and how a bad one is named. Knows no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sample's bytes and what is known about them.
+
+    Attributes:
+        label: the class of a single-label corpus; 0 in a multi-label one.
+        labels: rows of (label, weight) of a multi-label corpus.
+    """
+
+    payload: bytes
+    width: int
+    height: int
+    orientation: int
+    label: int
+    labels: NDArray[np.void] | None = None
+
+    def displayed_size(self, orientation: str) -> tuple[int, int]:
+        """Return width and height of the image as the decoder will turn it ("ignore" or "apply")."""
+        turned = orientation == "apply" and self.orientation >= 5
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
+class BadSampleError(Exception):
+    """A sample cannot be used: its bytes, its index or its shard are damaged or gone."""
+
+
+class SampleSource(Protocol):
+    """A corpus as loaders see it: shards of samples, known by (shard, index)."""
+
+    classes: list[str]
+    label_kind: str
+    digest: str
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples of each shard."""
+        ...
+
+    @property
+    def samples(self) -> int: ...
+
+    def read(self, shard: int, index: int) -> Record:
+        """Return a sample.
+
+        Raises:
+            BadSampleError: it is damaged or gone.
+        """
+        ...
+
+    def name(self, shard: int, index: int) -> str:
+        """Name a sample for reports; never fails."""
+        ...
+
+    def prepare(self, shards: list[int]) -> None:
+        """Announce shards that will be read soon, the most urgent first."""
+        ...

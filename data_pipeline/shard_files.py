@@ -1,0 +1,108 @@
+"""Open shards in a folder: few descriptors, positioned reads. Knows no samples.
+
+Reads go by pread and not through a memory map: a file that is truncated under a map kills the process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+from data_pipeline.record import BadSampleError
+
+_OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
+
+
+class ShardFiles(Protocol):
+    """Where a corpus' files are on this machine."""
+
+    def path(self, name: str) -> Path:
+        """Return a file's path, fetching it first where it is remote.
+
+        Raises:
+            BadSampleError: it cannot be had.
+        """
+        ...
+
+    def prepare(self, names: list[str]) -> None:
+        """Announce files that will be asked for soon, the most urgent first."""
+        ...
+
+
+class LocalFiles:
+    """A folder on a file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, name: str) -> Path:
+        """Return the file's path, whether it exists or not."""
+        return self._folder / name
+
+    def prepare(self, names: list[str]) -> None:
+        """Do nothing: the file system reads ahead."""
+
+
+class OpenShard:
+    """One open file; it closes itself when its last reader has let go of it."""
+
+    def __init__(self, path: Path, *, expected_bytes: int) -> None:
+        """Open a shard.
+
+        Raises:
+            BadSampleError: it is gone, or its size is not the manifest's.
+        """
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            size = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise BadSampleError(f"{path}: {error.strerror}") from None
+        if size != expected_bytes:
+            raise BadSampleError(f"{path}: has {size} bytes, the manifest says {expected_bytes}")
+
+    def read(self, start: int, size: int) -> bytes:
+        """Read bytes; fewer at the end of the file.
+
+        Raises:
+            BadSampleError: the file system failed.
+        """
+        try:
+            return os.pread(self._descriptor, size, start)
+        except OSError as error:
+            raise BadSampleError(f"reading failed: {error.strerror}") from None
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+class OpenShards:
+    """The most recently used shards, kept open; safe to share by threads."""
+
+    def __init__(self, files: ShardFiles, *, limit: int = _OPEN_SHARDS) -> None:
+        self._files = files
+        self._limit = limit
+        self._open: OrderedDict[str, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str, *, expected_bytes: int) -> OpenShard:
+        """Return an open shard.
+
+        Raises:
+            BadSampleError: as `OpenShard` and `ShardFiles.path` do.
+        """
+        with self._lock:
+            found = self._open.get(name)
+            if found is not None:
+                self._open.move_to_end(name)
+                return found
+        opened = OpenShard(self._files.path(name), expected_bytes=expected_bytes)
+        with self._lock:
+            self._open[name] = opened
+            while len(self._open) > self._limit:
+                self._open.popitem(last=False)
+        return opened
