@@ -1,0 +1,1 @@
+"""What both stages train with: losses, schedules, parameter groups, metrics, EMA. Knows no loop or file."""

@@ -1,0 +1,113 @@
+"""Losses, schedules, parameter groups, metrics and the moving average, against straightforward references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from coatnet.training.ema import Ema
+from coatnet.training.losses import make_loss
+from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics, average_precision
+from coatnet.training.parameters import parameter_groups
+from coatnet.training.schedule import LearningRate
+
+LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_softmax_loss_agrees_between_hard_and_soft_targets() -> None:
+    targets = torch.tensor([0, 1, 2, 3, 0, 1])
+    loss = make_loss("softmax", 0.1)
+    soft = functional.one_hot(targets, 4).float()
+    torch.testing.assert_close(loss(LOGITS, targets), loss(LOGITS, soft))
+    expected = functional.cross_entropy(LOGITS, targets, label_smoothing=0.1)
+    torch.testing.assert_close(loss(LOGITS, targets), expected)
+
+
+def test_sigmoid_loss_sums_over_classes_and_averages_over_images() -> None:
+    targets = torch.randint(0, 2, (6, 4)).float()
+    expected = functional.binary_cross_entropy_with_logits(LOGITS, targets, reduction="sum") / 6
+    torch.testing.assert_close(make_loss("sigmoid")(LOGITS, targets), expected)
+    each = make_loss("sigmoid", 1e-4, per_sample=True)(LOGITS, targets)
+    torch.testing.assert_close(each.mean(), make_loss("sigmoid", 1e-4)(LOGITS, targets))
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_losses_are_computed_in_fp32(name: str) -> None:
+    assert make_loss(name)(LOGITS.bfloat16(), torch.zeros(6, dtype=torch.int64)).dtype == torch.float32
+
+
+def test_an_unknown_loss_names_the_allowed_ones() -> None:
+    with pytest.raises(ValueError, match="softmax, sigmoid"):
+        make_loss("hinge")
+
+
+def test_the_cosine_warms_up_peaks_and_ends_at_the_minimum() -> None:
+    rate = LearningRate(peak=1.0, minimum=0.1, warmup_samples=100, total_samples=1100)
+    assert [rate(0), rate(50), rate(100)] == [0.0, 0.5, 1.0]
+    assert rate(600) == pytest.approx(0.55)
+    assert rate(1100) == pytest.approx(0.1) and rate(5000) == pytest.approx(0.1)
+
+
+def test_linear_and_constant_have_their_shapes() -> None:
+    assert LearningRate(1.0, 0.0, 0, 100, "linear")(75) == pytest.approx(0.25)
+    assert LearningRate(1.0, 0.0, 0, 100, "constant")(99) == 1.0
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup is 200 samples"):
+        LearningRate(1.0, 0.0, 200, 100)
+
+
+def test_biases_norms_and_bias_tables_do_not_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2))
+    model.register_parameter("relative_bias", nn.Parameter(torch.zeros(2, 3, 3)))
+    decaying, exempt = parameter_groups(model, 0.05)
+    assert [p.ndim for p in decaying["params"]] == [4, 2] and decaying["weight_decay"] == 0.05
+    assert len(exempt["params"]) == 5 and exempt["weight_decay"] == 0.0
+
+
+def test_single_label_counts_are_the_same_however_the_samples_are_split() -> None:
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(1))
+    targets = torch.randint(0, 10, (50,), generator=torch.Generator().manual_seed(2))
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    whole, parts = SingleLabelMetrics(10), SingleLabelMetrics(10)
+    whole.update(logits, targets, losses=losses)
+    for piece in (slice(30, 50), slice(0, 30)):
+        parts.update(logits[piece], targets[piece], losses=losses[piece])
+    assert whole.result() == parts.result()
+    assert torch.equal(whole.confusion, parts.confusion) and int(whole.confusion.sum()) == 50
+    assert whole.result()["top1"] == int((logits.argmax(1) == targets).sum()) / 50
+    assert whole.result()["loss"] == pytest.approx(float(losses.mean()), abs=1e-5)
+
+
+def test_mean_average_precision_from_counts_is_near_the_exact_one() -> None:
+    generator = torch.Generator().manual_seed(3)
+    present = torch.rand(2000, 5, generator=generator) < 0.2
+    logits = torch.randn(2000, 5, generator=generator) * 2 + present * 2.0
+    metrics = MultiLabelMetrics(5)
+    metrics.update(logits, present.float(), losses=torch.zeros(2000))
+    exact = sum(average_precision(logits[:, k], present[:, k]) for k in range(5)) / 5
+    assert metrics.result()["map"] == pytest.approx(exact, abs=2e-3)
+    assert 0 < metrics.result()["precision1"] < 1
+
+
+def test_the_average_follows_its_formula_and_gives_the_weights_back_bit_equal() -> None:
+    weights = {"w": torch.tensor([1.0, 3.0])}
+    ema = Ema(0.5, weights)
+    before = weights["w"].clone()
+    weights["w"].add_(2.0)
+    ema.update(weights, step=100)
+    assert torch.equal(ema.tensors["w"], before + 1.0)
+    live = weights["w"].clone()
+    with ema.in_place_of(weights):
+        assert torch.equal(weights["w"], ema.tensors["w"])
+    assert torch.equal(weights["w"], live)
+
+
+def test_a_young_average_forgets_its_start_quickly() -> None:
+    ema = Ema(0.9999, {"w": torch.zeros(1)})
+    for step in range(1, 21):
+        ema.update({"w": torch.ones(1)}, step=step)
+    assert float(ema.tensors["w"]) > 0.9
