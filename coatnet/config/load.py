@@ -128,7 +128,7 @@ def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
 
 
 def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:
-    keys = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
         if OmegaConf.is_interpolation(node, key):
             raise ConfigError(f"{origin}: {key}: interpolations (${{...}}) are not allowed in configs")
@@ -154,9 +154,10 @@ def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
         return [_instantiate(item, prefix=f"{prefix}[{i}]", origin=origin) for i, item in enumerate(node)]
     if not isinstance(node, DictConfig) or node._is_none():
         return None if isinstance(node, DictConfig) else node
+    names = [str(key) for key in node]
     values = {
-        str(key): _instantiate(node[key], prefix=f"{prefix}.{key}" if prefix else str(key), origin=origin)
-        for key in node
+        name: _instantiate(node[name], prefix=f"{prefix}.{name}" if prefix else name, origin=origin)
+        for name in names
     }
     kind = OmegaConf.get_type(node)
     if not dataclasses.is_dataclass(kind):

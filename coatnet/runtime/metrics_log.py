@@ -1,0 +1,59 @@
+"""What a run reports: one JSON line per record and the same in TensorBoard. Only the main rank writes."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from coatnet.runtime.run_directory import RunDirectory, append_line
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and TensorBoard event files; silent where `enabled` is false."""
+
+    def __init__(self, run: RunDirectory, *, enabled: bool) -> None:
+        self._run, self._enabled = run, enabled
+        self._writer: Any = None
+
+    def scalars(self, values: dict[str, float], *, samples_seen: int) -> None:
+        """Record numbers at a position of the run. What is not finite is kept as text in the JSON line."""
+        if not self._enabled:
+            return
+        plain = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        append_line(self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **plain})
+        for name, value in values.items():
+            self._board().add_scalar(name, value, samples_seen)
+
+    def images(self, name: str, images: Any, *, samples_seen: int) -> None:
+        """Record images, uint8 or float in 0…1. Shape: (n, H, W, 3)."""
+        if self._enabled:
+            self._board().add_images(name, images, samples_seen, dataformats="NHWC")
+
+    def figure(self, name: str, figure: Any, *, samples_seen: int) -> None:
+        """Record a matplotlib figure."""
+        if self._enabled:
+            self._board().add_figure(name, figure, samples_seen)
+
+    def text(self, name: str, text: str, *, samples_seen: int) -> None:
+        """Record Markdown."""
+        if self._enabled:
+            self._board().add_text(name, text, samples_seen)
+
+    def flush(self) -> None:
+        """Hand everything to the file system."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _board(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._run.tensorboard))
+        return self._writer

@@ -1,0 +1,109 @@
+"""A progress bar with rate and remaining time; plain lines where no terminal listens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """What `progress` hands out: say how far it went, and optionally what should stand beside the bar."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Count `amount` more units as done."""
+        raise NotImplementedError
+
+    def note(self, text: str) -> None:
+        """Show a few words beside the rate."""
+        raise NotImplementedError
+
+
+class _Silent(Progress):
+    def advance(self, amount: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class _Lines(Progress):
+    def __init__(self, total: int | None, label: str, unit: str, done: int) -> None:
+        self._total, self._label, self._unit = total, label, unit
+        self._done = self._first = done
+        self._note = ""
+        self._began = self._shown = time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        self._done += amount
+        if time.monotonic() - self._shown >= _LINE_EVERY_SECONDS:
+            self.show()
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def show(self) -> None:
+        self._shown = time.monotonic()
+        rate = (self._done - self._first) / max(self._shown - self._began, 1e-9)
+        text = f"{self._label}: {self._done:,}"
+        if self._total is not None:
+            left = (self._total - self._done) / rate if rate else float("inf")
+            text += f"/{self._total:,}, {clock(left)} left"
+        print(f"{text}, {rate:,.0f} {self._unit}/s {self._note}".rstrip(), file=sys.stderr, flush=True)
+
+
+class _Bar(Progress):
+    def __init__(self, total: int | None, label: str, unit: str, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self._unit, self._began, self._first = unit, time.monotonic(), done
+        self._task = self._bar.add_task(label, total=total, completed=done, rate="", note="")
+
+    def advance(self, amount: int = 1) -> None:
+        self._bar.advance(self._task, amount)
+        task = self._bar.tasks[0]
+        rate = (task.completed - self._first) / max(time.monotonic() - self._began, 1e-9)
+        left = f"{clock((task.total - task.completed) / rate)} left" if task.total and rate else ""
+        self._bar.update(self._task, rate=f"{rate:,.0f} {self._unit}/s {left}")
+
+    def note(self, text: str) -> None:
+        self._bar.update(self._task, note=text)
+
+
+@contextmanager
+def progress(
+    total: int | None, label: str, unit: str, *, done: int = 0, enabled: bool = True
+) -> Iterator[Progress]:
+    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
+    if not enabled:
+        yield _Silent()
+    elif sys.stderr.isatty():
+        bar = _Bar(total, label, unit, done)
+        with bar._bar:
+            yield bar
+    else:
+        lines = _Lines(total, label, unit, done)
+        yield lines
+        lines.show()
+
+
+def clock(seconds: float) -> str:
+    """Write a length of time as 1:02:03, or – when it is unknown."""
+    if seconds == float("inf"):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

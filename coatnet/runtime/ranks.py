@@ -1,0 +1,220 @@
+"""The ranks of a job and what they say to each other. torch is imported only inside functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from coatnet.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_TIMEOUT_SECONDS = 600
+_SLURM_PORT_BASE, _SLURM_PORT_SPAN = 20000, 10000
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among its peers, and the few collectives that a run needs.
+
+    Units: `rank` counts over all nodes, `local_rank` over the processes of this node.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    device_type: str = "cpu"
+    distributed: bool = False
+
+    @classmethod
+    def single(cls) -> Ranks:
+        """One process without a process group."""
+        return cls(device_type=_device_type())
+
+    @classmethod
+    def start(cls, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> Ranks:
+        """Join the process group that torchrun, SLURM or our launcher set up in the environment.
+
+        Raises:
+            UserError: no rank variables in the environment, or no network interface towards the first node.
+        """
+        import torch
+        import torch.distributed
+
+        place = read_environment(os.environ)
+        kind = _device_type()
+        if kind == "cuda":
+            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        _choose_interface(os.environ["MASTER_ADDR"])
+        torch.distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+        return cls(place.rank, place.world_size, place.local_rank, place.local_world_size, kind, True)
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        import torch
+
+        if self.device_type == "cuda":
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device(self.device_type)
+
+    def barrier(self, *, timeout_seconds: float = 60.0) -> None:
+        """Wait for all ranks, but not for ever.
+
+        Raises:
+            RuntimeError: a rank did not arrive in time.
+        """
+        if not self.distributed:
+            return
+        import torch.distributed as dist
+
+        if self.device_type == "cuda":
+            dist.barrier(device_ids=[self.device.index])
+            return
+        dist.monitored_barrier(timeout=timedelta(seconds=timeout_seconds))
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when the flag is set on at least one."""
+        if not self.distributed:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        value = torch.tensor([int(flag)], dtype=torch.int32, device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor over all ranks, in place."""
+        if self.distributed:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+
+    def broadcast(self, value: Any, *, source: int = 0) -> Any:
+        """Return rank `source`'s JSON-able value on every rank."""
+        return self.gather(value)[source]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's JSON-able value, on every rank. As JSON, so that nothing is unpickled."""
+        if not self.distributed:
+            return [value]
+        import numpy as np
+        import torch
+        import torch.distributed as dist
+
+        text = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+        length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
+        lengths = [torch.zeros_like(length) for _ in range(self.world_size)]
+        dist.all_gather(lengths, length)
+        padded = torch.zeros(int(max(int(one) for one in lengths)), dtype=torch.uint8, device=self.device)
+        padded[: len(text)] = torch.from_numpy(text.copy())
+        parts = [torch.zeros_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        return [
+            json.loads(part[: int(size)].cpu().numpy().tobytes())
+            for part, size in zip(parts, lengths, strict=True)
+        ]
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        if self.distributed:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the launcher says about this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def read_environment(environment: Mapping[str, str]) -> Place:
+    """Read torchrun's variables (our launcher sets the same), else SLURM's; completes MASTER_ADDR and _PORT.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Place(
+            rank=int(environment["RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+        )
+    if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
+        if "MASTER_ADDR" not in environment:
+            raise UserError("MASTER_ADDR is not set: submit with `coatnet submit`, which sets it for srun")
+        os.environ.setdefault("MASTER_PORT", str(slurm_port(int(environment["SLURM_JOB_ID"]))))
+        return Place(
+            rank=int(environment["SLURM_PROCID"]),
+            world_size=int(environment["SLURM_NTASKS"]),
+            local_rank=int(environment.get("SLURM_LOCALID", 0)),
+            local_world_size=int(environment.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]),
+        )
+    raise UserError(
+        "neither RANK and WORLD_SIZE nor SLURM_PROCID and SLURM_NTASKS are set: start under torchrun or srun"
+    )
+
+
+def slurm_port(job_id: int) -> int:
+    """Return the rendezvous port of a SLURM job: every rank computes the same."""
+    return _SLURM_PORT_BASE + job_id % _SLURM_PORT_SPAN
+
+
+def already_launched() -> bool:
+    """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
+
+
+def _device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _choose_interface(master: str) -> None:
+    """Tell gloo and NCCL which interface leads to the first node.
+
+    A host whose own name resolves to 127.0.1.1 (Debian's default) makes gloo fail; asking the kernel for the
+    route towards a peer does not depend on names.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    import psutil
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((master, 9))
+        except OSError as error:
+            raise UserError(f"no route to the first node {master} (MASTER_ADDR): {error}") from None
+        address = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+            if name != "lo":
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return
+    raise UserError(f"no network interface has the address {address} that leads to {master}")

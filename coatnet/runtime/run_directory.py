@@ -1,0 +1,114 @@
+"""A run directory: its files, its markers and its events. Imports no torch: a login node reads it too."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from coatnet.config import UserError
+
+MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
+
+
+class RunDirectory:
+    """The paths of one run, and small atomic writes into it."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.identity = self.path / "identity.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.account = self.path / "account.jsonl"
+        self.summary = self.path / "summary.json"
+        self.plan = self.path / "plan.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.logs = self.path / "logs"
+
+    def create_or_resume(self, config_yaml: str, *, digest: str, force: bool = False) -> bool:
+        """Make the directory, or check that it belongs to this config; return True when it existed.
+
+        Raises:
+            UserError: the directory holds a run of another config (give --force or another directory).
+        """
+        if self.identity.exists():
+            known = json.loads(self.identity.read_text()).get("digest")
+            if known != digest and not force:
+                raise UserError(
+                    f"{self.path}: holds a run with another config (digest {known}, now {digest}); "
+                    f"compare {self.config}, choose another run.directory, or give --force"
+                )
+            existed = True
+        else:
+            if self.path.exists() and any(self.checkpoints.glob("step-*")):
+                raise UserError(
+                    f"{self.path}: holds checkpoints but no identity.json; not starting anew in it"
+                )
+            existed = False
+        for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, config_yaml)
+        write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
+        return existed
+
+    def record_event(self, kind: str, **fields: Any) -> None:
+        """Append one line to events.jsonl: restarts, bad samples, skipped steps, alarms."""
+        append_line(self.events, {"time": time.time(), "kind": kind, **fields})
+
+    def mark(self, name: str, **fields: Any) -> None:
+        """Write a marker file whole or not at all."""
+        assert name in MARKERS, name
+        write_atomically(self.path / name, json.dumps({"time": time.time(), **fields}) + "\n")
+
+    def marker(self, name: str) -> dict[str, Any] | None:
+        """Return a marker's fields (none if a person made it by `touch`), or None where it is absent."""
+        assert name in MARKERS, name
+        try:
+            return json.loads((self.path / name).read_text() or "{}")
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:
+            return {}
+
+    def clear(self, name: str) -> None:
+        """Remove a marker if it is there."""
+        assert name in MARKERS, name
+        (self.path / name).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file by temporary name, fsync and rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write, so that two writers never mix."""
+    line = (json.dumps(record, separators=(",", ":"), allow_nan=True) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines; a last line that is still under way is left out."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
