@@ -14,7 +14,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Source: google-research/maxvit (the closest published code).
     """
-    decaying, exempt = [], []
+    decaying: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decaying if decays(name, parameter) else exempt).append(parameter)
