@@ -1,0 +1,131 @@
+"""Judges one image's bytes: what is odd about it, and what the policy does with it. Writes nothing."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from data_pipeline.decode import DecodeError, ImageInfo, decode_batch, decode_image, probe
+from data_pipeline.index import Flag
+from data_pipeline.sharding.options import OddPolicy, ShardOptions
+
+_FLAGS = {
+    "progressive": Flag.PROGRESSIVE,
+    "gray": Flag.GRAY,
+    "cmyk": Flag.FOUR_CHANNELS,
+    "animated": Flag.ANIMATED,
+    "deep": Flag.DEEP,
+    "damaged": Flag.DAMAGED,
+    "renamed": Flag.RENAMED,
+}
+_SUFFIXES = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png",),
+    "WEBP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp", "dib"),
+    "TIFF": ("tif", "tiff"),
+    "AVIF": ("avif",),
+}
+_CHECK_SIDE = 32  # small: the decoder takes its cheapest scale, and still reads all of the entropy coding
+_QUALITY = 95
+
+
+class StopSharding(Exception):
+    """The policy stops at this image."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An image as it will be written, or None in `info` where it is skipped.
+
+    Attributes:
+        kinds: everything odd about it, by the names of the policy.
+        detail: the decoder's words, if any.
+    """
+
+    payload: bytes
+    info: ImageInfo | None
+    flags: int = 0
+    kinds: list[str] = field(default_factory=list)
+    detail: str = ""
+    action: str = "keep"
+
+    @property
+    def suffix(self) -> str:
+        """The extension that its content deserves."""
+        assert self.info is not None
+        return _SUFFIXES[self.info.format][0]
+
+
+def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
+    """Judge an image.
+
+    Raises:
+        StopSharding: the policy for one of its kinds is "stop".
+    """
+    kinds: list[str] = []
+    detail = ""
+    info: ImageInfo | None = None
+    try:
+        info = probe(payload)
+        kinds = _odd_kinds(info, name)
+        if options.check == "decode":
+            verdict = _try_decoding(payload, info)
+            if verdict is not None:
+                kinds.append(verdict.kind)
+                detail = verdict.detail
+    except DecodeError as error:
+        kinds.append(error.kind)
+        detail = error.detail
+    action = _action(kinds, options.policy)
+    if action == "stop":
+        raise StopSharding(f"{name}: {', '.join(kinds)}{': ' if detail else ''}{detail} (its policy is stop)")
+    if action == "skip":
+        return Judged(payload, None, kinds=kinds, detail=detail, action=action)
+    assert info is not None
+    flags = sum(_FLAGS.get(kind, 0) for kind in set(kinds))
+    if action == "convert":
+        try:
+            payload = _convert(payload)
+        except DecodeError as error:
+            return Judged(payload, None, kinds=[*kinds, error.kind], detail=error.detail, action="skip")
+        info, flags = probe(payload), int(Flag.CONVERTED)
+    return Judged(payload, info, flags=flags, kinds=kinds, detail=detail, action=action)
+
+
+def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
+    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
+    known = {entry for suffixes in _SUFFIXES.values() for entry in suffixes}
+    found = {
+        "progressive": info.progressive,
+        "gray": info.components <= 2,
+        "cmyk": info.format == "JPEG" and info.components == 4,
+        "animated": info.animated,
+        "deep": info.bits > 8,
+        "oriented": info.orientation != 1,
+        "renamed": suffix in known and suffix not in _SUFFIXES[info.format],
+    }
+    return [kind for kind, is_so in found.items() if is_so]
+
+
+def _try_decoding(payload: bytes, info: ImageInfo) -> DecodeError | None:
+    box = np.array([[0, 0, info.width, info.height]], dtype=np.int32)
+    out = np.empty((1, _CHECK_SIDE, _CHECK_SIDE, 3), dtype=np.uint8)
+    return decode_batch([payload], box, np.zeros(1, dtype=np.bool_), out)[0]
+
+
+def _action(kinds: list[str], policy: OddPolicy) -> str:
+    """Return the strictest action for any of the kinds; "box" cannot happen for a whole image."""
+    actions = {getattr(policy, kind, "skip") for kind in kinds}
+    return next((action for action in ("stop", "skip", "convert") if action in actions), "keep")
+
+
+def _convert(payload: bytes) -> bytes:
+    image = decode_image(payload, orientation="apply")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""What a source holds: one line per sample, columns as arrays; every payload is a byte range of some file.
+
+All sources come down to this, so that planning and writing know none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from data_pipeline.index import LABEL
+
+WHOLE_FILE = -1
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample to be written.
+
+    Attributes:
+        name: where it came from, for people.
+        offset: of its payload in the file, or WHOLE_FILE.
+        size: of its payload as listed.
+        rows: (label, weight) rows of a multi-label source.
+    """
+
+    number: int
+    name: str
+    path: str
+    offset: int
+    size: int
+    label: int
+    rows: NDArray[np.void] | None = None
+
+
+@dataclass
+class Listing:
+    """A source's samples.
+
+    Shape: file, offset, size, label (n,); for several labels per sample, `rows` of type LABEL and `first`
+    (n + 1,) such that the sample's are `rows[first[i]:first[i + 1]]`.
+
+    Attributes:
+        root: folder that `files` are relative to.
+        names: for people and for the split; empty where a sample's file names it.
+        source: what the manifest says about the source.
+    """
+
+    root: Path
+    classes: list[str]
+    files: list[str]
+    file: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    label: NDArray[np.int64]
+    names: list[str] = field(default_factory=list)
+    rows: NDArray[np.void] | None = None
+    first: NDArray[np.int64] | None = None
+    hierarchy: dict[str, str] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    @property
+    def label_kind(self) -> str:
+        """The manifest's word: "single" or "multi"."""
+        return "single" if self.rows is None else "multi"
+
+    def name(self, number: int) -> str:
+        """Name a sample."""
+        return self.names[number] if self.names else self.files[self.file[number]]
+
+    def item(self, number: int) -> Item:
+        """Return a sample's line."""
+        rows = None
+        if self.rows is not None and self.first is not None:
+            rows = self.rows[self.first[number] : self.first[number + 1]]
+        return Item(
+            number=number,
+            name=self.name(number),
+            path=str(self.root / self.files[self.file[number]]),
+            offset=int(self.offset[number]),
+            size=int(self.size[number]),
+            label=int(self.label[number]),
+            rows=rows,
+        )
+
+    def digest(self) -> str:
+        """Name the listing's content, to refuse going on with another one."""
+        hasher = xxhash.xxh3_64(repr((self.classes, self.label_kind)).encode())
+        for text in (*self.files, *self.names):
+            hasher.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        for column in (self.file, self.offset, self.size, self.label, self.rows, self.first):
+            if column is not None:
+                hasher.update(np.ascontiguousarray(column).tobytes())
+        return hasher.hexdigest()
+
+
+def label_rows(labels: list[list[tuple[int, float]]]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """Return (rows, first) for a list of weighted labels per sample."""
+    rows = np.array([row for sample in labels for row in sample], dtype=LABEL)
+    return rows, np.cumsum([0, *(len(sample) for sample in labels)])

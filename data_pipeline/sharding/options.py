@@ -1,0 +1,87 @@
+"""How a source is sharded, checked field by field. Knows no source."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+CHECKS = ("decode", "header")
+_UNUSABLE = ("skip", "stop")
+_USABLE = ("keep", "convert", "skip", "stop")
+
+
+@dataclass(frozen=True)
+class OddPolicy:
+    """What is done with each kind of odd image; kinds go by content, never by the file's name.
+
+    keep: the bytes stay, the index flags them. convert: decoded and written anew as JPEG of quality 95.
+    skip: left out, named in the report, counted against the budget. stop: an error.
+    """
+
+    not_an_image: str = "skip"
+    unsupported: str = "skip"
+    limit: str = "skip"
+    truncated: str = "skip"
+    corrupt: str = "skip"
+    damaged: str = "keep"
+    renamed: str = "keep"
+    gray: str = "keep"
+    cmyk: str = "keep"
+    deep: str = "keep"
+    animated: str = "keep"
+    oriented: str = "keep"
+    progressive: str = "keep"
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            action = getattr(self, entry.name)
+            allowed = _UNUSABLE if entry.default == "skip" else _USABLE
+            if action not in allowed:
+                raise ValueError(f"{entry.name} is {action!r}; allowed: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a source is sharded.
+
+    Attributes:
+        shard_bytes: a shard's size, about; `shard_samples` wins where given.
+        shuffle: write in one global random order.
+        seed: of the shuffle.
+        check: "decode" every image (at reduced size), or only its "header".
+        validation: share of the samples, chosen by the hash of their names, that becomes a corpus of its own.
+        deduplicate: keep the first of several samples with equal bytes.
+        tile_jpeg: rewrite JPEGs without loss so that regions can be decoded alone.
+        bad_budget: share of the images that may be skipped before sharding stops.
+        workers: processes; 0 for one per core.
+    """
+
+    shard_bytes: int = 128_000_000
+    shard_samples: int | None = None
+    shuffle: bool = True
+    seed: int = 0
+    check: str = "decode"
+    validation: float = 0.0
+    deduplicate: bool = False
+    tile_jpeg: bool = False
+    bad_budget: float = 0.01
+    workers: int = 0
+    policy: OddPolicy = field(default_factory=OddPolicy)
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
+            raise ValueError("a shard's size must be 1 or more")
+        if self.check not in CHECKS:
+            raise ValueError(f"check is {self.check!r}; allowed: {', '.join(CHECKS)}")
+        if not 0.0 <= self.validation < 1.0:
+            raise ValueError(f"validation is {self.validation}; allowed: 0 up to, but not, 1")
+        if not 0.0 <= self.bad_budget <= 1.0:
+            raise ValueError(f"bad_budget is {self.bad_budget}; allowed: 0 to 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; allowed: 0 (one per core) or more")
+
+    def what_counts(self) -> dict[str, Any]:
+        """Return the options that decide the shards' content; the number of workers does not."""
+        values = asdict(self)
+        del values["workers"], values["bad_budget"]
+        return values
