@@ -1,0 +1,70 @@
+"""Relative attention: softmax(q·k/√d + w[i−j]) with one table of offsets per head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RelativeBias(nn.Module):
+    """One scalar per head and offset; stored at the pretraining grid, resized in the graph for other grids.
+
+    Shape: table (heads, 2H−1, 2W−1) → bias (heads, H′·W′, H′·W′).
+    Source: paper eq. 3 and appendix A.1 (bilinear, half-pixel centres, no antialias).
+    """
+
+    def __init__(self, heads: int, *, grid: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(heads, 2 * grid - 1, 2 * grid - 1))
+        self._cached: tuple[tuple[int, int, int], Tensor] | None = None
+
+    def forward(self, height: int, width: int) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            self._cached = None
+            return self._bias(height, width)
+        key = (height, width, self.table._version)
+        if self._cached is None or self._cached[0] != key or self._cached[1].device != self.table.device:
+            self._cached = (key, self._bias(height, width))
+        return self._cached[1]
+
+    def _bias(self, height: int, width: int) -> Tensor:
+        table = self.table.float()
+        if table.shape[1:] != (2 * height - 1, 2 * width - 1):
+            size = (2 * height - 1, 2 * width - 1)
+            table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
+        rows = torch.arange(height, device=table.device)
+        columns = torch.arange(width, device=table.device)
+        row_offset = rows[:, None] - rows[None, :] + height - 1
+        column_offset = columns[:, None] - columns[None, :] + width - 1
+        # Row stride 2W−1: with W instead, different offsets would collide.
+        index = row_offset[:, None, :, None] * (2 * width - 1) + column_offset[None, :, None, :]
+        tokens = height * width
+        return table.flatten(1)[:, index.reshape(-1)].view(-1, tokens, tokens)
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention over all positions. Shape: (B, H, W, Cin) → (B, H, W, C)."""
+
+    def __init__(self, width_in: int, width: int, *, head_size: int, grid: int, relative: bool) -> None:
+        super().__init__()
+        self.heads, self.head_size = width // head_size, head_size
+        self.query = nn.Linear(width_in, width)
+        self.key = nn.Linear(width_in, width)
+        self.value = nn.Linear(width_in, width)
+        self.bias = RelativeBias(self.heads, grid=grid) if relative else None
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        q, k, v = (self._split(linear(x)) for linear in (self.query, self.key, self.value))
+        scores = (q * self.head_size**-0.5) @ k.transpose(-2, -1)
+        scores = scores.float()
+        if self.bias is not None:
+            scores = scores + self.bias(height, width)
+        mixed = scores.softmax(dim=-1).to(v.dtype) @ v
+        return self.out(mixed.transpose(1, 2).reshape(batch, height, width, -1))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, heads, H·W, head_size)."""
+        return x.reshape(x.shape[0], -1, self.heads, self.head_size).transpose(1, 2)

@@ -1,0 +1,101 @@
+"""Batch norm on NHWC by fixed groups of images, in fp32, with statistics that can wait for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GroupBatchNorm(nn.Module):
+    """Normalise over each group of `group_images` consecutive images.
+
+    While `deferred`, a training forward only adds up the groups' means and variances; `commit_statistics`
+    turns the sums into one update that is equal on all ranks. Otherwise it is an ordinary batch norm.
+
+    Shape: (B, H, W, C) → the same; the group must divide B.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    sums: Tensor
+
+    def __init__(self, width: int, *, group_images: int | None, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.group_images, self.momentum, self.eps = group_images, momentum, eps
+        self.deferred = False
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        # Rows: sum of the groups' means, sum of their variances; the last column counts groups.
+        self.register_buffer("sums", torch.zeros(2, width + 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        x = x.float()
+        if not self.training:
+            scale = self.weight.float() * torch.rsqrt(self.running_var + self.eps)
+            return torch.addcmul(self.bias.float() - self.running_mean * scale, x, scale).to(dtype)
+        batch = x.shape[0]
+        group = min(self.group_images or batch, batch)
+        if batch % group:
+            raise ValueError(
+                f"a batch of {batch} images cannot be cut into groups of {group} (norm.group_images)"
+            )
+        parts = [self._normalise(part) for part in x.split(group)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """Normalise one group. F.batch_norm with momentum 1 hands its statistics back through the buffers."""
+        mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        y = F.batch_norm(
+            x.permute(0, 3, 1, 2), mean, variance, self.weight.float(), self.bias.float(), True, 1.0, self.eps
+        )
+        with torch.no_grad():
+            if self.deferred:
+                self.sums[0, :-1] += mean
+                self.sums[1, :-1] += variance
+                self.sums[:, -1] += 1
+            else:
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
+        return y.permute(0, 2, 3, 1)
+
+
+def defer_statistics(model: nn.Module) -> None:
+    """Let every batch norm add its statistics up until `commit_statistics`."""
+    for module in _norms(model):
+        module.deferred = True
+        module.sums.zero_()
+
+
+@torch.no_grad()
+def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], None] | None = None) -> None:
+    """Update the running statistics once, from all groups of all ranks since the last commit.
+
+    Args:
+        model: the model whose norms are deferred.
+        all_reduce: sums a tensor over the ranks in place; one call carries all layers.
+    """
+    norms = _norms(model)
+    if not norms:
+        return
+    flat = torch.cat([module.sums.reshape(-1) for module in norms])
+    if all_reduce is not None:
+        all_reduce(flat)
+    offset = 0
+    for module in norms:
+        sums = flat[offset : offset + module.sums.numel()].view_as(module.sums)
+        offset += module.sums.numel()
+        count = sums[0, -1].clamp(min=1)
+        momentum = torch.where(sums[0, -1] > 0, module.momentum, 0.0)
+        module.running_mean.lerp_(sums[0, :-1] / count, momentum)
+        module.running_var.lerp_(sums[1, :-1] / count, momentum)
+        module.sums.zero_()
+
+
+def _norms(model: nn.Module) -> list[GroupBatchNorm]:
+    return [module for module in model.modules() if isinstance(module, GroupBatchNorm)]
