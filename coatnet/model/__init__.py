@@ -1,4 +1,4 @@
-"""The CoAtNet family. `family`, `config` and `cost` import no torch; the rest is loaded when it is asked for."""
+"""The CoAtNet family. `family`, `config` and `cost` import no torch; the rest is loaded on demand."""
 
 from __future__ import annotations
 

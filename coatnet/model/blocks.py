@@ -155,7 +155,7 @@ class TransformerBlock(nn.Module):
 
 
 def drop_path(y: Tensor, draws: Tensor | None, branch: int, rate: float) -> Tensor:
-    """Scale each sample's branch by 0 or 1/keep; `draws` is None outside of training. Shape: draws (B, branches)."""
+    """Scale each sample's branch by 0 or 1/keep; no draws (B, branches), no dropping."""
     if draws is None or rate == 0.0:
         return y
     return y * keep_scale(draws[:, branch], rate).to(y.dtype)[:, None, None, None]

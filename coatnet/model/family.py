@@ -41,7 +41,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stem (two convolutions at half resolution) and stages, each at half the resolution of the one before."""
+    """A stem (two convolutions at half resolution) and stages that each halve it again."""
 
     name: str
     stem_width: int
@@ -71,7 +71,7 @@ def _row(name: str, stem: int, *stages: Run | tuple[Run, ...], head_size: int = 
     return Architecture(name, stem, built, head_size)
 
 
-# Table 12 prints 2048 for S4 of CoAtNet-6, but that gives 1.348 B parameters, not the printed 1.47 B; 3072 does.
+# Table 12 prints an S4 width of 2048 for CoAtNet-6: 1.348 B parameters; 3072 gives the printed 1.47 B.
 _ROWS = (
     _row("coatnet_0", 64, _conv(2, 96), _conv(3, 192), _attention(5, 384), _attention(2, 768)),
     _row("coatnet_1", 64, _conv(2, 96), _conv(6, 192), _attention(14, 384), _attention(2, 768)),
