@@ -77,6 +77,164 @@ def shard(
             print(f"  odd images are named in {folder / 'report.jsonl'}")
 
 
+def preview(
+    corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option(help="How many images.")] = 24,
+    columns: Annotated[int, typer.Option(help="How many side by side.")] = 8,
+    seed: Annotated[int, typer.Option(help="Which images.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Augmentation, as in a config: image_size=160 mixup=0.8")
+    ] = None,
+) -> None:
+    """Draw a contact sheet: images with labels, each plain and, below, as augmented.
+
+    Example: coatnet preview shards/train --output preview.png image_size=160 randaugment_n=2 randaugment_m=15
+    """
+    from coatnet.config import load_config
+    from data_pipeline.augment_config import AugmentConfig
+    from data_pipeline.open_corpus import open_corpus
+    from data_pipeline.tools.contact_sheet import contact_sheet
+
+    augment = load_config(AugmentConfig, overrides=overrides or [])
+    sheet = contact_sheet(open_corpus(corpus), augment, images=images, columns=columns, seed=seed)
+    sheet.save(output)
+    print(f"{output}: {sheet.width}×{sheet.height} pixels")
+
+
+def inspect_shards(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every byte, compare index and tar.")] = False,
+    lint: Annotated[bool, typer.Option("--lint", help="Decode every image.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads for --verify and --lint; 0: one per core.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Count samples, bytes, classes and odd images; check them. Exits with 1 when something is damaged.
+
+    Example: coatnet inspect shards shards/train --verify --lint
+    """
+    import os
+
+    from coatnet.config import UserError
+    from coatnet.runtime.progress import progress
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.record import BadSampleError
+    from data_pipeline.tools.shard_facts import shard_facts
+    from data_pipeline.tools.tables import print_problems, print_shard_facts
+    from data_pipeline.tools.verify import Problem, lint_images, verify_shards
+
+    corpus = Corpus.open(folder)
+    threads = threads or len(os.sched_getaffinity(0))
+    problems: list[Problem] = []
+    if verify:
+        with progress(corpus.samples, "verify", "samples", enabled=not as_json) as bar:
+            problems += verify_shards(corpus, folder, threads=threads, done=bar.advance)
+    if lint:
+        with progress(corpus.samples, "lint", "images", enabled=not as_json) as bar:
+            problems += lint_images(corpus, threads=threads, done=bar.advance)
+    try:
+        facts = shard_facts(corpus)
+    except BadSampleError as error:
+        if not problems:
+            raise UserError(f"{error}; `--verify` names all that is damaged") from None
+        facts = {"samples": corpus.samples, "shards": len(corpus.manifest.shards)}
+    if as_json:
+        print(json.dumps({**facts, "problems": [vars(problem) for problem in problems]}, indent=2))
+    else:
+        print_shard_facts(facts)
+        print_problems(problems, checked=verify or lint)
+    if problems:
+        raise typer.Exit(1)
+
+
+def inspect_order(
+    corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
+    world_sizes: Annotated[str, typer.Option(help="Numbers of ranks, with commas.")] = "1,2,4,8",
+    global_batch: Annotated[int, typer.Option(help="Samples of a step.")] = 64,
+    seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
+    epoch: Annotated[int, typer.Option(help="Which epoch.")] = 0,
+    show_steps: Annotated[int, typer.Option(help="List the shards of each rank in the first steps.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Prove that an epoch reads every sample exactly once at each world size; show who reads which shard.
+
+    Example: coatnet inspect order shards/train --world-sizes 1,2,3,24 --global-batch 4080
+    """
+    from coatnet.config import UserError
+    from coatnet.runtime.progress import progress
+    from data_pipeline.config import DataConfig
+    from data_pipeline.loader import make_order
+    from data_pipeline.open_corpus import open_corpus
+    from data_pipeline.order import Order
+    from data_pipeline.tools.order_proof import first_reads, prove_order
+    from data_pipeline.tools.tables import print_order
+
+    sizes = [int(size) for size in world_sizes.split(",") if size.strip().isdigit() and int(size)]
+    misfits = [size for size in sizes if global_batch % size]
+    if not sizes or misfits:
+        raise UserError(
+            f"world sizes {world_sizes!r}: allowed are divisors of the global batch, {global_batch}"
+        )
+    opened = open_corpus(corpus)
+    order = make_order([opened], DataConfig(), seed=seed, global_batch=global_batch)
+    assert isinstance(order, Order), "one corpus is no mixture"
+    total = order.epoch_samples // global_batch * global_batch * len(sizes)
+    with progress(total, "prove", "positions", enabled=not as_json) as bar:
+        proof = prove_order(
+            order, opened.counts, global_batch=global_batch, world_sizes=sizes, epoch=epoch, done=bar.advance
+        )
+    proof["reads"] = [
+        {"world_size": size, **row}
+        for size in sizes
+        for row in first_reads(order, global_batch=global_batch, world_size=size, steps=show_steps)
+    ]
+    if as_json:
+        print(json.dumps(proof, indent=2))
+    else:
+        print_order(proof)
+    if not proof["exactly_once"]:
+        raise typer.Exit(1)
+
+
+def inspect_throughput(
+    corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
+    needs: Annotated[
+        float | None, typer.Option(help="Images a second that the model needs on this machine.")
+    ] = None,
+    threads: Annotated[str, typer.Option(help="Numbers of threads to try, with commas.")] = "1,2",
+    seconds: Annotated[float, typer.Option(help="Time for each.")] = 3.0,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Augmentation, as in a config: image_size=160")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure the loader on this machine: X images/s, so a model that needs Y is held back by Z %.
+
+    Example: coatnet inspect throughput shards/train --needs 3000 --threads 4,8,16
+    """
+    from coatnet.config import load_config
+    from data_pipeline.augment_config import AugmentConfig
+    from data_pipeline.config import DataConfig
+    from data_pipeline.open_corpus import open_corpus
+    from data_pipeline.tools.tables import print_throughput
+    from data_pipeline.tools.throughput import measure_throughput
+
+    rows = measure_throughput(
+        open_corpus(corpus),
+        DataConfig(),
+        load_config(AugmentConfig, overrides=overrides or []),
+        seconds=seconds,
+        thread_counts=[int(count) for count in threads.split(",")],
+    )
+    for row in rows:
+        if needs is not None:
+            row["held_back_percent"] = max(0.0, 100 * (1 - row["images_per_second"] / needs))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_throughput(rows, needs=needs)
+
+
 def _pair(item: str) -> tuple[str, str]:
     kind, equals, action = item.partition("=")
     if not equals:

@@ -6,7 +6,7 @@ process and, for the set of samples in a step, the world size do not matter. Kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -80,7 +80,7 @@ class TrainLoader:
         self._size = augment.image_size
         self._budget = BadSampleBudget(data.bad_sample_budget, expected=self.epoch_samples / world_size)
 
-    def from_sample(self, samples_seen: int) -> Iterator[Batch]:
+    def from_sample(self, samples_seen: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches, one per step, from a position on; endless.
 
         Close the iterator (or leave its generator to be collected) to end its threads.
@@ -94,7 +94,7 @@ class TrainLoader:
                 self._budget.count(read=len(batch), bad=batch.bad)
                 yield batch
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
 
     def exclude(self, positions: Sequence[int]) -> None:
         """Replace the samples at some positions from now on, as if they were bad, without counting them."""

@@ -6,7 +6,7 @@ Threads and not processes: decoding releases the GIL, and a thread is neither lo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -22,7 +22,7 @@ class Pending(Protocol[T_co]):
     def finish(self) -> T_co: ...
 
 
-def made_ahead(pending: Iterator[Pending[T]], *, threads: int, ahead: int) -> Iterator[T]:
+def made_ahead(pending: Iterator[Pending[T]], *, threads: int, ahead: int) -> Generator[T, None, None]:
     """Yield finished batches in order, keeping up to `ahead` more under way.
 
     An error in a chunk is raised when its batch's turn comes. Closing the iterator ends the threads.

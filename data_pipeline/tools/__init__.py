@@ -1,0 +1,1 @@
+"""What the data commands compute: facts, checks, proofs, measurements. Each returns plain values to print."""

@@ -1,0 +1,101 @@
+"""A contact sheet of a corpus: images with their labels, plain above augmented."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.config import DataConfig
+from data_pipeline.device import DeviceTransform
+from data_pipeline.evaluate_loader import EvaluateLoader
+from data_pipeline.loader import TrainLoader, make_order
+from data_pipeline.permutation import shuffled
+from data_pipeline.record import Record, SampleSource
+
+_CAPTION = 16
+_GAP = 4
+_CAPTION_CHARACTERS = 26
+
+
+class _Chosen:
+    """A few samples of a corpus, as a corpus of one shard."""
+
+    def __init__(self, corpus: SampleSource, places: list[tuple[int, int]]) -> None:
+        self._corpus, self._places = corpus, places
+        self.classes, self.label_kind, self.digest = corpus.classes, corpus.label_kind, corpus.digest
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return np.array([len(self._places)], dtype=np.int64)
+
+    @property
+    def samples(self) -> int:
+        return len(self._places)
+
+    def read(self, shard: int, index: int) -> Record:
+        return self._corpus.read(*self._places[index])
+
+    def name(self, shard: int, index: int) -> str:
+        return self._corpus.name(*self._places[index])
+
+    def prepare(self, shards: list[int]) -> None:
+        pass
+
+
+def contact_sheet(
+    corpus: SampleSource, augment: AugmentConfig, *, images: int, columns: int, seed: int
+) -> Image.Image:
+    """Draw randomly chosen images: each as evaluation sees it, and below it as training does."""
+    numbers = shuffled(corpus.samples, seed)[:images]
+    ends = np.cumsum(corpus.counts)
+    shards = np.searchsorted(ends, numbers, side="right")
+    starts = ends - corpus.counts
+    chosen = _Chosen(corpus, [(int(s), int(n - starts[s])) for s, n in zip(shards, numbers, strict=True)])
+    plain_augment = replace(augment, randaugment_n=0, mixup=0.0, cutmix=0.0, erasing=0.0)
+    plain = next(iter(EvaluateLoader(chosen, plain_augment, batch=chosen.samples)))
+    data = DataConfig()
+    loader = TrainLoader([chosen], data, augment, seed=seed, global_batch=chosen.samples)
+    with closing(loader.from_sample(0)) as stream:
+        trained = next(stream)
+    order = make_order([chosen], data, seed=seed, global_batch=chosen.samples)
+    drawn = order.locate(trained.positions.numpy()).index
+    below = dict(zip(drawn.tolist(), _augmented(trained, augment, len(corpus.classes)), strict=True))
+    names = [corpus.classes[int(label)] if plain.labels.ndim == 1 else "" for label in plain.labels]
+    kept = [(image, below[int(p)]) for p, image in zip(plain.positions, plain.images.numpy(), strict=True)]
+    return _draw(kept, names, columns)
+
+
+def _augmented(batch: Batch, augment: AugmentConfig, num_classes: int) -> list[NDArray[np.uint8]]:
+    """Return a training batch's images as the model sees them, brought back to bytes."""
+    group = max(2, len(batch))
+    pixels, _ = DeviceTransform(augment, training=True)(
+        batch.images, batch.labels, batch.keys, num_classes, group
+    )
+    shape = (1, 3, 1, 1)
+    pixels = pixels * torch.tensor(augment.std).reshape(shape) + torch.tensor(augment.mean).reshape(shape)
+    return list((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def _draw(
+    pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: list[str], columns: int
+) -> Image.Image:
+    size = pairs[0][0].shape[0]
+    cell = (size + _GAP, 2 * size + _CAPTION + 2 * _GAP)
+    rows = ceil(len(pairs) / columns)
+    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (plain, augmented) in enumerate(pairs):
+        left = _GAP + number % columns * cell[0]
+        top = _GAP + number // columns * cell[1]
+        pen.text((left, top), names[number][:_CAPTION_CHARACTERS], fill="black")
+        sheet.paste(Image.fromarray(plain), (left, top + _CAPTION))
+        sheet.paste(Image.fromarray(augmented), (left, top + _CAPTION + size + _GAP))
+    return sheet

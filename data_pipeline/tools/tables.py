@@ -1,0 +1,95 @@
+"""Prints what the other tools found, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.tools.verify import Problem
+
+_MOST_CLASSES = 20
+_MOST_PROBLEMS = 50
+
+
+def print_shard_facts(facts: dict[str, Any]) -> None:
+    """Print a corpus' facts, and its largest classes."""
+    console = Console()
+    table = Table(box=None, show_header=False)
+    for name in ("samples", "shards", "bytes"):
+        if name in facts:
+            table.add_row(name, f"{facts[name]:,}")
+    for name in ("digest", "label_kind"):
+        if name in facts:
+            table.add_row(name.replace("_", " "), str(facts[name]))
+    for name in ("image_bytes", "width", "height"):
+        if name in facts:
+            spread = ", ".join(f"{what} {value:,}" for what, value in facts[name].items())
+            table.add_row(name.replace("_", " "), spread)
+    for name in ("formats", "odd", "counts"):
+        found = {what: count for what, count in facts.get(name, {}).items() if count}
+        if found:
+            table.add_row(name, ", ".join(f"{count:,} {what}" for what, count in found.items()))
+    console.print(table)
+    classes = sorted(facts.get("classes", {}).items(), key=lambda item: -item[1])
+    if classes:
+        most = max(1, classes[0][1])
+        histogram = Table(title=f"{len(classes)} classes", title_justify="left", box=None, show_header=False)
+        for name, count in classes[:_MOST_CLASSES]:
+            histogram.add_row(name, f"{count:,}", "█" * max(1, round(30 * count / most)) if count else "")
+        console.print(histogram)
+        if len(classes) > _MOST_CLASSES:
+            console.print(f"… {len(classes) - _MOST_CLASSES} more, the smallest with {classes[-1][1]:,}")
+
+
+def print_problems(problems: list[Problem], *, checked: bool) -> None:
+    """Print what is damaged, or that nothing is."""
+    console = Console()
+    if not problems:
+        if checked:
+            console.print("[green]nothing is damaged[/green]")
+        return
+    table = Table(title=f"{len(problems)} problems", title_justify="left")
+    for heading in ("shard", "sample", "what"):
+        table.add_column(heading, overflow="fold")
+    for problem in problems[:_MOST_PROBLEMS]:
+        table.add_row(problem.shard, "" if problem.sample is None else str(problem.sample), problem.what)
+    console.print(table)
+
+
+def print_order(proof: dict[str, Any]) -> None:
+    """Print a proof, and who reads which shards."""
+    console = Console()
+    console.print(
+        f"{proof['samples']:,} samples in {proof['shards']:,} shards, {proof['lanes']} lanes; "
+        f"{proof['steps']:,} whole steps, a tail of {proof['tail_samples']:,}"
+    )
+    table = Table()
+    names = ("world_size", "doubled", "missing", "differing_steps", "most_shards_of_a_rank")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in proof["world_sizes"]:
+        table.add_row(*(f"{row[name]:,}" for name in names))
+    console.print(table)
+    for row in proof["reads"]:
+        shards = " ".join(map(str, row["shards"]))
+        console.print(f"world size {row['world_size']}, step {row['step']}, rank {row['rank']}: {shards}")
+    verdict = (
+        "[green]exactly once at each[/green]" if proof["exactly_once"] else "[red]not exactly once[/red]"
+    )
+    console.print(verdict)
+
+
+def print_throughput(rows: list[dict[str, Any]], *, needs: float | None) -> None:
+    """Print the rates, and what they mean for a model."""
+    table = Table()
+    for name in ("threads", "images/s", "decoder"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(str(row["threads"]), f"{row['images_per_second']:,.0f}", row["decoder"])
+    console = Console()
+    console.print(table)
+    if needs is not None:
+        best = min(row["held_back_percent"] for row in rows)
+        console.print(f"a model that needs {needs:,.0f} images/s is held back by {best:.0f} %")

@@ -1,0 +1,139 @@
+"""Checks every byte of a corpus of shards against its manifest, and its images by decoding them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from data_pipeline.corpus import Corpus
+from data_pipeline.decode import decode_batch
+from data_pipeline.index import ShardIndex
+from data_pipeline.manifest import ShardEntry
+from data_pipeline.record import BadSampleError
+from data_pipeline.tar_format import TarError, walk_members
+
+_CHUNK_BYTES = 4 << 20
+_LINT_BATCH = 16
+_LINT_SIDE = 64
+_LABEL = re.compile(r"\.(cls|json)$")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was written; `sample` is None where it concerns the shard."""
+
+    shard: str
+    sample: int | None
+    what: str
+
+
+def verify_shards(
+    corpus: Corpus, folder: Path, *, threads: int, done: Callable[[int], None]
+) -> list[Problem]:
+    """Re-hash every shard, walk its tar, and compare with the index, record by record."""
+    return _over_shards(corpus, partial(_verify_shard, corpus, folder), threads=threads, done=done)
+
+
+def lint_images(corpus: Corpus, *, threads: int, done: Callable[[int], None]) -> list[Problem]:
+    """Decode every image; those that decode with damage are problems too."""
+    return _over_shards(corpus, partial(_lint_shard, corpus), threads=threads, done=done)
+
+
+def _over_shards(
+    corpus: Corpus, work: Callable[[int], list[Problem]], *, threads: int, done: Callable[[int], None]
+) -> list[Problem]:
+    problems: list[Problem] = []
+    with ThreadPoolExecutor(threads) as pool:
+        shards = range(len(corpus.manifest.shards))
+        for shard, found in zip(shards, pool.map(work, shards), strict=True):
+            problems += found
+            done(int(corpus.counts[shard]))
+    return problems
+
+
+def _verify_shard(corpus: Corpus, folder: Path, shard: int) -> list[Problem]:
+    entry = corpus.manifest.shards[shard]
+    path = folder / entry.name
+    try:
+        index = corpus.index(shard)
+        size, xxh3 = _hash_file(path)
+        members = {member.data: member for member in walk_members(path)}
+    except (BadSampleError, TarError) as error:
+        return [Problem(entry.name, None, str(error)), *_bad_records(corpus, shard)]
+    except OSError as error:
+        return [Problem(entry.name, None, str(error.strerror))]
+    problems = []
+    if (size, xxh3) != (entry.bytes, entry.xxh3):
+        problems.append(
+            Problem(entry.name, None, f"its {size} bytes hash to {xxh3}, the manifest says {entry.xxh3}")
+        )
+        problems += _bad_records(corpus, shard)
+    problems += _compare(entry, index, {at: member.size for at, member in members.items()})
+    images = [member for member in members.values() if not _LABEL.search(member.name)]
+    if len(images) != entry.samples:
+        problems.append(
+            Problem(entry.name, None, f"holds {len(images)} images, its index {entry.samples} samples")
+        )
+    return problems
+
+
+def _compare(entry: ShardEntry, index: ShardIndex, sizes: dict[int, int]) -> Iterator[Problem]:
+    """Compare the index with what the tar's headers say."""
+    for number, sample in enumerate(index.samples):
+        at = int(sample["offset"]) + int(sample["image_at"])
+        if sizes.get(at) != int(sample["image_bytes"]):
+            yield Problem(entry.name, number, f"no member of {sample['image_bytes']} bytes at byte {at}")
+
+
+def _bad_records(corpus: Corpus, shard: int) -> list[Problem]:
+    """Name the samples that a damaged shard has lost."""
+    problems = []
+    entry = corpus.manifest.shards[shard]
+    for number in range(entry.samples):
+        try:
+            corpus.read(shard, number)
+        except BadSampleError as error:
+            problems.append(Problem(entry.name, number, str(error)))
+            if len(problems) == entry.samples or "manifest" in str(error):
+                break  # the whole shard is refused: one line says it
+    return problems
+
+
+def _hash_file(path: Path) -> tuple[int, str]:
+    hasher, size = xxhash.xxh3_128(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+            size += len(chunk)
+    return size, hasher.hexdigest()
+
+
+def _lint_shard(corpus: Corpus, shard: int) -> list[Problem]:
+    entry = corpus.manifest.shards[shard]
+    problems = []
+    for begin in range(0, entry.samples, _LINT_BATCH):
+        records, numbers = [], []
+        for number in range(begin, min(begin + _LINT_BATCH, entry.samples)):
+            try:
+                records.append(corpus.read(shard, number))
+                numbers.append(number)
+            except BadSampleError as error:
+                problems.append(Problem(entry.name, number, str(error)))
+        boxes = np.array([[0, 0, one.width, one.height] for one in records], dtype=np.int32).reshape(-1, 4)
+        out = np.empty((len(records), _LINT_SIDE, _LINT_SIDE, 3), dtype=np.uint8)
+        verdicts = decode_batch(
+            [one.payload for one in records], boxes, np.zeros(len(records), np.bool_), out
+        )
+        problems += [
+            Problem(entry.name, number, str(verdict))
+            for number, verdict in zip(numbers, verdicts, strict=True)
+            if verdict is not None
+        ]
+    return problems
