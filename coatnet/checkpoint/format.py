@@ -1,0 +1,195 @@
+"""What lies on disk: one safetensors file per rank and one manifest. Pure bytes and JSON; never a pickle.
+
+docs/checkpoint-format.md describes it for people who read it with other tools.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.config import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+_MAX_MANIFEST_BYTES = 1 << 30
+
+
+class CheckpointError(UserError):
+    """A checkpoint is damaged, incomplete, or of another kind."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where one fragment lies: a byte range of a rank's file, with its own checksum."""
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    count: int
+    dtype: str
+    offset: int
+    bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """One rank's file: its size, the checksum of its header, and its pieces, which cover the rest."""
+
+    name: str
+    bytes: int
+    header_bytes: int
+    header_xxh3: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What makes a directory a checkpoint. `facts` is the application's own JSON."""
+
+    step: int
+    samples_seen: int
+    world_size: int
+    epoch: int
+    files: tuple[RankFile, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
+    """Write fragments as a safetensors file, fsync it, and return what the manifest must know.
+
+    Raises:
+        OSError: the file system refused; the caller removes what was written.
+    """
+    header: dict[str, Any] = {}
+    position = 0
+    for fragment in fragments:
+        size = fragment.data.numel() * fragment.data.element_size()
+        header[f"{fragment.kind}/{fragment.name}/{fragment.start}"] = {
+            "dtype": _DTYPES[fragment.data.dtype],
+            "shape": [fragment.data.numel()],
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    pieces, offset = [], len(head)
+    with path.open("xb", buffering=0) as file:
+        _write_all(file.fileno(), memoryview(head))
+        for fragment in fragments:
+            data = _bytes_of(fragment.data)
+            _write_all(file.fileno(), data)
+            pieces.append(
+                Piece(
+                    kind=fragment.kind,
+                    name=fragment.name,
+                    shape=tuple(fragment.shape),
+                    start=fragment.start,
+                    count=fragment.data.numel(),
+                    dtype=_DTYPES[fragment.data.dtype],
+                    offset=offset,
+                    bytes=len(data),
+                    xxh3=xxhash.xxh3_64_hexdigest(data),
+                )
+            )
+            offset += len(data)
+        os.fsync(file.fileno())
+    return RankFile(path.name, offset, len(head), xxhash.xxh3_64_hexdigest(head), tuple(pieces))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document that carries its own checksum, and fsync it."""
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    sealed = json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "body": text})
+    with path.open("x") as file:
+        file.write(sealed)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+        CheckpointError: missing, cut short, or changed.
+    """
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 30} GiB, refused")
+        sealed = json.loads(path.read_text())
+        text = sealed["body"]
+        if xxhash.xxh3_64_hexdigest(text.encode()) != sealed["xxh3"]:
+            raise CheckpointError(f"{path}: its checksum does not match, it was changed or damaged")
+        return json.loads(text)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a sealed JSON document ({error})") from None
+
+
+def rank_file_from_json(value: dict[str, Any]) -> RankFile:
+    """Rebuild a RankFile from `asdict`'s JSON."""
+    pieces = tuple(Piece(**{**piece, "shape": tuple(piece["shape"])}) for piece in value["pieces"])
+    return RankFile(**{**value, "pieces": pieces})
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """Return a manifest as plain containers."""
+    return asdict(manifest)
+
+
+def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
+    """Rebuild a manifest.
+
+    Raises:
+        CheckpointError: of another format version, or not a manifest.
+    """
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else None
+        raise CheckpointError(f"{origin}: checkpoint format {found}, this version reads format {FORMAT}")
+    try:
+        files = tuple(rank_file_from_json(one) for one in value["files"])
+        return Manifest(**{**value, "files": files})
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{origin}: not a manifest ({error})") from None
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,153 @@
+"""Reading a checkpoint: any slice of any tensor, whatever world size wrote it, never without its checksum."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from coatnet.checkpoint.format import (
+    MANIFEST,
+    TORCH_DTYPES,
+    CheckpointError,
+    Piece,
+    RankFile,
+    manifest_from_json,
+    read_json,
+)
+
+
+class Checkpoint:
+    """A committed checkpoint. Opening reads the manifest and the file sizes; data is verified when touched.
+
+    Raises:
+        CheckpointError: no manifest, another format, a file missing or of the wrong size.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = Path(directory)
+        origin = self.directory / MANIFEST
+        self.manifest = manifest_from_json(read_json(origin), origin=origin)
+        self._pieces: dict[tuple[str, str], list[tuple[RankFile, Piece]]] = defaultdict(list)
+        for file in self.manifest.files:
+            self._check_size(file)
+            for piece in file.pieces:
+                self._pieces[piece.kind, piece.name].append((file, piece))
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda pair: pair[1].start)
+        self._verified: set[tuple[str, int]] = set()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.manifest.step
+
+    @property
+    def samples_seen(self) -> int:
+        """The run's clock."""
+        return self.manifest.samples_seen
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the application wrote beside the tensors."""
+        return self.manifest.facts
+
+    @property
+    def bytes(self) -> int:
+        """Size of all rank files."""
+        return sum(file.bytes for file in self.manifest.files)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the tensors of a kind, sorted."""
+        return sorted(name for one, name in self._pieces if one == kind)
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        """Return a whole tensor's shape."""
+        return self._of(kind, name)[0][1].shape
+
+    def read(self, kind: str, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return elements start … stop of the flattened tensor, assembled from whichever ranks wrote them.
+
+        Raises:
+            CheckpointError: unknown tensor, a hole, or bytes that do not match their checksum.
+        """
+        pieces = self._of(kind, name)
+        total = math.prod(pieces[0][1].shape)
+        stop = total if stop is None else stop
+        assert 0 <= start <= stop <= total, (kind, name, start, stop, total)
+        out = torch.empty(stop - start, dtype=TORCH_DTYPES[pieces[0][1].dtype])
+        covered = start
+        for file, piece in pieces:
+            low, high = max(covered, piece.start), min(stop, piece.start + piece.count)
+            if low < high:
+                if low > covered:
+                    break
+                data = self._piece_data(file, piece)
+                out[low - start : high - start] = data[low - piece.start : high - piece.start]
+                covered = high
+        if covered < stop:
+            raise CheckpointError(f"{self.directory}: {kind} {name} lacks elements from {covered} on")
+        return out
+
+    def tensor(self, kind: str, name: str) -> Tensor:
+        """Return a whole tensor in its shape."""
+        return self.read(kind, name).view(self.shape(kind, name))
+
+    def verify(self, *, share: int = 0, shares: int = 1) -> None:
+        """Check every byte of the rank files share, share + shares, …
+
+        Raises:
+            CheckpointError: the first mismatch, with file and tensor.
+        """
+        for file in self.manifest.files[share::shares]:
+            head = self._map(file, 0, file.header_bytes)
+            if xxhash.xxh3_64_hexdigest(head.data) != file.header_xxh3:
+                raise CheckpointError(f"{self.directory / file.name}: the header does not match its checksum")
+            end = file.header_bytes
+            for piece in file.pieces:
+                if piece.offset != end:
+                    raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
+                self._piece_data(file, piece)
+                end += piece.bytes
+            if end != file.bytes:
+                raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
+
+    def _of(self, kind: str, name: str) -> list[tuple[RankFile, Piece]]:
+        found = self._pieces.get((kind, name))
+        if not found:
+            raise CheckpointError(f"{self.directory}: holds no {kind} {name}: it is of another model")
+        return found
+
+    def _check_size(self, file: RankFile) -> None:
+        path = self.directory / file.name
+        if Path(file.name).name != file.name:
+            raise CheckpointError(f"{self.directory}: the manifest names a file outside of it: {file.name!r}")
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from None
+        if size != file.bytes:
+            raise CheckpointError(f"{path}: {size} bytes, the manifest says {file.bytes}")
+
+    def _map(self, file: RankFile, offset: int, size: int) -> np.ndarray:
+        if size == 0:
+            return np.empty(0, dtype=np.uint8)
+        return np.memmap(self.directory / file.name, dtype=np.uint8, mode="r", offset=offset, shape=(size,))
+
+    def _piece_data(self, file: RankFile, piece: Piece) -> Tensor:
+        raw = self._map(file, piece.offset, piece.bytes)
+        key = (file.name, piece.offset)
+        if key not in self._verified:
+            if xxhash.xxh3_64_hexdigest(raw.data) != piece.xxh3:
+                raise CheckpointError(
+                    f"{self.directory / file.name}: {piece.kind} {piece.name} does not match its checksum"
+                )
+            self._verified.add(key)
+        # A copy: torch wants writable memory, and a map of a file that is later deleted must not outlive it.
+        return torch.from_numpy(np.array(raw)).view(TORCH_DTYPES[piece.dtype])

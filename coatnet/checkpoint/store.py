@@ -1,0 +1,312 @@
+"""The store: commits checkpoints by manifest and rename, finds the newest good one, deletes the superfluous.
+
+Protocol (docs/checkpoint-format.md): every rank writes its file and a sealed note of it into one temporary
+directory and fsyncs both; rank 0 waits, with a bound, for all notes, writes the manifest, makes sure that its
+lease still holds, renames the directory and fsyncs the parent. Ranks meet through the file system, so that a
+writer thread needs no collectives. A failed save never fails the run: the older checkpoint stays.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coatnet.checkpoint.format import (
+    MANIFEST,
+    CheckpointError,
+    Manifest,
+    RankFile,
+    fsync_directory,
+    manifest_to_json,
+    rank_file_from_json,
+    read_json,
+    write_json,
+    write_rank_file,
+)
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.retention import Retention
+from coatnet.runtime.lease import Lease, LeaseLost
+from coatnet.runtime.ranks import Ranks
+
+_PREFIX = "step-"
+_POLL_SECONDS = 0.02
+_SPACE_MARGIN = 1.05
+
+
+class SaveFailed(RuntimeError):
+    """One save came to nothing; the run goes on and the older checkpoint stays."""
+
+
+class CheckpointStore:
+    """One rank's view of a run's checkpoints. All ranks call `save` and `newest` at the same points.
+
+    Args:
+        directory: where the checkpoints of the run lie.
+        ranks: who writes; rank 0 commits.
+        lease: checked before every commit; its epoch goes into the manifest.
+        retention: which checkpoints stay.
+        timeout_seconds: how long rank 0 waits for the slowest rank's file.
+        alarm: called with a line for everything that went wrong and was survived.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        ranks: Ranks,
+        lease: Lease | None = None,
+        retention: Retention | None = None,
+        timeout_seconds: float = 600.0,
+        alarm: Callable[[str], None] | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self._ranks, self._lease = ranks, lease
+        self._retention = retention or Retention()
+        self._timeout_seconds = timeout_seconds
+        self._alarm = alarm or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._saves = 0
+        self._verified: set[int] = set()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._epoch = ranks.broadcast(lease.epoch if lease else 0)
+        if ranks.is_main:
+            self._fence_out_others()
+
+    def save(
+        self,
+        *,
+        step: int,
+        samples_seen: int,
+        fragments: Iterable[Fragment],
+        facts: dict[str, Any],
+        wait: bool = False,
+    ) -> None:
+        """Take a snapshot in host memory and commit it in the background.
+
+        A save that is still under way is waited for first: two snapshots are never held at once.
+
+        Args:
+            step, samples_seen: the position; names and orders the checkpoint.
+            fragments: this rank's pieces; all ranks together must cover every tensor once.
+            facts: the application's JSON (model config, classes, data state, figures).
+            wait: return only when this rank's part is committed or has failed.
+        """
+        self.wait()
+        snapshot = [
+            Fragment(one.kind, one.name, one.shape, one.start, one.data.detach().to("cpu", copy=True))
+            for one in fragments
+        ]
+        self._saves += 1
+        name = f".{_PREFIX}{step:08d}.epoch{self._epoch}.save{self._saves}.tmp"
+        self._pending = self._writer.submit(
+            self._write, self.directory / name, snapshot, step=step, samples_seen=samples_seen, facts=facts
+        )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way.
+
+        Raises:
+            LeaseLost: another job has taken the run over.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._settle(pending)
+
+    def raise_errors(self) -> None:
+        """Surface what happened in the writer, without waiting. Call it once a step.
+
+        Raises:
+            LeaseLost: another job has taken the run over.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def steps(self) -> list[int]:
+        """Return the committed steps, oldest first."""
+        found = (path.name.removeprefix(_PREFIX) for path in self.directory.glob(f"{_PREFIX}*"))
+        return sorted(int(digits) for digits in found if digits.isdigit())
+
+    def path(self, step: int) -> Path:
+        """Return where a step's checkpoint lies."""
+        return self.directory / f"{_PREFIX}{step:08d}"
+
+    def newest(self, *, before: int | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint whose every byte matches, or None in a directory that holds none.
+
+        Rank 0 decides; the ranks share the reading. A broken one is named on stderr and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is whole: the run never starts at 0 by itself.
+        """
+        steps = self._ranks.broadcast(self.steps() if self._ranks.is_main else None)
+        for step in reversed(steps):
+            if before is not None and step >= before:
+                continue
+            checkpoint, fault = self._open(step)
+            faults = [one for one in self._ranks.gather(fault) if one]
+            if not faults:
+                self._verified.add(step)
+                return checkpoint
+            if self._ranks.is_main:
+                self._alarm(f"{faults[0]}; going back to an older checkpoint")
+        if steps and before is None:
+            raise CheckpointError(
+                f"{self.directory}: none of {len(steps)} checkpoints is whole; not starting anew over them. "
+                "Restore one, or choose another run.directory"
+            )
+        return None
+
+    def close(self) -> None:
+        """Finish the save under way and end the writer."""
+        self.wait()
+        self._writer.shutdown()
+
+    def _open(self, step: int) -> tuple[Checkpoint | None, str | None]:
+        try:
+            checkpoint = Checkpoint(self.path(step))
+            checkpoint.verify(share=self._ranks.rank, shares=self._ranks.world_size)
+            return checkpoint, None
+        except CheckpointError as error:
+            return None, str(error)
+
+    def _settle(self, pending: Future[None]) -> None:
+        try:
+            pending.result()
+        except LeaseLost:
+            raise
+        except (OSError, SaveFailed, CheckpointError) as error:
+            self._alarm(f"checkpoint not saved: {error}; the older one stays, the run goes on")
+
+    def _write(
+        self,
+        temporary: Path,
+        snapshot: list[Fragment],
+        *,
+        step: int,
+        samples_seen: int,
+        facts: dict[str, Any],
+    ) -> None:
+        rank = self._ranks.rank
+        try:
+            for one in snapshot:
+                if one.kind in ("weight", "ema") and not torch.isfinite(one.data).all():
+                    raise SaveFailed(f"{one.kind} {one.name} is not finite at step {step}")
+            temporary.mkdir(exist_ok=True)
+            self._require_space(sum(one.data.numel() * one.data.element_size() for one in snapshot))
+            written = write_rank_file(temporary / f"rank-{rank:05d}.safetensors", snapshot)
+            write_json(temporary / _note(rank), asdict(written))
+            fsync_directory(temporary)
+        except (OSError, SaveFailed) as error:
+            self._give_up(temporary, error)
+            raise
+        if self._ranks.is_main:
+            try:
+                self._commit(temporary, step=step, samples_seen=samples_seen, facts=facts)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._retain(step)
+
+    def _give_up(self, temporary: Path, error: Exception) -> None:
+        """Tell rank 0 not to wait; remove what was written, which frees the space that was missing."""
+        rank = self._ranks.rank
+        (temporary / f"rank-{rank:05d}.safetensors").unlink(missing_ok=True)
+        if self._ranks.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
+        try:
+            (temporary / f"rank-{rank:05d}.failed").write_text(str(error))
+        except OSError:
+            return  # rank 0 runs into its time-out instead
+
+    def _commit(self, temporary: Path, *, step: int, samples_seen: int, facts: dict[str, Any]) -> None:
+        manifest = Manifest(
+            step=step,
+            samples_seen=samples_seen,
+            world_size=self._ranks.world_size,
+            epoch=self._epoch,
+            files=tuple(self._await_rank(temporary, rank) for rank in range(self._ranks.world_size)),
+            facts=facts,
+        )
+        write_json(temporary / MANIFEST, manifest_to_json(manifest))
+        for rank in range(self._ranks.world_size):
+            (temporary / _note(rank)).unlink()
+        fsync_directory(temporary)
+        if self._lease is not None:
+            self._lease.check()
+        final = self.path(step)
+        if final.exists():
+            # Only a broken one can be in the way: a good one would have been resumed from.
+            final.rename(self.directory / f".replaced-{final.name}.{time.time_ns()}")
+        temporary.rename(final)
+        fsync_directory(self.directory)
+
+    def _await_rank(self, temporary: Path, rank: int) -> RankFile:
+        deadline = time.monotonic() + self._timeout_seconds
+        note = temporary / _note(rank)
+        failed = temporary / f"rank-{rank:05d}.failed"
+        while not note.exists():
+            if failed.exists():
+                raise SaveFailed(f"rank {rank}: {failed.read_text()}")
+            if not temporary.exists():
+                raise LeaseLost(f"{temporary} was removed by a newer job")
+            if time.monotonic() > deadline:
+                raise SaveFailed(f"rank {rank} did not write within {self._timeout_seconds:.0f} s")
+            time.sleep(_POLL_SECONDS)
+        return rank_file_from_json(read_json(note))
+
+    def _retain(self, step: int) -> None:
+        """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
+        Checkpoint(self.path(step)).verify()
+        self._verified.add(step)
+        for old in self._retention.superfluous(
+            self.steps(), verified=self._verified, figures=self._figures()
+        ):
+            grave = self.directory / f".deleted-{old:08d}.{time.time_ns()}"
+            self.path(old).rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
+        for grave in [*self.directory.glob(".deleted-*"), *self.directory.glob(f".replaced-{_PREFIX}*")]:
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def _figures(self) -> dict[int, float] | None:
+        name = self._retention.best
+        if name is None:
+            return None
+        figures = {}
+        for step in self.steps():
+            value = read_json(self.path(step) / MANIFEST).get("facts", {}).get("figures", {}).get(name)
+            if value is not None:
+                figures[step] = float(value)
+        return figures
+
+    def _require_space(self, own_bytes: int) -> None:
+        """Fail before writing rather than in the middle; ranks are taken to write alike."""
+        status = os.statvfs(self.directory)
+        free = status.f_bavail * status.f_frsize
+        wanted = int(own_bytes * self._ranks.world_size * _SPACE_MARGIN)
+        if free < wanted:
+            raise SaveFailed(
+                f"{self.directory}: {free / 2**20:,.0f} MiB free, a checkpoint needs {wanted / 2**20:,.0f}"
+            )
+
+    def _fence_out_others(self) -> None:
+        """Remove earlier jobs' temporary directories: one that still lives cannot rename what is gone."""
+        for left in self.directory.glob(f".{_PREFIX}*.tmp"):
+            if f".epoch{self._epoch}." not in left.name or self._lease is None:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _note(rank: int) -> str:
+    return f"rank-{rank:05d}.json"

@@ -1,0 +1,157 @@
+"""Weights for use: from a run, a checkpoint or an exported model; never from a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from coatnet.checkpoint.format import MANIFEST, CheckpointError
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.config import UserError, from_dict, to_dict
+from coatnet.model.config import ModelConfig
+
+TENSORS = "model.safetensors"
+CONFIG = "config.json"
+_MAX_HEADER_BYTES = 64 << 20
+
+
+@dataclass
+class Weights:
+    """A model's config and state dict, the class names, and what else is known of it."""
+
+    model: ModelConfig
+    tensors: dict[str, Tensor]
+    classes: list[str] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def load_weights(path: Path | str, *, ema: bool | None = None) -> Weights:
+    """Load weights from a run directory, a checkpoint directory, an exported directory or its .safetensors.
+
+    Args:
+        path: where they lie.
+        ema: the average (True), the raw weights (False), or the average where there is one (None).
+
+    Raises:
+        UserError: nothing of the kind lies there, or it is damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" or (path / TENSORS).exists():
+        return _load_exported(
+            path if path.is_dir() else path.parent, path if path.is_file() else path / TENSORS
+        )
+    if (path / MANIFEST).exists():
+        checkpoint = Checkpoint(path)
+        checkpoint.verify()
+        return from_checkpoint(checkpoint, ema=ema)
+    checkpoints = path / "checkpoints"
+    if not checkpoints.is_dir():
+        raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
+    newest = _newest(checkpoints)
+    if newest is None:
+        raise UserError(f"{path}: the run has no checkpoint yet")
+    return from_checkpoint(newest, ema=ema)
+
+
+def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weights:
+    """Return a verified checkpoint's weights.
+
+    Raises:
+        CheckpointError: it says nothing of its model, or has no average where one is asked for.
+    """
+    facts = checkpoint.facts
+    if "model" not in facts:
+        raise CheckpointError(f"{checkpoint.directory}: says nothing of its model")
+    averaged = set(checkpoint.names("ema"))
+    if ema and not averaged:
+        raise CheckpointError(f"{checkpoint.directory}: holds no average (ema) of the weights")
+    tensors = {}
+    for kind in ("weight", "buffer"):
+        for name in checkpoint.names(kind):
+            chosen = "ema" if name in averaged and ema is not False else kind
+            tensors[name] = checkpoint.tensor(chosen, name)
+    model = from_dict(ModelConfig, facts["model"], origin=str(checkpoint.directory))
+    rest = {key: value for key, value in facts.items() if key not in ("model", "classes")}
+    rest |= {"step": checkpoint.step, "samples_seen": checkpoint.samples_seen}
+    return Weights(model, tensors, facts.get("classes"), rest)
+
+
+def export_safetensors(weights: Weights, destination: Path | str) -> Path:
+    """Write `model.safetensors` and `config.json` into a directory; each by temporary name and rename."""
+    from safetensors.torch import save_file
+
+    destination = Path(destination)
+    destination.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+    temporary = destination / f".{TENSORS}.{os.getpid()}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    config = {"model": to_dict(weights.model), "classes": weights.classes, "facts": weights.facts}
+    temporary_config = destination / f".{CONFIG}.{os.getpid()}.tmp"
+    temporary_config.write_text(json.dumps(config, indent=2) + "\n")
+    for left, name in ((temporary, TENSORS), (temporary_config, CONFIG)):
+        with left.open("rb") as file:
+            os.fsync(file.fileno())
+        left.replace(destination / name)
+    return destination
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a .safetensors file after a look at its header.
+
+    Raises:
+        UserError: too short, a header that claims too much, or not safetensors at all (a renamed pickle).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            first = file.read(1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if size < 10 or header_bytes > min(size - 8, _MAX_HEADER_BYTES) or first != b"{":
+        raise UserError(f"{path}: not a safetensors file")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a valid safetensors file ({error})") from None
+
+
+def _load_exported(directory: Path, file: Path) -> Weights:
+    config = directory / CONFIG
+    try:
+        described = json.loads(config.read_text())
+        model, classes = described["model"], described.get("classes")
+    except OSError as error:
+        raise UserError(f"{config}: {error.strerror}; it must lie beside {file.name}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{config}: does not describe a model of this project") from None
+    return Weights(
+        from_dict(ModelConfig, model, origin=str(config)),
+        read_safetensors(file),
+        classes,
+        described.get("facts", {}),
+    )
+
+
+def _newest(checkpoints: Path) -> Checkpoint | None:
+    """Find the newest whole checkpoint as a reader: without touching what a running job may be writing."""
+    steps = sorted(path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit())
+    fault: CheckpointError | None = None
+    for path in reversed(steps):
+        try:
+            checkpoint = Checkpoint(path)
+            checkpoint.verify()
+            return checkpoint
+        except CheckpointError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
+    return None
