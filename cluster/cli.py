@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,3 +66,81 @@ def submit(
         return
     job_id = submit_prepared(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
+
+
+def status(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories, or folders of them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every run: state, life, progress, rate, remaining and lost time, last error.
+
+    Example: coatnet status runs
+    """
+    import dataclasses
+    import json
+
+    from cluster import slurm
+    from cluster.status import find_runs, read_status
+    from cluster.tables import print_status
+
+    runs = find_runs(directories or [Path("runs")])
+    queue = _known_jobs(runs) if slurm.available() else {}
+    found = [read_status(run, queue=queue) for run in runs]
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+    else:
+        print_status(found, queue_is_known=bool(slurm.available()))
+
+
+def logs(
+    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, across lives, until the run ends.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="This rank alone; default: the job's log and rank 0.")
+    ] = None,
+    tail: Annotated[int, typer.Option(help="So many last lines; 0 for all.")] = 100,
+) -> None:
+    """Print the logs of a run, across its lives.
+
+    Example: coatnet logs -f runs/first
+    """
+    from cluster.logs import read_logs
+    from coatnet.config import UserError
+    from coatnet.runtime.run_directory import RunDirectory
+
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no run directory")
+    run = RunDirectory(directory)
+
+    def finished() -> bool:
+        return any(run.marker(name) is not None for name in ("done", "cancelled", "held"))
+
+    for line in read_logs(directory, rank=rank, tail=tail, follow=follow, finished=finished):
+        print(line, flush=follow)
+
+
+def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Cancel a run: its waiting jobs first, then the running one, which saves before it ends.
+
+    Example: coatnet cancel runs/first
+    """
+    from cluster.cancel import cancel_run
+
+    jobs = cancel_run(directory)
+    print(
+        f"{directory} is cancelled" + (f"; jobs ended: {', '.join(jobs)}" if jobs else "; no job was queued")
+    )
+
+
+def _known_jobs(runs: list[Path]) -> dict[str, Any]:
+    """Return the queue's jobs, and from the accounting those that it no longer knows."""
+    from cluster import slurm
+    from cluster.history import History
+
+    queue = slurm.queue()
+    gone = [job_id for run in runs for job_id in History(run).job_ids()[-1:] if job_id not in queue]
+    return {**slurm.accounted(gone), **queue}

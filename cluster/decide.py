@@ -27,7 +27,8 @@ class Ending:
     """What is known after srun ended.
 
     Args:
-        status: srun's exit status.
+        status: srun's exit status, or that of the first rank that failed: the others' are signals.
+        node: where that rank was, if srun said so.
         done: the run says that it is finished.
         stopped: the run says that *this* attempt saved and stopped because it was told to.
         cancelled: the user cancelled the run by its marker.
@@ -38,6 +39,7 @@ class Ending:
     """
 
     status: int
+    node: str
     done: bool
     stopped: bool
     cancelled: bool
@@ -61,7 +63,9 @@ def decide(ending: Ending) -> tuple[Action, str]:
         return Action.FAIL, "the config or its data are wrong (status 2); see the rank's log"
     if ending.warned:
         return Action.CONTINUE, f"asked to stop, ended with status {ending.status}"
-    reason = f"ended with status {ending.status}" if ending.status else "ended without being done or stopped"
+    reason = "ended without being done or stopped"
+    if ending.status:
+        reason = f"a rank on {ending.node or 'an unknown node'} ended with status {ending.status}"
     if ending.retries_left > 0:
         return Action.RETRY, reason
     return Action.FAIL, reason

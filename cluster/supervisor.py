@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coatnet.runtime.run_directory import RunDirectory
-
 from cluster import slurm
 from cluster.decide import Action, Ending, decide
 from cluster.history import History, Life
@@ -26,6 +24,7 @@ from cluster.preflight import Preflight, PreflightError
 from cluster.progress import newest_step
 from cluster.site import read_secrets
 from cluster.succession import Succession
+from coatnet.runtime.run_directory import RunDirectory
 
 EXIT_HELD = 1
 EXIT_OCCUPIED = 3
@@ -125,6 +124,7 @@ class Supervisor:
 
     def _attempt(self, attempt: Attempt, *, nodes: list[str]) -> Ending:
         """Start the ranks, wait for their end and gather what is known of it."""
+        self.run.clear("stopped")
         self.run.mark(
             "attempt", token=attempt.token, job_id=self.job_id, life=attempt.life, number=attempt.number
         )
@@ -133,17 +133,24 @@ class Supervisor:
             status, messages = self._run_ranks(attempt, nodes=nodes)
         if status == 0 and self.job.protocol != MARKERS and not self.warned:
             self.run.mark("done", attempt=attempt.token)
+        failures = exit_codes(messages)
+        node, status = failures[0] if failures else ("", status)
         return Ending(
+            node=node,
             status=status,
             done=self.run.marker("done") is not None,
-            stopped=(self.run.marker("stopped") or {}).get("attempt") == attempt.token,
+            stopped=self._stopped(attempt),
             cancelled=self.run.marker("cancelled") is not None,
             state=slurm.patient_job_state(self.job_id),
             warned=self.warned,
-            user_error=_EXIT_USER_ERROR in {code for _, code in exit_codes(messages)}
-            or status == _EXIT_USER_ERROR,
+            user_error=status == _EXIT_USER_ERROR,
             retries_left=self.job.site.retries + 1 - attempt.number,
         )
+
+    def _stopped(self, attempt: Attempt) -> bool:
+        """Return whether this attempt said that it saved and stopped, and not one that was thought dead."""
+        stopped = self.run.marker("stopped")
+        return stopped is not None and stopped.get("attempt", attempt.token) == attempt.token
 
     def _run_ranks(self, attempt: Attempt, *, nodes: list[str]) -> tuple[int, list[str]]:
         secrets = read_secrets(Path(self.job.site.secrets_file)) if self.job.site.secrets_file else {}

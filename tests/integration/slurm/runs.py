@@ -61,7 +61,13 @@ class Run:
 
     def reach(self, step: int, *, seconds: float = 60) -> None:
         """Wait until the run has taken `step`."""
-        self.cluster.wait_for(lambda: self.step() >= step, seconds=seconds, what=f"step {step}")
+
+        def reached() -> bool:
+            state = self.cluster.state(self.job_id)
+            assert state not in {"FAILED", "CANCELLED"}, self.log()
+            return self.step() >= step
+
+        self.cluster.wait_for(reached, seconds=seconds, what=f"step {step}")
 
     def ends(self, *states: str, seconds: float = 90) -> str:
         """Wait for the job's end."""
@@ -72,13 +78,20 @@ class Run:
         return "".join(path.read_text() for path in sorted(self.directory.glob("logs/job-*.log")))
 
 
+def _program(directory: Path) -> Path:
+    """Write the executable that the ranks start: the stand-in under this interpreter."""
+    path = directory / "stand-in"
+    path.write_text(f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(STAND_IN)!r}, run_name='__main__')\n")
+    path.chmod(0o755)
+    return path
+
+
 def start(
     cluster: FakeCluster, directory: Path, *, steps: int = 100, options: tuple[str, ...] = (), **site: Any
 ) -> Run:
     """Submit a stand-in run; `site` overrides keys of the site file."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     site.setdefault("preflight", PreflightConfig(enabled=False))
-    site.setdefault("environment", ["PYTHONPATH"])
     directory.mkdir(exist_ok=True)
     job = Job(
         name="stand-in",
@@ -86,7 +99,7 @@ def start(
         command=["train", str(directory), f"steps={steps}", *options],
         site=SiteConfig(**{**SITE, **site}),
         python=sys.executable,
-        program=str(STAND_IN),
+        program=str(_program(directory)),
         working_directory=str(directory),
     )
     folder = directory / "submissions" / "0001"

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A job that keeps a training run's protocol in 60 lines, so that the machine around it is tested in seconds.
 
 `stand_in.py train DIRECTORY steps=N step_seconds=S save_every=K fault=KIND@STEP` under srun. Its "weights"
@@ -59,7 +58,7 @@ def main() -> int:
     kind, _, at = options.get("fault", "").partition("@")
     print(f"rank {rank} starts at step {step} on {os.environ['SLURMD_NODENAME']}", flush=True)
     while step < int(options["steps"]):
-        if kind and rank == 1 and step == int(at):
+        if kind and rank == 1 and step >= int(at):
             break_down(kind, directory)
         time.sleep(float(options.get("step_seconds", "0.02")))
         step, value = step + 1, fold(value, step)

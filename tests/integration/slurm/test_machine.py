@@ -30,3 +30,126 @@ def test_a_warned_run_saves_is_requeued_and_goes_on_at_the_same_step(
     assert run.lives[1].step >= 30
     taken = [int(line.split()[0]) for line in (run.directory / "steps.log").read_text().splitlines()]
     assert taken == list(range(1, 101)), "a step was lost or taken twice"
+
+
+def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=10_000, options=("save_every=100000",))
+    run.reach(20)
+    slurm_cluster.client("scancel", run.job_id)
+    assert run.ends("CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED"
+    assert run.value > 1, "nothing was saved on the way out"
+    assert [life.outcome for life in run.lives] == ["ended"]
+
+
+def test_a_rank_that_crashes_once_is_started_again_in_place(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=60, options=("fault=crash@30",))
+    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
+    assert run.value == run.expected
+    assert [(life.outcome, life.tries) for life in run.lives] == [("done", 2)]
+
+
+def test_a_rank_that_always_crashes_fails_the_job_after_three_tries(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=60, options=("fault=crash!@30",))
+    assert run.ends("COMPLETED", "FAILED") == "FAILED"
+    assert [(life.outcome, life.tries) for life in run.lives] == [("failed", 3)]
+    assert "status 7" in run.lives[0].reason
+
+
+def test_a_mistake_in_the_config_is_never_tried_again(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=60, options=("fault=mistake!@30",))
+    assert run.ends("COMPLETED", "FAILED") == "FAILED"
+    assert [(life.outcome, life.tries) for life in run.lives] == [("failed", 1)]
+
+
+@pytest.mark.parametrize("partition", ["batch", "patient"], ids=["without grace", "with grace"])
+def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
+    slurm_cluster: FakeCluster, tmp_path: Path, partition: str
+) -> None:
+    run = start(
+        slurm_cluster, tmp_path / "run", steps=300, options=("save_every=1000",), nodes=4, partition=partition
+    )
+    run.reach(30)
+    other = slurm_cluster.client(
+        "sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+    )
+    slurm_cluster.wait_for_state(other.strip(), "COMPLETED")
+    assert run.ends("COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", run.log()
+    assert run.value == run.expected
+    assert len(run.lives) == 2 and run.lives[1].step >= 30
+
+
+def test_a_run_on_a_dead_node_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
+    run.reach(30)
+    victim = run.lives[0].nodes[1]
+    slurm_cluster.kill_node(victim)
+    try:
+        assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
+        assert run.value == run.expected
+        assert victim not in run.lives[-1].nodes
+    finally:
+        slurm_cluster.restore_node(victim)
+
+
+def test_a_run_on_a_node_set_down_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
+    run.reach(30)
+    victim = run.lives[0].nodes[1]
+    slurm_cluster.client("scontrol", "update", f"nodename={victim}", "state=down", "reason=test")
+    try:
+        assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
+        assert run.value == run.expected
+        assert victim not in run.lives[-1].nodes
+    finally:
+        slurm_cluster.restore_node(victim)
+
+
+def test_three_lives_without_a_new_checkpoint_hold_the_run(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=10_000, options=("save_every=100000",), nodes=1)
+    for life in (1, 2, 3):
+        run.cluster.wait_for(lambda life=life: len(run.lives) == life, seconds=60, what=f"life {life}")
+        slurm_cluster.client("scontrol", "requeue", run.job_id)
+    assert run.ends("FAILED", "COMPLETED") == "FAILED", run.log()
+    held = run.marker("held")
+    assert held is not None and "3 lives in a row" in held["reason"]
+
+
+def test_a_chain_goes_on_in_its_successor_and_leaves_none_behind(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(
+        slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000",), continuation="chain"
+    )
+    run.reach(30)
+    slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
+    slurm_cluster.wait_for(lambda: run.marker("done"), seconds=60, what="the end of the chain")
+    assert run.value == run.expected
+    first, second = run.lives
+    assert (first.outcome, second.outcome) == ("stopped", "done") and first.job_id != second.job_id
+    slurm_cluster.wait_for(
+        lambda: not slurm_cluster.client("squeue", "-h").strip(), seconds=20, what="an empty queue"
+    )
+
+
+def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
+    from coatnet.config import UserError
+
+    run = start(slurm_cluster, tmp_path / "run", steps=10_000)
+    run.reach(5)
+    with pytest.raises(UserError, match=f"has job {run.job_id} already"):
+        start(slurm_cluster, tmp_path / "run")
+    twin = slurm_cluster.client(
+        "sbatch", "--parsable", str(run.directory / "submissions" / "0001" / "script.sh")
+    ).strip()
+    assert slurm_cluster.wait_for_state(twin, "FAILED", "COMPLETED") == "FAILED"
+    assert slurm_cluster.state(run.job_id) == "RUNNING"
+    slurm_cluster.client("scancel", run.job_id)
+    run.ends("CANCELLED")

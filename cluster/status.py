@@ -1,0 +1,153 @@
+"""What became of runs: read from their directories, sharpened by the queue where there is one.
+
+Works off the cluster too: then a run whose last life never ended is shown as lost rather than running.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.history import LIVES_FILE, History, Life
+from cluster.progress import last_records, newest_step
+from cluster.slurm import QueuedJob
+from coatnet.runtime.account import summarise
+from coatnet.runtime.run_directory import RunDirectory, read_lines
+
+_RATE_RECORDS = 50
+_PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
+_ENDINGS = {"failed": "failed", "stopped": "stopped", "ended": "ended", "excluded": "waiting"}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One line of `coatnet status`.
+
+    Args:
+        state: done, held, cancelled, running, pending, requeued, stopped, failed, ended or lost.
+        detail: why, in a few words.
+        step: newest committed checkpoint's.
+        lost_seconds: wall time since the first life began that no rank spent on the run's own work.
+    """
+
+    directory: str
+    state: str
+    detail: str
+    job_id: str
+    nodes: list[str]
+    lives: int
+    step: int | None
+    samples_seen: int | None
+    total_samples: int | None
+    images_per_second: float | None
+    remaining_seconds: float | None
+    lost_seconds: float | None
+    last_error: str
+
+
+def find_runs(roots: Sequence[Path]) -> list[Path]:
+    """Return every run directory at or below `roots`, array tasks as runs of their own."""
+    found: set[Path] = set()
+    for root in roots:
+        if (root / LIVES_FILE).exists() or (root / "submissions").is_dir():
+            found.add(root)
+        found.update(path.parent for path in root.glob(f"*/{LIVES_FILE}"))
+        found.update(path.parent for path in root.glob("*/submissions"))
+    return sorted(found)
+
+
+def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float | None = None) -> RunStatus:
+    """Return what is known of one run.
+
+    Args:
+        queue: the jobs that SLURM knows; empty off the cluster.
+    """
+    history = History(directory)
+    lives = history.lives()
+    job = _job(history, queue)
+    state, detail = _state(RunDirectory(directory), lives, job)
+    records = [
+        row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS) if "samples_seen" in row
+    ]
+    seen = int(records[-1]["samples_seen"]) if records else None
+    total, rate = _total_samples(directory), _rate(records, since=lives[-1].started if lives else 0.0)
+    remaining = (total - seen) / rate if total and seen is not None and rate and state == "running" else None
+    step = newest_step(directory)
+    return RunStatus(
+        directory=str(directory),
+        state=state,
+        detail=detail,
+        job_id=job.job_id if job else (lives[-1].job_id if lives else ""),
+        nodes=lives[-1].nodes if lives else [],
+        lives=len(lives),
+        step=step if step >= 0 else None,
+        samples_seen=seen,
+        total_samples=total,
+        images_per_second=rate,
+        remaining_seconds=remaining,
+        lost_seconds=_lost_seconds(directory, lives, running=state == "running", now=now or time.time()),
+        last_error=_last_error(directory, lives),
+    )
+
+
+def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
+    known = [queue[job_id] for job_id in history.job_ids() if job_id in queue]
+    alive = [job for job in known if job.is_alive]
+    return (alive or known or [None])[0] if alive else (known[-1] if known else None)
+
+
+def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> tuple[str, str]:
+    for name in ("done", "cancelled", "held"):
+        found = run.marker(name)
+        if found is not None:
+            return name, str(found.get("reason", ""))
+    if job is not None and job.is_alive:
+        state = "requeued" if job.state == "PENDING" and lives else job.state.lower()
+        return state, "" if job.reason in {"None", ""} else job.reason
+    if not lives:
+        return ("lost", "never started") if job is None else (job.state.lower(), job.reason)
+    last = lives[-1]
+    if last.outcome:
+        state = job.state.lower() if job is not None and last.outcome == "ended" else _ENDINGS[last.outcome]
+        return state, last.reason
+    return "lost", f"life {last.number} has no end and SLURM knows no job of this run"
+
+
+def _total_samples(directory: Path) -> int | None:
+    for name in ("plan.json", "summary.json"):
+        for record in read_lines(directory / name):
+            if isinstance(record.get("total_samples"), int):
+                return record["total_samples"]
+    return None
+
+
+def _rate(records: Sequence[Mapping[str, Any]], *, since: float) -> float | None:
+    """Return images/s over the last records of the present life."""
+    recent = [record for record in records if record.get("time", 0.0) >= since]
+    if len(recent) < 2:
+        return None
+    seconds = recent[-1]["time"] - recent[0]["time"]
+    samples = recent[-1]["samples_seen"] - recent[0]["samples_seen"]
+    return samples / seconds if seconds > 0 and samples > 0 else None
+
+
+def _lost_seconds(directory: Path, lives: Sequence[Life], *, running: bool, now: float) -> float | None:
+    if not lives:
+        return None
+    ended = now if running else (lives[-1].ended or lives[-1].started)
+    account = summarise(directory / "account.jsonl")
+    productive = sum(account.get(name, 0.0) for name in _PRODUCTIVE)
+    return max(0.0, ended - lives[0].started - productive) if productive else None
+
+
+def _last_error(directory: Path, lives: Sequence[Life]) -> str:
+    for life in reversed(lives):
+        if life.outcome in {"failed", "excluded"}:
+            return f"life {life.number}: {life.reason}"
+    retries = [
+        row for row in last_records(directory / "events.jsonl", count=200) if row.get("kind") == "retry"
+    ]
+    return str(retries[-1].get("reason", "")) if retries else ""
