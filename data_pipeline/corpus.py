@@ -133,6 +133,11 @@ class Corpus:
         except BadSampleError:
             return f"{entry.name}[{index}]"
 
+    @property
+    def remote(self) -> bool:
+        """True when shards are fetched over a network."""
+        return self._files.remote
+
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
         self._files.prepare([self.manifest.shards[shard].name for shard in shards])

@@ -43,6 +43,8 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
 class FolderCorpus:
     """An image folder with the interface of a corpus of one shard; its files carry no checksums."""
 
+    remote = False
+
     def __init__(self, folder: Path | str) -> None:
         """List the folder.
 

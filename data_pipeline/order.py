@@ -118,10 +118,8 @@ class Order:
         short, longer = divmod(self.samples, self.lanes)
         size = short + (lane < longer)
         begin = lane * short + np.minimum(lane, longer)
-        window = ((row + 1) * self._windows - 1) // size
-        first = window * size // self._windows
-        width = (window + 1) * size // self._windows - first
-        keys = derive_keys(self._window_key, (epochs * self.lanes + lane) * self._windows + window)
+        window, first, width = self._window(row, lane, size)
+        keys = derive_keys(self._window_key, (epochs * self.lanes + lane) * (self._windows + 1) + window)
         on_line = begin + first + permute(row - first, width, keys)
         shard, index = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -131,6 +129,18 @@ class Order:
             shard[chosen] = line.shards[slot]
             index[chosen] = on_line[chosen] - line.starts[slot]
         return Places(np.zeros_like(positions), epochs, shard, index)
+
+    def _window(self, row: Integers, lane: Integers, size: Integers) -> tuple[Integers, Integers, Integers]:
+        """Return each row's window in its lane, where it begins and how long it is.
+
+        The windows of different lanes end at different times: otherwise all lanes would need new shards at
+        once, and a network would idle and burst in turn.
+        """
+        shift = lane * size // (self.lanes * self._windows) if self._windows > 1 else np.zeros_like(row)
+        window = ((row + shift + 1) * self._windows - 1) // size
+        first = np.maximum(window * size // self._windows - shift, 0)
+        end = np.minimum((window + 1) * size // self._windows - shift, size)
+        return window, first, end - first
 
     def _line(self, epoch: int) -> _Line:
         found = self._lines.get(epoch)
@@ -144,7 +154,7 @@ class Order:
 
 
 def step_positions(
-    order: PositionOrder, *, samples_seen: int, global_batch: int, rank: int, world_size: int
+    order: PositionOrder, samples_seen: int, *, global_batch: int, rank: int, world_size: int
 ) -> Integers:
     """Return one rank's share of a step, in the order in which it is put into batches.
 

@@ -62,6 +62,11 @@ class SampleSource(Protocol):
         """Name a sample for reports; never fails."""
         ...
 
+    @property
+    def remote(self) -> bool:
+        """True when reading waits for a network, so that `prepare` is worth its price."""
+        ...
+
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
         ...

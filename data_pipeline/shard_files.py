@@ -17,7 +17,9 @@ _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
 
 
 class ShardFiles(Protocol):
-    """Where a corpus' files are on this machine."""
+    """Where a corpus' files are on this machine; `remote` says whether they are fetched."""
+
+    remote: bool
 
     def path(self, name: str) -> Path:
         """Return a file's path, fetching it first where it is remote.
@@ -34,6 +36,8 @@ class ShardFiles(Protocol):
 
 class LocalFiles:
     """A folder on a file system."""
+
+    remote = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

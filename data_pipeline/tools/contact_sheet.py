@@ -28,6 +28,8 @@ _CAPTION_CHARACTERS = 26
 class _Chosen:
     """A few samples of a corpus, as a corpus of one shard."""
 
+    remote = False
+
     def __init__(self, corpus: SampleSource, places: list[tuple[int, int]]) -> None:
         self._corpus, self._places = corpus, places
         self.classes, self.label_kind, self.digest = corpus.classes, corpus.label_kind, corpus.digest

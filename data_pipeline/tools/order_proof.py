@@ -38,9 +38,7 @@ def prove_order(
         for step in range(steps):
             begin = first + step * global_batch
             shares = [
-                step_positions(
-                    order, samples_seen=begin, global_batch=global_batch, rank=rank, world_size=world_size
-                )
+                step_positions(order, begin, global_batch=global_batch, rank=rank, world_size=world_size)
                 for rank in range(world_size)
             ]
             together = np.concatenate(shares)
@@ -84,7 +82,7 @@ def first_reads(order: Order, *, global_batch: int, world_size: int, steps: int)
                 order.locate(
                     step_positions(
                         order,
-                        samples_seen=step * global_batch,
+                        step * global_batch,
                         global_batch=global_batch,
                         rank=rank,
                         world_size=world_size,

@@ -1,0 +1,153 @@
+"""Fills training batches: reads, decodes, puts substitutes in bad samples' places. Knows no order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coatnet.config import UserError
+from data_pipeline.assemble import Assembler
+from data_pipeline.batch import BadSample, Batch
+from data_pipeline.decode import DecodeError
+from data_pipeline.order import Places
+from data_pipeline.permutation import derive_key, derive_keys
+from data_pipeline.record import BadSampleError, Record, SampleSource
+
+Integers = NDArray[np.int64]
+
+_SAMPLE, _SUBSTITUTE = 5, 6  # purposes of a key; the orders' own are 1 to 4
+_SUBSTITUTES = 16  # with half of a corpus lost, all of them are bad once in 65,536 samples
+
+
+@dataclass
+class PendingBatch:
+    """A training batch under way; its chunks may be filled in any order, by any thread."""
+
+    filler: BatchFiller
+    positions: Integers
+    places: Places
+    keys: Integers
+    images: torch.Tensor
+    labels: NDArray[np.generic]
+    chunk: int
+    bad: list[BadSample] = field(default_factory=list)
+
+    def chunks(self) -> list[Callable[[], None]]:
+        """Return the pieces of work."""
+        count = len(self.positions)
+        return [
+            partial(self.filler.fill, self, begin, min(begin + self.chunk, count))
+            for begin in range(0, count, self.chunk)
+        ]
+
+    def finish(self) -> Batch:
+        """Return the batch, its bad samples in the order of positions."""
+        return Batch(
+            images=self.images,
+            labels=torch.from_numpy(self.labels),
+            positions=torch.from_numpy(self.positions),
+            keys=torch.from_numpy(self.keys),
+            bad=sorted(self.bad, key=lambda sample: sample.position),
+        )
+
+
+class BatchFiller:
+    """Reads and decodes what a plan names.
+
+    Attributes:
+        excluded: positions whose samples are replaced without being counted as bad.
+    """
+
+    def __init__(self, corpora: Sequence[SampleSource], assembler: Assembler, *, seed: int) -> None:
+        self._corpora = list(corpora)
+        self._assembler = assembler
+        self._seed = seed
+        self._ends = [np.cumsum(corpus.counts) for corpus in corpora]
+        self._starts = [end - corpus.counts for end, corpus in zip(self._ends, corpora, strict=True)]
+        self.excluded: set[int] = set()
+
+    def plan(self, positions: Integers, places: Places, *, image_size: int, chunk: int) -> PendingBatch:
+        """Return an empty batch for some places, its buffers allocated (pinned where there is a GPU)."""
+        shape = (len(positions), image_size, image_size, 3)
+        return PendingBatch(
+            filler=self,
+            positions=positions,
+            places=places,
+            keys=self._sample_keys(places),
+            images=torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
+            labels=self._assembler.label_array(len(positions)),
+            chunk=chunk,
+        )
+
+    def fill(self, batch: PendingBatch, begin: int, end: int) -> None:
+        """Read and decode the rows from `begin` to `end`."""
+        chosen = [self._first_choice(batch, row) for row in range(begin, end)]
+        rows = [begin + number for number, record in enumerate(chosen) if record is not None]
+        records = [record for record in chosen if record is not None]
+        if len(records) == end - begin:
+            verdicts = self._assembler.decode(records, batch.keys[begin:end], batch.images.numpy()[begin:end])
+        else:
+            verdicts = [self._decode_one(*pair, batch) for pair in zip(records, rows, strict=True)]
+        for row, record, verdict in zip(rows, records, verdicts, strict=True):
+            if verdict is None:
+                self._assembler.put_label(batch.labels, row, record)
+            else:
+                self._substitute(batch, row, reason=str(verdict))
+
+    def _first_choice(self, batch: PendingBatch, row: int) -> Record | None:
+        """Read a row's own sample, or substitute it at once where it is excluded or cannot be read."""
+        if int(batch.positions[row]) in self.excluded:
+            self._substitute(batch, row, reason=None)
+            return None
+        places = batch.places
+        try:
+            return self._corpora[places.corpus[row]].read(int(places.shard[row]), int(places.index[row]))
+        except BadSampleError as error:
+            self._substitute(batch, row, reason=str(error))
+            return None
+
+    def _decode_one(self, record: Record, row: int, batch: PendingBatch) -> DecodeError | None:
+        out = batch.images.numpy()[row : row + 1]
+        return self._assembler.decode([record], batch.keys[row : row + 1], out)[0]
+
+    def _substitute(self, batch: PendingBatch, row: int, *, reason: str | None) -> None:
+        """Put another sample of the same corpus in a row's place: the same one in every run.
+
+        Raises:
+            UserError: none of the candidates can be used either.
+        """
+        position, number = int(batch.positions[row]), int(batch.places.corpus[row])
+        corpus = self._corpora[number]
+        name = corpus.name(int(batch.places.shard[row]), int(batch.places.index[row]))
+        candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), np.arange(_SUBSTITUTES))
+        for candidate in (candidates % np.uint64(corpus.samples)).tolist():
+            shard = int(np.searchsorted(self._ends[number], candidate, side="right"))
+            index = candidate - int(self._starts[number][shard])
+            place = (number, int(batch.places.epoch[row]), shard, index)
+            batch.keys[row] = self._sample_keys(Places(*(np.array([part]) for part in place)))[0]
+            try:
+                record = corpus.read(shard, index)
+            except BadSampleError:
+                continue
+            if self._decode_one(record, row, batch) is None:
+                self._assembler.put_label(batch.labels, row, record)
+                if reason is not None:
+                    batch.bad.append(BadSample(position, name, reason, corpus.name(shard, index)))
+                return
+        raise UserError(f"{name}: {reason or 'excluded'}; {_SUBSTITUTES} substitutes are bad as well")
+
+    def _sample_keys(self, places: Places) -> Integers:
+        """Return the keys of samples: hashes of (seed, corpus, epoch, number in the corpus)."""
+        keys = np.empty_like(places.epoch)
+        for number in np.unique(places.corpus).tolist():
+            chosen = places.corpus == number
+            corpus_key = derive_key(self._seed, _SAMPLE, number)
+            samples = self._starts[number][places.shard[chosen]] + places.index[chosen]
+            both = derive_keys(corpus_key, samples) ^ derive_keys(corpus_key + 1, places.epoch[chosen])
+            keys[chosen] = derive_keys(corpus_key, both.view(np.int64)).view(np.int64)
+        return keys
