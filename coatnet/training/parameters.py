@@ -26,4 +26,5 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     """Tell whether weight decay applies: a kernel does, a vector or a bias of any form does not."""
     # Under ZeRO-3 a partitioned parameter is empty; its true shape is kept in `ds_shape`.
     dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-    return dimensions > 1 and "bias" not in name.rpartition(".")[2]
+    leaf = name.rpartition(".")[2]
+    return dimensions > 1 and leaf != "table" and "bias" not in leaf

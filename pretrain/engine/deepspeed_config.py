@@ -1,0 +1,36 @@
+"""What DeepSpeed is told. Everything it could do behind our back (printing, saving, scheduling) stays off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretrain.sections import ZeroConfig
+
+
+def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str) -> dict[str, Any]:
+    """Return DeepSpeed's config.
+
+    The accumulation is ours: micro-batches are counted by `set_gradient_accumulation_boundary` and scaled by
+    us, so that the global batch can change in the middle of a run.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": clip if zero.stage > 0 else 0.0,
+        "zero_optimization": {
+            "stage": zero.stage,
+            "overlap_comm": zero.overlap_communication and zero.stage > 1,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": zero.bucket_elements,
+            "allgather_bucket_size": zero.bucket_elements,
+        },
+    }
+    if zero.stage == 3:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = zero.persist_elements
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config

@@ -1,0 +1,225 @@
+"""One optimizer step over any number of micro-batches, at any ZeRO stage. Knows no data, file or schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.runtime.ranks import Ranks
+from coatnet.training.ema import Ema
+from pretrain.engine.deepspeed_config import deepspeed_config
+from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.pieces import MOMENTS, Piece, create_moments, own_pieces, publish, set_step_count
+from pretrain.engine.start import load_deepspeed
+from pretrain.sections import OptimizerConfig, ZeroConfig
+
+# A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
+LossOf = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did.
+
+    Attributes:
+        loss: this rank's mean over its samples, detached.
+        gradient_norm: global, before clipping; infinite when the gradient was not finite.
+        applied: False when the step was refused because of a non-finite gradient.
+    """
+
+    loss: Tensor
+    gradient_norm: float
+    applied: bool
+
+
+class Engine:
+    """A model, its optimizer and its EMA, sharded by DeepSpeed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        ranks: Ranks,
+        zero: ZeroConfig,
+        optimizer: OptimizerConfig,
+        precision: str = "fp32",
+        ema_decay: float | None = None,
+    ) -> None:
+        self.ranks, self.stage, self.precision = ranks, zero.stage, precision
+        self.applied_steps = 0
+        assert optimizer.betas is not None
+        self._deepspeed, *_ = load_deepspeed().initialize(
+            model=model,
+            optimizer=make_optimizer(
+                model,
+                stage=zero.stage,
+                lr=optimizer.lr,
+                betas=(optimizer.betas[0], optimizer.betas[1]),
+                eps=optimizer.eps,
+                weight_decay=optimizer.weight_decay,
+                clip=optimizer.clip,
+            ),
+            config=deepspeed_config(zero, clip=optimizer.clip, precision=precision),
+            dist_init_required=False,
+        )
+        create_moments(self._deepspeed, stage=self.stage)
+        self.ema = Ema(ema_decay, self._averaged()) if ema_decay is not None else None
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as the forward pass sees it."""
+        return self._deepspeed.module
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """This rank's part of all parameters and moments."""
+        return own_pieces(
+            self._deepspeed, stage=self.stage, rank=self.ranks.rank, world_size=self.ranks.world_size
+        )
+
+    def step(
+        self,
+        micro_batches: Sequence[Any],
+        *,
+        loss_of: LossOf,
+        lr: float,
+        veto: Callable[[Tensor], bool] | None = None,
+    ) -> Update:
+        """Accumulate over the micro-batches (of equal size) and update the weights.
+
+        Args:
+            veto: asked with this rank's loss before the last backward pass; True on all ranks refuses the
+                step by the same road that non-finite gradients take.
+        """
+        count = len(micro_batches)
+        total = torch.zeros((), device=self.ranks.device)
+        for number, micro_batch in enumerate(micro_batches):
+            last = number == count - 1
+            self._deepspeed.set_gradient_accumulation_boundary(last)
+            with self._forward_context():
+                loss = loss_of(self._deepspeed, micro_batch) / count
+            total += loss.detach()
+            if last and veto is not None and veto(total):
+                loss = loss * float("nan")
+            self._deepspeed.backward(loss)
+            if not last:
+                self._deepspeed.step()
+        return self._update(total, lr=lr)
+
+    def _update(self, loss: Tensor, *, lr: float) -> Update:
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        self._deepspeed.step()
+        norm = float(self._deepspeed.get_global_grad_norm())
+        applied = bool(self._deepspeed.was_step_applied())
+        self.applied_steps += applied
+        return Update(loss, norm if applied else float("inf"), applied)
+
+    def update_ema(self) -> None:
+        """Move the moving average after an applied step and after the buffers were agreed on."""
+        if self.ema is not None:
+            self.ema.update(self._averaged(), step=self.applied_steps)
+
+    @contextmanager
+    def evaluating(self, *, ema: bool = False) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield a forward function in evaluation mode, of the weights or of their moving average."""
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad(), self._averaged_weights() if ema else nullcontext():
+                yield self._evaluate
+        finally:
+            self._deepspeed.train()
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank has to save; every element of the state comes from exactly one rank."""
+        for piece in self.pieces:
+            for kind, data in piece.values.items():
+                yield Fragment(kind, piece.name, piece.shape, piece.start, data)
+            if self.ema is not None:
+                average = self.ema.tensors[_key(piece)]
+                yield Fragment("ema", piece.name, piece.shape, piece.start, average)
+        if self.ranks.is_main:
+            for name, buffer in self._buffers():
+                yield Fragment("buffer", name, tuple(buffer.shape), 0, buffer.reshape(-1))
+                if self.ema is not None and buffer.is_floating_point():
+                    average = self.ema.tensors[name].reshape(-1)
+                    yield Fragment("ema", name, tuple(buffer.shape), 0, average)
+
+    @torch.no_grad()
+    def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
+        """Take over a checkpoint written at any world size and stage."""
+        saved = {kind: set(checkpoint.names(kind)) for kind in ("weight", "ema", "buffer", *MOMENTS)}
+        for piece in self._held_pieces():
+            for kind, data in piece.values.items():
+                data.copy_(checkpoint.read(kind, piece.name, piece.start, piece.start + len(data)))
+        for name, buffer in self._buffers():
+            if name in saved["buffer"]:
+                buffer.copy_(checkpoint.read("buffer", name).reshape(buffer.shape))
+        self.applied_steps = applied_steps
+        set_step_count(self._deepspeed, stage=self.stage, steps=applied_steps)
+        self._publish()
+        if self.ema is not None:
+            self._load_ema(checkpoint, saved=saved["ema"])
+
+    def _load_ema(self, checkpoint: Checkpoint, *, saved: set[str]) -> None:
+        """Read the average; where the run had none until now, it starts at the weights."""
+        assert self.ema is not None
+        for name, tensor in self._averaged().items():
+            self.ema.tensors[name].copy_(tensor)
+        if not saved:
+            return
+        for piece in self.pieces:
+            average = self.ema.tensors[_key(piece)]
+            average.copy_(checkpoint.read("ema", piece.name, piece.start, piece.start + len(average)))
+        for name, _ in self._buffers():
+            if name in saved:
+                average = self.ema.tensors[name]
+                average.copy_(checkpoint.read("ema", name).reshape(average.shape))
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """What the moving average follows: this rank's pieces, and the buffers (running statistics)."""
+        tensors = {_key(piece): piece.weight for piece in self.pieces}
+        return tensors | {name: buffer for name, buffer in self._buffers() if buffer.is_floating_point()}
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """The buffers that belong to the state: running statistics, not the sums under way."""
+        persistent = set(self.module.state_dict())
+        return [(name, buffer) for name, buffer in self.module.named_buffers() if name in persistent]
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        assert self.ema is not None
+        with self.ema.in_place_of(self._averaged()):
+            self._publish()
+            yield
+        self._publish()
+
+    def _held_pieces(self) -> list[Piece]:
+        """What this rank has to fill on loading: at stage 0 it holds, and updates, more than it saves."""
+        return own_pieces(self._deepspeed, stage=0, rank=0, world_size=1) if self.stage == 0 else self.pieces
+
+    def _publish(self) -> None:
+        publish(self._deepspeed, stage=self.stage, pieces=self.pieces, world_size=self.ranks.world_size)
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        with self._forward_context():
+            return self._deepspeed(images).float()
+
+    def _forward_context(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        # At stage 3 a gathered weight is gone after its layer; its cached copy would stay.
+        kind, cache = self.ranks.device_type, self.stage < 3
+        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=cache)
+
+
+def _key(piece: Piece) -> str:
+    return f"{piece.name}@{piece.start}"

@@ -1,0 +1,30 @@
+"""Load DeepSpeed so that it builds nothing at run time and says only what matters."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+
+def load_deepspeed(*, extensions: str | None = None) -> Any:
+    """Import DeepSpeed and return it.
+
+    Its shared-memory communication for CPUs would be compiled in the first start (91 s here), and a kill
+    during the build leaves a lock that hangs every later start; gloo does the same work.
+
+    Args:
+        extensions: folder for operators that a GPU still needs built; one per run for the same reason.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if extensions is not None:
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", extensions)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated")
+    return deepspeed

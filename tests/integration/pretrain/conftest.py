@@ -1,0 +1,49 @@
+"""Real gloo ranks for the tests of this folder, forked from one process that has torch and DeepSpeed loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+OnRanks = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="session")
+def rank_server() -> Iterator[subprocess.Popen[str]]:
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("rank_server.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
+    yield server
+    assert server.stdin is not None
+    server.stdin.close()
+    server.wait(timeout=30)
+
+
+@pytest.fixture
+def on_ranks(rank_server: subprocess.Popen[str]) -> OnRanks:
+    """Run a function of scenarios.py on `world_size` ranks and return each rank's result."""
+
+    def run(name: str, *, world_size: int, **arguments: Any) -> list[Any]:
+        assert rank_server.stdin is not None and rank_server.stdout is not None
+        command = {"name": name, "world_size": world_size, "arguments": arguments}
+        rank_server.stdin.write(json.dumps(command) + "\n")
+        rank_server.stdin.flush()
+        answers = json.loads(rank_server.stdout.readline())
+        for rank, answer in enumerate(answers):
+            assert "error" not in answer, f"rank {rank}:\n{answer['error']}"
+        return [answer["result"] for answer in answers]
+
+    return run
