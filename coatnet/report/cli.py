@@ -1,0 +1,27 @@
+"""`coatnet report`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, also of a run that is still going.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report's figures instead.")] = False,
+) -> None:
+    """Write RUN/report.html (one self-contained page) and RUN/report.md.
+
+    Example: coatnet report runs/quickstart/pretrain
+    """
+    from coatnet.report.record import read_run
+    from coatnet.report.write import figures, write_report
+
+    if as_json:
+        print(json.dumps(figures(read_run(run)), indent=2))
+        return
+    page = write_report(run)
+    typer.echo(f"{page}\n{page.with_suffix('.md')}")

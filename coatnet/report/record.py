@@ -1,0 +1,109 @@
+"""What a run directory tells: metrics, events, time account, config, environment."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coatnet.config import UserError
+from coatnet.runtime.account import summarise
+from coatnet.runtime.run_directory import MARKERS, RunDirectory, read_lines
+
+_LIFE_EVENTS = ("start", "resume", "life")
+_MAX_POINTS = 600
+
+
+@dataclass
+class RunRecord:
+    """Everything that the report shows, in plain containers.
+
+    Units: series hold (samples_seen, value) pairs; the account holds seconds, averaged over ranks.
+    """
+
+    name: str
+    series: dict[str, list[tuple[int, float]]]
+    events: list[dict[str, Any]]
+    account: dict[str, float]
+    config: str
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    plan: dict[str, Any]
+    markers: dict[str, Any]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def samples_seen(self) -> int:
+        """How far the run is."""
+        return max((points[-1][0] for points in self.series.values() if points), default=0)
+
+    @property
+    def state(self) -> str:
+        """The strongest marker, or "running or interrupted" where there is none."""
+        found = [name for name in ("done", "cancelled", "held", "stopped") if name in self.markers]
+        return found[0] if found else "running or interrupted"
+
+    @property
+    def lives(self) -> list[dict[str, Any]]:
+        """Starts and resumes, oldest first."""
+        return [event for event in self.events if event.get("kind") in _LIFE_EVENTS]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all lives together."""
+        return sum(self.account.values())
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    run = RunDirectory(path)
+    if not run.config.exists():
+        raise UserError(f"{path}: not a run directory (it has no config.yaml)")
+    events = list(read_lines(run.events))
+    markers = {name: run.marker(name) for name in MARKERS}
+    return RunRecord(
+        name=path.resolve().name,
+        series=_series(run.metrics),
+        events=events,
+        account=summarise(run.account),
+        config=run.config.read_text(),
+        environment=_read_json(run.environment),
+        summary=_read_json(run.summary),
+        plan=_read_json(run.plan),
+        markers={name: value for name, value in markers.items() if value is not None},
+        counts=Counter(str(event.get("kind")) for event in events),
+    )
+
+
+def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Collect numbers by name. After a resume the later record of a position replaces the earlier one."""
+    latest: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in read_lines(path):
+        position = int(row.get("samples_seen", 0))
+        for name, value in row.items():
+            if name not in ("time", "samples_seen") and isinstance(value, int | float):
+                latest[name][position] = float(value)
+    return {name: _thin(sorted(values.items())) for name, values in latest.items()}
+
+
+def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Keep a page small: at most 600 points of a curve, the last among them."""
+    stride = max(1, -(-len(points) // _MAX_POINTS))
+    return (
+        points[::stride]
+        if not points or points[::stride][-1] == points[-1]
+        else [*points[::stride], points[-1]]
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
