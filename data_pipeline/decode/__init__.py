@@ -1,7 +1,8 @@
 """From an image's bytes to pixels of the wanted size: one call per batch, one verdict per image.
 
-Knows nothing of shards, of order and of what is done about a bad image. Backends differ in pixels by a
-rounding here and there, so `backend_name()` belongs to a run's fingerprint.
+Knows nothing of shards, of order and of what is done about a bad image. Two backends: the C kernel, and
+Pillow, which also takes every image that the kernel refuses. They differ in pixels by a rounding here and
+there, so `backend_name()` belongs to a run's fingerprint. None on OpenCV: its bicubic is not antialiased.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.decode import pillow
+from data_pipeline.decode import kernel, pillow
 from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
 from data_pipeline.decode.header import ImageInfo, probe
+from data_pipeline.decode.jpeg_header import is_jpeg, read_jpeg_header
+from data_pipeline.decode.kernel import Status
 
 __all__ = [
     "BACKENDS",
@@ -22,12 +25,13 @@ __all__ = [
     "DecodeLimits",
     "ImageInfo",
     "backend_name",
+    "check_image",
     "decode_batch",
     "decode_image",
     "probe",
 ]
 
-BACKENDS = ("pillow",)
+BACKENDS = ("kernel", "pillow")
 
 
 def backend_name(backend: str = "auto") -> str:
@@ -36,10 +40,13 @@ def backend_name(backend: str = "auto") -> str:
     Raises:
         ValueError: no such backend here.
     """
-    chosen = "pillow" if backend == "auto" else backend
-    if chosen not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; allowed here: auto, {', '.join(BACKENDS)}")
-    return chosen
+    if backend == "auto":
+        return "kernel" if kernel.is_available() else "pillow"
+    if backend not in BACKENDS:
+        raise ValueError(f"decoder backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    if backend == "kernel" and not kernel.is_available():
+        raise ValueError(f"decoder backend is 'kernel', which is not built here: {kernel.describe()}")
+    return backend
 
 
 def decode_batch(
@@ -70,20 +77,28 @@ def decode_batch(
         ValueError: shapes, types or names that cannot be used; nothing was decoded.
     """
     _check(payloads, boxes, flips, out)
-    backend_name(backend)
+    statuses = [Status.UNSUPPORTED] * len(payloads)
+    if backend_name(backend) == "kernel":
+        chosen = [orientation == "ignore" or not _is_turned(payload) for payload in payloads]
+        statuses = _run_kernel(
+            payloads, boxes, flips, out, chosen, interpolation=interpolation, limits=limits
+        )
     verdicts: list[DecodeError | None] = []
-    for payload, box, flip, target in zip(payloads, boxes.tolist(), flips.tolist(), out, strict=True):
+    for row, status in enumerate(statuses):
+        if status is Status.OK:
+            verdicts.append(None)
+            continue
         try:
             pillow.decode_into(
-                payload,
-                tuple(box),
-                target,
-                flip=flip,
+                payloads[row],
+                tuple(boxes[row].tolist()),
+                out[row],
+                flip=bool(flips[row]),
                 interpolation=interpolation,
                 orientation=orientation,
                 limits=limits,
             )
-            verdicts.append(None)
+            verdicts.append(_damage(status))
         except DecodeError as error:
             verdicts.append(error)
     return verdicts
@@ -98,6 +113,59 @@ def decode_image(
         DecodeError: it could not be decoded.
     """
     return pillow.decode_rgb(payload, limits=limits, orientation=orientation)
+
+
+def check_image(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodeError | None:
+    """Decode one whole image and say what is wrong with it: None, damage (`usable`), or an error.
+
+    Without the kernel, damage that Pillow repairs in silence is not seen.
+    """
+    status = Status.UNSUPPORTED
+    try:
+        limits.check_bytes(len(payload))
+        if kernel.is_available():
+            status = kernel.check(payload, limits=limits)
+        if status is not Status.OK:
+            pillow.decode_rgb(payload, limits=limits)
+    except DecodeError as error:
+        return error
+    return _damage(status)
+
+
+def _run_kernel(
+    payloads: Sequence[bytes],
+    boxes: NDArray[np.integer],
+    flips: NDArray[np.bool_],
+    out: NDArray[np.uint8],
+    chosen: list[bool],
+    *,
+    interpolation: str,
+    limits: DecodeLimits,
+) -> list[Status]:
+    """Let the kernel decode the chosen payloads; the others keep the status that sends them to Pillow."""
+    if all(chosen):
+        return kernel.decode(payloads, boxes, flips, out, interpolation=interpolation, limits=limits)
+    statuses = [Status.UNSUPPORTED] * len(payloads)
+    for row in np.flatnonzero(chosen).tolist():
+        one = slice(row, row + 1)
+        (statuses[row],) = kernel.decode(
+            [payloads[row]], boxes[one], flips[one], out[one], interpolation=interpolation, limits=limits
+        )
+    return statuses
+
+
+def _is_turned(payload: bytes) -> bool:
+    try:
+        return is_jpeg(payload) and read_jpeg_header(payload).orientation != 1
+    except DecodeError:
+        return False
+
+
+def _damage(status: Status) -> DecodeError | None:
+    """Return what is to be said of an image that Pillow could decode."""
+    if status is Status.CORRUPT:
+        return DecodeError("damaged", "the JPEG's data is damaged; Pillow repaired what it could")
+    return None
 
 
 def _check(

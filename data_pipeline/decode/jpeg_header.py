@@ -34,7 +34,7 @@ class JpegHeader:
 
     @property
     def supported(self) -> bool:
-        """True for 8-bit DCT; 12 bits and the lossless processes are for medicine, and nothing here reads them."""
+        """True for 8-bit DCT; 12 bits and the lossless processes are read by nothing here."""
         return self.coding in _DCT and self.bits == 8
 
 

@@ -1,0 +1,27 @@
+/* Walking a scan's blocks, and stepping over those that nobody needs. */
+#ifndef COATNET_SCAN_H
+#define COATNET_SCAN_H
+
+#include "jpeg.h"
+
+/* Of the image, in MCUs; right and bottom exclusive. */
+typedef struct {
+    int left, top, right, bottom;
+} Region;
+
+/* Takes the blocks of a region in scan order. A block is decoded to `values`, then `take` is called, which may
+ * let `values` point elsewhere. x and y count the component's blocks from the image's left and top. */
+typedef struct Sink Sink;
+struct Sink {
+    int16_t *values;
+    void (*take)(Sink *sink, int component, int x, int y, int dense);
+};
+
+/* Decode the region. Restart intervals without any of its MCUs are not even entropy-decoded, and nothing is
+ * decoded behind the region's last MCU; when that is the image's last, an EOI marker must follow. `scratch` has
+ * room for scan_scratch_bytes. */
+Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch);
+
+size_t scan_scratch_bytes(const Jpeg *jpeg);
+
+#endif

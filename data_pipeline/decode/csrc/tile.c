@@ -1,0 +1,258 @@
+/* See tile.h. The blocks become tokens, the tokens are counted, then written; the result's tokens must be equal. */
+#include "tile.h"
+
+#include "optimal.h"
+#include "scan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_BLOCK_BYTES = 512, SOS = 0xDA, DHT = 0xC4, DRI = 0xDD }; /* a block's longest code, stuffed */
+
+/* One value: the zeros before it (DC: 0) and where it stands, at 0 (DC) or behind (AC). Blocks end at the next DC. */
+typedef struct {
+    int16_t value;
+    uint8_t run, is_dc;
+} Token;
+
+typedef struct {
+    Sink sink;
+    int16_t values[BLOCK];
+    Token *tokens;
+    size_t count, room;
+    int no_memory;
+} Tokens;
+
+typedef struct {
+    uint8_t *bytes;
+    size_t size, room;
+    uint64_t buffer; /* right-aligned */
+    int bits, no_memory;
+} Writer;
+
+typedef struct {
+    int per_mcu;               /* blocks */
+    uint8_t component[6];      /* of each block of an MCU */
+    int interval, components;
+    uint64_t frequencies[2][2][256]; /* [is_dc][table] */
+    Code code[2][2];
+} Plan;
+
+void tile_free(uint8_t *bytes) { free(bytes); }
+
+/* ---- blocks to tokens ---- */
+
+static int tokens_reserve(Tokens *tokens) {
+    if (tokens->room - tokens->count >= BLOCK) return 1;
+    const size_t room = tokens->room * 2 + 16 * BLOCK;
+    Token *grown = realloc(tokens->tokens, room * sizeof *grown);
+    if (!grown) return 0;
+    tokens->tokens = grown;
+    tokens->room = room;
+    return 1;
+}
+
+static void take_tokens(Sink *sink, int component, int x, int y, int dense) {
+    Tokens *tokens = (Tokens *)sink; /* its first member */
+    (void)component, (void)x, (void)y;
+    if (!tokens_reserve(tokens)) {
+        tokens->no_memory = 1;
+        return;
+    }
+    Token *next = tokens->tokens + tokens->count;
+    *next++ = (Token){sink->values[0], 0, 1};
+    for (int k = 1, run = 0; dense && k < BLOCK; k++) {
+        const int16_t value = sink->values[natural_order[k]];
+        if (value) *next++ = (Token){value, (uint8_t)run, 0};
+        run = value ? 0 : run + 1;
+    }
+    tokens->count = (size_t)(next - tokens->tokens);
+}
+
+static Status read_tokens(Tokens *tokens, const Jpeg *jpeg) {
+    const Region all = {0, 0, jpeg->mcus_x, jpeg->mcus_y};
+    uint8_t *scratch = malloc(scan_scratch_bytes(jpeg));
+    memset(tokens, 0, sizeof *tokens);
+    tokens->sink.values = tokens->values;
+    tokens->sink.take = take_tokens;
+    const Status status = scratch ? scan_region(jpeg, all, &tokens->sink, scratch) : NO_MEMORY;
+    free(scratch);
+    return status == OK && tokens->no_memory ? NO_MEMORY : status;
+}
+
+/* ---- tokens to bits, or to frequencies when there is no writer ---- */
+
+static int magnitude(int value) { return value ? 32 - __builtin_clz((unsigned)abs(value)) : 0; }
+
+static void put(Writer *writer, unsigned bits, int count) {
+    writer->buffer = writer->buffer << count | bits;
+    writer->bits += count;
+    while (writer->bits >= 8) {
+        const uint8_t byte = (uint8_t)(writer->buffer >> (writer->bits -= 8));
+        writer->bytes[writer->size++] = byte;
+        if (byte == 0xFF) writer->bytes[writer->size++] = 0;
+    }
+}
+
+static void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, int value) {
+    if (!writer) {
+        plan->frequencies[is_dc][table][symbol]++;
+        return;
+    }
+    const Code *code = &plan->code[is_dc][table];
+    const int size = symbol & 15;
+    const unsigned raw = (unsigned)(value < 0 ? value - 1 : value) & ((1u << size) - 1);
+    put(writer, (unsigned)code->word[symbol] << size | raw, code->length[symbol] + size);
+}
+
+static const Token *emit_block(Plan *plan, Writer *writer, const Token *token, const Token *end, int table, int *running) {
+    const int difference = token->value - *running;
+    *running = token->value;
+    emit(plan, writer, 1, table, magnitude(difference), difference);
+    int k = 1;
+    for (token++; token < end && !token->is_dc; token++) {
+        int run = token->run;
+        k += run + 1;
+        for (; run > 15; run -= 16) emit(plan, writer, 0, table, 0xF0, 0);
+        emit(plan, writer, 0, table, run << 4 | magnitude(token->value), token->value);
+    }
+    if (k < BLOCK) emit(plan, writer, 0, table, 0, 0);
+    return token;
+}
+
+static int writer_reserve(Writer *writer, size_t bytes) {
+    if (writer->room - writer->size >= bytes) return 1;
+    const size_t room = writer->room * 2 + bytes;
+    uint8_t *grown = realloc(writer->bytes, room);
+    if (!grown) return 0;
+    writer->bytes = grown;
+    writer->room = room;
+    return 1;
+}
+
+static void align_with_ones(Writer *writer) {
+    if (writer->bits) put(writer, (1u << (8 - writer->bits)) - 1, 8 - writer->bits);
+}
+
+static int emit_all(Plan *plan, Writer *writer, const Tokens *tokens) {
+    const Token *token = tokens->tokens, *end = token + tokens->count;
+    int running[MAX_COMPONENTS] = {0};
+    for (uint64_t mcu = 0; token < end; mcu++) {
+        if (writer && !writer_reserve(writer, (size_t)plan->per_mcu * MAX_BLOCK_BYTES + 16)) return 0;
+        if (mcu && mcu % (uint64_t)plan->interval == 0) {
+            memset(running, 0, sizeof running);
+            if (writer) {
+                align_with_ones(writer);
+                writer->bytes[writer->size++] = 0xFF;
+                writer->bytes[writer->size++] = (uint8_t)(0xD0 + ((mcu / (uint64_t)plan->interval - 1) & 7));
+            }
+        }
+        for (int i = 0; i < plan->per_mcu && token < end; i++) {
+            const int component = plan->component[i];
+            token = emit_block(plan, writer, token, end, component > 0, &running[component]);
+        }
+    }
+    if (writer) align_with_ones(writer);
+    return 1;
+}
+
+/* ---- the file ---- */
+
+static void put_bytes(Writer *writer, const void *bytes, size_t size) {
+    memcpy(writer->bytes + writer->size, bytes, size);
+    writer->size += size;
+}
+
+/* Copy the segments from SOI to the scan but the Huffman tables and the restart interval; return the SOS. */
+static const uint8_t *copy_segments(Writer *writer, const uint8_t *data) {
+    const uint8_t *p = data + 2;
+    put_bytes(writer, data, 2);
+    for (;;) { /* jpeg_parse has been here: lengths are good */
+        while (p[1] == 0xFF) p++;
+        const size_t length = 2 + ((size_t)p[2] << 8 | p[3]);
+        if (p[1] == SOS) return p;
+        if (p[1] != DHT && p[1] != DRI) put_bytes(writer, p, length);
+        p += length;
+    }
+}
+
+static void put_tables(Writer *writer, const Plan *plan) {
+    const size_t start = writer->size;
+    put_bytes(writer, (const uint8_t[]){0xFF, DHT, 0, 0}, 4);
+    for (int table = 0; table < (plan->components > 1 ? 2 : 1); table++) {
+        for (int is_dc = 1; is_dc >= 0; is_dc--) {
+            const Code *code = &plan->code[is_dc][table];
+            writer->bytes[writer->size++] = (uint8_t)((is_dc ? 0 : 0x10) | table);
+            put_bytes(writer, code->counts + 1, 16);
+            put_bytes(writer, code->symbols, (size_t)code->used);
+        }
+    }
+    const size_t length = writer->size - start - 2;
+    writer->bytes[start + 2] = (uint8_t)(length >> 8);
+    writer->bytes[start + 3] = (uint8_t)length;
+}
+
+static int put_header(Writer *writer, const Plan *plan, const uint8_t *data, const uint8_t *scan) {
+    if (!writer_reserve(writer, (size_t)(scan - data) + 4096)) return 0;
+    const uint8_t *sos = copy_segments(writer, data);
+    put_tables(writer, plan);
+    put_bytes(writer, (const uint8_t[]){0xFF, DRI, 0, 4, (uint8_t)(plan->interval >> 8), (uint8_t)plan->interval}, 6);
+    uint8_t *copy = writer->bytes + writer->size;
+    put_bytes(writer, sos, (size_t)(scan - sos));
+    for (int i = 0; i < plan->components; i++) copy[6 + 2 * i] = i ? 0x11 : 0x00; /* the scan's tables */
+    return 1;
+}
+
+static void lay_out_mcu(Plan *plan, const Jpeg *jpeg, int interval) {
+    memset(plan, 0, sizeof *plan);
+    plan->interval = interval;
+    plan->components = jpeg->components;
+    for (int i = 0; i < jpeg->components; i++)
+        for (int blocks = jpeg->component[i].h * jpeg->component[i].v; blocks > 0; blocks--)
+            plan->component[plan->per_mcu++] = (uint8_t)i;
+}
+
+static Status write_file(Writer *writer, Plan *plan, const Tokens *tokens, const uint8_t *data, const uint8_t *scan) {
+    emit_all(plan, NULL, tokens);
+    for (int table = 0; table < (plan->components > 1 ? 2 : 1); table++)
+        for (int is_dc = 0; is_dc < 2; is_dc++)
+            if (!optimal_code(&plan->code[is_dc][table], plan->frequencies[is_dc][table])) return UNSUPPORTED;
+    if (!put_header(writer, plan, data, scan) || !emit_all(plan, writer, tokens)) return NO_MEMORY;
+    if (!writer_reserve(writer, 2)) return NO_MEMORY;
+    put_bytes(writer, (const uint8_t[]){0xFF, 0xD9}, 2);
+    return OK;
+}
+
+static Status verify(Jpeg *jpeg, const Writer *writer, const Tokens *wanted, uint64_t max_pixels) {
+    Tokens found;
+    Status status = jpeg_parse(jpeg, writer->bytes, writer->size, max_pixels);
+    if (status != OK) return status;
+    status = read_tokens(&found, jpeg);
+    if (status == OK && (found.count != wanted->count ||
+                         memcmp(found.tokens, wanted->tokens, wanted->count * sizeof *found.tokens) != 0))
+        status = CORRUPT;
+    free(found.tokens);
+    return status;
+}
+
+Status tile_jpeg(
+    const uint8_t *data, size_t size, int interval, uint64_t max_pixels, uint8_t **out, size_t *out_size) {
+    Tokens tokens = {0};
+    Writer writer = {0};
+    Jpeg *jpeg = malloc(sizeof *jpeg);
+    Plan *plan = malloc(sizeof *plan);
+    Status status = jpeg && plan ? jpeg_parse(jpeg, data, size, max_pixels) : NO_MEMORY;
+    if (status == OK) status = read_tokens(&tokens, jpeg);
+    if (status == OK) {
+        lay_out_mcu(plan, jpeg, interval);
+        status = write_file(&writer, plan, &tokens, data, jpeg->scan);
+    }
+    if (status == OK) status = verify(jpeg, &writer, &tokens, max_pixels);
+    free(tokens.tokens);
+    free(plan);
+    free(jpeg);
+    if (status != OK) free(writer.bytes);
+    *out = status == OK ? writer.bytes : NULL;
+    *out_size = writer.size;
+    return status;
+}
