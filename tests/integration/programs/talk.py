@@ -1,0 +1,38 @@
+"""What the launcher's test runs on every rank: talk to the peers, then do as told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.stop import StopFlag
+
+
+def main(task: str, directory: Path) -> None:
+    ranks = Ranks.start(timeout_seconds=60)
+    assert ranks.gather({"rank": ranks.rank}) == [{"rank": rank} for rank in range(ranks.world_size)]
+    assert ranks.broadcast(["from", ranks.rank]) == ["from", 0]
+    assert ranks.any(ranks.rank == ranks.world_size - 1) and not ranks.any(False)
+    ranks.barrier(timeout_seconds=30)
+    (directory / f"pid{ranks.rank}").write_text(str(os.getpid()))
+    with StopFlag() as stop:
+        if task == "crash" and ranks.rank == 1:
+            sys.exit(3)
+        if task == "killed" and ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "stop":
+            (directory / f"ready{ranks.rank}").touch()
+            while not ranks.any(stop.requested):
+                time.sleep(0.01)
+            (directory / f"stopped{ranks.rank}").write_text(str(stop.reason))
+        elif task != "talk":
+            time.sleep(60)
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

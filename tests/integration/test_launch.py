@@ -1,0 +1,72 @@
+"""The local launcher with real gloo ranks: they talk, stop together, and none outlives the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+LAUNCH = """
+import sys
+from coatnet.runtime.launch import run_ranks
+sys.exit(run_ranks("talk", sys.argv[1:], ranks=2))
+"""
+
+
+def launch(task: str, directory: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", LAUNCH, task, str(directory)], env=environment)
+
+
+def wait_for(paths: list[Path]) -> None:
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and (path.name.startswith("ready") or path.read_text()) for path in paths):
+        assert time.monotonic() < deadline, f"none of {paths} appeared"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_ranks_talk_to_each_other_and_leave_with_status_zero(tmp_path: Path) -> None:
+    assert launch("talk", tmp_path).wait(timeout=90) == 0
+
+
+@pytest.mark.parametrize(("task", "status"), [("crash", 3), ("killed", 137)])
+def test_the_others_end_within_five_seconds_of_a_ranks_death(tmp_path: Path, task: str, status: int) -> None:
+    process = launch(task, tmp_path)
+    wait_for([tmp_path / "pid0", tmp_path / "pid1"])
+    began = time.monotonic()
+    assert process.wait(timeout=30) == status
+    assert time.monotonic() - began < 5
+    assert not alive(int((tmp_path / "pid0").read_text()))
+
+
+def test_a_signal_reaches_every_rank_and_all_leave_cleanly(tmp_path: Path) -> None:
+    process = launch("stop", tmp_path)
+    wait_for([tmp_path / "ready0", tmp_path / "ready1"])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert {(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)} <= {"SIGTERM", "None"}
+
+
+def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    process = launch("wait", tmp_path)
+    wait_for([tmp_path / "pid0", tmp_path / "pid1"])
+    pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a rank outlived its launcher"
+        time.sleep(0.02)
