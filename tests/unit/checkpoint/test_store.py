@@ -1,0 +1,219 @@
+"""A checkpoint exists wholly or not at all, is verified when read, and opens whatever wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet.checkpoint.format import MANIFEST, CheckpointError
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.retention import Retention
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.lease import Lease, LeaseLost
+from coatnet.runtime.ranks import Ranks
+
+WEIGHT = torch.arange(60, dtype=torch.float32).view(6, 10)
+
+
+def fragments(scale: float = 1.0) -> list[Fragment]:
+    flat = WEIGHT.flatten() * scale
+    return [
+        Fragment("weight", "a", (6, 10), 25, flat[25:]),
+        Fragment("weight", "a", (6, 10), 0, flat[:25]),
+        Fragment("exp_avg", "a", (6, 10), 0, flat / 2),
+        Fragment("buffer", "count", (), 0, torch.tensor([7])),
+        Fragment("weight", "half", (3,), 0, torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16)),
+    ]
+
+
+def make_store(directory: Path, **options: object) -> tuple[CheckpointStore, list[str]]:
+    alarms: list[str] = []
+    return CheckpointStore(directory, ranks=Ranks(), alarm=alarms.append, **options), alarms  # type: ignore[arg-type]
+
+
+def save(store: CheckpointStore, step: int, **facts: object) -> None:
+    store.save(step=step, samples_seen=step * 8, fragments=fragments(step), facts=dict(facts), wait=True)
+
+
+def test_what_was_saved_is_read_back_whole_and_in_slices(tmp_path: Path) -> None:
+    store, alarms = make_store(tmp_path)
+    save(store, 3, model={"name": "x"})
+    checkpoint = store.newest()
+    assert checkpoint is not None and not alarms
+    assert (checkpoint.step, checkpoint.samples_seen, checkpoint.facts) == (3, 24, {"model": {"name": "x"}})
+    assert torch.equal(checkpoint.tensor("weight", "a"), WEIGHT * 3)
+    assert torch.equal(checkpoint.read("weight", "a", 20, 30), (WEIGHT * 3).flatten()[20:30])
+    assert checkpoint.tensor("buffer", "count").item() == 7
+    assert checkpoint.tensor("weight", "half").dtype == torch.bfloat16
+
+
+def test_a_rank_file_is_plain_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    tensors = load_file(tmp_path / "step-00000001" / "rank-00000.safetensors")
+    assert torch.equal(tensors["exp_avg/a/0"], WEIGHT.flatten() / 2)
+
+
+def test_an_empty_directory_has_no_newest_checkpoint(tmp_path: Path) -> None:
+    assert make_store(tmp_path)[0].newest() is None
+
+
+def test_no_flipped_bit_and_no_truncation_is_ever_accepted(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    directory = tmp_path / "step-00000001"
+    chance = random.Random(0)
+    for path in sorted(directory.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(500):
+            damaged = bytearray(whole)
+            bit = chance.randrange(len(whole) * 8)
+            damaged[bit // 8] ^= 1 << (bit % 8)
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError):
+                Checkpoint(directory).verify()
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError):
+                Checkpoint(directory).verify()
+        path.write_bytes(whole + b"\0")
+        with pytest.raises(CheckpointError):
+            Checkpoint(directory).verify()
+        path.write_bytes(whole)
+    Checkpoint(directory).verify()
+
+
+def test_a_rank_file_of_another_step_is_never_accepted(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    save(store, 2)
+    name = "rank-00000.safetensors"
+    shutil.copy(tmp_path / "step-00000001" / name, tmp_path / "step-00000002" / name)
+    with pytest.raises(CheckpointError, match="checksum"):
+        Checkpoint(tmp_path / "step-00000002").verify()
+
+
+def test_a_broken_newest_is_named_and_the_older_one_taken(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    save(store, 2)
+    data = tmp_path / "step-00000002" / "rank-00000.safetensors"
+    data.write_bytes(data.read_bytes()[:-4] + b"oops")
+    store, alarms = make_store(tmp_path)
+    newest = store.newest()
+    assert newest is not None and newest.step == 1
+    assert len(alarms) == 1 and "step-00000002" in alarms[0] and "older" in alarms[0]
+
+
+def test_a_run_never_starts_anew_over_checkpoints_that_are_all_broken(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    (tmp_path / "step-00000001" / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="not starting anew"):
+        make_store(tmp_path)[0].newest()
+
+
+def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
+    store, alarms = make_store(tmp_path)
+    save(store, 1)
+    bad = [Fragment("weight", "a", (2,), 0, torch.tensor([1.0, float("nan")]))]
+    store.save(step=2, samples_seen=16, fragments=bad, facts={}, wait=True)
+    assert store.steps() == [1]
+    assert "not finite at step 2" in alarms[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    weights = torch.zeros(1000)
+    store.save(step=1, samples_seen=8, fragments=[Fragment("weight", "a", (1000,), 0, weights)], facts={})
+    weights.fill_(1.0)
+    store.wait()
+    newest = store.newest()
+    assert newest is not None and not newest.tensor("weight", "a").any()
+
+
+def test_only_superfluous_checkpoints_are_deleted(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path, retention=Retention(last=2, every_steps=4, best="top1"))
+    for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6], start=1):
+        save(store, step, figures={"top1": top1})
+    assert store.steps() == [2, 4, 6, 7]
+
+
+def test_nothing_is_deleted_before_two_newer_ones_were_verified() -> None:
+    retention = Retention(last=1)
+    assert retention.superfluous([1, 2, 3], verified={3}) == []
+    assert retention.superfluous([1, 2, 3], verified={2, 3}) == [1]
+
+
+def test_a_fenced_writer_cannot_commit(tmp_path: Path) -> None:
+    lease = Lease.acquire(tmp_path)
+    store, _ = make_store(tmp_path / "checkpoints", lease=lease)
+    save(store, 1)
+    record = json.loads((tmp_path / "lease.json").read_text())
+    (tmp_path / "lease.json").write_text(json.dumps({**record, "epoch": 2, "token": "newer"}))
+    with pytest.raises(LeaseLost):
+        save(store, 2)
+    assert store.steps() == [1]
+    lease.release()
+
+
+def test_a_new_job_removes_what_an_old_one_was_still_writing(tmp_path: Path) -> None:
+    left = tmp_path / ".step-00000009.epoch1.save1.tmp"
+    left.mkdir()
+    (left / "rank-00000.safetensors").write_bytes(b"half")
+    store, _ = make_store(tmp_path)
+    assert not left.exists() and store.newest() is None
+
+
+@pytest.mark.parametrize("name", ["../rank-00000.safetensors", "/etc/passwd"])
+def test_a_manifest_that_points_outside_of_its_directory_is_refused(tmp_path: Path, name: str) -> None:
+    from coatnet.checkpoint.format import read_json, write_json
+
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    manifest = tmp_path / "step-00000001" / MANIFEST
+    body = read_json(manifest)
+    body["files"][0]["name"] = name
+    manifest.unlink()
+    write_json(manifest, body)
+    with pytest.raises(CheckpointError, match="outside"):
+        Checkpoint(manifest.parent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_leaves_the_older_checkpoint_and_the_run(tmp_path: Path) -> None:
+    import subprocess
+
+    mount = tmp_path / "small"
+    mount.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(mount)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        store, alarms = make_store(mount)
+        data = torch.ones(60_000)
+        for step in (1, 2, 3):
+            piece = Fragment("weight", "a", (60_000,), 0, data * step)
+            store.save(step=step, samples_seen=step, fragments=[piece], facts={}, wait=True)
+        assert store.steps() == [1, 2] and "free" in alarms[0]
+        store._require_space = lambda own_bytes: None  # type: ignore[method-assign]
+        piece = Fragment("weight", "a", (60_000,), 0, data)
+        store.save(step=4, samples_seen=4, fragments=[piece], facts={}, wait=True)
+        assert store.steps() == [1, 2] and "No space left" in alarms[1]
+        assert sorted(path.name for path in mount.iterdir()) == ["step-00000001", "step-00000002"]
+        newest = store.newest()
+        assert newest is not None and torch.equal(newest.tensor("weight", "a"), data * 2)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)

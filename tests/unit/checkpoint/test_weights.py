@@ -1,0 +1,92 @@
+"""Weights come from a run, a checkpoint or an export; what is none of these is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.checkpoint.weights import export_safetensors, load_weights
+from coatnet.config import UserError, to_dict
+from coatnet.model import ModelConfig, build_model
+from coatnet.runtime.ranks import Ranks
+
+CONFIG = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=32, num_classes=3)
+
+
+def write_run(directory: Path, *, ema: bool) -> dict[str, torch.Tensor]:
+    state = build_model(CONFIG, seed=1).state_dict()
+    pieces = []
+    for name, tensor in state.items():
+        kind = "buffer" if "running" in name else "weight"
+        pieces.append(Fragment(kind, name, tuple(tensor.shape), 0, tensor.flatten()))
+        if ema:
+            pieces.append(Fragment("ema", name, tuple(tensor.shape), 0, tensor.flatten() * 0.5))
+    store = CheckpointStore(directory / "checkpoints", ranks=Ranks())
+    facts = {"model": to_dict(CONFIG), "classes": ["a", "b", "c"]}
+    store.save(step=1, samples_seen=8, fragments=pieces, facts=facts, wait=True)
+    return state
+
+
+@pytest.mark.parametrize("where", [".", "checkpoints/step-00000001"])
+def test_a_run_and_a_checkpoint_give_a_model_that_loads(tmp_path: Path, where: str) -> None:
+    state = write_run(tmp_path, ema=False)
+    weights = load_weights(tmp_path / where)
+    assert weights.classes == ["a", "b", "c"] and weights.model == CONFIG
+    build_model(weights.model).load_state_dict(weights.tensors)
+    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in state.items())
+
+
+def test_the_average_is_taken_where_there_is_one_unless_the_raw_weights_are_asked_for(tmp_path: Path) -> None:
+    state = write_run(tmp_path, ema=True)
+    name = "head.logits.weight"
+    assert torch.equal(load_weights(tmp_path).tensors[name], state[name] * 0.5)
+    assert torch.equal(load_weights(tmp_path, ema=False).tensors[name], state[name])
+
+
+def test_an_export_reads_back_equal(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", ema=False)
+    weights = load_weights(tmp_path / "run")
+    exported = export_safetensors(weights, tmp_path / "out")
+    for path in (exported, exported / "model.safetensors"):
+        again = load_weights(path)
+        assert again.model == weights.model and again.classes == weights.classes
+        assert all(torch.equal(again.tensors[name], tensor) for name, tensor in weights.tensors.items())
+    assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_pickle_named_safetensors_and_a_header_bomb_are_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model": to_dict(CONFIG)}))
+    file = tmp_path / "model.safetensors"
+    for content in (
+        pickle.dumps(Bomb()),
+        (1 << 62).to_bytes(8, "little") + b"{" + b" " * 90,
+        b"",
+        b"{}" * 20,
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="not a") as caught:
+            load_weights(file)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_holds_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a run directory, a checkpoint, nor an exported model"):
+        load_weights(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_weights(tmp_path)

@@ -1,0 +1,80 @@
+"""The report shows what the run directory holds, in one self-contained page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from coatnet.config import UserError
+from coatnet.report.chart import line_chart, number_text
+from coatnet.report.record import read_run
+from coatnet.report.write import figures, write_report
+from coatnet.runtime.run_directory import RunDirectory, append_line
+
+
+def make_run(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    run.create_or_resume("seed: 1\nname: <b>bold</b>\n", digest="aa")
+    for step in range(2000):
+        append_line(run.metrics, {"samples_seen": step * 8, "train/loss": 2.0 / (step + 1), "odd": "nan"})
+    append_line(run.metrics, {"samples_seen": 16000, "evaluate/top1": 0.75})
+    run.record_event("start", host="n1")
+    run.record_event("resume", host="n2")
+    run.record_event("bad_sample", shard="train-0.tar", reason="<script>alert(1)</script>")
+    seconds = {"start": 5.0, "compute": 90.0, "data_wait": 5.0}
+    names = ("compile", "communication", "checkpoint", "evaluation", "redone", "idle")
+    row = {"life": "a", "rank": 0, "samples_seen": 1, "seconds": {**seconds, **dict.fromkeys(names, 0.0)}}
+    append_line(run.account, row)
+    run.plan.write_text('{"train/loss": 0.002}')
+    run.mark("done")
+    return run
+
+
+def test_the_page_needs_nothing_from_outside_and_lets_no_markup_through(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    assert not re.search(r"(?:src|href)=|@import|url\(", page)
+    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;bold" in page
+    assert page.count("<svg") >= 3
+    assert len(page) < 200_000
+
+
+def test_the_figures_say_state_lives_time_and_the_plans_error(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    found = figures(read_run(tmp_path / "run"))
+    assert found["state"] == "done" and found["lives"] == 2 and found["seconds"] == 100.0
+    assert found["last"]["evaluate/top1"] == 0.75 and "odd" not in found["last"]
+    assert found["events"]["bad_sample"] == 1
+    compared = found["predicted_against_measured"]["train/loss"]
+    assert compared["predicted"] == 0.002 and abs(compared["error"]) < 0.05
+
+
+def test_the_markdown_holds_the_same_numbers(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    text = write_report(tmp_path / "run").with_suffix(".md").read_text()
+    assert "| compute | 90.0 | 90.0% |" in text and "| top-1 | 75.00% |" in text
+
+
+def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    append_line(run.metrics, {"samples_seen": 0, "train/loss": 9.0})
+    assert read_run(tmp_path / "run").series["train/loss"][0] == (0, 9.0)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run directory"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 1.0), (1, 1.0)], [(0, float("nan")), (1, 2.0)]])
+def test_a_chart_of_few_or_equal_or_missing_points_is_drawn(points: list[tuple[float, float]]) -> None:
+    assert "nan" not in line_chart({"x": points})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (1234, "1,234"), (19_100, "19.1k"), (2.5e6, "2.5M"), (0.0125, "0.0125")]
+)
+def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
+    assert number_text(value) == text
