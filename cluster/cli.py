@@ -48,10 +48,14 @@ def submit(
 
     Example: coatnet submit configs/pretrain/imagenet_1k_coatnet_0.yaml --nodes 8 --time 2-00:00:00
     """
+    from cluster.pipeline import is_pipeline
     from cluster.site import load_site
     from cluster.submission import Request, prepare
     from cluster.submission import submit as submit_prepared
 
+    if is_pipeline(Path(target)):
+        _submit_pipeline(Path(target), site=site, overrides=set_ or [], dry_run=dry_run)
+        return
     chosen = load_site(site, overrides=set_ or [])
     given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition,
              "account": account, "qos": qos, "constraint": constraint, "exclude": exclude, "spares": spares,
@@ -134,6 +138,18 @@ def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
     print(
         f"{directory} is cancelled" + (f"; jobs ended: {', '.join(jobs)}" if jobs else "; no job was queued")
     )
+
+
+def _submit_pipeline(path: Path, *, site: Path | None, overrides: list[str], dry_run: bool) -> None:
+    from cluster.pipeline import prepare_pipeline, submit_pipeline
+
+    prepared = prepare_pipeline(path, site=site, overrides=overrides)
+    if dry_run:
+        for name, one in prepared.items():
+            print(f"# ---- {name}\n{one.script}")
+        return
+    for name, job_id in submit_pipeline(path, prepared).items():
+        print(f"{name}: " + (job_id if job_id == "done" else f"job {job_id}, {prepared[name].job.directory}"))
 
 
 def _known_jobs(runs: list[Path]) -> dict[str, Any]:

@@ -34,8 +34,10 @@ class Attempt:
         return f"life-{self.life:03d}.try-{self.number}"
 
 
-def rank_command(job: Job, *, attempt: Attempt, nodes: Sequence[str], directory: Path) -> list[str]:
-    """Return the argv that starts one task per rank on `nodes`."""
+def rank_command(
+    job: Job, *, attempt: Attempt, nodes: Sequence[str], directory: Path, task: int | None = None
+) -> list[str]:
+    """Return the argv that starts one task per rank on `nodes`; `task` is the number in a job array."""
     site = job.site
     output = f"{directory}/logs/{attempt.label}.rank-%t.log"
     inside = site.container.runtime != "none"
@@ -45,7 +47,7 @@ def rank_command(job: Job, *, attempt: Attempt, nodes: Sequence[str], directory:
         *check_options(site.srun, what="srun"),
         *_container(job),
         program,
-        *job.command,
+        *(part if task is None else part.replace("{task}", str(task)) for part in job.command),
     ]
 
 

@@ -118,6 +118,7 @@ def check_devices(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
 def check_together(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """Return what is wrong between the nodes: clocks, and the bandwidth of an all-reduce."""
     import torch
+
     from coatnet.runtime.ranks import Ranks
 
     ranks = Ranks.start()

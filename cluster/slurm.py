@@ -145,6 +145,11 @@ def cancel_job(job_id: str) -> None:
             raise
 
 
+def hold(job_id: str) -> None:
+    """Keep a pending job from starting."""
+    run_command(["scontrol", "hold", job_id])
+
+
 def release(job_id: str) -> None:
     """Let a held job run."""
     run_command(["scontrol", "release", job_id])

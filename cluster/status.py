@@ -96,7 +96,9 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
 def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
     known = [queue[job_id] for job_id in history.job_ids() if job_id in queue]
     alive = [job for job in known if job.is_alive]
-    return (alive or known or [None])[0] if alive else (known[-1] if known else None)
+    if alive:
+        return alive[0]
+    return known[-1] if known else None
 
 
 def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> tuple[str, str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from coatnet.runtime.run_directory import RunDirectory
 
 from cluster import slurm
 from cluster.history import History
@@ -19,8 +17,7 @@ from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code
 from coatnet.config import UserError
-
-_FINISHED_MARKERS = ("done", "cancelled", "held")
+from coatnet.runtime.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,7 @@ def prepare(request: Request) -> Prepared:
     if directory is None:
         raise UserError(f"{request.command} needs --directory: where its logs and markers go")
     directory = check_path(directory, what="run directory")
+    site = request.site if trains else _single_task(request)
     folder = _next_folder(directory)
     name = check_name(request.name or directory.name, what="job name")
     check_name(request.command, what="command")
@@ -91,7 +89,7 @@ def prepare(request: Request) -> Prepared:
         directory=str(directory),
         command=command,
         protocol=MARKERS if trains else STATUS,
-        site=request.site,
+        site=site,
         python=sys.executable,
         program=str(Path(sys.executable).parent / "coatnet"),
         working_directory=str(Path.cwd()),
@@ -134,6 +132,15 @@ def submit(
     return job_id
 
 
+def queued_job(directory: Path) -> str | None:
+    """Return the job of this run that waits or runs, None where there is none."""
+    known = set(History(directory).job_ids())
+    for job in slurm.queue().values():
+        if job.is_alive and job.job_id.split("_")[0] in known:
+            return job.job_id.split("_")[0]
+    return None
+
+
 def _check_limits(site: SiteConfig) -> None:
     name, limit = slurm.partition_limit_seconds(site.partition)
     if limit is not None and site.time_limit_seconds > limit:
@@ -156,13 +163,18 @@ def _check_run(directory: Path, *, release: bool) -> None:
             )
         if found is not None:
             run.clear(name)
-    known = set(History(directory).job_ids())
-    alive = [job for job_id, job in slurm.queue().items() if job_id in known and job.is_alive]
-    if alive:
-        job = alive[0]
+    queued = queued_job(directory)
+    if queued is not None:
         raise UserError(
-            f"{directory} has job {job.job_id} already ({job.state.lower()}); coatnet cancel ends it"
+            f"{directory} has job {queued} already; watch it, or end it by: coatnet cancel {directory}"
         )
+
+
+def _single_task(request: Request) -> SiteConfig:
+    """Return the resources of a command that spreads over a node by itself; GPUs only to evaluate."""
+    gpus = 0 if request.command == "shard" else request.site.gpus_per_node
+    preflight = replace(request.site.preflight, enabled=False)
+    return replace(request.site, nodes=1, spares=0, tasks_per_node=1, gpus_per_node=gpus, preflight=preflight)
 
 
 def _next_folder(directory: Path) -> Path:

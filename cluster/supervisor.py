@@ -45,9 +45,10 @@ class Supervisor:
         self.job, self.environment = job, environment
         self.job_id = environment["SLURM_JOB_ID"]
         self.directory = Path(job.directory)
-        if job.array:
-            self.directory /= f"task-{int(environment['SLURM_ARRAY_TASK_ID']):04d}"
-            self.directory.mkdir(exist_ok=True)
+        self.task = int(environment["SLURM_ARRAY_TASK_ID"]) if job.array else None
+        if self.task is not None:
+            self.directory /= f"task-{self.task:04d}"
+            (self.directory / "logs").mkdir(parents=True, exist_ok=True)
         self.run = RunDirectory(self.directory)
         self.history = History(self.directory)
         self.succession = Succession(job, job_file=job_file, job_id=self.job_id, history=self.history)
@@ -157,7 +158,9 @@ class Supervisor:
         environment = rank_environment(
             self.job, attempt=attempt, nodes=nodes, given=self.environment, secrets=secrets
         )
-        command = rank_command(self.job, attempt=attempt, nodes=nodes, directory=self.directory)
+        command = rank_command(
+            self.job, attempt=attempt, nodes=nodes, directory=self.directory, task=self.task
+        )
         say(f"srun on {', '.join(nodes)}; logs: {attempt.label}.rank-*.log")
         self.process = subprocess.Popen(
             command, env=environment, cwd=self.job.working_directory or None, stdin=subprocess.DEVNULL,

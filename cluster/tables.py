@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cluster.status import RunStatus
 
-_COLOURS = {
-    "done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red", "failed": "red",
-    "lost": "red",
-}  # fmt: skip
+_COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red"}
 
 
 def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:

@@ -1,0 +1,73 @@
+"""Machines as data: one YAML file each, package data in cluster/hardware/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coatnet.config import UserError, load_config
+
+_FOLDER = Path(__file__).parents[1] / "hardware"
+
+
+@dataclass
+class Hardware:
+    """One kind of node. A rank computes on one device: a GPU, or a core.
+
+    Args:
+        memory_bytes: of one device (of the whole machine where devices share it, as cores do).
+        matmul_flops: peak by precision, 2 per multiply-add.
+        matmul_share, elementwise_share, depthwise_share, attention_share: what is attained of the peak, or of
+            the copy rate for the bandwidth-bound ones.
+        kernel_seconds: least time of one kernel, launched from a compiled graph.
+        node_bytes_per_second, network_bytes_per_second: one device's bus bandwidth inside a node and between.
+        process_bytes: what one rank takes before the model: interpreter, libraries, context, buffers.
+        reserve_share: part of the memory that fragmentation takes.
+    """
+
+    name: str
+    memory_bytes: float
+    matmul_flops: dict[str, float]
+    copy_bytes_per_second: float
+    matmul_share: float = 0.7
+    elementwise_share: float = 0.85
+    depthwise_share: float = 0.5
+    attention_share: float = 0.35
+    kernel_seconds: float = 4e-6
+    gpus_per_node: int = 8
+    node_bytes_per_second: float = 1e11
+    network_bytes_per_second: float = 1e10
+    network_latency_seconds: float = 1e-5
+    cores_per_gpu: int = 8
+    decode_images_per_core_second: float = 976.0
+    storage_bytes_per_second: float = 1e9
+    process_bytes: float = 2e9
+    reserve_share: float = 0.05
+    shares_memory: bool = False  # devices are cores of one machine
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rank_memory_bytes(self) -> float:
+        """Return what one rank may use."""
+        return self.memory_bytes / (self.gpus_per_node if self.shares_memory else 1)
+
+    def peak_flops(self, precision: str) -> float:
+        """Return the peak of a precision; autocast computes in bf16."""
+        return self.matmul_flops["fp32" if precision == "fp32" else "bf16"]
+
+
+def hardware_names() -> list[str]:
+    """Return the profiles that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_hardware(name: str) -> Hardware:
+    """Read a profile by name, or by path if the name ends in .yaml.
+
+    Raises:
+        UserError: there is no such profile.
+    """
+    path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"hardware is {name!r}; allowed: {', '.join(hardware_names())}, or a .yaml file")
+    return load_config(Hardware, path)

@@ -1,0 +1,146 @@
+"""Memory of one rank by component, for a ZeRO stage, a micro-batch and a choice of checkpointed stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.planning.hardware import Hardware
+from cluster.planning.operations import Operation
+
+_FP32, _BF16 = 4, 2
+_MOMENTS = 2  # AdamW's
+_INPUT_BYTES = 3 * (1 + 4)  # a pixel as it arrives (uint8) and normalised (float)
+_LARGEST_MICRO_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread over a machine.
+
+    Args:
+        checkpointing: stages whose activations are computed again in the backward pass.
+    """
+
+    world_size: int
+    zero_stage: int
+    micro_batch: int
+    precision: str = "bf16"
+    checkpointing: tuple[str, ...] = ()
+    ema: bool = False
+    bucket_elements: int = 200_000_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank by component; `activations` by stage."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    ema: float
+    casts: float
+    activations: dict[str, float]
+    buckets: float
+    input: float
+    process: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        """Return the sum of all components."""
+        return sum(self.components().values())
+
+    def components(self) -> dict[str, float]:
+        """Return every component by its name, the activations in one."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "EMA": self.ema,
+            "casts": self.casts,
+            "activations": sum(self.activations.values()),
+            "buckets": self.buckets,
+            "input": self.input,
+            "process": self.process,
+            "reserve": self.reserve,
+        }
+
+
+def predict_memory(
+    operations: Sequence[Operation], *, layout: Layout, hardware: Hardware, image_size: int
+) -> Memory:
+    """Return the peak of one rank, at the end of a forward pass, when all activations are held.
+
+    Source: the ZeRO stages as DeepSpeed keeps them; gpu profiles' process_bytes.
+    """
+    parameters = sum(operation.parameters for operation in operations)
+    world, stage = layout.world_size, layout.zero_stage
+    held = _BF16 if layout.precision == "bf16" else _FP32
+    weights = parameters * held / (world if stage == 3 else 1)
+    gradients = parameters * held / (world if stage >= 2 else 1)
+    if layout.precision == "bf16":
+        gradients += parameters * _FP32 / (world if stage >= 1 else 1)  # the fp32 sums
+    # from stage 1 on, DeepSpeed steps on an fp32 copy of its own part, even where the weights are fp32
+    copies = _MOMENTS + (1 if stage >= 1 or layout.precision == "bf16" else 0)
+    optimizer = parameters * _FP32 * copies / (world if stage >= 1 else 1)
+    ema = parameters * _FP32 / (world if stage >= 1 else 1) if layout.ema else 0.0
+    casts = parameters * _BF16 if layout.precision == "autocast" and stage < 3 else 0.0
+    activations = saved_bytes(operations, layout=layout)
+    buckets = _bucket_bytes(operations, parameters=parameters, held=held, layout=layout) if world > 1 else 0.0
+    picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
+    model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
+    return Memory(
+        weights, gradients, optimizer, ema, casts, activations, buckets, picture,
+        hardware.process_bytes, model * hardware.reserve_share,
+    )  # fmt: skip
+
+
+def saved_bytes(operations: Sequence[Operation], *, layout: Layout) -> dict[str, float]:
+    """Return the activations that the backward pass finds, by stage."""
+    size = _FP32 if layout.precision == "fp32" else _BF16
+    stages: dict[str, float] = {}
+    largest_block = 0.0
+    for operation in operations:
+        elements = operation.saved_elements
+        if operation.stage in layout.checkpointing:
+            largest_block = max(largest_block, elements * size)
+            elements = operation.block_input_elements
+        stages[operation.stage] = stages.get(operation.stage, 0.0) + elements * size * layout.micro_batch
+    for stage in layout.checkpointing:  # while its backward pass runs, one block is there in full
+        if stage in stages:
+            stages[stage] += _largest_block_elements(operations, stage=stage) * size * layout.micro_batch
+    return stages
+
+
+def largest_micro_batch(
+    operations: Sequence[Operation], *, layout: Layout, hardware: Hardware, image_size: int
+) -> int:
+    """Return the largest micro-batch that fits, 0 for none."""
+
+    def fits(batch: int) -> bool:
+        candidate = Layout(**{**layout.__dict__, "micro_batch": batch})
+        memory = predict_memory(operations, layout=candidate, hardware=hardware, image_size=image_size)
+        return memory.total <= hardware.rank_memory_bytes
+
+    low, high = 0, _LARGEST_MICRO_BATCH
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _bucket_bytes(operations: Sequence[Operation], *, parameters: int, held: int, layout: Layout) -> float:
+    if layout.zero_stage == 0:
+        return min(layout.bucket_elements, parameters) * held
+    if layout.zero_stage == 3:  # gathered weights of the layers at work
+        return 2.0 * max(operation.parameters for operation in operations) * held
+    return 2.0 * min(layout.bucket_elements, parameters) * held
+
+
+def _largest_block_elements(operations: Sequence[Operation], *, stage: str) -> float:
+    blocks: dict[str, float] = {}
+    for operation in operations:
+        if operation.stage == stage:
+            blocks[operation.block] = blocks.get(operation.block, 0.0) + operation.saved_elements
+    return max(blocks.values(), default=0.0)
