@@ -1,0 +1,107 @@
+"""A trained model ready to classify: weights, class names and preprocessing, which belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coatnet.checkpoint.weights import load_weights
+from coatnet.config import UserError, from_dict
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import CoAtNet, build_model
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.augment_config import AugmentConfig
+from finetune.classes import check_class_names
+from finetune.start import load_tensors
+
+_WEIGHTS = {"auto": None, "ema": True, "raw": False}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode and what it needs.
+
+    Attributes:
+        classes: None where the weights came without names.
+        augment: its image size, resize and normalisation; augmentation itself is not used.
+        facts: what the checkpoint says of its origin.
+    """
+
+    model: CoAtNet
+    config: ModelConfig
+    norm: NormConfig
+    classes: list[str] | None
+    augment: AugmentConfig
+    device: torch.device
+    title: str
+    facts: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Class names, or the classes' numbers where there are none."""
+        return self.classes or [str(number) for number in range(self.config.num_classes)]
+
+    def at(self, px: int, *, resize: str | None = None) -> Classifier:
+        """Return the same model for images of another size.
+
+        Raises:
+            UserError: the size is no multiple of 32, or the resize is unknown.
+        """
+        if px < 32 or px % 32:
+            raise UserError(f"--px {px}: allowed are multiples of 32")
+        try:
+            resized = replace(
+                self.augment, image_size=px, evaluate_resize=resize or self.augment.evaluate_resize
+            )
+        except ValueError as error:
+            raise UserError(f"--resize: {error}") from None
+        return replace(self, augment=resized)
+
+
+def open_classifier(
+    path: str,
+    *,
+    weights: str = "auto",
+    px: int | None = None,
+    resize: str | None = None,
+    device: torch.device | None = None,
+) -> Classifier:
+    """Load a run, a checkpoint or an exported directory.
+
+    Raises:
+        UserError: there is no such model, or it is damaged or not what it claims to be.
+    """
+    if weights not in _WEIGHTS:
+        raise UserError(f"--weights {weights}: allowed are {', '.join(_WEIGHTS)}")
+    loaded = load_weights(path, ema=_WEIGHTS[weights])
+    if loaded.classes is not None:
+        check_class_names(loaded.classes, origin=path)
+        if len(loaded.classes) != loaded.model.num_classes:
+            raise UserError(
+                f"{path}: {len(loaded.classes)} class names for {loaded.model.num_classes} outputs"
+            )
+    norm = from_dict(NormConfig, loaded.facts.get("norm") or {}, origin=f"{path}: norm")
+    model = build_model(loaded.model, norm=norm, seed=0)
+    load_tensors(model, loaded.tensors, origin=path)
+    where = device or Ranks.single().device
+    saved = loaded.facts.get("augment")
+    augment = (
+        AugmentConfig(image_size=loaded.model.image_size)
+        if saved is None
+        else from_dict(AugmentConfig, saved, origin=f"{path}: augment")
+    )
+    classifier = Classifier(
+        model=model.to(where).eval(),
+        config=loaded.model,
+        norm=norm,
+        classes=loaded.classes,
+        augment=augment,
+        device=where,
+        title=f"{loaded.model.name} · {Path(path).name}",
+        facts=loaded.facts,
+    )
+    return classifier.at(px or augment.image_size, resize=resize)

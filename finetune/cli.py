@@ -1,0 +1,172 @@
+"""The commands `finetune`, `evaluate`, `predict`, `export`, `import` and `demo`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_MODEL = typer.Argument(help="A run, a checkpoint or an exported directory.")
+_JSON = typer.Option("--json", help="Print JSON and nothing else.")
+_WEIGHTS = typer.Option(help="Which weights of a run: auto (EMA where there is one), ema or raw.")
+_BATCH = typer.Option(min=1, help="Images at a time; no result depends on it.")
+_THREADS = typer.Option(min=1, help="Decoding threads.")
+
+
+def finetune(
+    config: Annotated[Path, typer.Argument(help="A YAML config.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …")] = None,
+) -> None:
+    """Fine-tune a model, or go on with a run that was stopped.
+
+    Example: coatnet finetune configs/finetune/small.yaml init=runs/first "data.train=[{path: photos/train}]"
+    data.evaluate=photos/validation run.directory=runs/second
+    """
+    from finetune.launch import launch
+
+    sys.exit(launch(str(config), overrides or []))
+
+
+def evaluate(
+    model: Annotated[Path, _MODEL],
+    data: Annotated[Path, typer.Argument(help="Shards, an image folder, or with --labels a flat folder.")],
+    px: Annotated[list[int] | None, typer.Option(help="Side of the images; several are compared.")] = None,
+    weights: Annotated[str, _WEIGHTS] = "auto",
+    batch: Annotated[int, _BATCH] = 64,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    threads: Annotated[int, _THREADS] = 2,
+    resize: Annotated[str | None, typer.Option(help="center_crop or whole; default: as trained.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    labels: Annotated[Path | None, typer.Option(help="File of `NAME LABEL` lines.")] = None,
+    real: Annotated[Path | None, typer.Option(help="ReaL labels of ImageNet's validation set.")] = None,
+    destination: Annotated[Path | None, typer.Option(help="Folder for figures, tables and plots.")] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Measure accuracy, calibration and throughput, at one resolution or several.
+
+    Example: coatnet evaluate runs/second photos/validation --px 224 --px 384
+    """
+    from finetune.evaluation.request import EvaluationRequest, run_request
+    from finetune.evaluation.table import print_reports
+
+    request = EvaluationRequest(
+        model=str(model),
+        data=str(data),
+        sizes=px or [],
+        weights=weights,
+        batch=batch,
+        threads=threads,
+        resize=resize,
+        precision=precision,
+        labels=None if labels is None else str(labels),
+        real=None if real is None else str(real),
+        destination=None if destination is None else str(destination),
+    )
+    reports = run_request(request, ranks=ranks)
+    if as_json:
+        _print_json(reports)
+    else:
+        print_reports(reports)
+
+
+def predict(
+    model: Annotated[Path, _MODEL],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 5,
+    px: Annotated[int | None, typer.Option(help="Side of the images; default: the model's own.")] = None,
+    weights: Annotated[str, _WEIGHTS] = "auto",
+    batch: Annotated[int, _BATCH] = 32,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Name what images show.
+
+    Example: coatnet predict runs/second photos/validation/shirt --top 3
+    """
+    from finetune.classifier import open_classifier
+    from finetune.prediction import predict_files, print_predictions
+
+    rows = predict_files(open_classifier(str(model), weights=weights, px=px), images, top=top, batch=batch)
+    if as_json:
+        _print_json(rows)
+    else:
+        print_predictions(rows)
+    if any("error" in row for row in rows):
+        sys.exit(1)
+
+
+def export(
+    model: Annotated[Path, _MODEL],
+    destination: Annotated[Path, typer.Argument(help="Directory to write.")],
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="safetensors, timm, onnx, torch_export; repeatable.")
+    ] = None,
+    weights: Annotated[str, _WEIGHTS] = "auto",
+    px: Annotated[int | None, typer.Option(help="Side that a graph is made for.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Evaluation set for the certificates.")] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Hand a model on, each format with a certificate that it gives the same answers.
+
+    Example: coatnet export runs/second exported --format safetensors --format onnx --data photos/validation
+    """
+    from finetune.handover.export import export_model, print_certificates
+
+    certificates = export_model(
+        str(model),
+        destination,
+        formats=formats or ["safetensors"],
+        weights=weights,
+        px=px,
+        data=None if data is None else str(data),
+    )
+    if as_json:
+        _print_json(certificates)
+    else:
+        print_certificates(certificates)
+
+
+def import_weights(
+    source: Annotated[Path, typer.Argument(help="timm weights or safetensors (.safetensors, or .pth).")],
+    destination: Annotated[Path, typer.Argument(help="Directory to write, in the native form.")],
+    name: Annotated[str, typer.Option(help="Family member that the weights are of.")] = "coatnet_0",
+    px: Annotated[int, typer.Option(help="Side of the images that they were trained on.")] = 224,
+    classes: Annotated[Path | None, typer.Option(help="File with one class name per line.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a .pth, with weights_only=True.")
+    ] = False,
+) -> None:
+    """Take over weights that others trained.
+
+    Example: coatnet import coatnet_0.safetensors imported --name coatnet_0
+    """
+    from finetune.handover.importing import import_model
+
+    print(import_model(source, destination, name=name, px=px, classes=classes, trust_pickle=trust_pickle))
+
+
+def demo(
+    model: Annotated[Path, _MODEL],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    px: Annotated[int | None, typer.Option(help="Side of the images; default: the model's own.")] = None,
+    weights: Annotated[str, _WEIGHTS] = "auto",
+) -> None:
+    """Serve a page on this machine alone, where an image is dropped and the guesses appear.
+
+    Example: coatnet demo runs/second --port 8000
+    """
+    from finetune.classifier import open_classifier
+    from finetune.demo.answer import make_answer
+    from finetune.demo.server import make_server
+
+    classifier = open_classifier(str(model), weights=weights, px=px)
+    server = make_server(make_answer(classifier), title=classifier.title, port=port)
+    print(f"http://{server.server_address[0]!s}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+    with server:
+        server.serve_forever()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))

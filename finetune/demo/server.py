@@ -1,0 +1,107 @@
+"""The demo's web server: loopback only, two addresses, no file of the machine within reach. Knows no model.
+
+A page elsewhere cannot use it: the Host header must name the loopback (against DNS rebinding), the page may
+load nothing from elsewhere (Content-Security-Policy), and uploads need a header that a form cannot send.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from coatnet.config import UserError
+
+LOOPBACK = "127.0.0.1"
+MAX_UPLOAD_BYTES = 32 * 1024 * 1024
+_PAGE = Path(__file__).with_name("page.html")
+_IDLE_SECONDS = 30
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+Answer = Callable[[bytes], dict[str, Any]]
+
+
+def make_server(answer: Answer, *, title: str, port: int) -> ThreadingHTTPServer:
+    """Bind the server; `serve_forever` runs it. `answer` turns an image's bytes into the JSON that is shown.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    parts = {"answer": staticmethod(answer), "title": title, "one_at_a_time": threading.Lock()}
+    handler = type("Handler", (_Handler,), parts)
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), handler)
+    except OSError as error:
+        raise UserError(f"--port {port}: {error.strerror}; take another, or 0 for any free one") from None
+    server.daemon_threads = True
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    answer: Answer
+    title: str
+    one_at_a_time: threading.Lock
+    timeout = _IDLE_SECONDS
+    server_version, sys_version = "coatnet", ""
+
+    def do_GET(self) -> None:
+        if not self._is_local():
+            return
+        if self.path == "/":
+            self._send(HTTPStatus.OK, _PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif self.path == "/about":
+            self._send_json(HTTPStatus.OK, {"title": self.title})
+        else:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "there is only /"})
+
+    def do_POST(self) -> None:
+        if not self._is_local():
+            return
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/predict" or self.headers.get("Content-Type") != "application/octet-stream":
+            self._send_json(HTTPStatus.BAD_REQUEST, {"error": "expected an image's bytes at /predict"})
+        elif not length.isascii() or not length.isdigit() or int(length) > MAX_UPLOAD_BYTES:
+            limit = MAX_UPLOAD_BYTES >> 20
+            self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"more than {limit} MiB"})
+            self.close_connection = True
+        else:
+            self._predict(self.rfile.read(int(length)))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: what a user drops is nobody's business."""
+
+    def _predict(self, payload: bytes) -> None:
+        try:
+            with self.one_at_a_time:
+                result = self.answer(payload)
+        except UserError as error:
+            self._send_json(HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)})
+        else:
+            self._send_json(HTTPStatus.OK, result)
+
+    def _is_local(self) -> bool:
+        host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
+        if host in {LOOPBACK, "localhost"}:
+            return True
+        self._send_json(HTTPStatus.FORBIDDEN, {"error": "this page is for this machine alone"})
+        return False
+
+    def _send_json(self, status: HTTPStatus, value: dict[str, Any]) -> None:
+        self._send(status, json.dumps(value).encode(), "application/json")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)

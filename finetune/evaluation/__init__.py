@@ -1,0 +1,1 @@
+"""What a model is worth: predictions once per sample, every figure computed from them."""

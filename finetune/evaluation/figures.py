@@ -1,0 +1,128 @@
+"""Every figure of an evaluation, from its predictions. Knows no model and no file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.evaluation.predictions import Predictions
+
+_CALIBRATION_BINS = 15  # as in Guo et al.
+_Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Figures:
+    """An evaluation in numbers.
+
+    Attributes:
+        top1, top5: shares of the samples, with Wilson's 95 % intervals.
+        balanced_top1: mean of the classes' own accuracies.
+        loss: mean cross entropy in nats.
+        ece: expected calibration error over 15 bins of equal width.
+        non_finite: samples whose logits held NaN or infinity; they count as wrong.
+    """
+
+    samples: int
+    classes: int
+    top1: float
+    top5: float
+    top1_interval: tuple[float, float]
+    top5_interval: tuple[float, float]
+    balanced_top1: float
+    loss: float
+    ece: float
+    non_finite: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; a loss that is not finite becomes null."""
+        values = asdict(self)
+        return {
+            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()
+        }
+
+
+def figures(predictions: Predictions, *, classes: int) -> Figures:
+    """Compute the figures of a whole evaluation."""
+    count = len(predictions)
+    top1, top5 = int(predictions.correct.sum()), int(predictions.correct_top.sum())
+    own = [row["top1"] for row in per_class(predictions, names=[""] * classes) if row["samples"]]
+    return Figures(
+        samples=count,
+        classes=classes,
+        top1=top1 / count,
+        top5=top5 / count,
+        top1_interval=wilson_interval(top1, count),
+        top5_interval=wilson_interval(top5, count),
+        balanced_top1=float(np.mean(own)),
+        loss=float(predictions.loss.mean()),
+        ece=expected_calibration_error(predictions),
+        non_finite=int((predictions.top[:, 0] < 0).sum()),
+    )
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    share, z2 = hits / count, _Z_95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    return low, 1.0 if hits == count else min(1.0, centre + half)
+
+
+def expected_calibration_error(predictions: Predictions) -> float:
+    """Return the mean distance between confidence and accuracy.
+
+    Source: Guo et al., arXiv 1706.04599, equation 3.
+    """
+    bins = np.minimum((predictions.confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, predictions.confidence - predictions.correct, minlength=_CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(predictions))
+
+
+def per_class(predictions: Predictions, *, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one row per class: samples, accuracy, and how often the class was guessed."""
+    count = len(names)
+    samples = np.bincount(predictions.label, minlength=count)
+    hits = np.bincount(predictions.label[predictions.correct], minlength=count)
+    guessed = np.bincount(np.maximum(predictions.top[:, 0], 0)[predictions.top[:, 0] >= 0], minlength=count)
+    return [
+        {
+            "class": name,
+            "samples": int(samples[i]),
+            "top1": float(hits[i] / samples[i]) if samples[i] else None,
+            "guessed": int(guessed[i]),
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def confusion(predictions: Predictions, *, classes: int) -> NDArray[np.int64]:
+    """Count (label, first guess) pairs.
+
+    Shape: (classes, classes), rows are labels; samples without a finite guess are left out.
+    """
+    finite = predictions.top[:, 0] >= 0
+    pairs = predictions.label[finite] * classes + predictions.top[finite, 0]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def most_confused(matrix: NDArray[np.int64], *, names: Sequence[str], limit: int) -> list[dict[str, Any]]:
+    """Return the greatest entries off the diagonal."""
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:limit]
+    pairs = [(int(i) // len(names), int(i) % len(names)) for i in order]
+    return [
+        {"class": names[row], "taken_for": names[column], "count": int(off[row, column])}
+        for row, column in pairs
+        if off[row, column]
+    ]

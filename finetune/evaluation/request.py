@@ -1,0 +1,156 @@
+"""One evaluation as a user asks for it: by one process, or shared by several; at one resolution or many."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coatnet.model.cost import model_cost
+
+from coatnet.config import UserError
+from coatnet.runtime.launch import run_ranks
+from coatnet.runtime.ranks import Ranks, already_launched
+from finetune.classes import evaluation_columns
+from finetune.classifier import Classifier, open_classifier
+from finetune.evaluation.figures import confusion, figures, most_confused, per_class
+from finetune.evaluation.measure import measure
+from finetune.evaluation.sources import open_evaluation_set, read_real_labels, real_accuracy
+from finetune.evaluation.write import write_reports
+
+_BAD_SHOWN = 20
+_CONFUSED_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What `coatnet evaluate` was asked for; `sizes` empty means the model's own."""
+
+    model: str
+    data: str
+    sizes: list[int]
+    weights: str = "auto"
+    batch: int = 64
+    threads: int = 2
+    resize: str | None = None
+    precision: str = "fp32"
+    labels: str | None = None
+    real: str | None = None
+    destination: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"--precision {self.precision}: allowed are fp32, bf16")
+
+
+def run_request(request: EvaluationRequest, *, ranks: int = 1) -> list[dict[str, Any]]:
+    """Evaluate and return one report per resolution.
+
+    Raises:
+        UserError: the model or the data are not what they should be.
+    """
+    if ranks == 1:
+        return evaluate(request, ranks=Ranks.single())
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "reports.json"
+        status = run_ranks(
+            "finetune.evaluation.request", [json.dumps(asdict(request)), str(result)], ranks=ranks
+        )
+        if status or not result.exists():
+            raise UserError(f"{request.data}: the evaluation failed with status {status}")
+        return json.loads(result.read_text())
+
+
+def evaluate(request: EvaluationRequest, *, ranks: Ranks) -> list[dict[str, Any]]:
+    """Evaluate on this rank's share; every rank returns the whole."""
+    classifier = open_classifier(
+        request.model, weights=request.weights, resize=request.resize, device=ranks.device
+    )
+    sizes = request.sizes or [classifier.augment.image_size]
+    reports = [_evaluate_at(classifier.at(px), request, ranks=ranks) for px in sizes]
+    if request.destination is not None and ranks.is_main:
+        write_reports(reports, Path(request.destination))
+    return reports
+
+
+def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: Ranks) -> dict[str, Any]:
+    labels = None if request.labels is None else Path(request.labels)
+    corpus = open_evaluation_set(request.data, labels=labels, classes=classifier.classes)
+    if corpus.label_kind != "single":
+        raise UserError(f"{request.data}: has several labels per image; evaluate needs one")
+    columns = evaluation_columns(classifier.classes, corpus.classes, origin=request.data)
+    if classifier.classes is None and len(corpus.classes) != classifier.config.num_classes:
+        raise UserError(
+            f"{request.data}: has {len(corpus.classes)} classes, the model {classifier.config.num_classes} "
+            "without names"
+        )
+    px = classifier.augment.image_size
+    result = measure(
+        classifier.model,
+        corpus,
+        classifier.augment,
+        batch=request.batch,
+        ranks=ranks,
+        columns=columns,
+        precision=request.precision,
+        threads=request.threads,
+        label=f"evaluate at {px} px",
+    )
+    predictions = result.predictions
+    cost = model_cost(classifier.config, px)
+    report: dict[str, Any] = {
+        "model": request.model,
+        "data": request.data,
+        "image_size": px,
+        "resize": classifier.augment.evaluate_resize,
+        **figures(predictions, classes=len(corpus.classes)).to_json(),
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(len(predictions) / result.seconds, 2),
+        "model_images_per_second": round(len(predictions) / max(result.model_seconds, 1e-9), 2),
+        "gmacs": round(cost.macs / 1e9, 3),
+        "parameters": cost.parameters,
+        "judged_among": None if columns is None else len(columns),
+        "bad_samples": len(result.bad),
+        "bad": result.bad[:_BAD_SHOWN],
+        "per_class": per_class(predictions, names=corpus.classes),
+    }
+    matrix = confusion(predictions, classes=len(corpus.classes))
+    report["most_confused"] = most_confused(matrix, names=corpus.classes, limit=_CONFUSED_SHOWN)
+    report["confusion"] = matrix.tolist() if request.destination is not None else None
+    if request.real is not None:
+        names = _names(corpus, predictions.index.tolist())
+        real = read_real_labels(Path(request.real))
+        report["real_top1"] = real_accuracy(predictions, names=names, real=real, origin=request.data)
+    return report
+
+
+def _names(corpus: Any, samples: Sequence[int]) -> list[str]:
+    names = [corpus.name(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)]
+    return [names[sample] for sample in samples]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be one rank of an evaluation: the request as JSON, and the file that rank 0 writes."""
+    request = EvaluationRequest(**json.loads(arguments[0]))
+    ranks = Ranks.start() if already_launched() else Ranks.single()
+    try:
+        reports = evaluate(request, ranks=ranks)
+        if ranks.is_main:
+            Path(arguments[1]).write_text(json.dumps(reports))
+        ranks.barrier()
+    finally:
+        ranks.stop()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as mistake:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,158 @@
+"""The forms in which evaluation sets lie about: shards, image folders, flat folders with a file of labels.
+
+ImageNet's validation set comes as folders of synset ids or flat with a label file; -V2 as folders of numbers,
+-A and -R as folders of some synsets: `finetune.classes` matches their names. Knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coatnet.config import UserError
+from data_pipeline.decode import DecodeError, probe
+from data_pipeline.open_corpus import open_corpus
+from data_pipeline.record import BadSampleError, Record, SampleSource
+from finetune.classes import class_key
+from finetune.evaluation.predictions import Predictions
+
+_VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+_MAX_LABEL_FILE_BYTES = 64 * 1024 * 1024
+
+
+class LabelledFolder:
+    """Images in one folder with a file that says `NAME LABEL` per line, as a corpus of one shard."""
+
+    label_kind = "single"
+    remote = False
+
+    def __init__(self, folder: Path, *, names: list[str], labels: list[int], classes: list[str]) -> None:
+        self.classes = classes
+        self.digest = ""
+        self._folder, self._names, self._labels = folder, names, labels
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """All files as one shard."""
+        return np.array([len(self._names)], dtype=np.int64)
+
+    @property
+    def samples(self) -> int:
+        """Files that have a label."""
+        return len(self._names)
+
+    def read(self, shard: int, index: int) -> Record:
+        """Read a file and its header.
+
+        Raises:
+            BadSampleError: it is gone or no usable image.
+        """
+        path = self._folder / self._names[index]
+        try:
+            payload = path.read_bytes()
+            info = probe(payload)
+        except (OSError, DecodeError) as error:
+            raise BadSampleError(f"{path}: {error}") from None
+        return Record(payload, info.width, info.height, info.orientation, self._labels[index])
+
+    def name(self, shard: int, index: int) -> str:
+        """Return the file's name."""
+        return self._names[index]
+
+    def prepare(self, shards: list[int]) -> None:
+        """Do nothing: the file system reads ahead."""
+
+
+def open_evaluation_set(
+    path: str | Path, *, labels: Path | None = None, classes: list[str] | None = None
+) -> SampleSource:
+    """Open an evaluation set; `labels` is the file of a flat folder, `classes` what its numbers count.
+
+    Raises:
+        UserError: nothing of a known form is there, or the label file is not what it should be.
+    """
+    if labels is None:
+        return open_corpus(path)
+    if classes is None:
+        raise UserError(f"{labels}: the model carries no class names that its labels could mean")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    names: list[str] = []
+    numbers: list[int] = []
+    places = {class_key(name): place for place, name in enumerate(classes)}
+    for row, line in enumerate(_text(labels).splitlines(), start=1):
+        if line.strip():
+            name, number = _label_line(line, origin=f"{labels}:{row}", places=places, classes=len(classes))
+            names.append(name)
+            numbers.append(number)
+    if not names:
+        raise UserError(f"{labels}: holds no line; expected NAME LABEL, a label being a class or its number")
+    return LabelledFolder(folder, names=names, labels=numbers, classes=classes)
+
+
+def _label_line(line: str, *, origin: str, places: dict[str, int], classes: int) -> tuple[str, int]:
+    name, _, label = line.strip().partition(" ")
+    label = label.strip()
+    number = places.get(class_key(label))
+    if number is None and label.isascii() and label.isdigit() and int(label) < classes:
+        number = int(label)
+    if number is None:
+        raise UserError(f"{origin}: {label[:60]!a} is no class and no number below {classes}")
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{origin}: {name[:200]!a} leads out of the folder")
+    return name, number
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_LABEL_FILE_BYTES:
+            raise UserError(f"{path}: more than {_MAX_LABEL_FILE_BYTES >> 20} MiB")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no UTF-8 text") from None
+
+
+def read_real_labels(path: Path) -> list[list[int]]:
+    """Read the reassessed labels of ImageNet's validation set: classes per image, in the set's order.
+
+    Source: Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159; its file real.json.
+
+    Raises:
+        UserError: the file is not of that form.
+    """
+    try:
+        rows: Any = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError):
+        raise UserError(f"{path}: is no JSON") from None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and all(type(label) is int for label in row) for row in rows
+    ):
+        raise UserError(f"{path}: expected a list of lists of class numbers, one per validation image")
+    return rows
+
+
+def real_accuracy(predictions: Predictions, *, names: list[str], real: list[list[int]], origin: str) -> float:
+    """Return the share of first guesses among an image's reassessed labels; images without any are left out.
+
+    `names` are the predicted samples' names, which hold ILSVRC2012_val_00000001 and so on.
+
+    Raises:
+        UserError: a name holds no number of a validation image.
+    """
+    hits = judged = 0
+    for name, guess in zip(names, predictions.top[:, 0], strict=True):
+        found = _VALIDATION_NUMBER.search(name)
+        if not found or not 1 <= int(found[1]) <= len(real):
+            raise UserError(f"{origin}: {name!r} is no image of ImageNet's validation set (ILSVRC2012_val_…)")
+        allowed = real[int(found[1]) - 1]
+        judged += bool(allowed)
+        hits += int(guess) in allowed
+    return hits / max(judged, 1)

@@ -1,0 +1,94 @@
+"""A model card in the hub's format, generated from what is known. Claims nothing that was not measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from coatnet.model.cost import model_cost
+
+from finetune.classifier import Classifier
+
+_CLASSES_SHOWN = 20
+_OPENED_BY = {
+    "safetensors": "`coatnet evaluate`, `coatnet predict`; any reader of safetensors",
+    "timm": "`timm.create_model(...).load_state_dict(...)`, see the certificate's notes",
+    "onnx": "onnxruntime",
+    "torch_export": "`torch.export.load`",
+}
+
+
+def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -> str:
+    """Return README.md with the metadata that the hub reads."""
+    augment, config = classifier.augment, classifier.config
+    cost = model_cost(config, augment.image_size)
+    metadata = ["---", "library_name: coatnet", "pipeline_tag: image-classification", "tags:", "- coatnet"]
+    metadata += [*_results(classifier), "---"]
+    names = ", ".join(_plain(name) for name in classifier.names[:_CLASSES_SHOWN])
+    more = len(classifier.names) - _CLASSES_SHOWN
+    rows = [_row(one) for one in certificates]
+    lines = [
+        *metadata,
+        f"# {config.name}",
+        "",
+        "A CoAtNet (Dai et al., arXiv 2106.04803): convolution and relative attention.",
+        "",
+        f"- {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} GMAC per image at {augment.image_size} px",
+        f"- {config.num_classes} classes: {names}{f' and {more} more' if more > 0 else ''}",
+        f"- input: RGB, {_resize(classifier)} to {augment.image_size}×{augment.image_size} px, "
+        f"{augment.interpolation}, mean {augment.mean}, std {augment.std} of values from 0 to 1",
+        "",
+        "## Files",
+        "",
+        "| form | files | opened by | largest logit difference |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "Each form's certificate (`certificate-*.json`) holds digests, versions and what was compared.",
+        "",
+        "## Configuration",
+        "",
+        "```json",
+        json.dumps({key: value for key, value in vars(config).items() if value is not None}, indent=2),
+        "```",
+        "",
+        "## Limits",
+        "",
+        "The data that the weights were trained on decide what they know and what they are biased towards; "
+        "this card is generated and cannot say. Add licence, data and intended use before handing it on.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(certificate: dict[str, Any]) -> str:
+    files = ", ".join(f"`{file}`" for file in certificate["files"])
+    form = certificate["format"]
+    return f"| {form} | {files} | {_OPENED_BY[form]} | {certificate['max_logit_difference']:.1e} |"
+
+
+def _results(classifier: Classifier) -> list[str]:
+    """Return the hub's model-index for the training run's last evaluation, where there was one."""
+    evaluated = classifier.facts.get("evaluation") or {}
+    if evaluated.get("top1") is None:
+        return []
+    return [
+        "model-index:",
+        f"- name: {classifier.config.name}",
+        "  results:",
+        "  - task: {type: image-classification}",
+        "    dataset: {name: the run's evaluation set, type: imagefolder}",
+        "    metrics:",
+        f"    - {{type: accuracy, value: {float(evaluated['top1']):.4f}, name: top-1}}",
+    ]
+
+
+def _resize(classifier: Classifier) -> str:
+    if classifier.augment.evaluate_resize == "whole":
+        return "the whole image resized"
+    return f"the central square of {classifier.augment.evaluate_crop:g} of the shorter side, resized"
+
+
+def _plain(name: str) -> str:
+    """Return a class name that no Markdown reader takes for markup."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~" else c for c in name)

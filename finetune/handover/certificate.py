@@ -1,0 +1,162 @@
+"""The proof beside an export: how far its answers are from the model's, on what, made by what."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coatnet.config import to_dict
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.open_corpus import open_corpus
+from finetune.classes import evaluation_columns
+from finetune.classifier import Classifier
+from finetune.evaluation.measure import measure
+
+TOLERANCE = 1e-4
+_IMAGES = 4
+_SEED = 20210604  # any fixed number makes the batch the same everywhere
+_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "safetensors")
+_BLOCK_BYTES = 1 << 20
+
+Answers = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared, and what came out.
+
+    Attributes:
+        max_logit_difference: on a fixed batch, against the model in torch, fp32.
+        top1, exported_top1: on the evaluation set, where one was given.
+        files: SHA-256 of every file of the export.
+    """
+
+    format: str
+    accepted: bool
+    max_logit_difference: float
+    tolerance: float
+    images: list[int]
+    files: dict[str, str]
+    model: dict[str, Any]
+    commit: str | None
+    versions: dict[str, str]
+    data: str | None = None
+    top1: float | None = None
+    exported_top1: float | None = None
+    differing_guesses: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def fixed_batch(px: int) -> Tensor:
+    """Return the batch that every certificate compares on: smooth noise of the range of normalised images.
+
+    Shape: (4, 3, px, px)
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    coarse = torch.randn(_IMAGES, 3, max(2, px // 8), max(2, px // 8), generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(px, px), mode="bilinear", align_corners=False)
+
+
+def certify(
+    form: str,
+    answers: Answers,
+    classifier: Classifier,
+    *,
+    files: list[Path],
+    data: str | None,
+    notes: dict[str, Any] | None = None,
+) -> Certificate:
+    """Compare an export's answers with the model's."""
+    images = fixed_batch(classifier.augment.image_size)
+    with torch.inference_mode():
+        own = classifier.model(images.to(classifier.device)).float().cpu()
+        theirs = answers(images).float().cpu()
+    difference = float((own - theirs).abs().max())
+    compared = {} if data is None else _compare_on(data, answers, classifier)
+    return Certificate(
+        format=form,
+        accepted=difference <= TOLERANCE,
+        max_logit_difference=difference,
+        tolerance=TOLERANCE,
+        images=list(images.shape),
+        files={file.name: _sha256(file) for file in files},
+        model=to_dict(classifier.config),
+        commit=_commit(),
+        versions=_versions(),
+        data=data,
+        notes=notes or {},
+        **compared,
+    )
+
+
+class _Answering(torch.nn.Module):
+    """Answers as a module, for `measure`."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._answers(images)
+
+
+def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str, Any]:
+    corpus = open_corpus(data)
+    columns = evaluation_columns(classifier.classes, corpus.classes, origin=data)
+    both = [
+        measure(
+            model,
+            corpus,
+            classifier.augment,
+            batch=_IMAGES,
+            ranks=Ranks.single(),
+            columns=columns,
+            show_progress=False,
+        ).predictions
+        for model in (classifier.model, _Answering(answers))
+    ]
+    return {
+        "top1": float(both[0].correct.mean()),
+        "exported_top1": float(both[1].correct.mean()),
+        "differing_guesses": int((both[0].top[:, 0] != both[1].top[:, 0]).sum()),
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree that runs, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

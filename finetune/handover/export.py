@@ -1,0 +1,102 @@
+"""Write a model in the asked forms, each checked after it was written and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetensors
+from coatnet.config import UserError, to_dict
+from coatnet.runtime.run_directory import write_atomically
+from finetune.classifier import Classifier, open_classifier
+from finetune.handover.card import model_card
+from finetune.handover.certificate import Answers, certify
+from finetune.handover.graphs import export_onnx, export_torch
+from finetune.handover.timm_form import export_timm
+
+_Written = tuple[list[Path], Answers, dict[str, Any]]
+CARD = "README.md"
+
+
+def export_model(
+    path: str,
+    destination: Path,
+    *,
+    formats: Sequence[str],
+    weights: str = "auto",
+    px: int | None = None,
+    data: str | None = None,
+) -> list[dict[str, Any]]:
+    """Write the forms, a certificate for each, and a model card; return the certificates.
+
+    Raises:
+        UserError: unknown form, a form that cannot hold this architecture, or answers that differ.
+    """
+    unknown = [form for form in formats if form not in _WRITERS]
+    if unknown:
+        raise UserError(f"--format {unknown[0]}: allowed are {', '.join(_WRITERS)}")
+    # Exports are compared where all of their ecosystems run, on the CPU.
+    classifier = open_classifier(path, weights=weights, px=px, device=torch.device("cpu"))
+    destination.mkdir(parents=True, exist_ok=True)
+    certificates = []
+    for form in formats:
+        files, answers, notes = _WRITERS[form](classifier, destination)
+        certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
+        write_atomically(destination / f"certificate-{form}.json", json.dumps(certificate, indent=2) + "\n")
+        certificates.append(certificate)
+    card = model_card(classifier, certificates)
+    write_atomically(destination / CARD, card)
+    bad = [one for one in certificates if not one["accepted"]]
+    if bad:
+        raise UserError(
+            f"{destination}: the logits of the {bad[0]['format']} export differ by "
+            f"{bad[0]['max_logit_difference']:.2g}, more than {bad[0]['tolerance']:g}; do not use it"
+        )
+    return certificates
+
+
+def print_certificates(certificates: Sequence[dict[str, Any]]) -> None:
+    """Print a table."""
+    table = Table(title="exported", title_justify="left")
+    for heading in ("form", "files", "largest logit difference", "top-1", "exported top-1"):
+        table.add_column(heading)
+    for one in certificates:
+        shown = ["–" if one[key] is None else f"{one[key]:.2%}" for key in ("top1", "exported_top1")]
+        table.add_row(
+            one["format"], escape(", ".join(one["files"])), f"{one['max_logit_difference']:.1e}", *shown
+        )
+    Console().print(table)
+
+
+def _native(classifier: Classifier, destination: Path) -> _Written:
+    facts = {
+        **{key: value for key, value in classifier.facts.items() if key in _KEPT_FACTS},
+        "augment": to_dict(classifier.augment),
+        "norm": to_dict(classifier.norm),
+    }
+    tensors = {name: tensor.detach() for name, tensor in classifier.model.state_dict().items()}
+    export_safetensors(Weights(classifier.config, tensors, classifier.classes, facts), destination)
+    read_back = open_classifier(str(destination), device=classifier.device)
+
+    def answers(images: Tensor) -> Tensor:
+        return read_back.model(images)
+
+    return [destination / TENSORS, destination / CONFIG], answers, {}
+
+
+# What an export says of its origin: nothing that names a machine.
+_KEPT_FACTS = ("step", "samples_seen", "config_digest", "evaluation", "seed")
+_WRITERS: dict[str, Callable[[Classifier, Path], _Written]] = {
+    "safetensors": _native,
+    "timm": export_timm,
+    "onnx": export_onnx,
+    "torch_export": export_torch,
+}

@@ -1,0 +1,85 @@
+"""The model as a graph that needs none of this code: ONNX and torch.export, both with a free batch size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coatnet.config import UserError
+from coatnet.model.network import CoAtNet
+from finetune.classifier import Classifier
+from finetune.handover.certificate import Answers, fixed_batch
+
+_ONNX, _TORCH = "model.onnx", "model.pt2"
+_OPSET = 20  # the first with Gelu
+_MAX_BATCH = 4096
+
+
+class _Images(nn.Module):
+    """The model with images as its only input."""
+
+    def __init__(self, model: CoAtNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+def export_torch(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
+    """Write `model.pt2`, which torch.export.load opens."""
+    path = destination / _TORCH
+    program = _program(classifier)
+    torch.export.save(program, path)
+    answers = torch.export.load(path).module()
+    return [path], answers, {"image_size": classifier.augment.image_size}
+
+
+def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
+    """Write `model.onnx` and check it in onnxruntime.
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--format onnx needs {error.name}; install coatnet[onnx]") from None
+    path = destination / _ONNX
+    images = fixed_batch(classifier.augment.image_size)
+    with contextlib.redirect_stdout(io.StringIO()):  # the exporter talks on stdout, where --json speaks
+        program = torch.onnx.export(
+            _Images(classifier.model).eval(),
+            (images,),
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)}},
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def answers(images: Tensor) -> Tensor:
+        pixels = np.ascontiguousarray(images.numpy())
+        return torch.from_numpy(session.run(["logits"], {"images": pixels})[0])
+
+    return [path], answers, {"image_size": classifier.augment.image_size, "opset": _OPSET}
+
+
+def _program(classifier: Classifier) -> torch.export.ExportedProgram:
+    images = fixed_batch(classifier.augment.image_size)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    return torch.export.export(
+        _Images(classifier.model).eval(), (images,), dynamic_shapes={"images": {0: batch}}
+    )

@@ -1,0 +1,132 @@
+"""Name what image files show: a folder at a time, bad files named and passed over. Knows no web page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from coatnet.config import UserError
+from coatnet.runtime.progress import progress
+from data_pipeline.crops import evaluation_boxes
+from data_pipeline.decode import DecodeError, decode_batch, probe
+from data_pipeline.decode.errors import DEFAULT_LIMITS
+from data_pipeline.device import normalise
+from finetune.classifier import Classifier
+from finetune.evaluation.measure import top_classes
+
+_PROGRESS_FROM = 64
+
+
+def predict_files(
+    classifier: Classifier, paths: Sequence[Path], *, top: int, batch: int
+) -> list[dict[str, Any]]:
+    """Return per file its guesses, best first, or an `error`.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no files.
+    """
+    files = [file for path in paths for file in _files(path)]
+    rows: list[dict[str, Any]] = []
+    with progress(len(files), "predict", "images", enabled=len(files) >= _PROGRESS_FROM) as bar:
+        for start in range(0, len(files), batch):
+            chosen = files[start : start + batch]
+            rows += _predict_batch(classifier, chosen, top=top)
+            bar.advance(len(chosen))
+    return rows
+
+
+def load_square(payload: bytes, classifier: Classifier) -> Tensor:
+    """Decode an image as the model sees it.
+
+    Shape: uint8 (side, side, 3)
+
+    Raises:
+        DecodeError: no image, a broken one, or one that asks for too much.
+    """
+    augment = classifier.augment
+    info = probe(payload)
+    turned = augment.exif_orientation == "apply"
+    width, height = info.displayed_size if turned else (info.width, info.height)
+    boxes = evaluation_boxes(np.array([width]), np.array([height]), augment)
+    out = np.empty((1, augment.image_size, augment.image_size, 3), dtype=np.uint8)
+    verdict = decode_batch(
+        [payload],
+        boxes,
+        np.zeros(1, dtype=np.bool_),
+        out,
+        interpolation=augment.interpolation,
+        orientation=augment.exif_orientation,
+    )[0]
+    if verdict is not None and not verdict.usable:
+        raise verdict
+    return torch.from_numpy(out[0])
+
+
+def prepare(squares: Tensor, classifier: Classifier) -> Tensor:
+    """Return the model's input. Shape: uint8 (n, side, side, 3) → float32 (n, 3, side, side)."""
+    return normalise(squares.to(classifier.device), mean=classifier.augment.mean, std=classifier.augment.std)
+
+
+def guesses(logits: Tensor, classifier: Classifier, *, top: int) -> list[dict[str, Any]]:
+    """Return one image's best classes with their probabilities. Shape: logits (K,)."""
+    shares = logits.double().softmax(dim=0)
+    best = top_classes(logits[None], count=top)[0].tolist()
+    names = classifier.names
+    return [{"class": names[place], "index": place, "probability": float(shares[place])} for place in best]
+
+
+def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table."""
+    table = Table(title="predictions", title_justify="left")
+    for heading in ("image", "class", "probability"):
+        table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
+    for row in rows:
+        if "error" in row:
+            table.add_row(escape(row["image"]), f"[red]{escape(row['error'])}[/red]", "")
+        for place, guess in enumerate(row.get("guesses", [])):
+            image = "" if place else escape(row["image"])
+            table.add_row(image, escape(guess["class"]), f"{guess['probability']:.1%}")
+    Console().print(table)
+
+
+@torch.inference_mode()
+def _predict_batch(classifier: Classifier, files: Sequence[Path], *, top: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    squares: list[Tensor] = []
+    for file in files:
+        try:
+            squares.append(load_square(_read(file), classifier))
+            rows.append({"image": str(file)})
+        except (OSError, DecodeError) as error:
+            rows.append({"image": str(file), "error": str(error)})
+    if squares:
+        logits = iter(classifier.model(prepare(torch.stack(squares), classifier)).float().cpu())
+        for row in rows:
+            if "error" not in row:
+                row["guesses"] = guesses(next(logits), classifier, top=top)
+    return rows
+
+
+def _read(file: Path) -> bytes:
+    DEFAULT_LIMITS.check_bytes(file.stat().st_size)
+    return file.read_bytes()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        found = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
+        if not found:
+            raise UserError(f"{path}: holds no file")
+        yield from found
+    elif path.exists():
+        yield path
+    else:
+        raise UserError(f"{path}: no such image or folder")
