@@ -1,11 +1,108 @@
-"""The sections of a pretraining config that belong to the engine. Knows no loop; imports no torch."""
+"""The sections of a pretraining config that say how to train. Knows no loop; imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
-ZERO_STAGES = (0, 1, 2, 3)
-PRECISIONS = ("fp32", "autocast", "bf16")
+from coatnet.config import Duration
+
+_STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives: the same directory goes on where it was; another config there is refused."""
+
+    directory: str = "runs/pretrain"
+
+
+@dataclass
+class LossConfig:
+    """What is minimised: softmax for one label per image, sigmoid also for several."""
+
+    name: str = "softmax"
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        one_of("name", self.name, ("softmax", "sigmoid"))
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"smoothing is {self.smoothing}; allowed: 0 ≤ smoothing < 1")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW. The paper prints no betas; these are the defaults of its lineage.
+
+    Attributes:
+        learning_rate: at its peak.
+        clip: bound of the gradient's global norm; 0 is off.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.eps <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, eps {self.eps}; allowed: above 0")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; allowed: two numbers from 0 to below 1")
+        if self.weight_decay < 0 or self.clip < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}, clip {self.clip}; allowed: 0 or more")
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    shape: str = "cosine"
+    warmup: str = "10000 steps"
+    minimum: float = 1e-5
+
+    def __post_init__(self) -> None:
+        one_of("shape", self.shape, ("cosine", "linear", "constant"))
+        counted("warmup", self.warmup)
+
+
+@dataclass
+class BatchChange:
+    """From `at` on the global batch is `global_batch`."""
+
+    at: str = "0 steps"
+    global_batch: int = 4096
+
+    def __post_init__(self) -> None:
+        counted("at", self.at)
+        at_least_one("global_batch", self.global_batch)
+
+
+@dataclass
+class TrainConfig:
+    """How long, and in which batches.
+
+    Attributes:
+        micro_batch: images per rank and backward pass; the rest of `global_batch / world size` is
+            accumulated. Null takes all of it at once.
+        batch_changes: later global batches, in order of time.
+        activation_checkpointing: stages whose activations are recomputed, of S1 to S4.
+    """
+
+    duration: str = "300 epochs"
+    global_batch: int = 4096
+    micro_batch: int | None = None
+    batch_changes: list[BatchChange] = field(default_factory=list)
+    activation_checkpointing: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counted("duration", self.duration)
+        at_least_one("global_batch", self.global_batch)
+        if self.micro_batch is not None:
+            at_least_one("micro_batch", self.micro_batch)
+        for stage in self.activation_checkpointing:
+            one_of("activation_checkpointing", stage, ("S1", "S2", "S3", "S4"))
 
 
 @dataclass
@@ -26,36 +123,109 @@ class ZeroConfig:
     persist_elements: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.stage not in ZERO_STAGES:
-            raise ValueError(f"stage is {self.stage}; allowed: {', '.join(map(str, ZERO_STAGES))}")
-        if self.bucket_elements < 1:
-            raise ValueError(f"bucket_elements is {self.bucket_elements}; allowed: 1 or more")
+        if self.stage not in (0, 1, 2, 3):
+            raise ValueError(f"stage is {self.stage}; allowed: 0, 1, 2, 3")
+        at_least_one("bucket_elements", self.bucket_elements)
         if self.persist_elements < 0:
             raise ValueError(f"persist_elements is {self.persist_elements}; allowed: 0 or more")
 
 
 @dataclass
-class OptimizerConfig:
-    """AdamW. The paper prints no betas; these are the defaults of its lineage.
+class EvaluateConfig:
+    """When and how to evaluate; no result depends on `batch`.
 
     Attributes:
-        lr: peak learning rate.
-        clip: global norm that gradients are clipped to; 0 for none.
+        every: also always at the end. Both the weights and their average (`ema`) are evaluated.
+        transfer: path of a second labelled corpus, of any classes: how well its images' features find
+            neighbours of their own class tells how the weights will transfer.
+        neighbours: how many of them vote.
     """
 
-    lr: float = 1e-3
-    betas: list[float] | None = None
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip: float = 1.0
+    every: str = "1 epochs"
+    batch: int = 64
+    transfer: str | None = None
+    neighbours: int = 10
 
     def __post_init__(self) -> None:
-        self.betas = self.betas or [0.9, 0.999]
-        if self.lr <= 0:
-            raise ValueError(f"lr is {self.lr}; allowed: above 0")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; allowed: two numbers, each 0 ≤ beta < 1")
-        if self.eps <= 0:
-            raise ValueError(f"eps is {self.eps}; allowed: above 0")
-        if self.weight_decay < 0 or self.clip < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, clip {self.clip}; allowed: 0 or more")
+        counted("every", self.every)
+        at_least_one("batch", self.batch)
+        at_least_one("neighbours", self.neighbours)
+
+
+@dataclass
+class SaveConfig:
+    """When to save, beside the end and a stop, and which checkpoints stay.
+
+    Attributes:
+        every: minutes (by rank 0's clock), epochs, steps or images.
+        last: so many of the newest stay.
+        keep_every_steps: those of every so many steps stay for good; null for none.
+        best: the one with the highest figure of this name stays (top1, ema_top1, map …); null for none.
+    """
+
+    every: str = "10 minutes"
+    last: int = 3
+    keep_every_steps: int | None = None
+    best: str | None = None
+
+    def __post_init__(self) -> None:
+        Duration.parse(self.every)
+        at_least_one("last", self.last)
+        if self.keep_every_steps is not None:
+            at_least_one("keep_every_steps", self.keep_every_steps)
+
+
+@dataclass
+class LaunchConfig:
+    """Ranks on this machine; null for one per GPU. Ignored under srun and torchrun."""
+
+    ranks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None:
+            at_least_one("ranks", self.ranks)
+
+
+@dataclass
+class ProfileConfig:
+    """Steps to trace with torch.profiler, as in "100..110"; null for none, which costs nothing."""
+
+    steps: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not _STEPS.fullmatch(self.steps):
+            raise ValueError(f"steps is {self.steps!r}; write for example '100..110'")
+
+    @property
+    def window(self) -> range:
+        """The steps that are traced."""
+        found = _STEPS.fullmatch(self.steps or "")
+        return range(int(found[1]), int(found[2]) + 1) if found else range(0)
+
+
+@dataclass
+class TuneConfig:
+    """What is found out at the start. micro_batch: "off", or "auto" for the largest that fits in memory."""
+
+    micro_batch: str = "off"
+
+    def __post_init__(self) -> None:
+        one_of("micro_batch", self.micro_batch, ("off", "auto"))
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Check a choice."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Check a count."""
+    if value < 1:
+        raise ValueError(f"{name} is {value}; allowed: 1 or more")
+
+
+def counted(name: str, text: str) -> None:
+    """Check a duration in epochs, steps or images."""
+    if Duration.parse(text).is_time:
+        raise ValueError(f"{name} is {text!r}; allowed: epochs, steps or images")

@@ -1,1 +1,1 @@
-"""DeepSpeed behind one narrow door: steps, world-size-free fragments of its state. Knows no data and no file."""
+"""DeepSpeed behind one narrow door: steps, and world-size-free fragments of its state. Knows no data."""

@@ -55,13 +55,12 @@ class Engine:
     ) -> None:
         self.ranks, self.stage, self.precision = ranks, zero.stage, precision
         self.applied_steps = 0
-        assert optimizer.betas is not None
         self._deepspeed, *_ = load_deepspeed().initialize(
             model=model,
             optimizer=make_optimizer(
                 model,
                 stage=zero.stage,
-                lr=optimizer.lr,
+                lr=optimizer.learning_rate,
                 betas=(optimizer.betas[0], optimizer.betas[1]),
                 eps=optimizer.eps,
                 weight_decay=optimizer.weight_decay,

@@ -49,7 +49,7 @@ def own_pieces(engine: Any, *, stage: int, rank: int, world_size: int) -> list[P
 
 
 def create_moments(engine: Any, *, stage: int) -> None:
-    """Create AdamW's state at once instead of in the first step: it can be loaded, and memory runs out early."""
+    """Create AdamW's state at once and not in the first step: it can be loaded, and memory runs out early."""
     inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
     for tensor in _flat_masters(engine, stage=stage):
         state = inner.state[tensor]
@@ -92,9 +92,7 @@ def _flat_masters(engine: Any, *, stage: int) -> list[Tensor]:
     return engine.optimizer.fp32_partitioned_groups_flat
 
 
-def _pieces_of_replicas(
-    engine: Any, names: dict[int, str], *, rank: int, world_size: int
-) -> Iterator[Piece]:
+def _pieces_of_replicas(engine: Any, names: dict[int, str], *, rank: int, world_size: int) -> Iterator[Piece]:
     """Every rank holds everything: each takes an equal range of the line of all parameters."""
     parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
     total = sum(parameter.numel() for parameter in parameters)

@@ -1,4 +1,4 @@
-"""Real gloo ranks for the tests of this folder, forked from one process that has torch and DeepSpeed loaded."""
+"""Real gloo ranks, forked from one process that has torch and DeepSpeed loaded."""
 
 from __future__ import annotations
 

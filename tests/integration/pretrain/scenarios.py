@@ -14,14 +14,16 @@ TINY = ModelConfig(num_classes=5, image_size=32, depths=[1, 1, 1, 1, 1], widths=
 GROUP = 2
 
 
-def tiny_engine(ranks: Ranks, *, stage: int, clip: float = 1.0, ema: bool = True, precision: str = "fp32") -> Engine:
+def tiny_engine(
+    ranks: Ranks, *, stage: int, clip: float = 1.0, ema: bool = True, precision: str = "fp32"
+) -> Engine:
     model = build_model(TINY, norm=NormConfig(group_images=GROUP), seed=1)
     defer_statistics(model)
     return Engine(
         model,
         ranks=ranks,
         zero=ZeroConfig(stage=stage, bucket_elements=50_000, persist_elements=100),
-        optimizer=OptimizerConfig(lr=1e-2, clip=clip),
+        optimizer=OptimizerConfig(learning_rate=1e-2, clip=clip),
         precision=precision,
         ema_decay=0.99 if ema else None,
     )
@@ -33,7 +35,9 @@ def samples(step: int, *, global_batch: int) -> tuple[torch.Tensor, torch.Tensor
     return images, torch.randint(0, 5, (global_batch,), generator=generator)
 
 
-def train(engine: Engine, *, first: int, steps: int, accumulation: int, global_batch: int = 24) -> list[float]:
+def train(
+    engine: Engine, *, first: int, steps: int, accumulation: int, global_batch: int = 24
+) -> list[float]:
     """Train on samples that depend on the step alone; returns the global loss of each step."""
     ranks, loss_of, losses = engine.ranks, make_loss("softmax", 0.1), []
     for step in range(first, first + steps):

@@ -1,0 +1,116 @@
+"""Saving and resuming a run: the engine's fragments and the facts that belong to them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.config import UserError
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.ranks import Ranks
+from pretrain.engine.engine import Engine
+from pretrain.state import State
+from pretrain.stream import Stream
+
+
+class Checkpoints:
+    """One run's checkpoints."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        engine: Engine,
+        stream: Stream,
+        ranks: Ranks,
+        account: TimeAccount,
+        facts: dict[str, Any],
+        every_seconds: float | None,
+    ) -> None:
+        self._store, self._engine, self._stream = store, engine, stream
+        self._ranks, self._account = ranks, account
+        self._facts, self._every_seconds = facts, every_seconds
+        self._saved_at = time.monotonic()
+        self.last_step = -1
+
+    @property
+    def time_is_up(self) -> bool:
+        """True when a save by the clock is due; rank 0's clock decides for all."""
+        age = time.monotonic() - self._saved_at
+        return self._ranks.is_main and self._every_seconds is not None and age >= self._every_seconds
+
+    def save(self, state: State, *, wait: bool = False) -> None:
+        """Take a snapshot and write it in the background, or wait for it.
+
+        Raises:
+            LeaseLost: another job has taken over the run.
+        """
+        with self._account.measure("checkpoint"):
+            if self.last_step != state.step:
+                self._store.save(
+                    step=state.step,
+                    samples_seen=state.samples_seen,
+                    fragments=self._engine.fragments(),
+                    facts={
+                        **self._facts,
+                        "data": self._stream.state(),
+                        "progress": state.to_json(),
+                        "figures": state.figures,
+                    },
+                )
+                self.last_step = state.step
+            if wait:
+                self._store.wait()
+        self._saved_at = time.monotonic()
+
+    def raise_errors(self) -> None:
+        """Surface what went wrong in the writer since the last step."""
+        self._store.raise_errors()
+
+    def resume(self) -> State | None:
+        """Load the newest whole checkpoint and return its state, or None where there is none yet."""
+        with self._account.measure("checkpoint"):
+            checkpoint = self._store.newest()
+            return None if checkpoint is None else self._load(checkpoint)
+
+    def restore(self, *, before: int) -> State:
+        """Go back to the newest checkpoint of a step below `before`, and give up those after it.
+
+        Raises:
+            UserError: there is none.
+        """
+        with self._account.measure("checkpoint"):
+            self._store.wait()
+            checkpoint = self._store.newest(before=before)
+            if checkpoint is None:
+                raise UserError(
+                    f"{self._store.directory}: no checkpoint from before step {before} to go back to"
+                )
+            if self._ranks.is_main:
+                for step in self._store.steps():
+                    if step > checkpoint.step:
+                        path = self._store.path(step)
+                        path.rename(path.with_name(f".abandoned-{path.name}.{time.time_ns()}"))
+            self._ranks.barrier()
+            return self._load(checkpoint)
+
+    def close(self) -> None:
+        """Finish the save under way."""
+        self._store.close()
+
+    def _load(self, checkpoint: Checkpoint) -> State:
+        facts = checkpoint.facts
+        if facts.get("kind") != self._facts["kind"]:
+            raise UserError(f"{checkpoint.directory}: was not written by pretraining ({facts.get('kind')})")
+        if facts["group_images"] != self._facts["group_images"]:
+            raise UserError(
+                f"norm.group_images is {self._facts['group_images']}, the run has {facts['group_images']}: "
+                "give the former one"
+            )
+        self._stream.check(facts["data"])
+        state = State(**facts["progress"])
+        self._engine.load(checkpoint, applied_steps=state.applied_steps)
+        self.last_step = state.step
+        return state

@@ -1,0 +1,77 @@
+"""The root schema of a pretraining run; `coatnet pretrain CONFIG key.sub=value…` fills it.
+
+The defaults are the paper's ImageNet-1K recipe (Dai et al., arXiv 2106.04803, Table 10). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coatnet.model.config import ModelConfig, NormConfig
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.config import DataConfig
+from pretrain.guard_config import GuardConfig
+from pretrain.sections import (
+    EvaluateConfig,
+    LaunchConfig,
+    LossConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RunConfig,
+    SaveConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TuneConfig,
+    ZeroConfig,
+    one_of,
+)
+
+# Sections that change where, when and how fast, but not what comes out: they may change under a run.
+NOT_THE_RESULT = ("run", "launch", "save", "profile", "evaluate", "guard", "compile", "tune")
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run.
+
+    Attributes:
+        model: `num_classes` and `image_size` follow the data and `augment.image_size`.
+        precision: "fp32"; "autocast" computes in bf16 with fp32 weights; "bf16" keeps weights and gradients
+            in bf16 as well (ZeRO 1 to 3), with fp32 master weights. Batch norm is in fp32 in all of them.
+        ema: decay of a moving average of the weights, also evaluated and saved; 0 is off.
+        compile: compile the model's blocks with torch.compile.
+    """
+
+    seed: int = 0
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    precision: str = "fp32"
+    ema: float = 0.0
+    compile: bool = False
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, ("fp32", "autocast", "bf16"))
+        if self.precision == "bf16" and self.zero.stage == 0:
+            raise ValueError("precision is 'bf16' with zero.stage 0; allowed there: fp32, autocast")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
+        if not self.data.train:
+            raise ValueError("data.train is empty; give data.train=[{path: SHARDS}]")
+        if self.augment.image_size % 32:
+            raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")
+        if self.train.batch_changes and self.data.tail != "continue":
+            raise ValueError(f"data.tail is {self.data.tail!r} with train.batch_changes; allowed: continue")

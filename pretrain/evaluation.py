@@ -1,0 +1,90 @@
+"""Evaluation during training: every image once over all ranks, of the weights and of their average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from coatnet.runtime.ranks import Ranks
+from coatnet.training.losses import make_loss
+from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.device import DeviceTransform
+from data_pipeline.evaluate_loader import EvaluateLoader
+from data_pipeline.record import SampleSource
+from pretrain.config import PretrainConfig
+from pretrain.engine.engine import Engine
+
+_MOST_CONFUSION_CLASSES = 1000
+
+
+class Evaluator:
+    """Measures a corpus with the engine's weights."""
+
+    def __init__(self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks) -> None:
+        self._corpus, self._config, self._ranks = corpus, config, ranks
+        self._loss = make_loss(config.loss.name, per_sample=True)
+        self.confusion: Tensor | None = None
+
+    def measure(self, engine: Engine) -> dict[str, float]:
+        """Return figures by name; those of the moving average begin with `ema_`."""
+        found = self._measure(engine, ema=False)
+        if engine.ema is not None:
+            found |= {f"ema_{name}": value for name, value in self._measure(engine, ema=True).items()}
+        return found
+
+    def _measure(self, engine: Engine, *, ema: bool) -> dict[str, float]:
+        classes = len(self._corpus.classes)
+        multi = self._corpus.label_kind == "multi"
+        kind = MultiLabelMetrics if multi else SingleLabelMetrics
+        metrics = kind(classes, device=self._ranks.device)
+        if isinstance(metrics, SingleLabelMetrics) and classes > _MOST_CONFUSION_CLASSES:
+            metrics = SingleLabelMetrics(classes, device=self._ranks.device, confusion=False)
+        with engine.evaluating(ema=ema) as forward:
+            for pixels, batch in equal_batches(
+                self._corpus,
+                self._config.augment,
+                batch=self._config.evaluate.batch,
+                threads=self._config.data.threads,
+                ranks=self._ranks,
+            ):
+                logits = forward(pixels)[: len(batch)]
+                if len(batch):
+                    targets = batch.labels.to(self._ranks.device)
+                    metrics.update(logits, targets, losses=self._loss(logits, targets))
+        metrics.reduce(self._ranks.all_reduce_sum)
+        if isinstance(metrics, SingleLabelMetrics) and len(metrics.confusion):
+            self.confusion = metrics.confusion.cpu()
+        return metrics.result()
+
+
+def equal_batches(
+    corpus: SampleSource, augment: AugmentConfig, *, batch: int, threads: int, ranks: Ranks
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield (pixels, batch), equally often on every rank: at ZeRO-3 a forward pass is a collective.
+
+    Where a rank has no images left, it gets one blank picture with an empty batch.
+
+    Shape: pixels float (max(1, n), 3, H, W).
+    """
+    loader = EvaluateLoader(
+        corpus, augment, batch=batch, rank=ranks.rank, world_size=ranks.world_size, threads=threads
+    )
+    transform = DeviceTransform(augment, training=False)
+    size = augment.image_size
+    batches = iter(loader)
+    for _ in range(loader.steps):
+        one = next(batches, None) or _empty(size)
+        images = one.images if len(one) else torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        pixels, _ = transform(
+            images.to(ranks.device, non_blocking=True), one.labels, one.keys, loader.num_classes, batch
+        )
+        yield pixels, one
+
+
+def _empty(size: int) -> Batch:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Batch(torch.zeros(0, size, size, 3, dtype=torch.uint8), nothing, nothing, nothing)

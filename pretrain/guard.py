@@ -1,0 +1,111 @@
+"""Judges every step: refused, spiking, or fine. A pure function of the results, so all ranks judge alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from coatnet.config import UserError
+from pretrain.guard_config import GuardConfig
+from pretrain.state import State
+from pretrain.trainer import StepResult, Veto
+
+_MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+# A loss that hardly moves has a tiny deviation: less than this share of the median is never a spike.
+_LEAST_DEVIATION = 0.01
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to make of a step.
+
+    Attributes:
+        event: kind for the run's log; None when there is nothing to say.
+        rollback: go back to before step `step` and leave out `samples`.
+        step: the first step that is not trusted.
+        samples: positions of the steps that are not trusted.
+    """
+
+    event: str | None = None
+    score: float = 0.0
+    rollback: bool = False
+    step: int = 0
+    samples: range = range(0)
+
+
+class Guard:
+    """Knows what losses and gradient norms are normal by those of the last steps."""
+
+    def __init__(self, config: GuardConfig, *, rollbacks: int = 0) -> None:
+        self._config = config
+        self._rollbacks = rollbacks
+        self._spiking = 0
+
+    def veto(self, state: State) -> Veto | None:
+        """Return what refuses a step by its loss before anything changes, where spikes are to be skipped."""
+        if self._config.spike != "skip":
+            return None
+        return lambda loss: self._is_spike(robust_score(loss, state.losses), state.losses)
+
+    def judge(self, result: StepResult, state: State) -> Verdict:
+        """Judge the step that led to `state`, and remember an accepted one.
+
+        Raises:
+            UserError: too many refused steps in a row, or too many rollbacks.
+        """
+        if not result.applied:
+            self._check_skipped(result, state)
+            spiked = math.isfinite(result.loss) and self._config.spike == "skip"
+            return Verdict("skipped_spike" if spiked else "skipped_step")
+        score = max(
+            robust_score(result.loss, state.losses), robust_score(result.gradient_norm, state.gradient_norms)
+        )
+        if self._is_spike(score, state.losses):
+            self._spiking += 1
+            return self._on_spike(result, state, score=score)
+        self._spiking = 0
+        for history, value in ((state.losses, result.loss), (state.gradient_norms, result.gradient_norm)):
+            history.append(value)
+            del history[: -self._config.spike_window]
+        return Verdict(score=score)
+
+    def _on_spike(self, result: StepResult, state: State, *, score: float) -> Verdict:
+        if self._config.spike != "rollback" or self._spiking < self._config.spike_steps:
+            return Verdict("spike", score=score)
+        self._rollbacks += 1
+        if self._rollbacks > self._config.max_rollbacks:
+            raise UserError(
+                f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks - 1} "
+                "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate"
+            )
+        begin = state.samples_seen - self._spiking * result.samples
+        verdict = Verdict(
+            "rollback",
+            score=score,
+            rollback=True,
+            step=state.step - self._spiking + 1,
+            samples=range(begin, state.samples_seen),
+        )
+        self._spiking = 0
+        return verdict
+
+    def _is_spike(self, score: float, history: list[float]) -> bool:
+        return score > self._config.spike_score and len(history) * 2 >= self._config.spike_window
+
+    def _check_skipped(self, result: StepResult, state: State) -> None:
+        if state.skipped_in_a_row >= self._config.max_skipped:
+            raise UserError(
+                f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
+                f"{result.loss:g}, gradient norm {result.gradient_norm:g}), as many as guard.max_skipped "
+                "allows; lower optimizer.learning_rate, or look at the samples named in events.jsonl"
+            )
+
+
+def robust_score(value: float, history: list[float]) -> float:
+    """Return how many deviations a value lies above the median of a history; both by robust statistics."""
+    if not history or not math.isfinite(value):
+        return math.inf if history else 0.0
+    median = statistics.median(history)
+    spread = _MAD_TO_DEVIATION * statistics.median(abs(one - median) for one in history)
+    return (value - median) / max(spread, _LEAST_DEVIATION * abs(median), 1e-12)

@@ -1,0 +1,53 @@
+"""The `guard` section: when a step, a rank or a run is no longer trusted. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.sections import at_least_one, one_of
+
+
+@dataclass
+class GuardConfig:
+    """What watches over a run.
+
+    Attributes:
+        max_skipped: stop after so many steps in a row without a finite gradient.
+        spike: what follows a loss spike: "record" it, "skip" the step, or "rollback" to the checkpoint before
+            and leave out the samples of the spike.
+        spike_score: robust z-score (distance from the median in deviations) that makes a spike.
+        spike_window: steps that the median is taken over; before half of them nothing is judged.
+        spike_steps: so many spiking steps in a row are needed for a rollback.
+        max_rollbacks: in the whole run.
+        digest_every: compare the weights of all ranks every so many steps; 0 is off.
+        collect_every: Python's garbage collector runs every so many steps, on all ranks at once.
+        straggler_ratio: a rank whose median step takes so much longer than the others' is named.
+        hang_seconds: the least time without progress that counts as a hang; 5 × p99 of the steps if longer.
+        start_seconds: the same until the first step is done (compilation takes its time).
+    """
+
+    max_skipped: int = 10
+    spike: str = "record"
+    spike_score: float = 12.0
+    spike_window: int = 200
+    spike_steps: int = 1
+    max_rollbacks: int = 3
+    digest_every: int = 500
+    collect_every: int = 200
+    straggler_ratio: float = 1.3
+    hang_seconds: float = 30.0
+    start_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        one_of("spike", self.spike, ("record", "skip", "rollback"))
+        for name in ("max_skipped", "spike_window", "spike_steps", "collect_every"):
+            at_least_one(name, getattr(self, name))
+        for name in ("spike_score", "hang_seconds", "start_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0")
+        if self.straggler_ratio <= 1:
+            raise ValueError(f"straggler_ratio is {self.straggler_ratio}; allowed: above 1")
+        if self.digest_every < 0 or self.max_rollbacks < 0:
+            raise ValueError(
+                f"digest_every is {self.digest_every}, max_rollbacks {self.max_rollbacks}; allowed: 0 or more"
+            )

@@ -1,0 +1,36 @@
+"""Start a pretraining run: its ranks on this machine, or this process as one of them. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from coatnet.config import load_config
+from coatnet.runtime.launch import run_ranks
+from coatnet.runtime.ranks import already_launched
+from pretrain.config import PretrainConfig
+
+
+def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
+    """Run the ranks and return the exit status.
+
+    Raises:
+        UserError: the config is wrong.
+    """
+    config = load_config(PretrainConfig, path, overrides=overrides)
+    arguments = [path, *overrides, *(["--force"] if force else [])]
+    if already_launched():
+        from pretrain.worker import main
+
+        main(arguments)
+        return 0
+    logs = Path(config.run.directory) / "logs"
+    return run_ranks(
+        "pretrain.worker", arguments, ranks=config.launch.ranks or _devices(), log_directory=logs
+    )
+
+
+def _devices() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())

@@ -1,0 +1,169 @@
+"""One training step of all ranks: transform, accumulate, update, agree. Knows no file and no calendar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coatnet.model.norm import commit_statistics, defer_statistics
+from coatnet.runtime.account import TimeAccount
+from coatnet.training.losses import make_loss
+from data_pipeline.batch import Batch
+from data_pipeline.device import DeviceTransform
+from data_pipeline.permutation import derive_key
+from pretrain.config import PretrainConfig
+from pretrain.engine.engine import Engine
+
+_STEP_KEY = 17  # purpose of the key that seeds torch for a step
+Veto = Callable[[float], bool]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, equal on all ranks.
+
+    Attributes:
+        losses: the ranks' mean losses, in order of rank.
+        seconds: the ranks' times for the step, without waiting for each other at its end.
+        gradient_norm: before clipping; infinite when the step was refused.
+        wishes: which ranks ask for what (see `Wish`), as bits.
+    """
+
+    samples: int
+    losses: list[float]
+    seconds: list[float]
+    gradient_norm: float
+    learning_rate: float
+    applied: bool
+    wishes: list[int]
+
+    @property
+    def loss(self) -> float:
+        """The mean over all samples of the step."""
+        return sum(self.losses) / len(self.losses)
+
+
+class Trainer:
+    """Takes steps; the same samples give the same result at any world size and accumulation."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: PretrainConfig,
+        *,
+        num_classes: int,
+        group_images: int,
+        account: TimeAccount,
+    ) -> None:
+        self.engine, self.micro_batch = engine, config.train.micro_batch
+        self._seed, self._account = config.seed, account
+        self._num_classes, self._group_images = num_classes, group_images
+        self._loss = make_loss(config.loss.name, config.loss.smoothing)
+        self._transform = DeviceTransform(config.augment, training=True)
+        defer_statistics(engine.module)
+
+    def step(
+        self,
+        batch: Batch,
+        *,
+        samples_seen: int,
+        learning_rate: float,
+        wish: int = 0,
+        veto: Veto | None = None,
+        label: str = "compute",
+    ) -> StepResult:
+        """Train on this rank's share of a step.
+
+        Args:
+            batch: the share.
+            samples_seen: the step's position; seeds whatever draws from torch's own generator.
+            learning_rate: of this step.
+            wish: bits that this rank wants to tell the others.
+            veto: judges the loss of all ranks before anything is changed; True refuses the step.
+            label: the account's class for the time.
+        """
+        began = time.monotonic()
+        torch.manual_seed(derive_key(self._seed, _STEP_KEY, samples_seen) & ((1 << 63) - 1))
+        ranks = self.engine.ranks
+        with self._account.measure(label):
+            update = self.engine.step(
+                self._micro_batches(batch),
+                loss_of=self._loss_of,
+                lr=learning_rate,
+                veto=self._ask_all(veto) if veto else None,
+            )
+        own = torch.tensor(
+            [float(update.loss), time.monotonic() - began, float(wish)],
+            dtype=torch.float64,
+            device=ranks.device,
+        )
+        with self._account.measure("communication"):
+            told = self._exchange(own)
+            self._settle_statistics(update.applied)
+        with self._account.measure(label):
+            if update.applied:
+                self.engine.update_ema()
+        return StepResult(
+            samples=len(batch) * ranks.world_size,
+            losses=told[:, 0].tolist(),
+            seconds=told[:, 1].tolist(),
+            gradient_norm=update.gradient_norm,
+            learning_rate=learning_rate,
+            applied=update.applied,
+            wishes=[int(one) for one in told[:, 2].tolist()],
+        )
+
+    def rehearse(self, *, image_size: int, samples: int) -> None:
+        """Go through a step on blank images and refuse it: memory and shapes fail before data are read."""
+        blank = Batch(
+            torch.zeros(samples, image_size, image_size, 3, dtype=torch.uint8),
+            torch.zeros(samples, dtype=torch.int64),
+            torch.arange(samples),
+            torch.arange(samples),
+        )
+        result = self.step(blank, samples_seen=0, learning_rate=0.0, veto=lambda loss: True, label="start")
+        assert not result.applied
+
+    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+        size = self.micro_batch or len(batch)
+        parts = zip(batch.images.split(size), batch.labels.split(size), batch.keys.split(size), strict=True)
+        return list(parts)
+
+    def _loss_of(self, model: nn.Module, part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        images, labels, keys = part
+        device = self.engine.ranks.device
+        pixels, targets = self._transform(
+            images.to(device, non_blocking=True),
+            labels.to(device, non_blocking=True),
+            keys,
+            self._num_classes,
+            self._group_images,
+        )
+        return self._loss(model(pixels, sample_keys=keys.to(device, non_blocking=True)), targets)
+
+    def _ask_all(self, veto: Veto) -> Callable[[Tensor], bool]:
+        def ask(loss: Tensor) -> bool:
+            mean = loss.detach().double()
+            self.engine.ranks.all_reduce_sum(mean)
+            return veto(float(mean) / self.engine.ranks.world_size)
+
+        return ask
+
+    def _settle_statistics(self, applied: bool) -> None:
+        """Commit the step's batch-norm statistics, or forget those of a refused step."""
+        if applied:
+            commit_statistics(self.engine.module, self.engine.ranks.all_reduce_sum)
+        else:
+            defer_statistics(self.engine.module)
+
+    def _exchange(self, own: Tensor) -> Any:
+        ranks = self.engine.ranks
+        everyone = torch.zeros(ranks.world_size, len(own), dtype=own.dtype, device=own.device)
+        everyone[ranks.rank] = own
+        ranks.all_reduce_sum(everyone)
+        return everyone.cpu()
