@@ -6,12 +6,14 @@ the same run is a new folder, so an old life always finds what it was started wi
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.site import SiteConfig
-from coatnet.config import from_dict, to_dict
+from coatnet.config import ConfigError, from_dict
 
 # How the end of a command is told: by the markers of a training run, or by its exit status alone.
 MARKERS, STATUS = "markers", "status"
@@ -50,14 +52,20 @@ class Job:
 
 def write_job(job: Job, path: Path) -> None:
     """Write a job for `read_job`; the file is its owner's alone."""
-    path.write_text(json.dumps(to_dict(job), indent=2) + "\n")
-    path.chmod(0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps(dataclasses.asdict(job), indent=2) + "\n")
 
 
 def read_job(path: Path) -> Job:
-    """Read a job back, as strictly as a config.
+    """Read a job back. Its command is data: what looks like an interpolation there stays as it is.
 
     Raises:
         ConfigError: it is not a job file of this version.
     """
-    return from_dict(Job, json.loads(path.read_text()), origin=str(path))
+    values = json.loads(path.read_text())
+    known = {each.name for each in dataclasses.fields(Job)}
+    if not isinstance(values, dict) or set(values) - known:
+        raise ConfigError(f"{path}: no job file of this version of coatnet; submit the run again")
+    values["site"] = from_dict(SiteConfig, values["site"], origin=str(path))
+    return Job(**values)

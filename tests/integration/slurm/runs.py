@@ -81,7 +81,9 @@ class Run:
 def _program(directory: Path) -> Path:
     """Write the executable that the ranks start: the stand-in under this interpreter."""
     path = directory / "stand-in"
-    path.write_text(f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(STAND_IN)!r}, run_name='__main__')\n")
+    path.write_text(
+        f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(STAND_IN)!r}, run_name='__main__')\n"
+    )
     path.chmod(0o755)
     return path
 

@@ -76,7 +76,13 @@ def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
     )
     run.reach(30)
     other = slurm_cluster.client(
-        "sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodes=4",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
     )
     slurm_cluster.wait_for_state(other.strip(), "COMPLETED")
     assert run.ends("COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", run.log()

@@ -1,0 +1,66 @@
+"""Lives are told by their beginnings: a kill leaves no last line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster.history import History
+from cluster.progress import last_records, newest_step
+
+
+def commit(directory: Path, step: int) -> None:
+    folder = directory / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"step": step}))
+
+
+def test_lives_that_begin_at_the_same_step_made_no_progress(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for step in (-1, 100, 100, 100):
+        history.begin(job_id="1", nodes=["n1"], step=step)
+    assert history.lives_without_progress(step=100) == 3
+    assert history.lives_without_progress(step=200) == 0
+
+
+def test_a_new_submission_begins_counting_anew(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for _ in range(3):
+        history.begin(job_id="1", nodes=["n1"], step=5)
+    history.note("submitted", job_id="2", folder="0002", lives=3)
+    assert history.lives_without_progress(step=5) == 0
+    history.begin(job_id="2", nodes=["n1"], step=5)
+    assert history.lives_without_progress(step=5) == 1
+    assert history.job_ids() == ["1", "2"]
+
+
+def test_a_life_keeps_its_end_and_the_nodes_that_it_excluded(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    life = history.begin(job_id="1", nodes=["n1", "n2"], step=-1)
+    history.end(life, outcome="excluded", reason="n2: no", tries=0, excluded={"n2": "no"})
+    found = History(tmp_path).lives()[0]
+    assert (found.outcome, found.reason, found.excluded) == ("excluded", "n2: no", {"n2": "no"})
+    assert history.excluded() == {"n2": "no"}
+
+
+def test_a_torn_last_line_loses_itself_alone(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.begin(job_id="1", nodes=["n1"], step=-1)
+    with (tmp_path / "lives.jsonl").open("a") as file:
+        file.write('{"event": "end", "li')
+    history.begin(job_id="1", nodes=["n1"], step=7)
+    assert [life.step for life in history.lives()] == [-1, 7]
+
+
+def test_progress_is_the_newest_committed_checkpoint(tmp_path: Path) -> None:
+    assert newest_step(tmp_path) == -1
+    commit(tmp_path, 900)
+    commit(tmp_path, 1000)
+    (tmp_path / "checkpoints" / "step-00001100").mkdir()  # not committed
+    assert newest_step(tmp_path) == 1000
+
+
+def test_the_last_records_of_a_large_file_are_read_from_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"samples_seen": n}) + "\n" for n in range(20_000)) + '{"torn')
+    assert [row["samples_seen"] for row in last_records(path, count=3)] == [19_998, 19_999]

@@ -1,0 +1,86 @@
+"""The site file: strict, and no secret ever in a script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.job import Job
+from cluster.launch import Attempt, rank_command, rank_environment
+from cluster.script import render_script
+from cluster.site import SiteConfig, load_site, read_secrets, time_seconds
+from coatnet.config import ConfigError, UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2-00:00:00", 172800), ("1:30:00", 5400), ("0-00:05:30", 330), ("45", 2700)]
+)
+def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
+    assert time_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["two days", "1d", "", "-5", "1:2", "1-"])
+def test_another_form_of_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write D-HH:MM:SS"):
+        time_seconds(text)
+
+
+def test_a_misspelled_key_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("partitoin: gpu\n")
+    with pytest.raises(ConfigError, match="did you mean partition"):
+        load_site(tmp_path / "site.yaml")
+
+
+def test_an_unquoted_time_keeps_its_meaning(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("time: 01:30:00\n")
+    assert load_site(tmp_path / "site.yaml").time_limit_seconds == 5400
+
+
+def test_the_command_line_wins_over_the_site_file(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("partition: gpu\nnodes: 2\nsbatch: [--mail-type=FAIL]\n")
+    site = load_site(tmp_path / "site.yaml", overrides=["spares=1"])
+    site = site.updated({"nodes": 8, "partition": None}, image=None, sbatch=["--nice=5"], srun=[])
+    assert (site.nodes, site.partition, site.spares) == (8, "gpu", 1)
+    assert site.sbatch == ["--mail-type=FAIL", "--nice=5"]
+    with pytest.raises(ConfigError, match="continuation is forever"):
+        site.updated({"continuation": "forever"}, image=None, sbatch=[], srun=[])
+
+
+def test_a_warning_as_long_as_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="as long as the time limit"):
+        SiteConfig(time="5", warning_seconds=300)
+
+
+def test_secrets_come_from_a_private_file_and_enter_neither_script_nor_argv(tmp_path: Path) -> None:
+    path = tmp_path / "secrets"
+    path.write_text("# storage\nAWS_SECRET_ACCESS_KEY=hush=hush\n")
+    path.chmod(0o600)
+    secrets = read_secrets(path)
+    assert secrets == {"AWS_SECRET_ACCESS_KEY": "hush=hush"}
+    job = Job(
+        name="run", directory="/runs/x", command=["pretrain", "c.yaml"], python="/usr/bin/python3",
+        site=SiteConfig(secrets_file=str(path)),
+    )  # fmt: skip
+    attempt = Attempt("7", 1, 1)
+    environment = rank_environment(job, attempt=attempt, nodes=["n1"], given={}, secrets=secrets)
+    assert environment["AWS_SECRET_ACCESS_KEY"] == "hush=hush"
+    assert "hush" not in render_script(job, job_file=Path("/runs/x/job.json"))
+    assert "hush" not in " ".join(rank_command(job, attempt=attempt, nodes=["n1"], directory=Path("/runs/x")))
+
+
+def test_a_secrets_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secrets"
+    path.write_text("A=b\n")
+    path.chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        read_secrets(path)
+
+
+def test_a_broken_line_of_secrets_is_named_without_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "secrets"
+    path.write_text("A=b\nhushhush\n")
+    path.chmod(0o600)
+    with pytest.raises(UserError, match="line 2") as caught:
+        read_secrets(path)
+    assert "hush" not in str(caught.value)

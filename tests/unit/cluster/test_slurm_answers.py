@@ -1,0 +1,66 @@
+"""What SLURM's commands print, in the forms of 22.05 and of newer versions."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import slurm
+from cluster.launch import exit_codes
+
+_RUNNING = {"job_id": 12, "state_reason": "None", "name": "first", "nodes": "fake[1-2]", "restart_cnt": 1}
+_PENDING = {"job_id": 14, "state_reason": "Priority", "name": "shards", "nodes": "", "restart_cnt": 0}
+OLD = {
+    "jobs": [
+        {**_RUNNING, "array_job_id": 0, "array_task_id": None, "job_state": "RUNNING"},
+        {**_PENDING, "array_job_id": 13, "array_task_id": 0, "job_state": "PENDING"},
+    ]
+}
+
+
+def _number(value: int, *, is_set: bool = True) -> dict[str, object]:
+    return {"set": is_set, "infinite": False, "number": value}
+
+
+NEW = {
+    "jobs": [
+        {**_RUNNING, "array_job_id": _number(0), "array_task_id": _number(0, is_set=False),
+         "job_state": ["RUNNING"]},
+        {**_PENDING, "array_job_id": _number(13), "array_task_id": _number(0), "job_state": ["PENDING"]},
+    ]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [OLD, NEW], ids=["22.05", "newer"])
+def test_the_queue_reads_the_same_in_old_and_new_forms(answer: dict) -> None:
+    jobs = slurm.parse_queue(answer)
+    assert list(jobs) == ["12", "13_0"]
+    assert jobs["12"].state == "RUNNING" and jobs["12"].restarts == 1 and jobs["12"].is_alive
+    assert jobs["13_0"].reason == "Priority"
+
+
+def test_a_flag_of_the_new_form_outweighs_the_base_state() -> None:
+    entry = {"job_id": 1, "job_state": ["CANCELLED", "COMPLETING"]}
+    assert slurm.parse_queue({"jobs": [entry]})["1"].state == "COMPLETING"
+
+
+def test_a_queue_without_jobs_is_empty() -> None:
+    assert slurm.parse_queue({"jobs": []}) == {} and slurm.parse_queue({}) == {}
+
+
+def test_an_outer_jobs_variables_do_not_leak_into_an_inner_one() -> None:
+    given = {"SLURM_NTASKS": "8", "SBATCH_ACCOUNT": "a", "SRUN_DEBUG": "1", "SLURM_CONF": "/c", "HOME": "/h"}
+    assert slurm.clean_environment(given) == {"SLURM_CONF": "/c", "HOME": "/h"}
+
+
+def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:
+    lines = [
+        "srun: Job step aborted: Waiting up to 12 seconds for job step to finish.\n",
+        "srun: error: fake2: task 1: Exited with exit code 7\n",
+        "srun: error: fake1: tasks 0,2-3: Exited with exit code 143\n",
+    ]
+    assert exit_codes(lines) == [("fake2", 7), ("fake1", 143)]
+
+
+def test_a_missing_command_is_a_clear_error() -> None:
+    with pytest.raises(slurm.SlurmError, match="not installed here"):
+        slurm.run_command(["no-such-slurm-command"])
