@@ -157,7 +157,8 @@ class Trainer:
     def _settle_statistics(self, applied: bool) -> None:
         """Commit the step's batch-norm statistics, or forget those of a refused step."""
         if applied:
-            commit_statistics(self.engine.module, self.engine.ranks.all_reduce_sum)
+            reduce, step = self.engine.ranks.all_reduce_sum, self.engine.applied_steps
+            commit_statistics(self.engine.module, reduce, step=step)
         else:
             defer_statistics(self.engine.module)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_YOUNG_STEPS = 10  # the ramp of coatnet.training.ema: decay (1+t)/(10+t)
+
 
 class GroupBatchNorm(nn.Module):
     """Normalise over each group of `group_images` consecutive images.
@@ -73,12 +75,16 @@ def defer_statistics(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], None] | None = None) -> None:
+def commit_statistics(
+    model: nn.Module, all_reduce: Callable[[Tensor], None] | None = None, *, step: int | None = None
+) -> None:
     """Update the running statistics once, from all groups of all ranks since the last commit.
 
     Args:
         model: the model whose norms are deferred.
         all_reduce: sums a tensor over the ranks in place; one call carries all layers.
+        step: of a model trained from scratch, from 1: young statistics forget their start faster. Without it
+            3 % of the initial variance of 1 are left after 350 steps, where the true one may be 0.001.
     """
     norms = _norms(model)
     if not norms:
@@ -91,7 +97,8 @@ def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], None] | N
         sums = flat[offset : offset + module.sums.numel()].view_as(module.sums)
         offset += module.sums.numel()
         count = sums[0, -1].clamp(min=1)
-        momentum = torch.where(sums[0, -1] > 0, module.momentum, 0.0)
+        young = 0.0 if step is None else (_YOUNG_STEPS - 1) / (_YOUNG_STEPS + step)
+        momentum = torch.where(sums[0, -1] > 0, max(module.momentum, young), 0.0)
         module.running_mean.lerp_(sums[0, :-1] / count, momentum)
         module.running_var.lerp_(sums[1, :-1] / count, momentum)
         module.sums.zero_()

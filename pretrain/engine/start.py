@@ -1,4 +1,4 @@
-"""Load DeepSpeed so that it builds nothing at run time and says only what matters."""
+"""Load DeepSpeed so that it builds nothing at run time and prints nothing of its own."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def load_deepspeed(*, extensions: str | None = None) -> Any:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.logger.setLevel("WARNING")
+    deepspeed.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated")
     return deepspeed
