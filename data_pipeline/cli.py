@@ -12,8 +12,12 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def shard(
-    source: Annotated[Path, typer.Argument(help="Folder of classes: SOURCE/CLASS/image.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of classes, table (.csv .jsonl .parquet), tar, or folder of tars.")
+    ],
+    destination: Annotated[
+        Path | None, typer.Argument(help="Folder for the shards; none with --in-place.")
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Size of a shard, about.")] = "128 MB",
     shard_samples: Annotated[
         int | None, typer.Option(help="Samples of a shard, instead of its size.")
@@ -34,16 +38,32 @@ def shard(
         typer.Option(help="KIND=ACTION for odd images, such as cmyk=convert; may be repeated."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per core.")] = 0,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Index tars of others where they lie, bytes untouched.")
+    ] = False,
+    classes: Annotated[Path | None, typer.Option(help="File of class names, one a line.")] = None,
+    hierarchy: Annotated[
+        Path | None, typer.Option(help="File of lines `parent child`, as WordNet's is-a file.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that a table's paths are relative to.")] = None,
+    only: Annotated[str, typer.Option(help="Of tars, only members whose name begins so.")] = "",
     as_json: _Json = False,
 ) -> None:
     """Pack images into WebDataset shards with index, checksums and manifest; goes on after an interruption.
 
     Example: coatnet shard photos/train shards/train
+
+    Example: coatnet shard others/tars --in-place
     """
     from coatnet.config import UserError
     from data_pipeline.config import parse_bytes
+    from data_pipeline.sharding.in_place import index_in_place
     from data_pipeline.sharding.options import OddPolicy, ShardOptions
     from data_pipeline.sharding.sharder import shard_corpus
+    from data_pipeline.sharding.sources import SourceOptions
+
+    if in_place == (destination is not None):
+        raise UserError("coatnet shard: give a DESTINATION, or --in-place without one")
 
     try:
         options = ShardOptions(
@@ -61,7 +81,15 @@ def shard(
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"coatnet shard: {error}") from None
-    manifests = shard_corpus(source, destination, options=options, quiet=as_json)
+    understood = SourceOptions(classes=classes, hierarchy=hierarchy, root=root, only=only)
+    if destination is None:
+        destination = source
+        made = index_in_place(source, options=options, source_options=understood, quiet=as_json)
+        manifests = {"all": made}
+    else:
+        manifests = shard_corpus(
+            source, destination, options=options, source_options=understood, quiet=as_json
+        )
     summary = {
         split: {"shards": len(made.shards), "classes": len(made.classes), **made.counts}
         for split, made in manifests.items()

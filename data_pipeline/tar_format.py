@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,38 +62,63 @@ def member_name(header: bytes) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
-def walk_members(path: Path) -> Iterator[Member]:
+class _Window(io.RawIOBase):
+    """A part of a file, as a file: a tar within a tar."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + position
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._size - self._at, 0)
+        self._file.seek(self._offset + self._at)
+        content = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(content)
+        return content
+
+
+def walk_members(path: Path, *, offset: int = 0, size: int | None = None) -> Iterator[Member]:
     """Yield a tar's regular files in order, as any writer made them (ustar, GNU and pax long names).
+
+    Args:
+        offset, size: where the tar lies in the file, for a tar within a tar; members' places count from the
+            beginning of the file.
 
     Raises:
         TarError: a header is damaged, or the tar ends early. A reader that stops there loses the rest
             without a word; this one names the byte.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        position = 0
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (entry := tar.next()) is not None:
-                    end = entry.offset_data + -(-entry.size // BLOCK) * BLOCK if entry.isreg() else tar.offset
-                    if entry.offset_data + entry.size > size:
-                        raise TarError(f"{path}: breaks off within {entry.name!r} at byte {size}")
-                    if entry.isreg():
-                        yield Member(entry.name, position, entry.offset_data, entry.size, end)
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps a million of them
-                    position = end
-        except (tarfile.TarError, EOFError, OSError) as error:
-            if isinstance(error, TarError):
-                raise
-            raise TarError(f"{path}: no readable tar behind byte {position}: {error}") from None
-        _expect_only_zeros(file, path=path, position=position, size=size)
+    with path.open("rb") as whole:
+        file = _Window(whole, offset, path.stat().st_size - offset if size is None else size)
+        yield from _walk(file, path=path, offset=offset)
 
 
-def _expect_only_zeros(file: BinaryIO, *, path: Path, position: int, size: int) -> None:
-    """Refuse a tar whose end marker is missing or covers up further content: its walk stopped at damage."""
+def _walk(file: _Window, *, path: Path, offset: int) -> Iterator[Member]:
+    size, position = file.seek(0, io.SEEK_END), 0
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (entry := tar.next()) is not None:
+                data, end = entry.offset_data, tar.offset
+                if data + entry.size > size and entry.isreg():
+                    raise TarError(f"{path}: breaks off within {entry.name!r} at byte {offset + size}")
+                if entry.isreg():
+                    yield Member(entry.name, offset + position, offset + data, entry.size, offset + end)
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps a million of them
+                position = end
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise TarError(f"{path}: no readable tar behind byte {offset + position}: {error}") from None
     if size - position < len(END):
-        raise TarError(f"{path}: breaks off at byte {size}, without an end marker")
+        raise TarError(f"{path}: breaks off at byte {offset + size}, without an end marker")
+    # The walk stops without a word at a damaged header; behind a true end there are only zeros.
     file.seek(position)
     while chunk := file.read(_CHUNK_BYTES):
         if chunk.count(0) != len(chunk):
-            raise TarError(f"{path}: the header at byte {position} is damaged")
+            raise TarError(f"{path}: the header at byte {offset + position} is damaged")

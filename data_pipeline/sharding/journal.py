@@ -63,7 +63,7 @@ class Journal:
     def finished(self) -> dict[str, ShardResult]:
         """Return the finished shards whose files are still there, by name."""
         found = {}
-        for path in sorted(self._folder.glob("shard-*.json")):
+        for path in sorted(self._folder.glob("*.json")):
             values = json.loads(path.read_text())
             entry = ShardEntry(**values["entry"])
             shard = self._folder.parent / entry.name

@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from coatnet.config import UserError
 from data_pipeline.folder import list_image_folder
 from data_pipeline.sharding.listing import WHOLE_FILE, Listing
+from data_pipeline.sharding.table_source import SUFFIXES, list_table
+from data_pipeline.sharding.tar_source import list_tars
+from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
 
 
-def list_source(source: Path) -> Listing:
-    """List a source's samples.
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source is understood.
+
+    Attributes:
+        classes: a file of class names, one a line, in the order of their numbers.
+        hierarchy: a file of lines `parent child`, such as WordNet's is-a file.
+        root: the folder that a table's paths are relative to; by default the table's own.
+        only: of tars, take only members whose name begins so.
+    """
+
+    classes: Path | None = None
+    hierarchy: Path | None = None
+    root: Path | None = None
+    only: str = ""
+
+
+def list_source(source: Path, options: SourceOptions, *, payloads: Path) -> Listing:
+    """List a source's samples: an image folder, a table, a tar, or a folder of tars.
+
+    Args:
+        payloads: where images that lie in a table are copied to.
 
     Raises:
         UserError: there is nothing of a known kind, or it is malformed.
     """
-    return list_folder(source)
+    classes = None if options.classes is None else read_classes(options.classes)
+    if source.is_file() and source.suffix in SUFFIXES:
+        listing = list_table(source, root=options.root, classes=classes, payloads=payloads)
+    elif source.is_file() and source.suffix == ".tar":
+        listing = list_tars([source], classes=classes, only=options.only)
+    elif source.is_file():
+        raise UserError(
+            f"{source}: is of no known kind; allowed: a folder, {', '.join(SUFFIXES)}, .tar (not compressed)"
+        )
+    elif tars := sorted(source.glob("*.tar")):
+        listing = list_tars(tars, classes=classes, only=options.only)
+    else:
+        listing = list_folder(source)
+    if options.hierarchy is not None:
+        listing.hierarchy = read_hierarchy(options.hierarchy, listing.classes)
+    return listing
 
 
 def list_folder(folder: Path) -> Listing:

@@ -1,0 +1,106 @@
+"""The end of a sharding: its budget, its report, its manifest; and what the file system's errors mean."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from coatnet.config import UserError
+from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest, write_whole
+from data_pipeline.sharding.inspection import StopSharding
+from data_pipeline.sharding.job import Oddity, ShardResult
+from data_pipeline.sharding.listing import Listing
+
+REPORT = "report.jsonl"
+_NAMED = 5
+
+
+def check_budget(results: Iterable[ShardResult], *, total: int, budget: float) -> None:
+    """Stop when too many images had to be skipped.
+
+    Raises:
+        UserError: more than one, and more than the budget's share of all.
+    """
+    skipped = [oddity for result in results for oddity in result.skipped]
+    if len(skipped) > (max(1.0, budget * total) if budget > 0 else 0.0):
+        named = [f"{one.name}: {', '.join(one.kinds)} {one.detail}".strip() for one in skipped[:_NAMED]]
+        raise UserError(
+            f"{len(skipped)} of {total} images cannot be used, more than the budget of {budget:g}: "
+            f"{'; '.join(named)}. Mend or remove them, or allow more with --bad-budget"
+        )
+
+
+def commit(
+    destination: Path,
+    listing: Listing,
+    results: list[ShardResult],
+    *,
+    dropped: list[Oddity],
+    source: dict[str, Any],
+) -> Manifest:
+    """Write the report, then the manifest, which makes the corpus exist.
+
+    Raises:
+        UserError: not one image could be used.
+    """
+    shards = [result.entry for result in results]
+    written = sum(shard.samples for shard in shards)
+    if not written:
+        raise UserError(f"{destination}: not one usable image in the source")
+    manifest = Manifest(
+        classes=listing.classes,
+        shards=shards,
+        label_kind=listing.label_kind,
+        hierarchy=listing.hierarchy,
+        source={**listing.source, **source},
+        counts={
+            "written": written,
+            "skipped": sum(len(result.skipped) for result in results),
+            "odd": sum(len(result.odd) for result in results),
+            "duplicates": len(dropped),
+        },
+    )
+    named = [(result.entry.name, oddity) for result in results for oddity in result.odd]
+    lines = [{"shard": shard, **asdict(oddity)} for shard, oddity in named]
+    lines += [{"shard": None, **asdict(oddity)} for oddity in dropped]
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    write_whole(destination / REPORT, text.encode("utf-8", "surrogateescape"))
+    write_whole(destination / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def finished_before(destination: Path, *, plan: str) -> Manifest | None:
+    """Return the manifest of the same sharding, if it was finished before.
+
+    Raises:
+        UserError: the destination holds another corpus.
+    """
+    path = destination / MANIFEST
+    if not path.exists():
+        return None
+    present = parse_manifest(path.read_text(encoding="utf-8"), origin=str(path))
+    if present.source.get("plan") != plan:
+        raise UserError(
+            f"{destination}: holds a corpus of another source or other options; give another folder"
+        )
+    return present
+
+
+@contextmanager
+def disk_errors(destination: Path) -> Iterator[None]:
+    """Turn the file system's errors into advice."""
+    try:
+        yield
+    except StopSharding as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{destination}: the disk is full; finished shards are kept, and the same command goes on"
+            ) from None
+        raise UserError(f"{error.filename or destination}: {error.strerror or error}") from None

@@ -1,0 +1,160 @@
+"""Index and manifest for tars that others wrote: beside them, and their bytes untouched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from coatnet.config import UserError
+from coatnet.runtime.progress import progress
+from data_pipeline.index import FORMATS, LABEL, SAMPLE, ShardIndex, file_hash, index_path, labels_path
+from data_pipeline.manifest import Manifest, ShardEntry, write_whole
+from data_pipeline.sharding.commit import check_budget, commit, disk_errors, finished_before
+from data_pipeline.sharding.inspection import judge
+from data_pipeline.sharding.job import Oddity, ShardResult
+from data_pipeline.sharding.journal import Journal
+from data_pipeline.sharding.listing import Listing
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sources import SourceOptions
+from data_pipeline.sharding.tar_source import TarSample, list_tars, walk_samples
+from data_pipeline.sharding.vocabulary import read_classes
+from data_pipeline.sharding.workers import run_jobs
+from data_pipeline.tar_format import walk_members
+
+_FEW_BYTES = 64_000_000
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class IndexJob:
+    """A tar to be indexed; `labels` has the number, or the rows, of the image at each byte offset."""
+
+    path: str
+    labels: dict[int, int | list[tuple[int, float]]]
+    options: ShardOptions
+    multi: bool
+
+
+def index_in_place(
+    folder: Path | str,
+    *,
+    options: ShardOptions | None = None,
+    source_options: SourceOptions | None = None,
+    quiet: bool = False,
+) -> Manifest:
+    """Index a folder of tars where they lie; goes on after an interruption as sharding does.
+
+    Raises:
+        UserError: a tar is damaged, a sample has no label, or too many images are bad.
+    """
+    options, source_options = options or ShardOptions(), source_options or SourceOptions()
+    folder = Path(folder)
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise UserError(f"{folder}: holds no tars (*.tar)")
+    classes = None if source_options.classes is None else read_classes(source_options.classes)
+    with disk_errors(folder):
+        listing = list_tars(tars, classes=classes, only=source_options.only)
+        plan = f"in-place-{listing.digest()}"
+        present = finished_before(folder, plan=plan)
+        if present is not None:
+            return present
+        bar_of = partial(progress, len(listing), f"index {folder.name}", "images", enabled=not quiet)
+        with Journal(folder, plan=plan) as journal, bar_of() as bar:
+            results = journal.finished()
+            missing = [number for number, path in enumerate(tars) if path.name not in results]
+            multi = listing.rows is not None
+            jobs = (IndexJob(str(tars[n]), _labels_of(listing, n), options, multi) for n in missing)
+            workers = 1 if int(listing.size.sum()) < _FEW_BYTES else options.workers
+            for result in run_jobs(run_index_job, jobs, workers=workers, count=len(missing)):
+                journal.add(result)
+                results[result.entry.name] = result
+                bar.advance(result.entry.samples + len(result.skipped))
+                check_budget(results.values(), total=len(listing), budget=options.bad_budget)
+            ordered = [results[path.name] for path in tars]
+            manifest = commit(folder, listing, ordered, dropped=[], source={"in_place": True, "plan": plan})
+            journal.close()
+    return manifest
+
+
+def run_index_job(job: IndexJob) -> ShardResult:
+    """Index one tar.
+
+    Raises:
+        TarError: it is damaged.
+        OSError: it cannot be read, or its index not be written.
+    """
+    path = Path(job.path)
+    rows: list[tuple[int, ...]] = []
+    label_rows: list[tuple[int, float]] = []
+    odd: list[Oddity] = []
+    with path.open("rb") as file:
+        for sample in walk_samples(walk_members(path)):
+            image = sample.image
+            if image is None or image.data not in job.labels:
+                continue
+            file.seek(sample.start)
+            record = file.read(sample.end - sample.start)
+            row = _row(record, sample, job, label_rows, odd)
+            if row is not None:
+                rows.append(row)
+    labels = np.array(label_rows, dtype=LABEL) if job.multi else None
+    samples_file, labels_file = ShardIndex(np.array(rows, dtype=SAMPLE), labels).to_bytes()
+    write_whole(index_path(path), samples_file)
+    if labels_file is not None:
+        write_whole(labels_path(path), labels_file)
+    size, xxh3 = _hash(path)
+    labels_hash = None if labels_file is None else file_hash(labels_file)
+    entry = ShardEntry(path.name, len(rows), size, xxh3, file_hash(samples_file), labels_hash)
+    return ShardResult(entry, odd)
+
+
+def _row(
+    record: bytes,
+    sample: TarSample,
+    job: IndexJob,
+    label_rows: list[tuple[int, float]],
+    odd: list[Oddity],
+) -> tuple[int, ...] | None:
+    """Return a sample's row of the index, or None where it is skipped."""
+    image = sample.image
+    assert image is not None
+    at = image.data - sample.start
+    judged = judge(record[at : at + image.size], name=image.name, options=job.options)
+    if judged.action == "convert":
+        raise UserError(f"{image.name}: policy convert would change a tar that stays in place; re-pack it")
+    if judged.kinds:
+        odd.append(Oddity(image.name, judged.kinds, judged.action, judged.detail))
+    if judged.info is None:
+        return None
+    label = job.labels[image.data]
+    count = 1
+    if isinstance(label, list):
+        first, count = len(label_rows), len(label)
+        label_rows += label
+        label = first
+    checksum = xxhash.xxh3_64_intdigest(record)
+    info = judged.info
+    places = (sample.start, checksum, len(record), at, image.size, info.width, info.height, label, count)
+    return (*places, judged.flags, info.orientation, FORMATS.index(info.format), 0)
+
+
+def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, float]]]:
+    found: dict[int, int | list[tuple[int, float]]] = {}
+    for number in np.flatnonzero(listing.file == tar):
+        item = listing.item(int(number))
+        found[item.offset] = item.label if item.rows is None else item.rows.tolist()
+    return found
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    hasher, size = xxhash.xxh3_128(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+            size += len(chunk)
+    return size, hasher.hexdigest()

@@ -1,0 +1,157 @@
+"""Tables as sources: CSV, JSON lines or Parquet, an image per row by path or by bytes. Writes no shard."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from coatnet.config import UserError
+from data_pipeline.sharding.listing import WHOLE_FILE, Listing
+from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path")
+_BYTES_COLUMNS = ("bytes", "image_bytes", "image", "jpg", "jpeg")
+_LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets")
+_PARQUET_ROWS = 256
+
+
+def list_table(table: Path, *, root: Path | None, classes: list[str] | None, payloads: Path) -> Listing:
+    """List a table's rows; images that lie in the table itself are first copied to the file `payloads`.
+
+    The columns go by their names: an image in `path` (relative to `root`, by default the table's folder) or
+    `bytes` (base64 in CSV and JSON), the label in `label` or `labels`; some other usual names do as well.
+
+    Raises:
+        UserError: a column is missing, a row is malformed, or a path leads out of the root.
+    """
+    root = root or table.parent
+    rows = _rows(table)
+    names: list[str] = []
+    files: list[str] = []
+    spans: list[tuple[int, int]] = []
+    labels: list[RawLabels] = []
+    spilled = 0
+    payloads.parent.mkdir(parents=True, exist_ok=True)
+    with payloads.open("wb") as spill:
+        for number, row in enumerate(rows, start=1):
+            where = f"{table}, row {number}"
+            labels.append(_labels(row, where))
+            content, path = _image(row, where)
+            if content is None:
+                relative = _inside(root, path, where)
+                names.append(relative)
+                files.append(str(root / relative))
+                spans.append((WHOLE_FILE, _size(root / relative, where)))
+            else:
+                names.append(path or f"row-{number}")
+                files.append(str(payloads))
+                spans.append((spilled, len(content)))
+                spilled += spill.write(content)
+    if not names:
+        raise UserError(f"{table}: holds no rows")
+    numbered = number_labels(labels, classes=classes, origin=str(table), names=names)
+    distinct = list(dict.fromkeys(files))
+    number_of = {path: number for number, path in enumerate(distinct)}
+    return Listing(
+        root=Path(),
+        classes=numbered.classes,
+        files=distinct,
+        file=np.array([number_of[path] for path in files], dtype=np.int64),
+        offset=np.array([offset for offset, _ in spans], dtype=np.int64),
+        size=np.array([size for _, size in spans], dtype=np.int64),
+        label=numbered.label,
+        names=names,
+        rows=numbered.rows,
+        first=numbered.first,
+        source={"kind": "table", "path": str(table)},
+    )
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    try:
+        if table.suffix == ".parquet":
+            yield from _parquet_rows(table)
+        elif table.suffix in (".csv", ".tsv"):
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
+        else:
+            with table.open(encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file if line.strip())
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise UserError(f"{table}: {error}") from None
+
+
+def _parquet_rows(table: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{table}: needs pyarrow; pip install 'coatnet[tables]'") from None
+    try:
+        with ParquetFile(table) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                yield from batch.to_pylist()
+    except ArrowException as error:
+        raise UserError(f"{table}: {error}") from None
+
+
+def _column(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def _labels(row: dict[str, Any], where: str) -> RawLabels:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: is no mapping of columns")
+    column = _column(row, _LABEL_COLUMNS)
+    if column is None:
+        raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
+    try:
+        return parse_labels(row[column])
+    except ValueError as error:
+        raise UserError(f"{where}, column {column}: {error}") from None
+
+
+def _image(row: dict[str, Any], where: str) -> tuple[bytes | None, str]:
+    """Return (bytes or None, path) of a row's image."""
+    path_column = _column(row, _PATH_COLUMNS)
+    path = str(row[path_column]) if path_column else ""
+    column = _column(row, _BYTES_COLUMNS)
+    value = row[column] if column else None
+    if isinstance(value, dict):  # the form of Hugging Face's image columns
+        path = str(value.get("path") or path)
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return value, path
+    if isinstance(value, str) and not path:
+        try:
+            return base64.b64decode(value, validate=True), path
+        except ValueError:
+            raise UserError(f"{where}, column {column}: is no base64") from None
+    if not path:
+        expected = " or ".join((*_PATH_COLUMNS, *_BYTES_COLUMNS))
+        raise UserError(f"{where}: has no image; expected a column {expected}")
+    return None, path
+
+
+def _inside(root: Path, path: str, where: str) -> str:
+    """Refuse a path out of the root: a table may come from anyone."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() and pure.is_relative_to(root.as_posix()):
+        pure = pure.relative_to(root.as_posix())
+    if pure.is_absolute() or ".." in pure.parts:
+        raise UserError(f"{where}: the path {path!r} leads out of {root}; allowed: below it (see --root)")
+    return str(pure)
+
+
+def _size(path: Path, where: str) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{where}: {path}: {error.strerror}") from None

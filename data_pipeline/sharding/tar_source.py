@@ -1,0 +1,160 @@
+"""Tars as sources: WebDataset shards of other writers, tars of folders, and tars of one tar per class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from coatnet.config import UserError
+from data_pipeline.sharding.listing import Listing
+from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
+from data_pipeline.tar_format import Member, TarError, walk_members
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm", "image", "img")
+_LABEL_SUFFIXES = ("cls", "json", "cls.txt", "label", "label.txt")
+_JSON_LABELS = ("labels", "label", "cls", "class", "classes")
+_MAX_LABEL_BYTES = 1 << 16
+
+
+@dataclass
+class TarSample:
+    """Members of equal key, side by side: what the `webdataset` library calls a sample."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+
+    @property
+    def image(self) -> Member | None:
+        """The member that holds the image, by its suffix; what it really is, its content says later."""
+        for suffix, member in self.members.items():
+            if suffix.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                return member
+        return None
+
+    @property
+    def start(self) -> int:
+        return min(member.start for member in self.members.values())
+
+    @property
+    def end(self) -> int:
+        return max(member.end for member in self.members.values())
+
+
+def list_tars(tars: list[Path], *, classes: list[str] | None, only: str) -> Listing:
+    """List the samples of tars, to be packed anew.
+
+    A label is looked for in the sample's `cls` or `json` member; then in the name of the inner tar, for a tar
+    of tars; then in the folder that the image lies in.
+
+    Args:
+        only: take only members whose name begins so, such as "train/".
+
+    Raises:
+        UserError: a tar is damaged, or a sample has no label.
+    """
+    samples: list[tuple[int, Member]] = []
+    labels: list[RawLabels] = []
+    names: list[str] = []
+    for number, path in enumerate(tars):
+        for sample, inner in _walk(path):
+            image = sample.image
+            if image is None or not sample.key.startswith(only):
+                continue
+            samples.append((number, image))
+            labels.append(sample_labels(path, sample, inner))
+            names.append(f"{inner}/{image.name}" if inner else image.name)
+    if not names:
+        raise UserError(f"{tars[0]}: no images in {len(tars)} tars" + (f" below {only!r}" if only else ""))
+    numbered = number_labels(labels, classes=classes, origin=str(tars[0].parent), names=names)
+    return Listing(
+        root=Path(),
+        classes=numbered.classes,
+        files=[str(path) for path in tars],
+        file=np.array([number for number, _ in samples], dtype=np.int64),
+        offset=np.array([image.data for _, image in samples], dtype=np.int64),
+        size=np.array([image.size for _, image in samples], dtype=np.int64),
+        label=numbered.label,
+        names=names,
+        rows=numbered.rows,
+        first=numbered.first,
+        source={"kind": "tars", "path": str(tars[0] if len(tars) == 1 else tars[0].parent)},
+    )
+
+
+def walk_samples(members: Iterator[Member]) -> Iterator[TarSample]:
+    """Group neighbouring members by key: the name up to the first dot of its last part."""
+    current: TarSample | None = None
+    for member in members:
+        folder, slash, base = member.name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        if not stem:
+            continue  # hidden files: macOS puts them beside the real ones
+        key = f"{folder}{slash}{stem}"
+        if current is None or current.key != key or suffix in current.members:
+            if current is not None:
+                yield current
+            current = TarSample(key)
+        current.members[suffix] = member
+    if current is not None:
+        yield current
+
+
+def sample_labels(path: Path, sample: TarSample, inner: str) -> RawLabels:
+    """Return a sample's labels.
+
+    Raises:
+        UserError: it has none, or its label cannot be read.
+    """
+    for suffix in _LABEL_SUFFIXES:
+        member = sample.members.get(suffix)
+        if member is not None:
+            found = _read_label(path, member, suffix)
+            if found is not None:
+                return found
+    folder = PurePosixPath(sample.key).parent.name
+    if inner or folder:
+        return [(inner or folder, 1.0)]
+    raise UserError(f"{path}: {sample.key} has no label: neither a cls or json member, nor a folder")
+
+
+def _walk(path: Path) -> Iterator[tuple[TarSample, str]]:
+    """Yield (sample, name of the inner tar or "") of a tar, or of the tars in it."""
+    try:
+        plain: list[Member] = []
+        for member in walk_members(path):
+            if member.name.endswith(".tar"):
+                inner = PurePosixPath(member.name).stem
+                within = walk_members(path, offset=member.data, size=member.size)
+                yield from ((sample, inner) for sample in walk_samples(within))
+            else:
+                plain.append(member)
+        yield from ((sample, "") for sample in walk_samples(iter(plain)))
+    except TarError as error:
+        raise UserError(f"{error}; mend or remove it") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _read_label(path: Path, member: Member, suffix: str) -> RawLabels | None:
+    """Read a label member; None for a JSON of something else."""
+    where = f"{path}: {member.name}"
+    if member.size > _MAX_LABEL_BYTES:
+        raise UserError(f"{where}: {member.size} bytes is no label")
+    with path.open("rb") as file:
+        file.seek(member.data)
+        content = file.read(member.size)
+    try:
+        text = content.decode("utf-8").strip()
+        if suffix != "json":
+            return parse_labels(text)
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            return parse_labels(values)
+        name = next((name for name in _JSON_LABELS if name in values), None)
+        return None if name is None else parse_labels(values[name])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -1,0 +1,144 @@
+"""From labels as sources write them (names or numbers, one or several, with weights) to numbered classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coatnet.config import UserError
+from data_pipeline.index import LABEL
+
+RawLabel = str | int
+RawLabels = list[tuple[RawLabel, float]]
+_MAX_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Numbered labels; the columns of a `Listing`."""
+
+    classes: list[str]
+    label: NDArray[np.int64]
+    rows: NDArray[np.void] | None
+    first: NDArray[np.int64] | None
+
+
+def read_classes(path: Path) -> list[str]:
+    """Read class names, one a line; a line's number is the class's.
+
+    Raises:
+        UserError: the file cannot be read, or a name comes twice.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: {twice!r} comes more than once")
+    return names
+
+
+def number_labels(
+    raw: Sequence[RawLabels], *, classes: list[str] | None, origin: str, names: Sequence[str]
+) -> Labels:
+    """Number labels: by the given classes, else by sorted names, or by themselves if all are numbers.
+
+    Args:
+        raw: labels of each sample; every sample with exactly one of weight 1 makes a single-label corpus.
+        names: of the samples, for errors.
+
+    Raises:
+        UserError: a sample without a label, or with one that is not among the classes.
+    """
+    found = {label for labels in raw for label, _ in labels}
+    if classes is None:
+        classes = _own_classes(found, origin)
+    numbers: dict[RawLabel, int] = {name: number for number, name in enumerate(classes)}
+    numbers |= {number: number for number in range(len(classes))}
+    unknown = [label for label in found if label not in numbers]
+    if unknown:
+        at = next(i for i, labels in enumerate(raw) if any(label == unknown[0] for label, _ in labels))
+        raise UserError(
+            f"{origin}: {names[at]} has the label {unknown[0]!r}, which is none of {len(classes)} classes"
+        )
+    if all(len(labels) == 1 and labels[0][1] == 1.0 for labels in raw):
+        return Labels(classes, np.array([numbers[labels[0][0]] for labels in raw], np.int64), None, None)
+    rows = np.array([(numbers[label], weight) for labels in raw for label, weight in labels], dtype=LABEL)
+    first = np.cumsum([0, *map(len, raw)])
+    return Labels(classes, np.zeros(len(raw), np.int64), rows, first)
+
+
+def parse_labels(value: object) -> RawLabels:
+    """Read one cell: a name, a number, a list of either or of (label, weight), a mapping, or `a;b:0.5`.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    if isinstance(value, bool) or value is None:
+        raise ValueError(f"{value!r} is no label")
+    if isinstance(value, int):
+        return [(value, 1.0)]
+    if isinstance(value, str):
+        return [_parse_text(part) for part in value.split(";") if part.strip()] if value.strip() else []
+    if isinstance(value, dict):
+        return [(str(label), float(weight)) for label, weight in value.items()]
+    if isinstance(value, list):
+        return [_parse_entry(entry) for entry in value]
+    raise ValueError(f"{value!r} is no label")
+
+
+def read_hierarchy(path: Path, classes: list[str]) -> dict[str, str]:
+    """Read lines of `parent child` (WordNet's is-a file) and return the parents that the classes lead to.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    parents = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+    needed: dict[str, str] = {}
+    for name in classes:
+        while name in parents and name not in needed:
+            needed[name] = parents[name]
+            name = parents[name]
+    return needed
+
+
+def _own_classes(found: set[RawLabel], origin: str) -> list[str]:
+    if found and all(isinstance(label, int) for label in found):
+        numbers = [int(label) for label in found]
+        if min(numbers) < 0 or max(numbers) >= _MAX_CLASSES:
+            raise UserError(f"{origin}: labels from {min(numbers)} to {max(numbers)}; allowed: from 0 on")
+        return [str(number) for number in range(max(numbers) + 1)]
+    return sorted(map(str, found))
+
+
+def _parse_text(text: str) -> tuple[RawLabel, float]:
+    name, colon, weight = text.strip().rpartition(":")
+    if colon:
+        try:
+            return _number_or_name(name), float(weight)
+        except ValueError:
+            pass  # the colon belongs to the name
+    return _number_or_name(text.strip()), 1.0
+
+
+def _number_or_name(text: str) -> RawLabel:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _parse_entry(entry: object) -> tuple[RawLabel, float]:
+    if isinstance(entry, str | int) and not isinstance(entry, bool):
+        return entry, 1.0
+    if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str | int):
+        return entry[0], float(entry[1])
+    if isinstance(entry, dict) and "label" in entry:
+        return entry["label"], float(entry.get("weight", 1.0))
+    raise ValueError(f"{entry!r} is no label")

@@ -1,0 +1,47 @@
+"""Runs one function over many jobs in processes. Knows no shards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from coatnet.config import UserError
+
+J = TypeVar("J")
+R = TypeVar("R")
+_JOBS_PER_WORKER = 2  # submitted ahead: their items are copied to the workers
+
+
+def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: int) -> Iterator[R]:
+    """Run jobs, yielding results as they come; in this process if one worker suffices.
+
+    Args:
+        workers: processes; 0 for one per core.
+        count: how many jobs there are.
+
+    Raises:
+        UserError: a worker died.
+    """
+    workers = min(workers or len(os.sched_getaffinity(0)), count)
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    # spawn: a fork would inherit the locks of this process' threads
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            running = {pool.submit(work, job) for job in islice(jobs, workers * _JOBS_PER_WORKER)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(work, job) for job in islice(jobs, len(done))}
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died (out of memory?); the same command goes on where it was"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

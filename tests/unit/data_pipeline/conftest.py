@@ -1,0 +1,42 @@
+"""Small corpora, made on the spot: an image folder, its shards, and the odd images where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def write_images(folder: Path, *, per_class: int, seed: int = 0) -> None:
+    """Write JPEGs of different sizes whose pixels all differ."""
+    draw = np.random.default_rng(seed)
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            height, width = draw.integers(20, 60, 2)
+            coarse = draw.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+            image.save(folder / name / f"{number:03d}.jpg", quality=90)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 40 images."""
+    folder = tmp_path_factory.mktemp("images") / "train"
+    write_images(folder, per_class=40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard_folder(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images in shards of 15; not to be written to."""
+    folder = tmp_path_factory.mktemp("shards") / "train"
+    shard_corpus(image_folder, folder, options=ShardOptions(shard_samples=15), quiet=True)
+    return folder

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset
+
+from coatnet.config import UserError
+from data_pipeline.corpus import Corpus
+from data_pipeline.sharding.in_place import index_in_place
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.sharding.sources import SourceOptions
+from data_pipeline.tar_format import TarError, walk_members
+from data_pipeline.tools.verify import verify_shards
+
+
+@pytest.fixture(scope="session")
+def pictures(image_folder: Path) -> list[tuple[str, bytes]]:
+    """(class, bytes) of six images of each class."""
+    return [
+        (folder.name, path.read_bytes())
+        for folder in sorted(image_folder.iterdir())
+        for path in sorted(folder.iterdir())[:6]
+    ]
+
+
+def packed(source: Path, tmp_path: Path, **options) -> Corpus:
+    destination = tmp_path / "packed"
+    shard_corpus(
+        source,
+        destination,
+        options=ShardOptions(shard_samples=5),
+        source_options=SourceOptions(**options),
+        quiet=True,
+    )
+    return Corpus.open(destination)
+
+
+def contents(corpus: Corpus) -> set[tuple[str, bytes]]:
+    records = [corpus.read(s, i) for s, count in enumerate(corpus.counts) for i in range(count)]
+    return {(corpus.classes[record.label], record.payload) for record in records}
+
+
+def weights(corpus: Corpus) -> dict[bytes, dict[str, float]]:
+    found = {}
+    for shard, count in enumerate(corpus.counts):
+        for index in range(count):
+            record = corpus.read(shard, index)
+            assert record.labels is not None
+            found[record.payload] = {
+                corpus.classes[label]: round(weight, 6) for label, weight in record.labels.tolist()
+            }
+    return found
+
+
+def test_a_csv_of_paths_is_packed(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        for number, (name, content) in enumerate(pictures):
+            (tmp_path / f"{number}.jpg").write_bytes(content)
+            rows.writerow([f"{number}.jpg", name])
+    assert contents(packed(tmp_path / "table.csv", tmp_path)) == set(pictures)
+
+
+def test_json_lines_with_bytes_and_weighted_labels_are_packed(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    lines = [
+        {"bytes": base64.b64encode(content).decode(), "labels": [[name, 0.75], ["animal", 0.25]]}
+        for name, content in pictures
+    ]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    corpus = packed(tmp_path / "table.jsonl", tmp_path)
+    assert corpus.classes == ["animal", "ant", "bee", "cat"]
+    assert weights(corpus) == {content: {name: 0.75, "animal": 0.25} for name, content in pictures}
+    path = str(tmp_path / "packed" / corpus.manifest.shards[0].name)
+    sample = next(iter(webdataset.WebDataset(path, shardshuffle=False)))
+    assert {label for label, _ in json.loads(sample["json"])["labels"]} >= {0}
+    assert not (tmp_path / "packed" / ".payloads").exists()
+
+
+def test_a_parquet_with_an_image_column_is_packed(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "image": [
+                {"bytes": content, "path": f"{number}.jpg"} for number, (_, content) in enumerate(pictures)
+            ],
+            "label": [["ant", "bee", "cat"].index(name) for name, _ in pictures],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "table.parquet", row_group_size=4)
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    corpus = packed(tmp_path / "table.parquet", tmp_path, classes=tmp_path / "classes.txt")
+    assert contents(corpus) == set(pictures)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = len(content), 1_700_000_000
+    tar.addfile(member, io.BytesIO(content))
+
+
+def foreign_tars(folder: Path, pictures: list[tuple[str, bytes]], *, format: int) -> Path:
+    """Write tars as others do: members in another order, extra members, long names, any tar dialect."""
+    folder.mkdir()
+    for part in range(2):
+        with tarfile.open(folder / f"part-{part}.tar", "w", format=format) as tar:
+            for number, (name, content) in list(enumerate(pictures))[part::2]:
+                key = f"{'deep/' * 30}{number:04d}" if number % 3 else f"{number:04d}"
+                label = ["ant", "bee", "cat"].index(name)
+                add(tar, f"{key}.json", b'{"caption": "hello"}')
+                add(tar, f"{key}.cls", b"%d" % label)
+                add(tar, f"{key}.jpeg", content)
+    (folder.parent / "classes.txt").write_text("ant\nbee\ncat\n")
+    return folder
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_others_are_indexed_where_they_lie_and_stay_untouched(
+    pictures: list[tuple[str, bytes]], tmp_path: Path, format: int
+) -> None:
+    folder = foreign_tars(tmp_path / "tars", pictures, format=format)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    classes = SourceOptions(classes=tmp_path / "classes.txt")
+    manifest = index_in_place(folder, source_options=classes, quiet=True)
+    assert manifest.samples == len(pictures)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
+    corpus = Corpus.open(folder)
+    assert contents(corpus) == set(pictures)
+    assert verify_shards(corpus, folder, threads=1, done=lambda _: None) == []
+    assert index_in_place(folder, source_options=classes, quiet=True) == manifest
+    assert "0000.jpeg" in corpus.name(0, 0) or "deep/" in corpus.name(0, 0)
+
+
+def test_tars_of_others_are_packed_anew(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
+    corpus = packed(folder, tmp_path, classes=tmp_path / "classes.txt")
+    assert contents(corpus) == set(pictures)
+
+
+def test_a_tar_of_one_tar_per_class_is_packed_with_its_hierarchy(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "whole.tar", "w") as outer:
+        for name in ("ant", "bee", "cat"):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for number, (_, content) in enumerate(p for p in pictures if p[0] == name):
+                    add(inner, f"{name}_{number}.JPEG", content)
+            add(outer, f"{name}.tar", buffer.getvalue())
+    (tmp_path / "is_a.txt").write_text(
+        "insect ant\ninsect bee\nanimal insect\nmammal cat\nanimal mammal\nx y\n"
+    )
+    corpus = packed(tmp_path / "whole.tar", tmp_path, hierarchy=tmp_path / "is_a.txt")
+    assert contents(corpus) == set(pictures)
+    assert corpus.manifest.hierarchy == {
+        "ant": "insect",
+        "bee": "insect",
+        "insect": "animal",
+        "cat": "mammal",
+        "mammal": "animal",
+    }
+
+
+def test_a_tar_of_folders_is_packed_by_split(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for number, (name, content) in enumerate(pictures):
+            add(tar, f"{'train' if number % 2 else 'test'}/{name}/{number}.jpg", content)
+    assert contents(packed(tmp_path / "images.tar", tmp_path, only="train/")) == set(pictures[1::2])
+
+
+def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
+    path = folder / "part-0.tar"
+    whole = path.read_bytes()
+    starts = [member.start for member in walk_members(path)]
+    for start in starts:
+        broken = bytearray(whole)
+        broken[start + 20] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(TarError, match=f"byte {start}"):
+            list(walk_members(path))
+        path.write_bytes(whole[:start])
+        with pytest.raises(TarError, match=f"byte {start}"):
+            list(walk_members(path))
+    with pytest.raises(UserError, match=r"part-0\.tar: .* mend or remove it"):
+        index_in_place(folder, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "path,label\n../../secret.jpg,a\n", "leads out of"),
+        ("t.csv", "path,label\n/etc/passwd,a\n", "leads out of"),
+        ("t.csv", "picture,label\nx.jpg,a\n", "row 1: has no image; expected a column path"),
+        ("t.csv", "path\nx.jpg\n", "row 1: has no label; expected a column label"),
+        ("t.csv", "path,label\nx.jpg,a\n", r"row 1: .*x\.jpg: No such file"),
+        ("t.csv", "", "holds no rows"),
+        ("t.jsonl", "{", "t.jsonl: "),
+        ("t.jsonl", '{"bytes": "@@@", "label": 1}', "is no base64"),
+        ("t.jsonl", '{"bytes": "", "label": true}', "True is no label"),
+        ("t.parquet", "no parquet", r"t\.parquet: "),
+        ("t.tar.gz", "x", "is of no known kind"),
+    ],
+)
+def test_a_malformed_table_is_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        packed(tmp_path / name, tmp_path)
+
+
+def test_a_label_that_is_no_class_is_named(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
+    (tmp_path / "two.txt").write_text("ant\nbee\n")
+    with pytest.raises(UserError, match="has the label 2, which is none of 2 classes"):
+        packed(folder, tmp_path, classes=tmp_path / "two.txt")

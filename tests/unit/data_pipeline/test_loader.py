@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coatnet.config import UserError
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.config import CorpusConfig, DataConfig
+from data_pipeline.evaluate_loader import EvaluateLoader
+from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_corpus
+from data_pipeline.record import BadSampleError, Record
+
+AUGMENT = AugmentConfig(image_size=16)
+BATCH = 336  # shared equally by 24, 16, 48 and 7 ranks
+
+
+def loader(folder: Path, *, rank: int = 0, world_size: int = 1, batch: int = BATCH, **data) -> TrainLoader:
+    config = DataConfig(train=[CorpusConfig(str(folder))], **data)
+    return TrainLoader.open(config, AUGMENT, seed=5, global_batch=batch, rank=rank, world_size=world_size)
+
+
+def digest(batches: list[Batch]) -> dict[int, str]:
+    """Return position → hash of (label, key, pixels)."""
+    return {
+        int(position): hashlib.md5(
+            bytes(image.numpy())
+            + int(label).to_bytes(4, "little")
+            + int(key).to_bytes(8, "little", signed=True)
+        ).hexdigest()
+        for batch in batches
+        for position, image, label, key in zip(
+            batch.positions, batch.images, batch.labels, batch.keys, strict=True
+        )
+    }
+
+
+def stretch(folder: Path, *, start: int, steps: int, world_size: int, threads: int = 1) -> dict[int, str]:
+    """Run all ranks of a world for some steps, as after a restart."""
+    found: dict[int, str] = {}
+    for rank in range(world_size):
+        stream = loader(folder, rank=rank, world_size=world_size, threads=threads).from_sample(start)
+        with closing(stream):
+            found |= digest([next(stream) for _ in range(steps)])
+    return found
+
+
+def test_the_chain_of_24_16_48_and_7_ranks_equals_the_unbroken_stream_to_the_pixel(
+    shard_folder: Path,
+) -> None:
+    unbroken = stretch(shard_folder, start=0, steps=4, world_size=1)
+    chain: dict[int, str] = {}
+    for step, world_size in enumerate((24, 16, 48, 7)):
+        chain |= stretch(shard_folder, start=step * BATCH, steps=1, world_size=world_size)
+    assert sorted(unbroken) == list(range(4 * BATCH))
+    assert chain == unbroken
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_change_nothing(shard_folder: Path, threads: int) -> None:
+    one = stretch(shard_folder, start=100, steps=2, world_size=1, threads=1)
+    assert stretch(shard_folder, start=100, steps=2, world_size=1, threads=threads) == one
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6, 8, 12])
+def test_every_world_size_sees_the_same_pixels_in_a_step(shard_folder: Path, world_size: int) -> None:
+    one = stretch(shard_folder, start=5 * BATCH, steps=1, world_size=1)
+    assert stretch(shard_folder, start=5 * BATCH, steps=1, world_size=world_size) == one
+
+
+def test_a_fixed_group_of_consecutive_images_is_the_same_at_every_world_size(shard_folder: Path) -> None:
+    def groups(world_size: int) -> list[tuple[int, ...]]:
+        found = []
+        for rank in range(world_size):
+            with closing(loader(shard_folder, rank=rank, world_size=world_size).from_sample(0)) as stream:
+                positions = next(stream).positions.tolist()
+            found += [tuple(positions[i : i + 14]) for i in range(0, len(positions), 14)]
+        return found
+
+    assert groups(1) == groups(2) == groups(4) == groups(24)
+
+
+def test_a_sample_looks_different_in_the_next_epoch(shard_folder: Path) -> None:
+    with closing(loader(shard_folder, batch=120).from_sample(0)) as stream:
+        first, second = next(stream), next(stream)
+    assert set(first.keys.tolist()).isdisjoint(second.keys.tolist())
+
+
+def test_labels_are_the_folders(image_folder: Path, shard_folder: Path) -> None:
+    sharded, direct = open_corpus(shard_folder), open_corpus(image_folder)
+    assert sharded.classes == direct.classes == ["ant", "bee", "cat"]
+    by_bytes = {direct.read(0, i).payload: direct.read(0, i).label for i in range(direct.samples)}
+    for shard, count in enumerate(sharded.counts):
+        for index in range(count):
+            record = sharded.read(shard, index)
+            assert by_bytes.pop(record.payload) == record.label
+    assert not by_bytes
+
+
+def test_an_image_folder_streams_without_sharding(image_folder: Path) -> None:
+    with closing(loader(image_folder, batch=60).from_sample(0)) as stream:
+        batches = [next(stream) for _ in range(2)]
+    assert len(digest(batches)) == 120
+    assert np.bincount(np.concatenate([batch.labels for batch in batches])).tolist() == [40, 40, 40]
+
+
+def test_the_state_is_small_and_resumes_exclusions(shard_folder: Path) -> None:
+    first = loader(shard_folder)
+    first.exclude(range(10, 40))
+    state = json.loads(json.dumps(first.state()))
+    assert len(json.dumps(state)) < 400
+    second = loader(shard_folder, world_size=2, rank=1)
+    second.restore(state)
+    assert second.state() == first.state()
+
+
+def test_a_state_of_another_order_is_refused(shard_folder: Path, image_folder: Path) -> None:
+    state = loader(shard_folder).state()
+    with pytest.raises(UserError, match=r"data\.train: the checkpoint has"):
+        loader(image_folder).restore(state)
+    with pytest.raises(UserError, match=r"data\.lanes, window or tail"):
+        loader(shard_folder, window=2).restore(state)
+
+
+def test_excluded_positions_are_replaced_at_any_world_size_alike_and_not_counted(shard_folder: Path) -> None:
+    def run(world_size: int, excluded: list[int]) -> tuple[dict[int, str], int]:
+        found, bad = {}, 0
+        for rank in range(world_size):
+            one = loader(shard_folder, rank=rank, world_size=world_size)
+            one.exclude(excluded)
+            with closing(one.from_sample(0)) as stream:
+                batch = next(stream)
+            found |= digest([batch])
+            bad += len(batch.bad)
+        return found, bad
+
+    plain, _ = run(1, [])
+    replaced, bad = run(1, [3, 4, 5])
+    assert (replaced, bad) == run(4, [3, 4, 5])
+    assert bad == 0
+    assert {position for position in plain if plain[position] != replaced[position]} == {3, 4, 5}
+
+
+def test_evaluation_sees_every_sample_once_and_a_short_last_batch(shard_folder: Path) -> None:
+    corpus = open_corpus(shard_folder)
+    for world_size in (1, 3, 7):
+        loaders = [
+            EvaluateLoader(corpus, AUGMENT, batch=16, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        positions = [p for one in loaders for batch in one for p in batch.positions.tolist()]
+        assert positions == list(range(120))
+        assert max(map(len, loaders)) == loaders[0].steps
+
+
+def test_a_broken_reader_is_an_error_and_threads_end_with_the_stream(shard_folder: Path) -> None:
+    before = threading.active_count()
+    stream = loader(shard_folder, threads=4).from_sample(0)
+    next(stream)
+    assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+
+
+class _Mostly:
+    """A corpus whose chosen samples cannot be read."""
+
+    def __init__(self, folder: Path, bad: set[tuple[int, int]]) -> None:
+        self._corpus, self._bad = open_corpus(folder), bad
+        self.classes, self.label_kind = self._corpus.classes, self._corpus.label_kind
+        self.digest, self.remote = self._corpus.digest, False
+        self.counts, self.samples = self._corpus.counts, self._corpus.samples
+
+    def read(self, shard: int, index: int) -> Record:
+        if (shard, index) in self._bad:
+            raise BadSampleError("the disk ate it")
+        return self._corpus.read(shard, index)
+
+    def name(self, shard: int, index: int) -> str:
+        return f"{shard}[{index}]"
+
+    def prepare(self, shards: list[int]) -> None:
+        pass
+
+
+def test_bad_samples_shift_nothing_are_named_and_substituted_alike_everywhere(shard_folder: Path) -> None:
+    bad = {(0, 3), (2, 1)}
+    corpus = _Mostly(shard_folder, bad)
+    data = DataConfig(train=[CorpusConfig("x")], bad_sample_budget=0.1)
+
+    def run(world_size: int) -> tuple[dict[int, str], list]:
+        found, named = {}, []
+        for rank in range(world_size):
+            one = TrainLoader(
+                [corpus], data, AUGMENT, seed=5, global_batch=BATCH, rank=rank, world_size=world_size
+            )
+            with closing(one.from_sample(0)) as stream:
+                batch = next(stream)
+            found |= digest([batch])
+            named += batch.bad
+        return found, sorted(named, key=lambda sample: sample.position)
+
+    whole, named = run(1)
+    assert {sample.name for sample in named} == {"0[3]", "2[1]"}
+    assert all(sample.reason == "the disk ate it" and sample.substitute for sample in named)
+    assert run(7) == (whole, named)
+    good = stretch(shard_folder, start=0, steps=1, world_size=1)
+    differing = {position for position in good if good[position] != whole[position]}
+    assert differing == {sample.position for sample in named}
+
+
+def test_too_many_bad_samples_stop_the_run_and_name_the_first(shard_folder: Path) -> None:
+    corpus = _Mostly(shard_folder, {(0, index) for index in range(10)})
+    data = DataConfig(train=[CorpusConfig("x")], bad_sample_budget=0.01)
+    stream = TrainLoader([corpus], data, AUGMENT, seed=5, global_batch=120).from_sample(0)
+    with closing(stream), pytest.raises(UserError, match=r"bad samples among .* 0\[\d\]: the disk ate it"):
+        next(stream)
+
+
+def test_a_lost_corpus_is_an_error_and_no_endless_search(shard_folder: Path) -> None:
+    every = {(shard, index) for shard in range(8) for index in range(15)}
+    data = DataConfig(train=[CorpusConfig("x")], bad_sample_budget=1.0)
+    stream = TrainLoader([_Mostly(shard_folder, every)], data, AUGMENT, seed=5, global_batch=8).from_sample(0)
+    with closing(stream), pytest.raises(UserError, match="16 substitutes are bad as well"):
+        next(stream)
+
+
+def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="allowed with 5 ranks: multiples of 5"):
+        loader(shard_folder, world_size=5, batch=16)
+    with pytest.raises(UserError, match="less than one global_batch"):
+        loader(shard_folder, batch=500, tail="drop")
+    with pytest.raises(UserError, match="no such folder"):
+        open_corpus(tmp_path / "nowhere")
+    (tmp_path / "other" / "dog").mkdir(parents=True)
+    (tmp_path / "other" / "dog" / "1.jpg").write_bytes(b"x")
+    data = DataConfig(train=[CorpusConfig(str(shard_folder)), CorpusConfig(str(tmp_path / "other"))])
+    with pytest.raises(UserError, match=r"data\.train\[1\]: has 1 classes"):
+        TrainLoader.open(data, AUGMENT, seed=0, global_batch=8)
