@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.erasing import erase
 from data_pipeline.mixing import draw_mixing, mix_images, mix_targets
+from data_pipeline.randaugment import randaugment
 
 
 class DeviceTransform:
@@ -31,18 +33,18 @@ class DeviceTransform:
         Shape: images uint8 (n, H, W, 3), labels (n,) or (n, K), keys (n,) → float32 (n, 3, H, W) in
         channels_last, and the labels or, after mixing, float targets (n, K).
         """
-        pixels = normalise(images, mean=self._augment.mean, std=self._augment.std)
+        augment = self._augment
         if not self._training:
-            return pixels, labels
+            return normalise(images, mean=augment.mean, std=augment.std), labels
         host_keys = keys.cpu().numpy().astype(np.int64, copy=False)
-        if self._augment.mixup or self._augment.cutmix:
-            mixing = draw_mixing(
-                host_keys,
-                self._augment,
-                group_images=group_images,
-                height=images.shape[1],
-                width=images.shape[2],
-            )
+        if augment.randaugment_n:
+            images = randaugment(images, host_keys, n=augment.randaugment_n, m=augment.randaugment_m)
+        pixels = normalise(images, mean=augment.mean, std=augment.std)
+        if augment.erasing:
+            pixels = erase(pixels, host_keys, probability=augment.erasing)
+        if augment.mixup or augment.cutmix:
+            height, width = images.shape[1:3]
+            mixing = draw_mixing(host_keys, augment, group_images=group_images, height=height, width=width)
             pixels = mix_images(pixels, mixing)
             labels = mix_targets(labels, mixing, num_classes=num_classes)
         return pixels, labels

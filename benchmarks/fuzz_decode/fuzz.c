@@ -121,7 +121,7 @@ int main(int count, char **arguments) {
             decoder_check(decoder, file.bytes, file.size, MAX_PIXELS);
             uint8_t *bytes;
             size_t size;
-            if (i % 8 == 0 && tile_jpeg(file.bytes, file.size, 1 + (int)draw(12), MAX_PIXELS, &bytes, &size) == OK) {
+            if (i % 8 == 0 && tile_jpeg(file.bytes, file.size, 1 + (int)draw(200), MAX_PIXELS, &bytes, &size) == OK) {
                 tiled++;
                 tile_free(bytes);
             }

@@ -75,8 +75,8 @@ def check(payload: bytes, *, limits: DecodeLimits) -> Status:
     return Status(_native.check(payload, limits.max_pixels))
 
 
-def tile(payload: bytes, *, interval: int, limits: DecodeLimits) -> bytes | Status:
-    """Rewrite a JPEG's scan with a restart marker every `interval` MCUs; a status says why that cannot be."""
+def tile(payload: bytes, *, tile_width: int, limits: DecodeLimits) -> bytes | Status:
+    """Rewrite a JPEG's scan with restart markers every `tile_width` pixels, or say why that cannot be."""
     assert _native is not None
-    result = _native.tile(payload, interval, limits.max_pixels)
+    result = _native.tile(payload, tile_width, limits.max_pixels)
     return result if isinstance(result, bytes) else Status(result)

@@ -110,11 +110,12 @@ static inline Status read_dc(Bits *bits, const Huffman *table, int *running) {
     return *running >= -32768 && *running <= 32767 ? OK : CORRUPT;
 }
 
-Status block_decode(Bits *bits, const Huffman *dc, const Huffman *ac, int *running, int16_t *block, int *dense) {
+Status block_decode(
+    Bits *bits, const Huffman *dc, const Huffman *ac, int *running, int16_t *block, uint8_t *places, int *count) {
     Bits local = *bits; /* in registers */
     memset(block, 0, BLOCK * sizeof *block);
     const Status status = read_dc(&local, dc, running);
-    int k = 1;
+    int k = 1, found = 0;
     if (status != OK) return status;
     block[0] = (int16_t)*running;
     while (k < BLOCK) {
@@ -126,10 +127,11 @@ Status block_decode(Bits *bits, const Huffman *dc, const Huffman *ac, int *runni
         }
         k += symbol.run;
         if (k >= BLOCK || !symbol.length) return CORRUPT;
-        block[natural_order[k++]] = (int16_t)value_of(&local, symbol);
+        block[natural_order[k]] = (int16_t)value_of(&local, symbol);
+        places[found++] = (uint8_t)k++;
         consume(&local, symbol.length);
     }
-    *dense = k > 1;
+    *count = found;
     *bits = local;
     return OK;
 }

@@ -75,8 +75,10 @@ int bits_overrun(const Bits *bits);
 int bits_finished(const Bits *bits);
 
 /* Decode one block's values into `block` (natural order, zeroed here); CORRUPT or OK. Not to be called after an
- * overrun. `dc` is the running DC value; `*dense` becomes 0 when only the DC value is set. */
-Status block_decode(Bits *bits, const Huffman *dc, const Huffman *ac, int *running, int16_t *block, int *dense);
+ * overrun. `running` is the component's DC value. The zigzag positions of the AC values that were
+ * set go to `places`, their number to `count`. */
+Status block_decode(
+    Bits *bits, const Huffman *dc, const Huffman *ac, int *running, int16_t *block, uint8_t *places, int *count);
 
 /* The same without keeping the values. */
 Status block_skip(Bits *bits, const Huffman *dc, const Huffman *ac, int *running);

@@ -129,20 +129,25 @@ static PyObject *check(PyObject *module, PyObject *arguments) {
 }
 
 PyDoc_STRVAR(tile_doc,
-"tile(payload, interval, max_pixels) -> bytes | int\n\n"
-"The same coefficients with a restart marker every `interval` MCUs and optimal Huffman tables, or a status.");
+"tile(payload, tile_width, max_pixels) -> bytes | int\n\n"
+"The same coefficients with a restart marker every `tile_width` pixels and optimal Huffman tables, or a status.");
 
 static PyObject *tile(PyObject *module, PyObject *arguments) {
     Py_buffer payload;
     unsigned long long max_pixels;
-    int interval;
+    int tile_width;
     uint8_t *bytes = NULL;
     size_t size = 0;
     Status status;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*iK", &payload, &interval, &max_pixels)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "y*iK", &payload, &tile_width, &max_pixels)) return NULL;
+    if (tile_width < 1) {
+        PyBuffer_Release(&payload);
+        PyErr_SetString(PyExc_ValueError, "tile_width must be 1 or more");
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
-    status = tile_jpeg(payload.buf, (size_t)payload.len, interval, max_pixels, &bytes, &size);
+    status = tile_jpeg(payload.buf, (size_t)payload.len, tile_width, max_pixels, &bytes, &size);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&payload);
     if (status != OK) return PyLong_FromLong(status);

@@ -74,12 +74,12 @@ static void fill_flat(uint8_t *out, ptrdiff_t stride, int dc, int quantiser) {
     for (int i = 0; i < 8; i++) memset(out + i * stride, level, 8);
 }
 
-static void take_block(Sink *sink, int component, int x, int y, int dense) {
+static void take_block(Sink *sink, int component, int x, int y, int count) {
     Planes *planes = (Planes *)sink; /* its first member */
     const Plane *plane = &planes->plane[component];
     const uint16_t *quantiser = planes->jpeg->quantiser[planes->jpeg->component[component].quantiser];
     uint8_t *out = plane->samples + (8 * y - plane->top) * plane->stride + (8 * x - plane->left);
-    if (!dense) {
+    if (!count) {
         fill_flat(out, plane->stride, sink->values[0], quantiser[0]);
         return;
     }
@@ -252,13 +252,13 @@ Status decoder_run(Decoder *decoder, const Request *request) {
     return status;
 }
 
-static void ignore_block(Sink *sink, int component, int x, int y, int dense) {
-    (void)sink, (void)component, (void)x, (void)y, (void)dense;
+static void ignore_block(Sink *sink, int component, int x, int y, int count) {
+    (void)sink, (void)component, (void)x, (void)y, (void)count;
 }
 
 Status decoder_check(Decoder *decoder, const uint8_t *data, size_t size, uint64_t max_pixels) {
     int16_t values[BLOCK];
-    Sink sink = {values, ignore_block};
+    Sink sink = {.values = values, .take = ignore_block};
     Status status = jpeg_parse(&decoder->jpeg, data, size, max_pixels);
     if (status != OK) return status;
     const Region all = {0, 0, decoder->jpeg.mcus_x, decoder->jpeg.mcus_y};

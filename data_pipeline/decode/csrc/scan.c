@@ -26,12 +26,13 @@ static Status decode_mcu(Walk *walk, int column, int row) {
         const Component *c = &jpeg->component[i];
         for (int v = 0; v < c->v; v++) {
             for (int h = 0; h < c->h; h++) {
-                int dense;
+                int count;
                 if (bits_overrun(&walk->bits)) return CORRUPT;
                 const Status status = block_decode(
-                    &walk->bits, &jpeg->dc[c->dc], &jpeg->ac[c->ac], &walk->running[i], walk->sink->values, &dense);
+                    &walk->bits, &jpeg->dc[c->dc], &jpeg->ac[c->ac], &walk->running[i], walk->sink->values,
+                    walk->sink->places, &count);
                 if (status != OK) return status;
-                walk->sink->take(walk->sink, i, column * c->h + h, row * c->v + v, dense);
+                walk->sink->take(walk->sink, i, column * c->h + h, row * c->v + v, count);
             }
         }
     }

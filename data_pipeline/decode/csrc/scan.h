@@ -10,11 +10,13 @@ typedef struct {
 } Region;
 
 /* Takes the blocks of a region in scan order. A block is decoded to `values`, then `take` is called, which may
- * let `values` point elsewhere. x and y count the component's blocks from the image's left and top. */
+ * let `values` point elsewhere. x and y count the component's blocks from the image's left and top, `count` says
+ * how many AC values there are. */
 typedef struct Sink Sink;
 struct Sink {
     int16_t *values;
-    void (*take)(Sink *sink, int component, int x, int y, int dense);
+    uint8_t places[BLOCK]; /* of the AC values, in zigzag order */
+    void (*take)(Sink *sink, int component, int x, int y, int count);
 };
 
 /* Decode the region. Restart intervals without any of its MCUs are not even entropy-decoded, and nothing is

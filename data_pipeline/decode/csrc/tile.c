@@ -44,7 +44,7 @@ void tile_free(uint8_t *bytes) { free(bytes); }
 
 static int tokens_reserve(Tokens *tokens) {
     if (tokens->room - tokens->count >= BLOCK) return 1;
-    const size_t room = tokens->room * 2 + 16 * BLOCK;
+    const size_t room = tokens->room * 2 + 1024 * BLOCK;
     Token *grown = realloc(tokens->tokens, room * sizeof *grown);
     if (!grown) return 0;
     tokens->tokens = grown;
@@ -52,7 +52,7 @@ static int tokens_reserve(Tokens *tokens) {
     return 1;
 }
 
-static void take_tokens(Sink *sink, int component, int x, int y, int dense) {
+static void take_tokens(Sink *sink, int component, int x, int y, int count) {
     Tokens *tokens = (Tokens *)sink; /* its first member */
     (void)component, (void)x, (void)y;
     if (!tokens_reserve(tokens)) {
@@ -61,10 +61,12 @@ static void take_tokens(Sink *sink, int component, int x, int y, int dense) {
     }
     Token *next = tokens->tokens + tokens->count;
     *next++ = (Token){sink->values[0], 0, 1};
-    for (int k = 1, run = 0; dense && k < BLOCK; k++) {
-        const int16_t value = sink->values[natural_order[k]];
-        if (value) *next++ = (Token){value, (uint8_t)run, 0};
-        run = value ? 0 : run + 1;
+    for (int i = 0, k = 1; i < count; i++) {
+        const int place = sink->places[i];
+        const int16_t value = sink->values[natural_order[place]];
+        if (!value) continue; /* part of a long run of zeros */
+        *next++ = (Token){value, (uint8_t)(place - k), 0};
+        k = place + 1;
     }
     tokens->count = (size_t)(next - tokens->tokens);
 }
@@ -84,9 +86,8 @@ static Status read_tokens(Tokens *tokens, const Jpeg *jpeg) {
 
 static int magnitude(int value) { return value ? 32 - __builtin_clz((unsigned)abs(value)) : 0; }
 
-static void put(Writer *writer, unsigned bits, int count) {
-    writer->buffer = writer->buffer << count | bits;
-    writer->bits += count;
+/* Write the whole bytes among the waiting bits. */
+static void flush(Writer *writer) {
     while (writer->bits >= 8) {
         const uint8_t byte = (uint8_t)(writer->buffer >> (writer->bits -= 8));
         writer->bytes[writer->size++] = byte;
@@ -94,7 +95,25 @@ static void put(Writer *writer, unsigned bits, int count) {
     }
 }
 
-static void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, int value) {
+/* Write four bytes at once where none of them is 0xFF. */
+static inline void flush32(Writer *writer) {
+    const uint32_t four = (uint32_t)(writer->buffer >> (writer->bits - 32));
+    if ((~four - 0x01010101u) & four & 0x80808080u) {
+        flush(writer);
+        return;
+    }
+    uint8_t *to = writer->bytes + writer->size;
+    for (int i = 0; i < 4; i++) to[i] = (uint8_t)(four >> (24 - 8 * i));
+    writer->size += 4;
+    writer->bits -= 32;
+}
+
+static inline void put(Writer *writer, unsigned bits, int count) { /* at most 31 */
+    writer->buffer = writer->buffer << count | bits;
+    if ((writer->bits += count) >= 32) flush32(writer);
+}
+
+static inline void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, int value) {
     if (!writer) {
         plan->frequencies[is_dc][table][symbol]++;
         return;
@@ -105,7 +124,7 @@ static void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, i
     put(writer, (unsigned)code->word[symbol] << size | raw, code->length[symbol] + size);
 }
 
-static const Token *emit_block(Plan *plan, Writer *writer, const Token *token, const Token *end, int table, int *running) {
+static inline const Token *emit_block(Plan *plan, Writer *writer, const Token *token, const Token *end, int table, int *running) {
     const int difference = token->value - *running;
     *running = token->value;
     emit(plan, writer, 1, table, magnitude(difference), difference);
@@ -122,7 +141,7 @@ static const Token *emit_block(Plan *plan, Writer *writer, const Token *token, c
 
 static int writer_reserve(Writer *writer, size_t bytes) {
     if (writer->room - writer->size >= bytes) return 1;
-    const size_t room = writer->room * 2 + bytes;
+    const size_t room = writer->room * 2 + bytes + (1 << 16);
     uint8_t *grown = realloc(writer->bytes, room);
     if (!grown) return 0;
     writer->bytes = grown;
@@ -131,7 +150,9 @@ static int writer_reserve(Writer *writer, size_t bytes) {
 }
 
 static void align_with_ones(Writer *writer) {
+    flush(writer);
     if (writer->bits) put(writer, (1u << (8 - writer->bits)) - 1, 8 - writer->bits);
+    flush(writer);
 }
 
 static int emit_all(Plan *plan, Writer *writer, const Tokens *tokens) {
@@ -203,9 +224,11 @@ static int put_header(Writer *writer, const Plan *plan, const uint8_t *data, con
     return 1;
 }
 
-static void lay_out_mcu(Plan *plan, const Jpeg *jpeg, int interval) {
+/* A row of MCUs is cut into equal intervals, so that none straddles two rows, but for the rounding. */
+static void lay_out_mcu(Plan *plan, const Jpeg *jpeg, int tile_width) {
+    const int wanted = (jpeg->width + tile_width / 2) / tile_width, tiles = wanted > 1 ? wanted : 1;
     memset(plan, 0, sizeof *plan);
-    plan->interval = interval;
+    plan->interval = (jpeg->mcus_x + tiles - 1) / tiles;
     plan->components = jpeg->components;
     for (int i = 0; i < jpeg->components; i++)
         for (int blocks = jpeg->component[i].h * jpeg->component[i].v; blocks > 0; blocks--)
@@ -236,7 +259,7 @@ static Status verify(Jpeg *jpeg, const Writer *writer, const Tokens *wanted, uin
 }
 
 Status tile_jpeg(
-    const uint8_t *data, size_t size, int interval, uint64_t max_pixels, uint8_t **out, size_t *out_size) {
+    const uint8_t *data, size_t size, int tile_width, uint64_t max_pixels, uint8_t **out, size_t *out_size) {
     Tokens tokens = {0};
     Writer writer = {0};
     Jpeg *jpeg = malloc(sizeof *jpeg);
@@ -244,7 +267,7 @@ Status tile_jpeg(
     Status status = jpeg && plan ? jpeg_parse(jpeg, data, size, max_pixels) : NO_MEMORY;
     if (status == OK) status = read_tokens(&tokens, jpeg);
     if (status == OK) {
-        lay_out_mcu(plan, jpeg, interval);
+        lay_out_mcu(plan, jpeg, tile_width);
         status = write_file(&writer, plan, &tokens, data, jpeg->scan);
     }
     if (status == OK) status = verify(jpeg, &writer, &tokens, max_pixels);

@@ -1,0 +1,120 @@
+"""RandAugment(n, m): which operations each image meets, and how strongly. Draws from keys, computes by batch.
+
+The sixteen operations and the meaning of a magnitude are those of the TensorFlow code of CoAtNet's lineage,
+since its recipes' magnitudes (15, 20) mean nothing elsewhere. Two of its oddities are kept for that reason:
+posterize and solarize grow weaker with m. One is not: contrast moves away from the image's mean, not from its
+number of pixels / 256. Pixel distances are shares of the side, so that they mean the same at other
+resolutions; at 224 they are the code's.
+
+Source: Cubuk et al., arXiv 1909.13719; tensorflow/tpu, models/official/efficientnet/autoaugment.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline import randaugment_ops as ops
+from data_pipeline.counter import uniforms
+
+_Floats = NDArray[np.float64]
+_Operation = Callable[[Tensor, Tensor], Tensor]
+_DRAWS = 4  # operation, sign, and cutout's centre
+_SIDE = 224.0  # of the images for which the lineage's pixel distances were chosen
+
+
+def _rotate_degrees(level: float, signs: _Floats) -> _Floats:
+    return level * 30.0 * signs
+
+
+def _shear(level: float, signs: _Floats) -> _Floats:
+    return level * 0.3 * signs
+
+
+def _translate(level: float, signs: _Floats) -> _Floats:
+    return level * 100.0 / _SIDE * signs
+
+
+def _enhance(level: float, signs: _Floats) -> _Floats:
+    return np.full_like(signs, level * 1.8 + 0.1)
+
+
+def _posterize_bits(level: float, signs: _Floats) -> _Floats:
+    return np.full_like(signs, min(max(int(level * 4.0), 1), 8))
+
+
+def _solarize_threshold(level: float, signs: _Floats) -> _Floats:
+    return np.full_like(signs, min(int(level * 256.0), 256))
+
+
+def _solarize_addition(level: float, signs: _Floats) -> _Floats:
+    return np.full_like(signs, min(int(level * 110.0), 255))
+
+
+def _nothing(level: float, signs: _Floats) -> _Floats:
+    return signs
+
+
+# The operation, and its amount from a level (m / 10) and the images' random signs. The order is part of the
+# random stream: append only.
+OPERATIONS: dict[str, tuple[_Operation, Callable[[float, _Floats], _Floats]]] = {
+    "autocontrast": (ops.autocontrast, _nothing),
+    "equalize": (ops.equalize, _nothing),
+    "invert": (ops.invert, _nothing),
+    "rotate": (ops.rotate, _rotate_degrees),
+    "posterize": (ops.posterize, _posterize_bits),
+    "solarize": (ops.solarize, _solarize_threshold),
+    "color": (ops.color, _enhance),
+    "contrast": (ops.contrast, _enhance),
+    "brightness": (ops.brightness, _enhance),
+    "sharpness": (ops.sharpness, _enhance),
+    "shear_x": (ops.shear_x, _shear),
+    "shear_y": (ops.shear_y, _shear),
+    "translate_x": (ops.translate_x, _translate),
+    "translate_y": (ops.translate_y, _translate),
+    "solarize_add": (ops.solarize_add, _solarize_addition),
+}
+CUTOUT = "cutout"  # the sixteenth: it needs a place instead of an amount
+NAMES = (*OPERATIONS, CUTOUT)
+
+
+def randaugment(images: Tensor, keys: NDArray[np.int64], *, n: int, m: float) -> Tensor:
+    """Apply n random operations of magnitude m to each image.
+
+    Shape: images uint8 (N, H, W, 3), keys (N,) → the same.
+    """
+    for layer in range(n):
+        draws = uniforms(keys, f"randaugment {layer}", count=_DRAWS)
+        chosen = np.floor(draws[:, 0] * len(NAMES)).astype(np.int64)
+        result = images.clone()
+        for index in np.unique(chosen).tolist():
+            rows = np.flatnonzero(chosen == index)
+            where = torch.from_numpy(rows).to(images.device)
+            result[where] = _apply(NAMES[index], images[where], draws[rows], level=m / 10.0)
+        images = result
+    return images
+
+
+def _apply(name: str, images: Tensor, draws: _Floats, *, level: float) -> Tensor:
+    if name == CUTOUT:
+        return _cutout(images, draws[:, 2:4], level=level)
+    operation, amount = OPERATIONS[name]
+    signs = np.where(draws[:, 1] < 0.5, -1.0, 1.0)
+    return operation(images, torch.from_numpy(amount(level, signs)).to(images.device))
+
+
+def _cutout(images: Tensor, centres: _Floats, *, level: float) -> Tensor:
+    """Paint a gray square around a random place, cut off at the border."""
+    height, width = images.shape[1:3]
+    half_height, half_width = (int(level * 40.0 / _SIDE * side) for side in (height, width))
+    across = torch.from_numpy(np.floor(centres[:, :1] * width)).to(images.device)
+    down = torch.from_numpy(np.floor(centres[:, 1:] * height)).to(images.device)
+    columns = torch.arange(width, device=images.device)[None, :]
+    rows = torch.arange(height, device=images.device)[None, :]
+    in_columns = (columns >= across - half_width) & (columns < across + half_width)
+    in_rows = (rows >= down - half_height) & (rows < down + half_height)
+    return torch.where((in_rows[:, :, None] & in_columns[:, None, :])[..., None], ops.FILL, images)

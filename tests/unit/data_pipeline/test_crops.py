@@ -1,0 +1,133 @@
+"""Crops and counter-based randomness: pure functions of size and key, with the distributions they promise."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.counter import betas, bits, uniforms
+from data_pipeline.crops import evaluation_boxes, random_resized_boxes
+
+SIDES = st.integers(1, 5000)
+FROZEN = [
+    "0xed67c964d7052cbd",
+    "0xcecd141c1c05924e",
+    "0xfb5b41ce6a81ba16",
+    "0x330724c7f4fc2ae1",
+    "0x762cfbe4924d8cf7",
+    "0xf6f67f58bde416a3",
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(width=SIDES, height=SIDES, key=st.integers(-(2**63), 2**63 - 1))
+def test_a_crop_lies_within_its_image(width: int, height: int, key: int) -> None:
+    boxes, _ = random_resized_boxes(np.array([width]), np.array([height]), np.array([key]), AugmentConfig())
+    left, top, right, bottom = boxes[0].tolist()
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+
+
+@settings(max_examples=100, deadline=None)
+@given(width=SIDES, height=SIDES)
+def test_evaluation_takes_the_central_square_or_the_whole(width: int, height: int) -> None:
+    widths, heights = np.array([width]), np.array([height])
+    left, top, right, bottom = evaluation_boxes(widths, heights, AugmentConfig())[0].tolist()
+    assert right - left == bottom - top == max(round(0.875 * min(width, height)), 1)
+    assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
+    whole = evaluation_boxes(widths, heights, AugmentConfig(evaluate_resize="whole"))
+    assert whole[0].tolist() == [0, 0, width, height]
+
+
+def test_crops_depend_on_nothing_but_size_and_key() -> None:
+    generator = np.random.default_rng(0)
+    widths, heights = generator.integers(50, 600, 100), generator.integers(50, 600, 100)
+    keys = generator.integers(-(2**62), 2**62, 100)
+    boxes, flips = random_resized_boxes(widths, heights, keys, AugmentConfig())
+    turned = generator.permutation(100)
+    again, flips_again = random_resized_boxes(widths[turned], heights[turned], keys[turned], AugmentConfig())
+    np.testing.assert_array_equal(again, boxes[turned])
+    np.testing.assert_array_equal(flips_again, flips[turned])
+
+
+def one_crop_as_torchvision_draws_it(width: int, height: int, source: random.Random) -> tuple[int, int]:
+    for _ in range(10):
+        area = width * height * source.uniform(0.08, 1.0)
+        ratio = math.exp(source.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return w, h
+    raise AssertionError("ten tries failed on an ordinary image")
+
+
+def test_crops_are_distributed_as_torchvisions() -> None:
+    count, source = 10_000, random.Random(1)
+    widths, heights = np.full(count, 500), np.full(count, 375)
+    boxes, flips = random_resized_boxes(widths, heights, np.arange(count), AugmentConfig())
+    found = np.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], axis=1)
+    wanted = np.array([one_crop_as_torchvision_draws_it(500, 375, source) for _ in range(count)])
+    levels = np.linspace(0.05, 0.95, 10)
+    np.testing.assert_allclose(
+        np.quantile(found, levels, axis=0), np.quantile(wanted, levels, axis=0), rtol=0.03
+    )
+    assert flips.mean() == pytest.approx(0.5, abs=0.02)
+    spare_left = boxes[:, 0] / np.maximum(500 - found[:, 0], 1)
+    assert spare_left.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_no_flip_means_none() -> None:
+    size = np.full(100, 64)
+    assert not random_resized_boxes(size, size, np.arange(100), AugmentConfig(flip=False))[1].any()
+
+
+def test_an_image_too_long_for_any_ratio_gives_its_largest_central_crop() -> None:
+    boxes, _ = random_resized_boxes(
+        np.array([3000, 3]), np.array([3, 3000]), np.array([1, 2]), AugmentConfig()
+    )
+    assert boxes.tolist() == [[1498, 0, 1502, 3], [0, 1498, 3, 1502]]
+
+
+def test_the_random_stream_is_frozen() -> None:
+    """A run resumed under a later version must draw the same numbers."""
+    words = bits(np.array([0, -1, 2**40]), "crop", count=2)
+    assert [hex(word) for word in words.ravel().tolist()] == FROZEN
+
+
+def test_streams_and_keys_are_independent() -> None:
+    keys = np.arange(50_000, dtype=np.int64)
+    first, second = uniforms(keys, "first", count=2), uniforms(keys, "second", count=1)
+    columns = np.stack([first[:, 0], first[:, 1], second[:, 0], np.roll(first[:, 0], 1)])
+    correlations = np.corrcoef(columns) - np.eye(4)
+    assert np.abs(correlations).max() < 0.02
+    assert columns.mean(axis=1) == pytest.approx([0.5] * 4, abs=0.01)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
+def test_betas_have_their_mean_and_variance(alpha: float) -> None:
+    draws = betas(np.arange(40_000, dtype=np.int64), "mixup", alpha=alpha)
+    assert draws.min() >= 0.0 and draws.max() <= 1.0
+    assert draws.mean() == pytest.approx(0.5, abs=0.01)
+    assert draws.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_size", 0, "image_size is 0; allowed: 1 or more pixels"),
+        ("interpolation", "nearest", "interpolation is 'nearest'; allowed: bicubic, bilinear"),
+        ("crop_area", [0.5, 0.2], r"crop_area is \[0.5, 0.2\]; allowed"),
+        ("randaugment_m", 31.0, "randaugment_m is 31.0; allowed: 0 to 30"),
+        ("mixup", -0.1, "mixup is -0.1; allowed: 0"),
+        ("erasing", 1.5, "erasing is 1.5; allowed: a probability"),
+        ("evaluate_resize", "crop", "evaluate_resize is 'crop'; allowed: center_crop, whole"),
+        ("std", [1.0, 0.0, 1.0], "std above 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AugmentConfig(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""Device transforms: a pure function of images, keys and config; partners only inside a group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.device import DeviceTransform, normalise
+from data_pipeline.erasing import erase
+from data_pipeline.mixing import draw_mixing
+
+CLASSES = 7
+
+
+def batch(count: int, *, side: int = 24) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
+    keys = torch.randint(-(2**62), 2**62, (count,), generator=generator)
+    return images, torch.arange(count) % CLASSES, keys
+
+
+def everything(**changes: float) -> AugmentConfig:
+    return AugmentConfig(**{"randaugment_n": 2, "randaugment_m": 15.0, "erasing": 0.5, **changes})  # type: ignore[arg-type]
+
+
+def test_normalised_pixels_are_those_of_the_formula_in_channels_last() -> None:
+    images, _, _ = batch(4)
+    config = AugmentConfig()
+    pixels = normalise(images, mean=config.mean, std=config.std)
+    wanted = (images.double() / 255 - torch.tensor(config.mean)) / torch.tensor(config.std)
+    torch.testing.assert_close(pixels, wanted.permute(0, 3, 1, 2).float(), atol=1e-6, rtol=1e-5)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_evaluation_only_normalises() -> None:
+    images, labels, keys = batch(5)
+    config = everything(mixup=0.8)
+    pixels, targets = DeviceTransform(config, training=False)(images, labels, keys, CLASSES, 5)
+    assert torch.equal(pixels, normalise(images, mean=config.mean, std=config.std))
+    assert torch.equal(targets, labels)
+
+
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_a_split_at_group_borders_changes_nothing(mixing: dict[str, float]) -> None:
+    images, labels, keys = batch(24)
+    transform = DeviceTransform(everything(**mixing), training=True)
+    whole = transform(images, labels, keys, CLASSES, 4)
+    for size in (4, 8, 12):
+        parts = [
+            transform(images[i : i + size], labels[i : i + size], keys[i : i + size], CLASSES, 4)
+            for i in range(0, 24, size)
+        ]
+        for position in (0, 1):
+            assert torch.equal(torch.cat([part[position] for part in parts]), whole[position])
+
+
+def test_other_keys_give_other_pixels() -> None:
+    images, labels, keys = batch(8)
+    transform = DeviceTransform(everything(mixup=0.8), training=True)
+    first, _ = transform(images, labels, keys, CLASSES, 8)
+    second, _ = transform(images, labels, keys + 1, CLASSES, 8)
+    assert not torch.equal(first, second)
+
+
+def test_mixed_targets_are_shares_of_the_two_labels_and_pixels_agree_with_them() -> None:
+    count, side = 16, 32
+    images = (
+        torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, side, side, 3).contiguous()
+    )
+    keys = torch.arange(count) * 7919
+    config = AugmentConfig(cutmix=1.0, mean=[0.0] * 3, std=[1.0 / 255] * 3)
+    pixels, targets = DeviceTransform(config, training=True)(images, torch.arange(count), keys, count, count)
+    assert torch.allclose(targets.sum(dim=1), torch.ones(count))
+    for index in range(count):
+        share = (pixels[index, 0] == index).float().mean()
+        assert targets[index, index] == pytest.approx(share.item(), abs=1e-6)
+
+
+def test_mixup_blends_pixels_by_the_targets_shares() -> None:
+    count = 8
+    images = (
+        (torch.arange(count, dtype=torch.uint8) * 20)[:, None, None, None].expand(-1, 4, 4, 3).contiguous()
+    )
+    config = AugmentConfig(mixup=0.8, mean=[0.0] * 3, std=[1.0 / 255] * 3)
+    keys = torch.arange(count)
+    pixels, targets = DeviceTransform(config, training=True)(images, torch.arange(count), keys, count, count)
+    levels = torch.arange(count, dtype=torch.float32) * 20
+    torch.testing.assert_close(pixels[:, 0, 0, 0], targets @ levels, atol=1e-3, rtol=1e-4)
+
+
+def test_every_image_gives_once_and_takes_once_within_its_group() -> None:
+    keys = np.arange(30, dtype=np.int64)
+    mixing = draw_mixing(keys, AugmentConfig(mixup=0.2), group_images=8, height=8, width=8)
+    assert sorted(mixing.partners.tolist()) == list(range(30))
+    assert (mixing.partners // 8 == np.arange(30) // 8).all()
+    assert (mixing.partners != np.arange(30)).all()
+
+
+def test_mixing_refuses_groups_of_one() -> None:
+    images, labels, keys = batch(2)
+    with pytest.raises(ValueError, match="groups of 2 images or more, not 1"):
+        DeviceTransform(AugmentConfig(mixup=0.8), training=True)(images, labels, keys, CLASSES, 1)
+
+
+def test_multi_hot_labels_stay_multi_hot_without_mixing_and_blend_with_it() -> None:
+    images, _, keys = batch(6)
+    labels = (torch.arange(6 * CLASSES).view(6, CLASSES) % 3 == 0).float()
+    _, kept = DeviceTransform(AugmentConfig(), training=True)(images, labels, keys, CLASSES, 6)
+    assert torch.equal(kept, labels)
+    _, mixed = DeviceTransform(AugmentConfig(mixup=0.8), training=True)(images, labels, keys, CLASSES, 6)
+    assert mixed.shape == labels.shape and mixed.min() >= 0 and mixed.max() <= 1
+
+
+def test_erasing_clears_one_rectangle_in_the_asked_share_of_images() -> None:
+    count, side = 2000, 32
+    result = erase(torch.ones(count, 3, side, side), np.arange(count, dtype=np.int64), probability=0.25)
+    erased = (result[:, 0] == 0).flatten(1).sum(dim=1)
+    hit = erased > 0
+    assert hit.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert erased[hit].min() >= 0.015 * side**2 and erased.max() <= 0.36 * side**2
+    rows, columns = (result[:, 0] == 0).any(dim=2).sum(dim=1), (result[:, 0] == 0).any(dim=1).sum(dim=1)
+    assert torch.equal(rows * columns, erased), "the erased pixels are no rectangle"
