@@ -27,7 +27,7 @@ def train(run: Parts, stop: StopFlag) -> State:
                 veto=run.guard.veto(state),
                 label=run.label(before),
             )
-            state.advance(samples=result.samples, applied=result.applied)
+            state.advance(samples=result.samples, applied=result.applied, digest=result.digest)
             verdict = run.guard.judge(result, state)
             run.recorder.step(state, batch, result, verdict, bar)
             if verdict.rollback:

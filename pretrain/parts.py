@@ -25,7 +25,7 @@ from pretrain.engine.engine import Engine
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard, Verdict
 from pretrain.recorder import Recorder
-from pretrain.state import State
+from pretrain.state import State, digest_of_range
 from pretrain.stream import Stream
 from pretrain.trainer import StepResult, Trainer
 
@@ -153,6 +153,7 @@ class Parts:
             "samples": state.samples_seen,
             "steps": state.step,
             "applied_steps": state.applied_steps,
+            "every_sample_once": state.trained_digest == digest_of_range(state.samples_seen),
         }
         write_atomically(self.run.summary, json.dumps(summary, indent=2) + "\n")
 

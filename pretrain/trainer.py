@@ -18,6 +18,7 @@ from data_pipeline.device import DeviceTransform
 from data_pipeline.permutation import derive_key
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
+from pretrain.state import digest_of_positions
 
 _STEP_KEY = 17  # purpose of the key that seeds torch for a step
 Veto = Callable[[float], bool]
@@ -31,6 +32,7 @@ class StepResult:
         losses: the ranks' mean losses, in order of rank.
         seconds: the ranks' times for the step, without waiting for each other at its end.
         gradient_norm: before clipping; infinite when the step was refused.
+        digest: of the positions of the step's samples, `state.digest_of_positions`.
         wishes: which ranks ask for what (see `Wish`), as bits.
     """
 
@@ -40,6 +42,7 @@ class StepResult:
     gradient_norm: float
     learning_rate: float
     applied: bool
+    digest: int
     wishes: list[int]
 
     @property
@@ -98,7 +101,12 @@ class Trainer:
                 veto=self._ask_all(veto) if veto else None,
             )
         own = torch.tensor(
-            [float(update.loss), time.monotonic() - began, float(wish)],
+            [
+                float(update.loss),
+                time.monotonic() - began,
+                float(wish),
+                float(digest_of_positions(batch.positions.numpy())),
+            ],
             dtype=torch.float64,
             device=ranks.device,
         )
@@ -115,6 +123,7 @@ class Trainer:
             gradient_norm=update.gradient_norm,
             learning_rate=learning_rate,
             applied=update.applied,
+            digest=sum(int(one) for one in told[:, 3].tolist()),
             wishes=[int(one) for one in told[:, 2].tolist()],
         )
 
