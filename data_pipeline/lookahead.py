@@ -34,6 +34,7 @@ class Lookahead:
         self._steps: deque[set[_Shard]] = deque()
         self._wanted: Counter[_Shard] = Counter()
         self._cursor = -1
+        self._all = sum(len(corpus.counts) for corpus in corpora if corpus.remote)
 
     def at(self, samples_seen: int) -> None:
         """Announce what comes after the step that begins here; called once for each step, in order."""
@@ -43,7 +44,7 @@ class Lookahead:
         else:
             self._cursor = samples_seen
         in_use = len(self._steps[0]) if self._steps else 0
-        while len(self._wanted) <= in_use + self._ahead and len(self._steps) < _MOST_STEPS:
+        while len(self._wanted) < min(in_use + self._ahead, self._all) and len(self._steps) < _MOST_STEPS:
             places = self._order.locate(self._share(self._cursor))
             shards = {
                 (int(corpus), int(shard))

@@ -10,6 +10,8 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.folder import FolderCorpus
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import SampleSource
+from data_pipeline.remote.address import is_url
+from data_pipeline.remote.remote_files import open_remote
 
 
 def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> SampleSource:
@@ -20,6 +22,9 @@ def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> Sample
     """
     if not str(path):
         raise UserError("a corpus without a path; give data.train=[{path: SHARDS}]")
+    if is_url(str(path)):
+        manifest, files = open_remote(str(path), cache or CacheConfig())
+        return Corpus(manifest, files)
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards or images")

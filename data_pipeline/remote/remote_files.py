@@ -1,0 +1,128 @@
+"""The files of a remote corpus: asked for by name, had from the cache, fetched ahead by a few threads."""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+from coatnet.config import UserError
+from data_pipeline.config import CacheConfig
+from data_pipeline.index import index_path, labels_path
+from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
+from data_pipeline.record import BadSampleError
+from data_pipeline.remote.address import check_url, join, without_query
+from data_pipeline.remote.cache import Cache
+from data_pipeline.remote.download import DownloadError, Expected, Patience, download, fetch_bytes
+
+_FETCHERS = 4
+_MAX_MANIFEST_BYTES = 1 << 28
+_LOST_SECONDS = 60.0  # a lost shard is not asked for again for each of its samples
+_INDEX_BYTES = 1 << 20  # an index's size is not in the manifest; this is room to make for it
+
+
+class RemoteFiles:
+    """A folder behind a URL, as `ShardFiles`."""
+
+    remote = True
+
+    def __init__(self, url: str, manifest: Manifest, cache: Cache, *, patience: Patience) -> None:
+        self._url, self._cache, self._patience = url, cache, patience
+        self._digest = manifest.digest()
+        self._expected = _expected_files(manifest)
+        self._lost: dict[str, tuple[float, str]] = {}
+        self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()
+
+    def path(self, name: str) -> Path:
+        """Return a file's path in the cache, fetching it first if it is not there.
+
+        Raises:
+            BadSampleError: it could not be had.
+        """
+        self._refuse_lost(name)
+        size = self._expected[name].size or _INDEX_BYTES
+        try:
+            return self._cache.get(f"{self._digest}/{name}", partial(self._fetch, name), size=size)
+        except (DownloadError, OSError) as error:
+            raise BadSampleError(str(error)) from None
+
+    def _fetch(self, name: str, target: Path) -> None:
+        """Fetch a file while the cache holds its lock: those who wait for it then see that it is lost."""
+        self._refuse_lost(name)
+        try:
+            download(join(self._url, name), target, self._expected[name], patience=self._patience)
+        except (DownloadError, OSError) as error:
+            self._lost[name] = (time.monotonic() + _LOST_SECONDS, str(error))
+            raise
+
+    def _refuse_lost(self, name: str) -> None:
+        until, reason = self._lost.get(name, (0.0, ""))
+        if time.monotonic() < until:
+            raise BadSampleError(reason)
+
+    def prepare(self, names: list[str]) -> None:
+        """Fetch shards and their indexes ahead, in the background, in this order."""
+        with self._starting:
+            if not self._threads:
+                # daemons: leaving the program must not wait for a download; what is half there is resumed
+                self._threads = [
+                    threading.Thread(target=self._fetch_ahead, daemon=True, name=f"fetch-{number}")
+                    for number in range(_FETCHERS)
+                ]
+                for thread in self._threads:
+                    thread.start()
+        for name in names:
+            for file in (index_path(Path(name)).name, labels_path(Path(name)).name, name):
+                if file in self._expected:
+                    self._queue.put(file)
+
+    def _fetch_ahead(self) -> None:
+        while True:
+            try:
+                self.path(self._queue.get())
+            except BadSampleError:
+                continue  # the reader will meet it, and name it
+
+
+def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:
+    """Fetch a remote corpus' manifest.
+
+    Raises:
+        UserError: no manifest there, or a URL that is not allowed.
+    """
+    check_url(url)
+    patience = Patience(stall_seconds=cache.stall_seconds, attempts=cache.attempts)
+    address = join(url, MANIFEST)
+    try:
+        content = fetch_bytes(address, limit=_MAX_MANIFEST_BYTES, patience=patience)
+    except DownloadError as error:
+        raise UserError(f"{error}; a remote corpus is a folder with a {MANIFEST}") from None
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{without_query(address)}: is no JSON: {error}") from None
+    manifest = parse_manifest(text, origin=without_query(address))
+    folder = Path(cache.directory or _default_folder())
+    kept = Cache(folder, limit_bytes=cache.limit_bytes)
+    return manifest, RemoteFiles(url, manifest, kept, patience=patience)
+
+
+def _default_folder() -> str:
+    return os.path.join(tempfile.gettempdir(), f"coatnet-shards-{os.getuid()}")
+
+
+def _expected_files(manifest: Manifest) -> dict[str, Expected]:
+    found = {}
+    for shard in manifest.shards:
+        path = Path(shard.name)
+        found[shard.name] = Expected(shard.xxh3, shard.bytes)
+        found[index_path(path).name] = Expected(shard.index_xxh3)
+        if shard.labels_xxh3 is not None:
+            found[labels_path(path).name] = Expected(shard.labels_xxh3)
+    return found

@@ -1,0 +1,118 @@
+"""An HTTP server of a folder that can do everything wrong that servers do, a given number of times."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+class FaultServer:
+    """Serves `folder` with ranges and ETags.
+
+    Attributes:
+        faults: by file name, a list of faults; each request for the file uses up the first one.
+            "503", "404": that status. "reset": no answer. "cut": half of what was asked for, then an end.
+            "stall": half of it, then silence. "drip": a byte every 50 ms. "long", "short": a wrong length.
+            "flip": one bit is wrong. "changed": another ETag and an answer of 200 to a range.
+        requests: how often each file was asked for.
+        ranges: the Range headers that came, by file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.faults: dict[str, list[str]] = {}
+        self.requests: Counter[str] = Counter()
+        self.ranges: dict[str, list[str]] = {}
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"fault_server": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def __enter__(self) -> FaultServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def next_fault(self, name: str, ranged: str | None) -> str:
+        with self._lock:
+            self.requests[name] += 1
+            if ranged:
+                self.ranges.setdefault(name, []).append(ranged)
+            waiting = self.faults.get(name, [])
+            return waiting.pop(0) if waiting else ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    fault_server: FaultServer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        name = unquote(urlsplit(self.path).path).lstrip("/")
+        path = self.fault_server.folder / name
+        ranged = self.headers.get("Range")
+        fault = self.fault_server.next_fault(name, ranged)
+        self.close_connection = bool(fault)
+        if fault == "reset":
+            return
+        if fault.isdigit() or not path.is_file():
+            self.send_response(int(fault or 404))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = path.read_bytes()
+        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and fault != "changed" else 0
+        self._send_head(content, start, ranged=bool(ranged) and fault != "changed", fault=fault)
+        self._send_body(content[start:], fault)
+
+    def _send_head(self, content: bytes, start: int, *, ranged: bool, fault: str) -> None:
+        self.send_response(206 if ranged else 200)
+        self.send_header("ETag", '"other"' if fault == "changed" else f'"{len(content)}"')
+        if ranged:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        off = {"long": 100, "short": -100}.get(fault, 0)
+        self.send_header("Content-Length", str(len(content) - start + off))
+        self.end_headers()
+
+    def _send_body(self, body: bytes, fault: str) -> None:
+        if fault == "flip":
+            body = body[:50] + bytes([body[50] ^ 1]) + body[51:]
+        elif fault in ("cut", "stall"):
+            body = body[: len(body) // 2]
+        elif fault == "short":
+            body = body[:-100]
+        try:
+            if fault == "drip":
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    if self.fault_server.closing.wait(0.05):
+                        return
+            self.wfile.write(body)
+            self.wfile.flush()
+            if fault == "stall":
+                self.fault_server.closing.wait(30)
+        except OSError:
+            return  # the client gave up, as it should
+
+
+def seconds_of(work: Any) -> float:
+    """Return how long a call takes."""
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began

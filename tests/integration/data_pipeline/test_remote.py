@@ -1,0 +1,299 @@
+"""Remote corpora against a real server that fails in every way, and against a real S3-compatible one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from fault_server import FaultServer, seconds_of
+from PIL import Image
+
+from coatnet.config import UserError
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.config import CacheConfig, CorpusConfig, DataConfig
+from data_pipeline.corpus import Corpus
+from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_corpus
+from data_pipeline.record import BadSampleError, SampleSource
+from data_pipeline.remote.cache import Cache
+from data_pipeline.remote.download import DownloadError, Expected, Patience, backoff_seconds, download
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
+
+FIRST = "shard-000000.tar"
+AUGMENT = AugmentConfig(image_size=16)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight shards of ten images of about 20 kB."""
+    root = tmp_path_factory.mktemp("remote")
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / "images" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = draw.integers(0, 255, (100, 120, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name / f"{number}.jpg", quality=90)
+    shard_corpus(root / "images", root / "shards", options=ShardOptions(shard_samples=10), quiet=True)
+    return root / "shards"
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[FaultServer]:
+    with FaultServer(shards) as running:
+        yield running
+
+
+def cache_config(tmp_path: Path, **changes) -> CacheConfig:
+    return CacheConfig(directory=str(tmp_path / "cache"), **{"stall_seconds": 0.4, "attempts": 3, **changes})
+
+
+def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
+    records = [corpus.read(s, i) for s, count in enumerate(corpus.counts) for i in range(count)]
+    return [(record.payload, record.label) for record in records]
+
+
+def test_a_remote_corpus_reads_as_the_local_one_and_each_file_is_fetched_once(
+    server: FaultServer, shards: Path, tmp_path: Path
+) -> None:
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
+    assert everything(corpus) == everything(Corpus.open(shards))
+    assert everything(open_corpus(server.url, cache=cache_config(tmp_path))) == everything(corpus)
+    assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["cut"],
+        ["cut", "cut", "cut", "cut", "cut"],
+        ["stall"],
+        ["reset", "reset"],
+        ["503", "503"],
+        ["long"],
+        ["short"],
+        ["flip"],
+        ["cut", "changed"],
+        ["cut", "503", "cut", "reset", "flip", "cut"],
+    ],
+    ids="-".join,
+)
+def test_equal_bytes_arrive_whatever_the_server_does(
+    server: FaultServer, shards: Path, tmp_path: Path, faults: list[str]
+) -> None:
+    server.faults[FIRST] = list(faults)
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, attempts=5))
+    assert [corpus.read(0, i).payload for i in range(10)] == [
+        Corpus.open(shards).read(0, i).payload for i in range(10)
+    ]
+    assert server.faults[FIRST] == []
+    if faults[0] == "cut":
+        assert server.ranges[FIRST]  # the part that had come was not asked for again
+
+
+def test_a_resumed_download_asks_only_for_the_rest(server: FaultServer, shards: Path, tmp_path: Path) -> None:
+    server.faults[FIRST] = ["cut"]
+    open_corpus(server.url, cache=cache_config(tmp_path)).read(0, 0)
+    half = (shards / FIRST).stat().st_size // 2
+    assert server.ranges[FIRST] == [f"bytes={half}-"]
+
+
+@pytest.mark.parametrize("fault", ["stall", "drip"])
+def test_a_stall_and_a_slow_drip_are_seen_in_time(server: FaultServer, tmp_path: Path, fault: str) -> None:
+    server.faults[FIRST] = [fault]
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=0.5))
+    assert seconds_of(lambda: corpus.read(0, 0)) < 5
+
+
+def test_the_default_patience_sees_a_stall_within_ten_seconds() -> None:
+    assert CacheConfig().stall_seconds < 10
+    assert Patience().stall_seconds < 10
+
+
+@pytest.mark.parametrize("fault", ["404", "503", "flip", "short"])
+def test_what_never_comes_is_named_and_substituted(server: FaultServer, tmp_path: Path, fault: str) -> None:
+    server.faults["shard-000003.tar"] = [fault] * 50
+    data = DataConfig(
+        train=[CorpusConfig(server.url)], cache=cache_config(tmp_path, attempts=2), bad_sample_budget=0.5
+    )
+    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=80)
+    with closing(loader.from_sample(0)) as stream:
+        batch = next(stream)
+    assert len(batch) == 80
+    assert len(batch.bad) == 10
+    assert all("shard-000003.tar" in bad.name and "shard-000003.tar" in bad.reason for bad in batch.bad)
+    assert server.requests["shard-000003.tar"] <= 2  # not once more for each sample
+
+
+def test_a_missing_manifest_and_other_schemes_are_refused(server: FaultServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere/manifest\.json: the server answers 404"):
+        open_corpus(f"{server.url}/nowhere", cache=cache_config(tmp_path))
+    for url in ("ftp://host/x", "pipe://cat", "file:///etc", "gopher://x/y"):
+        with pytest.raises(UserError, match="allowed are a folder or a URL of http, https, s3"):
+            open_corpus(url)
+
+
+def test_secrets_in_a_url_stay_out_of_messages(server: FaultServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        open_corpus(f"{server.url}/nowhere?token=hush", cache=cache_config(tmp_path))
+    assert "hush" not in str(raised.value)
+
+
+def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Path) -> None:
+    data = DataConfig(
+        train=[CorpusConfig(server.url)], cache=cache_config(tmp_path, ahead_shards=8), window=1, lanes=1
+    )
+    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=4)
+    deadline = time.monotonic() + 20
+    with closing(loader.from_sample(0)) as stream:
+        next(stream)
+        while sum(name.endswith(".tar") for name in server.requests) < 8 and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+    assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
+    assert sum(name.endswith(".tar") for name in server.requests) == 8
+
+
+def test_the_cache_stays_below_its_limit_and_still_serves(
+    server: FaultServer, shards: Path, tmp_path: Path
+) -> None:
+    size = max(path.stat().st_size for path in shards.glob("*.tar"))
+    limit = 3 * size + (2 << 20)
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit)))
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        corpus.read(int(draw.integers(8)), int(draw.integers(10)))
+        used = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+        assert used <= limit
+
+
+def test_ranks_of_a_node_share_one_download(server: FaultServer, tmp_path: Path) -> None:
+    script = (
+        "import sys, json\n"
+        "from data_pipeline.config import CacheConfig\n"
+        "from data_pipeline.open_corpus import open_corpus\n"
+        "corpus = open_corpus(sys.argv[1], cache=CacheConfig(directory=sys.argv[2]))\n"
+        "print(sum(len(corpus.read(s, 0).payload) for s in range(8)))\n"
+    )
+    command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert len({rank.communicate(timeout=60)[0] for rank in ranks}) == 1
+    assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
+
+
+def test_a_download_killed_at_any_moment_is_resumed(
+    server: FaultServer, shards: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import sys\n"
+        "from data_pipeline.config import CacheConfig\n"
+        "from data_pipeline.open_corpus import open_corpus\n"
+        "open_corpus(sys.argv[1], cache=CacheConfig(directory=sys.argv[2], stall_seconds=20)).read(0, 0)\n"
+    )
+    server.faults[FIRST] = ["stall"]
+    command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    half = (shards / FIRST).stat().st_size // 2
+    while time.monotonic() < deadline:
+        parts = list((tmp_path / "cache").rglob("*.part"))
+        if parts and parts[0].stat().st_size >= half:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
+    assert corpus.read(0, 3).payload == Corpus.open(shards).read(0, 3).payload
+    assert server.ranges[FIRST] == [f"bytes={half}-"]
+
+
+def test_a_server_that_ignores_ranges_is_served_from_the_beginning(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    content = (server.folder / FIRST).read_bytes()
+
+    target = tmp_path / "file"
+    target.with_name("file.part").write_bytes(content[:1000])
+    server.faults[FIRST] = ["changed"]
+    expected = Expected(xxhash.xxh3_128_hexdigest(content), len(content))
+    download(f"{server.url}/{FIRST}", target, expected, patience=Patience(stall_seconds=1))
+    assert target.read_bytes() == content
+
+
+def test_pauses_grow_with_jitter_and_end(server: FaultServer, tmp_path: Path) -> None:
+    pauses: list[float] = []
+    server.faults[FIRST] = ["503"] * 20
+    patience = Patience(stall_seconds=1, attempts=8, pause=pauses.append)
+    with pytest.raises(DownloadError, match=r"answers 503, after 8 attempts without progress"):
+        download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
+    assert len(pauses) == 7
+    assert pauses[-1] > 5 * pauses[0]
+    assert len({backoff_seconds(4) for _ in range(20)}) == 20
+
+
+def test_a_full_disk_is_met_by_giving_up_what_is_idle(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=1 << 20)
+    for number in range(4):
+        cache.get(f"{number}", lambda path: path.write_bytes(b"x" * 1000), size=1000)  # type: ignore[arg-type, return-value]
+    tries = []
+
+    def full_at_first(path: Path) -> None:
+        tries.append(path)
+        if len(tries) == 1:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"y")
+
+    assert cache.get("new", full_at_first, size=1).read_bytes() == b"y"
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != ".") == ["new"]
+
+
+def test_an_s3_corpus_reads_as_the_local_one(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3 = pytest.importorskip("boto3")
+    moto_server = pytest.importorskip("moto.server")
+    from data_pipeline.remote import address
+
+    s3 = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    address._s3_client.cache_clear()
+    try:
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="corpus")
+        for path in shards.iterdir():
+            client.upload_file(str(path), "corpus", f"deep/train set/{path.name}")
+        corpus = open_corpus("s3://corpus/deep/train set", cache=cache_config(tmp_path))
+        assert everything(corpus) == everything(Corpus.open(shards))
+        client.delete_object(Bucket="corpus", Key="deep/train set/shard-000005.tar")
+        lossy = open_corpus("s3://corpus/deep/train set", cache=cache_config(tmp_path / "other"))
+        with pytest.raises(BadSampleError, match=r"s3://corpus/.*shard-000005\.tar: the server answers 404"):
+            lossy.read(5, 0)
+        with pytest.raises(UserError, match=r"answers 40[34]"):
+            open_corpus("s3://no-such-bucket/x", cache=cache_config(tmp_path, attempts=1))
+    finally:
+        address._s3_client.cache_clear()
+        s3.stop()
+
+
+def test_the_state_of_a_remote_stream_is_the_local_one(
+    server: FaultServer, shards: Path, tmp_path: Path
+) -> None:
+    remote = DataConfig(train=[CorpusConfig(server.url)], cache=cache_config(tmp_path))
+    local = DataConfig(train=[CorpusConfig(str(shards))])
+    states = [TrainLoader.open(d, AUGMENT, seed=1, global_batch=8).state() for d in (remote, local)]
+    assert json.dumps(states[0]) == json.dumps(states[1])
