@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from coatnet.model.family import FAMILY, Architecture, Run, Stage
 
 _LETTERS = {"C": "mbconv", "T": "transformer"}
-_STRIDE_PLACES = ("expand", "depthwise")
-_NORMS = ("batch", "layer")
+_CHOICES = {
+    "stride_place": ("expand", "depthwise"),
+    "mbconv_norm": ("batch", "layer"),
+    "pooling": ("max", "average"),
+    "padding": ("same", "symmetric"),
+    "gelu": ("tanh", "exact"),
+}
 _SYNC = ("none", "node", "all")
 
 
@@ -20,6 +25,7 @@ class ModelConfig:
 
     `depths` and `widths` have five entries, stem first; `layout` is four letters, "C-C-T-T".
     `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can be fed later on.
+    The last six switches are the paper's constants; the weights of timm's models ask for others.
     """
 
     name: str = "coatnet_0"
@@ -33,6 +39,12 @@ class ModelConfig:
     layout: str | None = None
     depths: list[int] | None = None
     widths: list[int] | None = None
+    pooling: str = "max"
+    padding: str = "same"
+    gelu: str = "tanh"
+    stem_bias: bool = True
+    batch_norm_eps: float = 1e-3
+    layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         base = self.name.removesuffix("_dconv")
@@ -46,15 +58,23 @@ class ModelConfig:
             raise ValueError(f"stochastic_depth is {self.stochastic_depth}; allowed: 0 up to below 1")
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}; allowed: 1 and more")
-        if self.stride_place not in (None, *_STRIDE_PLACES):
-            raise ValueError(f"stride_place is {self.stride_place!r}; allowed: {', '.join(_STRIDE_PLACES)}")
-        if self.mbconv_norm not in _NORMS:
-            raise ValueError(f"mbconv_norm is {self.mbconv_norm!r}; allowed: {', '.join(_NORMS)}")
+        if self.head_size is not None and self.head_size < 1:
+            raise ValueError(f"head_size is {self.head_size}; allowed: 1 and more")
+        if min(self.batch_norm_eps, self.layer_norm_eps) <= 0:
+            raise ValueError(
+                f"batch_norm_eps is {self.batch_norm_eps}, layer_norm_eps {self.layer_norm_eps}; allowed: above 0"
+            )
+        for key, allowed in _CHOICES.items():
+            value = getattr(self, key)
+            if value not in allowed and not (key == "stride_place" and value is None):
+                raise ValueError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
         for key, values in (("depths", self.depths), ("widths", self.widths)):
             if values is not None and (len(values) != 5 or min(values) < 1):
                 raise ValueError(f"{key} is {values}; expected five positive numbers, the stem's first")
-        if self.layout is not None and [one for one in self.layout.split("-") if one not in _LETTERS]:
-            raise ValueError(f"layout is {self.layout!r}; expected C and T, for example C-C-T-T")
+        if self.layout is not None and (
+            len(letters := self.layout.split("-")) != 4 or not _LETTERS.keys() >= set(letters)
+        ):
+            raise ValueError(f"layout is {self.layout!r}; expected four of C and T, for example C-C-T-T")
         architecture(self)
 
 
