@@ -52,6 +52,8 @@ def index_in_place(
         UserError: a tar is damaged, a sample has no label, or too many images are bad.
     """
     options, source_options = options or ShardOptions(), source_options or SourceOptions()
+    if options.tile_jpeg or options.validation:
+        raise UserError("--in-place changes no bytes; --tile-jpeg and --validation need a DESTINATION")
     folder = Path(folder)
     tars = sorted(folder.glob("*.tar"))
     if not tars:

@@ -6,11 +6,10 @@ import io
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-import numpy as np
-
-from data_pipeline.decode import DecodeError, ImageInfo, decode_batch, decode_image, probe
+from data_pipeline.decode import DecodeError, ImageInfo, check_image, decode_image, probe
 from data_pipeline.index import Flag
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
+from data_pipeline.tile import tile_jpeg
 
 _FLAGS = {
     "progressive": Flag.PROGRESSIVE,
@@ -30,7 +29,6 @@ _SUFFIXES = {
     "TIFF": ("tif", "tiff"),
     "AVIF": ("avif",),
 }
-_CHECK_SIDE = 32  # small: the decoder takes its cheapest scale, and still reads all of the entropy coding
 _QUALITY = 95
 
 
@@ -74,7 +72,7 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
         info = probe(payload)
         kinds = _odd_kinds(info, name)
         if options.check == "decode":
-            verdict = _try_decoding(payload, info)
+            verdict = check_image(payload)
             if verdict is not None:
                 kinds.append(verdict.kind)
                 detail = verdict.detail
@@ -94,6 +92,10 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
         except DecodeError as error:
             return Judged(payload, None, kinds=[*kinds, error.kind], detail=error.detail, action="skip")
         info, flags = probe(payload), int(Flag.CONVERTED)
+    if options.tile_jpeg and info.format == "JPEG":
+        tiling = tile_jpeg(payload)
+        payload = tiling.payload
+        flags |= 0 if tiling.kept_because else int(Flag.TILED)
     return Judged(payload, info, flags=flags, kinds=kinds, detail=detail, action=action)
 
 
@@ -110,12 +112,6 @@ def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
         "renamed": suffix in known and suffix not in _SUFFIXES[info.format],
     }
     return [kind for kind, is_so in found.items() if is_so]
-
-
-def _try_decoding(payload: bytes, info: ImageInfo) -> DecodeError | None:
-    box = np.array([[0, 0, info.width, info.height]], dtype=np.int32)
-    out = np.empty((1, _CHECK_SIDE, _CHECK_SIDE, 3), dtype=np.uint8)
-    return decode_batch([payload], box, np.zeros(1, dtype=np.bool_), out)[0]
 
 
 def _action(kinds: list[str], policy: OddPolicy) -> str:

@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
 from data_pipeline.corpus import Corpus
-from data_pipeline.decode import decode_batch
+from data_pipeline.decode import check_image
 from data_pipeline.index import ShardIndex
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.record import BadSampleError
 from data_pipeline.tar_format import TarError, walk_members
 
 _CHUNK_BYTES = 4 << 20
-_LINT_BATCH = 16
-_LINT_SIDE = 64
 _LABEL = re.compile(r"\.(cls|json)$")
 
 
@@ -118,22 +115,11 @@ def _hash_file(path: Path) -> tuple[int, str]:
 def _lint_shard(corpus: Corpus, shard: int) -> list[Problem]:
     entry = corpus.manifest.shards[shard]
     problems = []
-    for begin in range(0, entry.samples, _LINT_BATCH):
-        records, numbers = [], []
-        for number in range(begin, min(begin + _LINT_BATCH, entry.samples)):
-            try:
-                records.append(corpus.read(shard, number))
-                numbers.append(number)
-            except BadSampleError as error:
-                problems.append(Problem(entry.name, number, str(error)))
-        boxes = np.array([[0, 0, one.width, one.height] for one in records], dtype=np.int32).reshape(-1, 4)
-        out = np.empty((len(records), _LINT_SIDE, _LINT_SIDE, 3), dtype=np.uint8)
-        verdicts = decode_batch(
-            [one.payload for one in records], boxes, np.zeros(len(records), np.bool_), out
-        )
-        problems += [
-            Problem(entry.name, number, str(verdict))
-            for number, verdict in zip(numbers, verdicts, strict=True)
-            if verdict is not None
-        ]
+    for number in range(entry.samples):
+        try:
+            verdict: Exception | None = check_image(corpus.read(shard, number).payload)
+        except BadSampleError as error:
+            verdict = error
+        if verdict is not None:
+            problems.append(Problem(entry.name, number, str(verdict)))
     return problems

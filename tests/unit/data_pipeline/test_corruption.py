@@ -22,8 +22,8 @@ from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError
 from data_pipeline.tools.verify import lint_images, verify_shards
 
-FLIPS = 150
-CUTS = 60
+FLIPS = 100
+CUTS = 20
 
 
 @pytest.fixture
