@@ -244,18 +244,19 @@ AVX2 static inline V mix8(const uint8_t *const *rows, const int16_t *weights, in
     return _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
 }
 
-/* Rows may be read up to the next multiple of 32 bytes: see PADDING. Nothing is written behind the row. */
+/* Rows are read and written up to the next multiple of 32 bytes: see PADDING. */
 AVX2 static void mix_rows(uint8_t *out, const uint8_t *const *rows, const int16_t *weights, int taps, int width) {
-    const V without_fourth = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
-    for (int i = 0; i < width; i += 8, out += 24) {
-        const V pixels = _mm256_shuffle_epi8(mix8(rows, weights, taps, PIXEL * i), without_fourth);
-        uint8_t eight[32]; /* 24 of them are meant */
-        uint8_t *to = i + 10 < width ? out : eight;
-        _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(pixels));
-        _mm_storeu_si128((__m128i *)(to + 12), _mm256_extracti128_si256(pixels, 1));
-        if (to == eight) memcpy(out, eight, i + 8 <= width ? 24 : 3 * (size_t)(width - i));
+    for (int i = 0; i < PIXEL * width; i += 32) _mm256_storeu_si256((V *)(out + i), mix8(rows, weights, taps, i));
+}
+
+AVX2 static void pack_row(uint8_t *out, const uint8_t *row, int width) {
+    const __m128i without_fourth = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    int i = 0;
+    for (; i + 6 <= width; i += 4) { /* four pixels, and four bytes of what follows */
+        const __m128i pixels = _mm_loadu_si128((const __m128i *)(row + PIXEL * i));
+        _mm_storeu_si128((__m128i *)(out + 3 * i), _mm_shuffle_epi8(pixels, without_fourth));
     }
+    plain_pixels.pack_row(out + 3 * i, row + PIXEL * i, width - i);
 }
 
 const Pixels avx2_pixels = {
@@ -266,5 +267,6 @@ const Pixels avx2_pixels = {
     .upsample_h1v2 = upsample_h1v2,
     .resize_rows = resize_rows,
     .mix_rows = mix_rows,
+    .pack_row = pack_row,
 };
 #endif

@@ -54,7 +54,7 @@ static void run_batch(const Batch *batch, Decoder *decoder) {
 
 static int sizes_match(const Batch *batch) {
     const size_t image_bytes = (size_t)batch->height * (size_t)batch->width * 3;
-    return batch->height > 0 && batch->width > 0 && batch->height <= 16384 && batch->width <= 16384 &&
+    return batch->height > 0 && batch->width > 0 && batch->height <= 65535 && batch->width <= 65535 &&
            batch->boxes.len == batch->count * 4 * (Py_ssize_t)sizeof(int32_t) && batch->flips.len == batch->count &&
            (size_t)batch->out.len == (size_t)batch->count * image_bytes;
 }

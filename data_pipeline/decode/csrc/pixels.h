@@ -48,8 +48,10 @@ typedef struct {
     void (*upsample_h1v2)(uint8_t *out, const uint8_t *near, const uint8_t *far, int bias, int count);
     /* Two rows of pixels to `filter->size` ones each, mirrored if `flip`. */
     void (*resize_rows)(uint8_t *const *out, const uint8_t *const *rows, const Filter *filter, int flip);
-    /* The weighted sum of `taps` (even) rows of pixels, as R, G, B without the unused byte. */
+    /* The weighted sum of `taps` (even) rows of pixels. */
     void (*mix_rows)(uint8_t *out, const uint8_t *const *rows, const int16_t *weights, int taps, int width);
+    /* Pixels as R, G, B without the unused byte; writes not a byte more. */
+    void (*pack_row)(uint8_t *out, const uint8_t *row, int width);
 } Pixels;
 
 /* Choose the fastest form that this processor has, or the plain one. */

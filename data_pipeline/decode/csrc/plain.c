@@ -106,12 +106,18 @@ static void resize_rows(uint8_t *const *out, const uint8_t *const *rows, const F
 }
 
 static void mix_rows(uint8_t *out, const uint8_t *const *rows, const int16_t *weights, int taps, int width) {
-    for (int i = 0; i < width; i++, out += 3) {
+    for (int i = 0; i < width; i++, out += PIXEL) {
         int sum[3] = {HALF, HALF, HALF};
         for (int t = 0; t < taps; t++)
             for (int c = 0; c < 3; c++) sum[c] += rows[t][PIXEL * i + c] * weights[t];
         for (int c = 0; c < 3; c++) out[c] = clamp(sum[c] >> WEIGHT_BITS);
+        out[3] = 0;
     }
+}
+
+static void pack_row(uint8_t *out, const uint8_t *row, int width) {
+    for (int i = 0; i < width; i++, out += 3, row += PIXEL)
+        for (int c = 0; c < 3; c++) out[c] = row[c];
 }
 
 const Pixels plain_pixels = {
@@ -122,6 +128,7 @@ const Pixels plain_pixels = {
     .upsample_h1v2 = upsample_h1v2,
     .resize_rows = resize_rows,
     .mix_rows = mix_rows,
+    .pack_row = pack_row,
 };
 
 const Pixels *pixels_select(int allow_simd) {

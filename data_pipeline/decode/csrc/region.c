@@ -1,7 +1,6 @@
 /* See region.h. The order of the work: blocks of the box's MCUs to planes; then, for each output row, the source
- * rows that it needs: to RGB, resized across, kept in a ring of a few rows; then their weighted sum. Across comes
- * before down, with a rounding between, because Pillow does so: clamping overshoot in the other order costs up to
- * 10 dB on drawings. */
+ * rows that it needs to RGB, resized across and down, or down and across: Pillow's order, with its rounding between,
+ * since clamping overshoot in the other order costs more than 10 dB on drawings. A ring holds a few rows at a time. */
 #include "region.h"
 
 #include "scan.h"
@@ -31,10 +30,11 @@ typedef struct {
     const Request *request;
     const Planes *planes;
     const Filter *across, *down;
-    uint8_t *ring; /* the box's newest rows, resized across */
+    int across_first;
+    uint8_t *ring; /* the box's newest rows, resized across if that comes first */
     size_t ring_bytes;
     int ring_rows, made; /* `made` counts from the box's top */
-    uint8_t *sources[2];
+    uint8_t *sources[2], *mixed[2], *resized[2];
     int16_t *sums;
     uint8_t *chroma[2];
     const uint8_t **taps;
@@ -141,31 +141,51 @@ static uint8_t *ring_row(const Rows *rows, int y) {
 static void make_rows(Rows *rows) {
     const Request *request = rows->request;
     const int last = request->bottom - request->top - 1;
-    const uint8_t *sources[2] = {rows->sources[0], rows->sources[1]};
-    uint8_t *const out[2] = {ring_row(rows, rows->made), ring_row(rows, rows->made + 1)};
+    uint8_t *const ring[2] = {ring_row(rows, rows->made), ring_row(rows, rows->made + 1)};
     for (int i = 0; i < 2; i++) {
         const int y = request->top + clamped(rows->made + i, 0, last);
         const uint8_t *luma = sample(&rows->planes->plane[0], request->left, y);
         const uint8_t *chroma[2] = {rows->chroma[0], rows->chroma[1]}; /* of a gray image: all 128 */
         for (int c = 1; c < rows->jpeg->components; c++) chroma[c - 1] = chroma_row(rows, c, y);
-        rows->pixels->to_rgb(rows->sources[i], luma, chroma[0], chroma[1], request->right - request->left);
+        uint8_t *out = rows->across_first ? rows->sources[i] : ring[i];
+        rows->pixels->to_rgb(out, luma, chroma[0], chroma[1], request->right - request->left);
     }
-    rows->pixels->resize_rows(out, sources, rows->across, request->flip);
+    if (rows->across_first) {
+        const uint8_t *const sources[2] = {rows->sources[0], rows->sources[1]};
+        rows->pixels->resize_rows(ring, sources, rows->across, request->flip);
+    }
     rows->made += 2;
+}
+
+static void mix_row(Rows *rows, uint8_t *out, int i) {
+    const Filter *down = rows->down;
+    const int first = down->first[i], count = down->count[i];
+    const int width = rows->across_first ? rows->request->width : rows->request->right - rows->request->left;
+    while (rows->made < first + count) make_rows(rows);
+    for (int t = 0; t < count; t++) rows->taps[t] = ring_row(rows, first + t);
+    if (count & 1) rows->taps[count] = rows->taps[count - 1]; /* its weight is 0 */
+    rows->pixels->mix_rows(out, rows->taps, down->weights + (size_t)i * (size_t)down->taps, (count + 1) & ~1, width);
 }
 
 static void resize(Rows *rows) {
     const Request *request = rows->request;
-    const Filter *down = rows->down;
-    for (int i = 0; i < request->height; i++) {
-        const int count = down->count[i];
-        while (rows->made < down->first[i] + count) make_rows(rows);
-        for (int t = 0; t < count; t++) rows->taps[t] = ring_row(rows, down->first[i] + t);
-        if (count & 1) rows->taps[count] = rows->taps[count - 1]; /* its weight is 0 */
-        rows->pixels->mix_rows(
-            request->out + (size_t)i * 3 * (size_t)request->width, rows->taps,
-            down->weights + (size_t)i * (size_t)down->taps, (count + 1) & ~1, request->width);
+    const uint8_t *const mixed[2] = {rows->mixed[0], rows->mixed[1]};
+    for (int i = 0; i < request->height; i += 2) {
+        const int count = i + 1 < request->height ? 2 : 1;
+        for (int j = 0; j < count; j++) mix_row(rows, rows->mixed[j], i + j);
+        if (!rows->across_first) rows->pixels->resize_rows(rows->resized, mixed, rows->across, request->flip);
+        for (int j = 0; j < count; j++)
+            rows->pixels->pack_row(
+                request->out + (size_t)(i + j) * 3 * (size_t)request->width,
+                rows->across_first ? mixed[j] : rows->resized[j], request->width);
     }
+}
+
+/* Pillow 13 resizes down first where that shortens the work by much. */
+static int across_comes_first(const Request *request) {
+    const int shorter = request->bottom - request->top - request->height;
+    const int narrower = request->right - request->left - request->width;
+    return !(shorter > 0 && shorter > 2 * narrower);
 }
 
 /* ---- the whole ---- */
@@ -196,10 +216,16 @@ static size_t lay_out(uint8_t *base, Planes *planes, Rows *rows, Region region) 
         plane->stride = 8 * c->h * (ptrdiff_t)(region.right - region.left);
         plane->samples = part(base, &used, (size_t)plane->stride * (size_t)(8 * c->v * (region.bottom - region.top)));
     }
-    rows->ring_bytes = (PIXEL * (size_t)rows->request->width + PADDING) & ~(size_t)31;
+    const size_t out_width = (size_t)rows->request->width, beyond = (size_t)rows->across->taps;
+    const size_t row_bytes = PIXEL * (width > out_width ? width : out_width) + PIXEL * beyond;
     rows->ring_rows = (int)taps + 2;
+    rows->ring_bytes = (row_bytes + PADDING) & ~(size_t)31;
     rows->ring = part(base, &used, rows->ring_bytes * (taps + 2));
-    for (int i = 0; i < 2; i++) rows->sources[i] = part(base, &used, PIXEL * (width + (size_t)rows->across->taps));
+    for (int i = 0; i < 2; i++) {
+        rows->sources[i] = part(base, &used, row_bytes);
+        rows->mixed[i] = part(base, &used, row_bytes);
+        rows->resized[i] = part(base, &used, row_bytes);
+    }
     rows->chroma[0] = part(base, &used, width + 2);
     rows->chroma[1] = part(base, &used, width + 2);
     rows->sums = part(base, &used, (width / 2 + 4) * sizeof *rows->sums);
@@ -216,7 +242,8 @@ static Status decode_and_resize(Decoder *decoder, const Request *request, const 
     planes.jpeg = jpeg;
     planes.pixels = decoder->pixels;
     Rows rows = {
-        .jpeg = jpeg, .pixels = decoder->pixels, .request = request, .planes = &planes, .across = across, .down = down};
+        .jpeg = jpeg, .pixels = decoder->pixels, .request = request, .planes = &planes, .across = across, .down = down,
+        .across_first = across_comes_first(request)};
     if (!reserve(decoder, lay_out(NULL, &planes, &rows, region))) return NO_MEMORY;
     lay_out(decoder->memory, &planes, &rows, region);
     Status status = decode_planes(&planes, region, rows.scratch);
@@ -225,8 +252,10 @@ static Status decode_and_resize(Decoder *decoder, const Request *request, const 
         memset(rows.chroma[0], 128, width);
         memset(rows.chroma[1], 128, width);
     }
-    /* behind the row's pixels weights are 0, but the memory is read */
-    for (int i = 0; i < 2; i++) memset(rows.sources[i] + PIXEL * width, 0, PIXEL * (size_t)across->taps);
+    for (int i = 0; i < 2; i++) { /* behind a row's pixels weights are 0, but the memory is read */
+        memset(rows.sources[i] + PIXEL * width, 0, PIXEL * (size_t)across->taps);
+        memset(rows.mixed[i], 0, PIXEL * (width + (size_t)across->taps));
+    }
     resize(&rows);
     return OK;
 }
