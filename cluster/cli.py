@@ -11,6 +11,45 @@ _CONFIG = Annotated[str, typer.Argument(help="A config, a pipeline file, or the 
 _OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key.sub=value, or further arguments.")]
 
 
+def plan(
+    config: Annotated[Path, typer.Argument(help="A config of pretrain or finetune.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="nodes=8 gpus_per_node=8 hardware=h100 epoch_samples=N, or key.sub=value."),
+    ] = None,
+    command: Annotated[str, typer.Option(help="pretrain or finetune.")] = "pretrain",
+    compare: Annotated[bool, typer.Option("--compare", help="Lists, as nodes=8,64, become a table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG of throughput and efficiency against GPUs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict memory, speed, communication and days; needs no GPU and no queue.
+
+    Example: coatnet plan configs/pretrain/imagenet_1k_coatnet_0.yaml nodes=8 hardware=h100
+    """
+    import json
+
+    from cluster.planning.request import compare_plans, plan_of, scaling_plans
+    from cluster.planning.tables import plot_scaling, print_comparison, print_plan
+
+    given = overrides or []
+    if plot is not None:
+        plot_scaling(scaling_plans(command, config, given), plot, name=config.stem)
+        if not as_json:
+            print(f"drawn: {plot}")
+    if compare:
+        plans = compare_plans(command, config, given)
+        if as_json:
+            print(json.dumps([one.to_dict() for one in plans], indent=2))
+        else:
+            print_comparison(plans)
+        return
+    made, choices = plan_of(command, config, given)
+    if as_json:
+        print(json.dumps({**made.to_dict(), "choices": [choice.to_dict() for choice in choices]}, indent=2))
+    elif plot is None:
+        print_plan(made, choices, name=config.stem)
+
+
 def submit(
     target: _CONFIG,
     overrides: _OVERRIDES = None,

@@ -12,10 +12,10 @@ _TAIL_BYTES = 1 << 16
 def newest_step(directory: Path) -> int:
     """Return the step of the newest committed checkpoint, -1 for none.
 
-    A checkpoint exists once its manifest does; whether its bytes are right is for the ranks to verify.
+    A checkpoint `step-00000045` exists once its manifest does; whether its bytes are right, the ranks verify.
     """
-    steps = [_step(manifest) for manifest in (directory / "checkpoints").glob("*/manifest.json")]
-    return max(steps, default=-1)
+    found = (directory / "checkpoints").glob("step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
 
 
 def last_lines(path: Path, *, count: int) -> list[str]:
@@ -39,10 +39,3 @@ def last_records(path: Path, *, count: int) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
-
-
-def _step(manifest: Path) -> int:
-    try:
-        return int(json.loads(manifest.read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1

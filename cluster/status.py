@@ -15,7 +15,7 @@ from cluster.history import LIVES_FILE, History, Life
 from cluster.progress import last_records, newest_step
 from cluster.slurm import QueuedJob
 from coatnet.runtime.account import summarise
-from coatnet.runtime.run_directory import RunDirectory, read_lines
+from coatnet.runtime.run_directory import RunDirectory
 
 _RATE_RECORDS = 50
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
@@ -73,7 +73,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
         row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS) if "samples_seen" in row
     ]
     seen = int(records[-1]["samples_seen"]) if records else None
-    total, rate = _total_samples(directory), _rate(records, since=lives[-1].started if lives else 0.0)
+    total, rate = _total_samples(records), _rate(records, since=lives[-1].started if lives else 0.0)
     remaining = (total - seen) / rate if total and seen is not None and rate and state == "running" else None
     step = newest_step(directory)
     return RunStatus(
@@ -118,12 +118,13 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     return "lost", f"life {last.number} has no end and SLURM knows no job of this run"
 
 
-def _total_samples(directory: Path) -> int | None:
-    for name in ("plan.json", "summary.json"):
-        for record in read_lines(directory / name):
-            if isinstance(record.get("total_samples"), int):
-                return record["total_samples"]
-    return None
+def _total_samples(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the run's length, which the last record tells by its progress, a share of the whole."""
+    last = records[-1] if records else {}
+    progress = last.get("progress")
+    return (
+        round(last["samples_seen"] / progress) if isinstance(progress, float | int) and progress > 0 else None
+    )
 
 
 def _rate(records: Sequence[Mapping[str, Any]], *, since: float) -> float | None:

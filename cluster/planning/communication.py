@@ -9,6 +9,7 @@ from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
 
 _FP32, _BF16 = 4, 2
+_HIDDEN_SHARE = 0.8  # of what overlaps with the backward pass
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,6 @@ class Communication:
 
     collectives: dict[str, float]
     exposed: float
-    sent_bytes: float
 
     @property
     def seconds(self) -> float:
@@ -41,29 +41,20 @@ def predict_communication(
     """
     gradient = parameters * (_BF16 if layout.precision == "bf16" else _FP32)
     weight = parameters * (_BF16 if layout.precision == "bf16" else _FP32)
-    half = lambda size: _half_ring_seconds(size, layout=layout, hardware=hardware)  # noqa: E731
-    stage = layout.zero_stage
     if layout.world_size == 1:
-        return Communication({}, 0.0, 0.0)
+        return Communication({}, 0.0)
+    reduce = _half_ring_seconds(gradient, layout=layout, hardware=hardware)
+    gather = _half_ring_seconds(weight, layout=layout, hardware=hardware)
+    stage = layout.zero_stage
     if stage == 0:
-        collectives = {"all-reduce of gradients": 2 * half(gradient)}
-    elif stage == 1:
-        # DeepSpeed's stage 1 averages with an all-reduce-sized exchange only at the boundary
-        collectives = {"reduce of gradients": half(gradient), "gather of weights": half(weight)}
-    elif stage == 2:
-        collectives = {
-            "reduce of gradients": accumulation * half(gradient),
-            "gather of weights": half(weight),
-        }
+        collectives = {"all-reduce of gradients": 2 * reduce}
     else:
-        collectives = {
-            "reduce of gradients": accumulation * half(gradient),
-            "gather of weights": 2 * accumulation * half(weight),
-        }
+        reductions = accumulation if stage >= 2 else 1
+        gathers = 2 * accumulation if stage == 3 else 1
+        collectives = {"reduce of gradients": reductions * reduce, "gather of weights": gathers * gather}
     total = sum(collectives.values())
-    hidden = min(total, backward_seconds) * 0.8 if overlap and stage >= 2 else 0.0
-    rounds = len(collectives)
-    return Communication(collectives, total - hidden, rounds * gradient * (1 - 1 / layout.world_size))
+    hidden = min(total, backward_seconds) * _HIDDEN_SHARE if overlap and stage >= 2 else 0.0
+    return Communication(collectives, total - hidden)
 
 
 def _half_ring_seconds(size: float, *, layout: Layout, hardware: Hardware) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.planning.hardware import Hardware
-from cluster.planning.operations import Operation
+from cluster.planning.workload import Work
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
@@ -20,6 +20,7 @@ class Layout:
 
     Args:
         checkpointing: stages whose activations are computed again in the backward pass.
+        compiled: whether torch.compile fuses what is elementwise.
     """
 
     world_size: int
@@ -29,6 +30,7 @@ class Layout:
     checkpointing: tuple[str, ...] = ()
     ema: bool = False
     bucket_elements: int = 200_000_000
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,12 @@ class Memory:
         }
 
 
-def predict_memory(
-    operations: Sequence[Operation], *, layout: Layout, hardware: Hardware, image_size: int
-) -> Memory:
+def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware, image_size: int) -> Memory:
     """Return the peak of one rank, at the end of a forward pass, when all activations are held.
 
     Source: the ZeRO stages as DeepSpeed keeps them; gpu profiles' process_bytes.
     """
-    parameters = sum(operation.parameters for operation in operations)
+    parameters = sum(work.parameters for work in works)
     world, stage = layout.world_size, layout.zero_stage
     held = _BF16 if layout.precision == "bf16" else _FP32
     weights = parameters * held / (world if stage == 3 else 1)
@@ -86,8 +86,8 @@ def predict_memory(
     optimizer = parameters * _FP32 * copies / (world if stage >= 1 else 1)
     ema = parameters * _FP32 / (world if stage >= 1 else 1) if layout.ema else 0.0
     casts = parameters * _BF16 if layout.precision == "autocast" and stage < 3 else 0.0
-    activations = saved_bytes(operations, layout=layout)
-    buckets = _bucket_bytes(operations, parameters=parameters, held=held, layout=layout) if world > 1 else 0.0
+    activations = saved_bytes(works, layout=layout)
+    buckets = _bucket_bytes(works, parameters=parameters, held=held, layout=layout) if world > 1 else 0.0
     picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
     return Memory(
@@ -96,31 +96,27 @@ def predict_memory(
     )  # fmt: skip
 
 
-def saved_bytes(operations: Sequence[Operation], *, layout: Layout) -> dict[str, float]:
+def saved_bytes(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
     """Return the activations that the backward pass finds, by stage."""
     size = _FP32 if layout.precision == "fp32" else _BF16
     stages: dict[str, float] = {}
-    largest_block = 0.0
-    for operation in operations:
-        elements = operation.saved_elements
-        if operation.stage in layout.checkpointing:
-            largest_block = max(largest_block, elements * size)
-            elements = operation.block_input_elements
-        stages[operation.stage] = stages.get(operation.stage, 0.0) + elements * size * layout.micro_batch
+    for work in works:
+        elements = work.kept_elements(compiled=layout.compiled)
+        if work.stage in layout.checkpointing:
+            elements = work.block_input
+        stages[work.stage] = stages.get(work.stage, 0.0) + elements * size * layout.micro_batch
     for stage in layout.checkpointing:  # while its backward pass runs, one block is there in full
         if stage in stages:
-            stages[stage] += _largest_block_elements(operations, stage=stage) * size * layout.micro_batch
+            stages[stage] += _largest_block_elements(works, layout, stage=stage) * size * layout.micro_batch
     return stages
 
 
-def largest_micro_batch(
-    operations: Sequence[Operation], *, layout: Layout, hardware: Hardware, image_size: int
-) -> int:
+def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hardware, image_size: int) -> int:
     """Return the largest micro-batch that fits, 0 for none."""
 
     def fits(batch: int) -> bool:
-        candidate = Layout(**{**layout.__dict__, "micro_batch": batch})
-        memory = predict_memory(operations, layout=candidate, hardware=hardware, image_size=image_size)
+        candidate = replace(layout, micro_batch=batch)
+        memory = predict_memory(works, layout=candidate, hardware=hardware, image_size=image_size)
         return memory.total <= hardware.rank_memory_bytes
 
     low, high = 0, _LARGEST_MICRO_BATCH
@@ -130,17 +126,17 @@ def largest_micro_batch(
     return low
 
 
-def _bucket_bytes(operations: Sequence[Operation], *, parameters: int, held: int, layout: Layout) -> float:
+def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: Layout) -> float:
     if layout.zero_stage == 0:
         return min(layout.bucket_elements, parameters) * held
     if layout.zero_stage == 3:  # gathered weights of the layers at work
-        return 2.0 * max(operation.parameters for operation in operations) * held
+        return 2.0 * max(work.parameters for work in works) * held
     return 2.0 * min(layout.bucket_elements, parameters) * held
 
 
-def _largest_block_elements(operations: Sequence[Operation], *, stage: str) -> float:
+def _largest_block_elements(works: Sequence[Work], layout: Layout, *, stage: str) -> float:
     blocks: dict[str, float] = {}
-    for operation in operations:
-        if operation.stage == stage:
-            blocks[operation.block] = blocks.get(operation.block, 0.0) + operation.saved_elements
+    for work in works:
+        if work.stage == stage:
+            blocks[work.block] = blocks.get(work.block, 0.0) + work.kept_elements(compiled=layout.compiled)
     return max(blocks.values(), default=0.0)

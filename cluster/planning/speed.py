@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
-from cluster.planning.operations import Operation
+from cluster.planning.workload import Work
 
 _BACKWARD = 2.0
 # AdamW reads weight, gradient and two moments and writes three of them back, in fp32.
 _OPTIMIZER_BYTES = 28.0
 _FLOPS_PER_MAC = 2.0
+# Uncompiled, every elementwise step is a pass of its own.
+_UNFUSED_PASSES = 1.35
 
 
 @dataclass(frozen=True)
@@ -42,43 +44,38 @@ class Step:
         return sum(self.stages.values()) + self.recomputed + self.optimizer
 
 
-def predict_step(
-    operations: Sequence[Operation], *, layout: Layout, accumulation: int, hardware: Hardware
-) -> Step:
+def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, hardware: Hardware) -> Step:
     """Return the time of `accumulation` micro-batches and one update."""
     stages: dict[str, float] = {}
     kinds: dict[str, float] = {}
     recomputed = flops = backward = 0.0
-    for operation in operations:
-        forward = accumulation * _forward_seconds(operation, layout=layout, hardware=hardware)
+    for work in works:
+        forward = accumulation * _forward_seconds(work, layout=layout, hardware=hardware)
         both = forward * (1.0 + _BACKWARD)
-        stages[operation.stage] = stages.get(operation.stage, 0.0) + both
-        kinds[operation.kind] = kinds.get(operation.kind, 0.0) + both
+        stages[work.stage] = stages.get(work.stage, 0.0) + both
+        kinds[work.kind] = kinds.get(work.kind, 0.0) + both
         backward += forward * _BACKWARD
-        recomputed += forward if operation.stage in layout.checkpointing else 0.0
-        flops += accumulation * layout.micro_batch * operation.macs * _FLOPS_PER_MAC * (1.0 + _BACKWARD)
-    own = sum(operation.parameters for operation in operations) / (
-        layout.world_size if layout.zero_stage else 1
-    )
+        recomputed += forward if work.stage in layout.checkpointing else 0.0
+        flops += accumulation * layout.micro_batch * work.macs * _FLOPS_PER_MAC * (1.0 + _BACKWARD)
+    own = sum(work.parameters for work in works) / (layout.world_size if layout.zero_stage else 1)
     return Step(
         stages, kinds, recomputed, own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second, backward, flops
     )
 
 
-def _forward_seconds(operation: Operation, *, layout: Layout, hardware: Hardware) -> float:
+def _forward_seconds(work: Work, *, layout: Layout, hardware: Hardware) -> float:
     size = 4 if layout.precision == "fp32" else 2
     batch = layout.micro_batch
-    moved = (operation.moved_elements * batch + operation.parameters) * size
+    moved = (work.moved * batch + work.parameters) * size
     arithmetic = (
-        operation.macs
-        * batch
-        * _FLOPS_PER_MAC
-        / (hardware.peak_flops(layout.precision) * hardware.matmul_share)
+        work.macs * batch * _FLOPS_PER_MAC / (hardware.peak_flops(layout.precision) * hardware.matmul_share)
     )
     share = {
         "matmul": 1.0,
         "depthwise": hardware.depthwise_share,
         "attention": hardware.attention_share,
-    }.get(operation.kind, hardware.elementwise_share)
+    }.get(work.kind, hardware.elementwise_share)
+    if work.kind == "elementwise" and not layout.compiled:
+        moved *= _UNFUSED_PASSES
     traffic = moved / (hardware.copy_bytes_per_second * share)
     return max(arithmetic, traffic) + hardware.kernel_seconds

@@ -33,6 +33,7 @@ ALLOWED = {
         "coatnet.runtime",
         "coatnet.model.family",
         "coatnet.model.config",
+        "coatnet.model.operations",
         "coatnet.model.cost",
     ],
 }
@@ -45,7 +46,12 @@ TORCH_FREE = (
     "coatnet.quickstart",
     "cluster",
 )
-TORCH_FREE_MODULES = ("coatnet.model.family", "coatnet.model.config", "coatnet.model.cost")
+TORCH_FREE_MODULES = (
+    "coatnet.model.family",
+    "coatnet.model.config",
+    "coatnet.model.operations",
+    "coatnet.model.cost",
+)
 MAX_LINES = 400
 
 

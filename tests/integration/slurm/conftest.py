@@ -18,6 +18,21 @@ from fake_cluster import DAEMONS, FakeCluster
 ROOT = Path(__file__).parents[3]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker of scenarios that only the whole table runs."""
+    config.addinivalue_line("markers", "every_scenario: run with COATNET_SLURM=all (benchmarks/slurm.md)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the long scenarios to their own command."""
+    if os.environ.get("COATNET_SLURM") == "all":
+        return
+    skip = pytest.mark.skip(reason="a long scenario; COATNET_SLURM=all runs the whole table")
+    for item in items:
+        if item.get_closest_marker("every_scenario"):
+            item.add_marker(skip)
+
+
 def _missing() -> list[str]:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
     return [program for program in DAEMONS if shutil.which(program, path=path) is None]

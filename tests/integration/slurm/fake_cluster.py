@@ -152,6 +152,12 @@ class FakeCluster:
             _signal(pid, signal.SIGKILL)
         (self.root / "run" / f"slurmd.{name}.pid").unlink(missing_ok=True)
 
+    def kill_ranks(self, name: str) -> None:
+        """Kill the ranks on a node, as a crash would; its daemons stay."""
+        for pid in self._node_pids(name):
+            if _environment(pid).get("SLURM_PROCID") is not None and _is_python(pid):
+                _signal(pid, signal.SIGKILL)
+
     def freeze_node(self, name: str) -> None:
         """Cut a node off: everything on it stands still, until `thaw_node`."""
         self._stop_node(name)
@@ -268,6 +274,10 @@ def _read(path: str) -> bytes:
 def _environment(pid: int) -> dict[str, str]:
     pairs = _read(f"/proc/{pid}/environ").decode(errors="replace").split("\0")
     return {name: value for name, equals, value in (pair.partition("=") for pair in pairs) if equals}
+
+
+def _is_python(pid: int) -> bool:
+    return os.path.basename(_read(f"/proc/{pid}/cmdline").split(b"\0")[0]).startswith(b"python")
 
 
 def _open_files(pid: int) -> set[str]:

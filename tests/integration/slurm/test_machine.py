@@ -1,4 +1,4 @@
-"""The machine around the ranks on a real SLURM, with a stand-in for training: what happens to a run, and the end."""
+"""The machine around the ranks on a real SLURM, with a stand-in for training."""
 
 from __future__ import annotations
 
@@ -30,6 +30,25 @@ def test_a_warned_run_saves_is_requeued_and_goes_on_at_the_same_step(
     assert run.lives[1].step >= 30
     taken = [int(line.split()[0]) for line in (run.directory / "steps.log").read_text().splitlines()]
     assert taken == list(range(1, 101)), "a step was lost or taken twice"
+
+
+@pytest.mark.every_scenario
+def test_a_run_longer_than_its_time_limit_takes_several_lives(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(
+        slurm_cluster,
+        tmp_path / "run",
+        steps=1000,
+        options=("step_seconds=0.1",),
+        time="1",
+        warning_seconds=30,
+    )
+    assert run.ends("COMPLETED", "FAILED", seconds=300) == "COMPLETED", run.log()
+    assert run.value == run.expected
+    assert len(run.lives) > 1 and [life.outcome for life in run.lives[:-1]] == ["stopped"] * (
+        len(run.lives) - 1
+    )
 
 
 def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(
@@ -90,6 +109,7 @@ def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
     assert len(run.lives) == 2 and run.lives[1].step >= 30
 
 
+@pytest.mark.every_scenario
 def test_a_run_on_a_dead_node_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
     run.reach(30)
@@ -103,6 +123,7 @@ def test_a_run_on_a_dead_node_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_
         slurm_cluster.restore_node(victim)
 
 
+@pytest.mark.every_scenario
 def test_a_run_on_a_node_set_down_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
     run.reach(30)

@@ -12,7 +12,7 @@ from cluster.progress import last_records, newest_step
 def commit(directory: Path, step: int) -> None:
     folder = directory / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"step": step}))
+    (folder / "manifest.json").touch()
 
 
 def test_lives_that_begin_at_the_same_step_made_no_progress(tmp_path: Path) -> None:

@@ -1,0 +1,182 @@
+"""A plan: a recipe on so many devices of one kind, put together from memory, speed and communication."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.planning.communication import Communication, predict_communication
+from cluster.planning.hardware import Hardware
+from cluster.planning.memory import Layout, Memory, largest_micro_batch, predict_memory
+from cluster.planning.recipe_view import RecipeView
+from cluster.planning.speed import Step, predict_step
+from cluster.planning.workload import workload
+from coatnet.config import UserError
+
+ZERO_STAGES = (0, 1, 2, 3)
+_ALL_STAGES = ("S1", "S2", "S3", "S4")
+_FP32 = 4
+_TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
+
+
+@dataclass(frozen=True)
+class MemoryChoice:
+    """One row of the memory table."""
+
+    zero_stage: int
+    checkpointing: bool
+    memory: Memory
+    largest_micro_batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers."""
+        return {**dataclasses.asdict(self), "memory_bytes": self.memory.total}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is predicted for one layout. Seconds and bytes are of one rank; rates of the whole run."""
+
+    hardware: str
+    nodes: int
+    world_size: int
+    layout: Layout
+    accumulation: int
+    global_batch: int
+    parameters: int
+    macs: float
+    memory: Memory
+    memory_limit_bytes: float
+    step: Step
+    communication: Communication
+    images_per_second: float
+    step_seconds: float
+    mfu: float
+    loader_images_per_second_per_node: float
+    loader_cores_needed_per_node: float
+    loader_cores_per_node: int
+    checkpoint_bytes: float
+    checkpoint_seconds: float
+    total_samples: int | None
+    days: float | None
+    gpu_hours: float | None
+    shards_per_rank: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Return whether a rank's memory suffices."""
+        return self.memory.total <= self.memory_limit_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, with the names that metrics and reports use at the top."""
+        return {
+            **dataclasses.asdict(self),
+            "fits": self.fits,
+            "memory_bytes": self.memory.total,
+            "memory_components": self.memory.components(),
+        }
+
+
+def make_plan(
+    recipe: RecipeView, *, hardware: Hardware, nodes: int, gpus_per_node: int | None = None
+) -> Plan:
+    """Predict one layout.
+
+    Raises:
+        UserError: the global batch does not divide over the ranks and micro-batches.
+    """
+    per_node = gpus_per_node or hardware.gpus_per_node
+    world = nodes * per_node
+    accumulation, layout = _layout(recipe, world_size=world)
+    works = workload(recipe.model, image_size=recipe.image_size)
+    parameters = sum(work.parameters for work in works)
+    memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
+    step = predict_step(works, layout=layout, accumulation=accumulation, hardware=hardware)
+    communication = predict_communication(
+        parameters=parameters,
+        layout=layout,
+        accumulation=accumulation,
+        hardware=hardware,
+        backward_seconds=step.backward,
+        overlap=recipe.overlap,
+    )
+    seconds = step.seconds + communication.exposed
+    rate = recipe.global_batch / seconds
+    days = recipe.total_samples / rate / 86400 if recipe.total_samples else None
+    checkpoint = parameters * _FP32 * (_TRAINED_STATE + int(recipe.ema))
+    return Plan(
+        hardware=hardware.name,
+        nodes=nodes,
+        world_size=world,
+        layout=layout,
+        accumulation=accumulation,
+        global_batch=recipe.global_batch,
+        parameters=parameters,
+        macs=sum(work.macs for work in works),
+        memory=memory,
+        memory_limit_bytes=hardware.rank_memory_bytes,
+        step=step,
+        communication=communication,
+        images_per_second=rate,
+        step_seconds=seconds,
+        mfu=step.flops / seconds / hardware.peak_flops(recipe.precision),
+        loader_images_per_second_per_node=rate / nodes,
+        loader_cores_needed_per_node=rate / nodes / hardware.decode_images_per_core_second,
+        loader_cores_per_node=hardware.cores_per_gpu * per_node,
+        checkpoint_bytes=checkpoint,
+        checkpoint_seconds=checkpoint / nodes / hardware.storage_bytes_per_second,
+        total_samples=recipe.total_samples,
+        days=days,
+        gpu_hours=days * 24 * world if days else None,
+        shards_per_rank=recipe.shards / world if recipe.shards else None,
+    )
+
+
+def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> list[MemoryChoice]:
+    """Return the memory at every ZeRO stage, with all activations kept and with all checkpointed."""
+    works = workload(recipe.model, image_size=recipe.image_size)
+    choices = []
+    for stage in ZERO_STAGES:
+        for checkpointing in (False, True):
+            layout = dataclasses.replace(
+                plan.layout, zero_stage=stage, checkpointing=_ALL_STAGES if checkpointing else ()
+            )
+            memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
+            largest = largest_micro_batch(
+                works, layout=layout, hardware=hardware, image_size=recipe.image_size
+            )
+            choices.append(MemoryChoice(stage, checkpointing, memory, largest))
+    return choices
+
+
+def write_plan(directory: Path, plan: Plan) -> Path:
+    """Write plan.json into a run directory, for the report's comparison of predicted and measured."""
+    path = directory / "plan.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(plan.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def _layout(recipe: RecipeView, *, world_size: int) -> tuple[int, Layout]:
+    share, rest = divmod(recipe.global_batch, world_size)
+    micro = min(recipe.micro_batch or share, share) if share else 0
+    if rest or not share or share % micro:
+        raise UserError(
+            f"train.global_batch {recipe.global_batch} is not micro_batch "
+            f"{recipe.micro_batch or share} × accumulation × {world_size} ranks; choose other numbers"
+        )
+    layout = Layout(
+        world_size=world_size,
+        zero_stage=recipe.zero_stage,
+        micro_batch=micro,
+        precision=recipe.precision,
+        checkpointing=recipe.checkpointing,
+        ema=recipe.ema,
+        bucket_elements=recipe.bucket_elements,
+        compiled=recipe.compiled,
+    )
+    return share // micro, layout

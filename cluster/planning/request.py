@@ -1,0 +1,105 @@
+"""From what a user types to plans: the plan's own words (nodes, hardware, …) and the config's overrides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.planning.estimate import MemoryChoice, Plan, make_plan, memory_choices
+from cluster.planning.hardware import load_hardware
+from cluster.planning.recipe_view import RecipeView, view
+from cluster.recipe import read_recipe
+from coatnet.config import UserError
+
+_OWN = ("nodes", "gpus_per_node", "hardware", "epoch_samples")
+_MOST_GPUS = 1024
+_MOST_LAYOUTS = 200
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The plan's own words."""
+
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    hardware: str = "h100"
+    epoch_samples: int | None = None
+
+
+def plan_of(command: str, config: Path, given: Sequence[str]) -> tuple[Plan, list[MemoryChoice]]:
+    """Return the plan of one layout, and its memory under every ZeRO stage.
+
+    Raises:
+        UserError: the config or a word is wrong.
+    """
+    recipe, machine = _read(command, config, given)
+    hardware = load_hardware(machine.hardware)
+    plan = make_plan(recipe, hardware=hardware, nodes=machine.nodes, gpus_per_node=machine.gpus_per_node)
+    return plan, memory_choices(recipe, plan=plan, hardware=hardware)
+
+
+def compare_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan]:
+    """Return a plan for every combination of the lists among the words, where the batch divides.
+
+    Raises:
+        UserError: no combination is possible, or there are too many.
+    """
+    alternatives = [_alternatives(word) for word in given]
+    combinations = list(itertools.product(*alternatives))
+    if len(combinations) > _MOST_LAYOUTS:
+        raise UserError(f"{len(combinations)} layouts to compare; allowed: up to {_MOST_LAYOUTS}")
+    plans, trouble = [], "nothing to compare"
+    for words in combinations:
+        try:
+            plans.append(plan_of(command, config, words)[0])
+        except UserError as error:
+            trouble = str(error)
+    if not plans:
+        raise UserError(trouble)
+    return plans
+
+
+def scaling_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan]:
+    """Return plans from one GPU to 1,024 at the config's global batch."""
+    recipe, machine = _read(command, config, given)
+    hardware = load_hardware(machine.hardware)
+    plans = []
+    gpus = 1
+    while gpus <= _MOST_GPUS:
+        per_node = min(gpus, machine.gpus_per_node or hardware.gpus_per_node)
+        try:
+            plans.append(make_plan(recipe, hardware=hardware, nodes=gpus // per_node, gpus_per_node=per_node))
+        except UserError:
+            break
+        gpus *= 2
+    if not plans:
+        raise UserError("train.global_batch divides over no number of GPUs")
+    return plans
+
+
+def _read(command: str, config: Path, given: Sequence[str]) -> tuple[RecipeView, Machine]:
+    own = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.partition("=")[0] in _OWN}
+    rest = [word for word in given if word.partition("=")[0] not in _OWN]
+    machine = Machine(
+        nodes=_count(own.get("nodes", "1"), name="nodes"),
+        gpus_per_node=_count(own["gpus_per_node"], name="gpus_per_node") if "gpus_per_node" in own else None,
+        hardware=own.get("hardware", "h100"),
+        epoch_samples=_count(own["epoch_samples"], name="epoch_samples") if "epoch_samples" in own else None,
+    )
+    resolved, _ = read_recipe(command, config, overrides=rest)
+    return view(resolved, origin=str(config), epoch_samples=machine.epoch_samples), machine
+
+
+def _count(text: str, *, name: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name} is {text!r}; allowed: a number from 1 on (lists, as 8,64, need --compare)")
+    return int(text)
+
+
+def _alternatives(word: str) -> list[str]:
+    key, _, value = word.partition("=")
+    if value.startswith(("[", "{")):
+        return [word]
+    return [f"{key}={one}" for one in value.split(",")]

@@ -1,0 +1,88 @@
+"""Real pretraining jobs for the fake cluster: a tiny CoAtNet on a tiny corpus, and its final weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_cluster import FakeCluster
+from PIL import Image
+from runs import SITE, Run
+
+from cluster.site import PreflightConfig, SiteConfig
+from cluster.submission import Request, prepare, submit
+
+STEPS, BATCH, CLASSES, PER_CLASS = 60, 8, 4, 60
+
+CONFIG = """\
+seed: 3
+model: {{name: coatnet_0, depths: [1, 1, 1, 1, 1], widths: [8, 16, 16, 32, 32], stochastic_depth: 0.1}}
+norm: {{group_images: 2}}
+data: {{train: [{{path: {shards}}}], threads: 1}}
+augment: {{image_size: 32, crop_area: [0.5, 1.0]}}
+schedule: {{warmup: 5 steps}}
+optimizer: {{learning_rate: 0.002}}
+train: {{duration: {steps} steps, global_batch: {batch}, micro_batch: 2}}
+zero: {{stage: 1}}
+save: {{every: {every}}}
+evaluate: {{every: 1000 epochs}}
+"""
+
+
+def make_corpus(folder: Path) -> Path:
+    """Write a folder of noisy images in four colours and pack it into shards."""
+    from data_pipeline.sharding.sharder import shard_corpus
+
+    generator = np.random.default_rng(0)
+    for label in range(CLASSES):
+        directory = folder / "images" / f"class{label}"
+        directory.mkdir(parents=True)
+        for number in range(PER_CLASS):
+            pixels = generator.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+            pixels[..., label % 3] += np.uint8(40 * (label + 1) // 2)
+            Image.fromarray(pixels).save(directory / f"{number}.jpg")
+    shard_corpus(folder / "images", folder / "shards", quiet=True)
+    return folder / "shards"
+
+
+def train(
+    cluster: FakeCluster, directory: Path, shards: Path, *, every: str = "15 steps", steps: int = STEPS,
+    overrides: tuple[str, ...] = (), release: bool = False, **site: Any,
+) -> Run:  # fmt: skip
+    """Submit a training run as a user would."""
+    os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    site.setdefault("preflight", PreflightConfig(enabled=False))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    config = directory.with_suffix(".yaml")
+    config.write_text(CONFIG.format(shards=shards, steps=steps, batch=BATCH, every=every))
+    chosen = replace(SiteConfig(**SITE), **site)
+    request = Request("pretrain", str(config), overrides, chosen, directory=directory)
+    run = Run(cluster, directory, steps)
+    run.job_id = submit(prepare(request), release=release)
+    return run
+
+
+def samples_seen(run: Run) -> int:
+    """Return how far the run is, by its metrics."""
+    path = run.directory / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line).get("samples_seen", 0) for line in lines), default=0)
+
+
+def final_digest(run: Run) -> str:
+    """Return a digest of the newest checkpoint's tensors, whole and in the order of their names."""
+    from coatnet.checkpoint.store import CheckpointStore
+    from coatnet.runtime.ranks import Ranks
+
+    checkpoint = CheckpointStore(run.directory / "checkpoints", ranks=Ranks()).newest()
+    assert checkpoint is not None
+    digest = hashlib.sha256(str(checkpoint.samples_seen).encode())
+    for kind in ("weight", "exp_avg", "exp_avg_sq", "buffer"):
+        for name in sorted(checkpoint.names(kind)):
+            digest.update(name.encode() + checkpoint.tensor(kind, name).numpy().tobytes())
+    return digest.hexdigest()
