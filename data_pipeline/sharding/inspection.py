@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from data_pipeline.decode import DecodeError, ImageInfo, check_image, decode_image, probe
 from data_pipeline.index import Flag
@@ -29,6 +28,7 @@ _SUFFIXES = {
     "TIFF": ("tif", "tiff"),
     "AVIF": ("avif",),
 }
+_FORMAT_OF = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
 _QUALITY = 95
 
 
@@ -100,8 +100,7 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
 
 
 def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
-    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
-    known = {entry for suffixes in _SUFFIXES.values() for entry in suffixes}
+    suffix = name.rpartition(".")[2].lower()
     found = {
         "progressive": info.progressive,
         "gray": info.components <= 2,
@@ -109,7 +108,7 @@ def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
         "animated": info.animated,
         "deep": info.bits > 8,
         "oriented": info.orientation != 1,
-        "renamed": suffix in known and suffix not in _SUFFIXES[info.format],
+        "renamed": _FORMAT_OF.get(suffix, info.format) != info.format,
     }
     return [kind for kind, is_so in found.items() if is_so]
 

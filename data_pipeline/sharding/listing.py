@@ -5,6 +5,7 @@ All sources come down to this, so that planning and writing know none of them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Listing:
         return Item(
             number=number,
             name=self.name(number),
-            path=str(self.root / self.files[self.file[number]]),
+            path=os.path.join(self.root, self.files[self.file[number]]),
             offset=int(self.offset[number]),
             size=int(self.size[number]),
             label=int(self.label[number]),
