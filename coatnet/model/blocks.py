@@ -7,6 +7,7 @@ broadcast refuses it) and no layout copy is made.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +18,64 @@ from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
 from coatnet.model.stochastic_depth import keep_scale
 
 NormFactory = Callable[[int], nn.Module]
-_LAYER_NORM_EPS = 1e-5
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation, as the paper's lineage has it."""
-    return F.gelu(x, approximate="tanh")
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of a network share; the names and defaults are those of `ModelConfig`."""
+
+    norm: NormFactory
+    stride_place: str
+    head_size: int
+    relative: bool
+    pooling: str
+    padding: str
+    gelu: str
+    layer_norm_eps: float
+
+    def activate(self, x: Tensor) -> Tensor:
+        """GELU: by its tanh approximation in the paper's lineage."""
+        return F.gelu(x, approximate="tanh" if self.gelu == "tanh" else "none")
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Halve the resolution. Shape: (B, H, W, C) → (B, H/2, W/2, C)."""
+        pool = F.max_pool2d if self.pooling == "max" else F.avg_pool2d
+        return pool(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+    def layer_norm(self, width: int) -> nn.Module:
+        """Make the norm of transformer blocks and of the head."""
+        return nn.LayerNorm(width, eps=self.layer_norm_eps)
 
 
-def max_pool(x: Tensor) -> Tensor:
-    """Halve the resolution. Shape: (B, H, W, C) → (B, H/2, W/2, C)."""
-    return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+def convolve(x: Tensor, weight: Tensor, *, bias: Tensor | None, stride: int, padding: str) -> Tensor:
+    """Convolve 3×3 on NHWC, dense or depthwise by the weight's shape; stride 1 keeps the size, 2 halves it.
+
+    "same" is TensorFlow's: at stride 2 and an even size it pads below and to the right only.
+
+    Shape: (B, H, W, Cin) → (B, H/stride, W/stride, C).
+    """
+    nchw = x.permute(0, 3, 1, 2)
+    groups = nchw.shape[1] // weight.shape[1]
+    if stride == 2 and padding == "same":
+        y = F.conv2d(F.pad(nchw, (0, 1, 0, 1)), weight, bias, stride=2, groups=groups)
+    else:
+        y = F.conv2d(nchw, weight, bias, stride=stride, padding=KERNEL_SIZE // 2, groups=groups)
+    return y.permute(0, 2, 3, 1)
 
 
-class DepthwiseConv(nn.Module):
-    """A 3×3 convolution per channel, without bias. Shape: (B, H, W, C) → (B, H/stride, W/stride, C)."""
+class Conv(nn.Module):
+    """A 3×3 convolution on NHWC; with `depthwise`, one filter per channel."""
 
-    def __init__(self, width: int, *, stride: int) -> None:
+    def __init__(
+        self, width_in: int, width: int, *, stride: int, padding: str, bias: bool, depthwise: bool = False
+    ) -> None:
         super().__init__()
-        self.stride = stride
-        self.weight = nn.Parameter(torch.empty(width, 1, KERNEL_SIZE, KERNEL_SIZE))
+        self.stride, self.padding = stride, padding
+        self.weight = nn.Parameter(torch.empty(width, 1 if depthwise else width_in, KERNEL_SIZE, KERNEL_SIZE))
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        nchw = x.permute(0, 3, 1, 2)
-        y = F.conv2d(same_padding(nchw, self.stride), self.weight, stride=self.stride, groups=nchw.shape[1])
-        return y.permute(0, 2, 3, 1)
-
-
-def same_padding(x: Tensor, stride: int) -> Tensor:
-    """Pad so that a 3×3 convolution keeps (or exactly halves) the size: TF's SAME, one-sided at stride 2."""
-    return F.pad(x, (1, 1, 1, 1)) if stride == 1 else F.pad(x, (0, 1, 0, 1))
+        return convolve(x, self.weight, bias=self.bias, stride=self.stride, padding=self.padding)
 
 
 class SqueezeExcite(nn.Module):
@@ -63,15 +92,15 @@ class SqueezeExcite(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Max pooling where the block halves the resolution, a projection where it changes the width."""
+    """Pooling where the block halves the resolution, a projection where it changes the width."""
 
-    def __init__(self, width_in: int, width: int, *, stride: int) -> None:
+    def __init__(self, width_in: int, width: int, *, stride: int, style: Style) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.style = stride, style
         self.project = nn.Linear(width_in, width) if width_in != width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = max_pool(x) if self.stride == 2 else x
+        x = self.style.pool(x) if self.stride == 2 else x
         return x if self.project is None else self.project(x)
 
 
@@ -84,26 +113,18 @@ class MBConv(nn.Module):
 
     branches = 1
 
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        *,
-        stride: int,
-        stride_place: str,
-        norm: NormFactory,
-        drop_rate: float,
-    ) -> None:
+    def __init__(self, width_in: int, width: int, *, stride: int, style: Style, drop_rate: float) -> None:
         super().__init__()
         hidden = EXPANSION * width
-        self.drop_rates = (drop_rate,)
-        self.expand_stride = stride if stride_place == "expand" else 1
-        self.shortcut = Shortcut(width_in, width, stride=stride)
-        self.norm = norm(width_in)
+        self.style, self.drop_rate = style, drop_rate
+        self.expand_stride = stride if style.stride_place == "expand" else 1
+        rest = stride // self.expand_stride
+        self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
+        self.norm = style.norm(width_in)
         self.expand = nn.Linear(width_in, hidden, bias=False)
-        self.expand_norm = norm(hidden)
-        self.depthwise = DepthwiseConv(hidden, stride=stride // self.expand_stride)
-        self.depthwise_norm = norm(hidden)
+        self.expand_norm = style.norm(hidden)
+        self.depthwise = Conv(hidden, hidden, stride=rest, padding=style.padding, bias=False, depthwise=True)
+        self.depthwise_norm = style.norm(hidden)
         self.se = SqueezeExcite(hidden, squeeze=max(1, int(width * SE_RATIO)))
         self.shrink = nn.Linear(hidden, width)
 
@@ -111,10 +132,10 @@ class MBConv(nn.Module):
         y = self.norm(x)
         if self.expand_stride == 2:
             y = y[:, ::2, ::2]
-        y = gelu(self.expand_norm(self.expand(y)))
-        y = gelu(self.depthwise_norm(self.depthwise(y)))
+        y = self.style.activate(self.expand_norm(self.expand(y)))
+        y = self.style.activate(self.depthwise_norm(self.depthwise(y)))
         y = self.shrink(self.se(y))
-        return self.shortcut(x) + drop_path(y, draws, 0, self.drop_rates[0])
+        return self.shortcut(x) + drop_path(y, draws, 0, self.drop_rate)
 
 
 class TransformerBlock(nn.Module):
@@ -131,27 +152,28 @@ class TransformerBlock(nn.Module):
         width: int,
         *,
         stride: int,
-        head_size: int,
+        style: Style,
         grid: int,
-        relative: bool,
-        drop_rates: tuple[float, float],
+        drop_rate: float,
     ) -> None:
         super().__init__()
-        self.stride, self.drop_rates = stride, drop_rates
-        self.shortcut = Shortcut(width_in, width, stride=stride)
-        self.attention_norm = nn.LayerNorm(width_in, eps=_LAYER_NORM_EPS)
-        self.attention = RelativeAttention(width_in, width, head_size=head_size, grid=grid, relative=relative)
-        self.ffn_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.style, self.stride, self.drop_rate = style, stride, drop_rate
+        self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
+        self.attention_norm = style.layer_norm(width_in)
+        self.attention = RelativeAttention(
+            width_in, width, head_size=style.head_size, grid=grid, relative=style.relative
+        )
+        self.ffn_norm = style.layer_norm(width)
         self.ffn_expand = nn.Linear(width, EXPANSION * width)
         self.ffn_shrink = nn.Linear(EXPANSION * width, width)
 
     def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
         y = self.attention_norm(x)
         if self.stride == 2:
-            y = max_pool(y)
-        x = self.shortcut(x) + drop_path(self.attention(y), draws, 0, self.drop_rates[0])
-        y = self.ffn_shrink(gelu(self.ffn_expand(self.ffn_norm(x))))
-        return x + drop_path(y, draws, 1, self.drop_rates[1])
+            y = self.style.pool(y)
+        x = self.shortcut(x) + drop_path(self.attention(y), draws, 0, self.drop_rate)
+        y = self.ffn_shrink(self.style.activate(self.ffn_expand(self.ffn_norm(x))))
+        return x + drop_path(y, draws, 1, self.drop_rate)
 
 
 def drop_path(y: Tensor, draws: Tensor | None, branch: int, rate: float) -> Tensor:

@@ -23,8 +23,9 @@ _SYNC = ("none", "node", "all")
 class ModelConfig:
     """A family member and what is changed in it.
 
-    `depths` and `widths` have five entries, stem first; `layout` is four letters, "C-C-T-T".
-    `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can be fed later on.
+    `depths` and `widths` have an entry per stage, the stem's first (whose depth is never read); `layout` is
+    four letters, "C-C-T-T". `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can be
+    fed later on.
     The last six switches are the paper's constants; the weights of timm's models ask for others.
     """
 
@@ -62,15 +63,17 @@ class ModelConfig:
             raise ValueError(f"head_size is {self.head_size}; allowed: 1 and more")
         if min(self.batch_norm_eps, self.layer_norm_eps) <= 0:
             raise ValueError(
-                f"batch_norm_eps is {self.batch_norm_eps}, layer_norm_eps {self.layer_norm_eps}; allowed: above 0"
+                f"batch_norm_eps is {self.batch_norm_eps}, layer_norm_eps {self.layer_norm_eps}; "
+                "allowed: above 0"
             )
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             if value not in allowed and not (key == "stride_place" and value is None):
                 raise ValueError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
+        expected = 1 + len(FAMILY[base].stages)
         for key, values in (("depths", self.depths), ("widths", self.widths)):
-            if values is not None and (len(values) != 5 or min(values) < 1):
-                raise ValueError(f"{key} is {values}; expected five positive numbers, the stem's first")
+            if values is not None and (len(values) != expected or min(values) < 1):
+                raise ValueError(f"{key} is {values}; expected {expected} positive numbers, the stem's first")
         if self.layout is not None and (
             len(letters := self.layout.split("-")) != 4 or not _LETTERS.keys() >= set(letters)
         ):
@@ -88,7 +91,6 @@ class NormConfig:
     group_images: int | None = None
     sync: str = "none"
     momentum: float = 0.01
-    eps: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.group_images is not None and self.group_images < 1:
@@ -106,6 +108,8 @@ def architecture(config: ModelConfig) -> Architecture:
     base = FAMILY[config.name.removesuffix("_dconv")]
     place = config.stride_place or ("depthwise" if config.name.endswith("_dconv") else base.stride_place)
     kinds = [_LETTERS[letter] for letter in config.layout.split("-")] if config.layout else None
+    if kinds is not None and len(kinds) != len(base.stages):
+        raise ValueError(f"layout is {config.layout!r}; {base.name} has {len(base.stages)} stage")
     stages = tuple(
         _changed(stage, number, kinds=kinds, depths=config.depths, widths=config.widths)
         for number, stage in enumerate(base.stages)
@@ -137,4 +141,4 @@ def _changed(
     kind = kinds[number] if kinds else run.kind
     depth = depths[number + 1] if depths else run.depth
     width = widths[number + 1] if widths else run.width
-    return Stage(stage.name, (Run(kind, depth, width),))
+    return dataclasses.replace(stage, runs=(Run(kind, depth, width),))

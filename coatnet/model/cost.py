@@ -21,8 +21,8 @@ _LARGE = ("coatnet_6", "coatnet_7")
 class Cost:
     """What a part of the network costs for one image.
 
-    Units: `macs` multiply-adds; `paper_flops` as the paper prints them; activations kept for the backward pass
-    and bytes that a forward pass reads and writes when every operation is its own kernel.
+    Units: `macs` multiply-adds; `paper_flops` as the paper prints them; activations kept for the backward
+    pass and bytes that a forward pass reads and writes when every operation is its own kernel.
     """
 
     name: str
@@ -110,12 +110,15 @@ def _stages(
     config: ModelConfig, image_size: int, ops: list[Operation], count: _Counter
 ) -> Iterable[StageCost]:
     plan = architecture(config)
-    shapes = [("S0", "conv", 2, plan.stem_width)]
+    side = image_size // plan.stem_stride
+    stem = ("conv", 2) if plan.patch_size is None else ("patches", 1)
+    shapes = [("S0", *stem, plan.stem_width, side)]
     for stage in plan.stages:
+        side //= stage.stride
         kinds = " + ".join(f"{run.depth} {run.kind} {run.width}" for run in stage.runs)
-        shapes.append((stage.name, kinds, stage.depth, stage.width))
-    shapes.append(("head", "dense", 1, plan.width))
-    for halvings, (name, kinds, depth, width) in enumerate(shapes, 1):
+        shapes.append((stage.name, kinds, stage.depth, stage.width, side))
+    shapes.append(("head", "dense", 1, plan.width, 1))
+    for name, kinds, depth, width, side in shapes:
         own = [op for op in ops if op.stage == name]
         blocks = dict.fromkeys(op.block_name for op in own)
         yield StageCost(
@@ -123,7 +126,7 @@ def _stages(
             kinds=kinds,
             depth=depth,
             width=width,
-            side=1 if name == "head" else image_size >> halvings,
+            side=side,
             blocks=tuple(
                 Cost(**count.fields(block, (op for op in own if op.block_name == block))) for block in blocks
             ),

@@ -23,10 +23,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks at one resolution; the first block of a stage halves it."""
+    """Blocks at one resolution; the first block divides the resolution by the stride."""
 
     name: str
     runs: tuple[Run, ...]
+    stride: int = 2
 
     @property
     def depth(self) -> int:
@@ -41,13 +42,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stem (two convolutions at half resolution) and stages that each halve it again."""
+    """A stem and stages. The stem is two convolutions at half resolution, or one patch projection."""
 
     name: str
     stem_width: int
     stages: tuple[Stage, ...]
     head_size: int = 32
     stride_place: str = "expand"
+    patch_size: int | None = None
+
+    @property
+    def stem_stride(self) -> int:
+        """By how much the stem divides the resolution."""
+        return self.patch_size or 2
 
     @property
     def width(self) -> int:
@@ -115,4 +122,9 @@ _ROWS = (
         head_size=128,
     ),
 )
-FAMILY = {row.name: row for row in _ROWS}
+# The layout experiment's fifth model: one resolution behind a stride-16 stem, CoAtNet-2's size (Section 3.1).
+_VIT_REL = Architecture(
+    "vit_rel", 640, (Stage("S3", (_attention(15, 640),), stride=1),), head_size=32, patch_size=16
+)
+FAMILY = {row.name: row for row in (*_ROWS, _VIT_REL)}
+MODEL_NAMES = tuple(FAMILY)

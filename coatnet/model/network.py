@@ -12,39 +12,51 @@ from torch.utils.checkpoint import checkpoint
 
 from coatnet.config import UserError
 from coatnet.model.attention import RelativeBias
-from coatnet.model.blocks import DepthwiseConv, MBConv, NormFactory, TransformerBlock, gelu, same_padding
+from coatnet.model.blocks import Conv, MBConv, NormFactory, Style, TransformerBlock
 from coatnet.model.config import ModelConfig, NormConfig, architecture
-from coatnet.model.family import KERNEL_SIZE, Architecture
+from coatnet.model.family import Architecture
 from coatnet.model.norm import GroupBatchNorm
 from coatnet.model.stochastic_depth import uniform
 
 Block = MBConv | TransformerBlock
 _INIT_STD = 0.02
-_LAYER_NORM_EPS = 1e-5
 _TOTAL_STRIDE = 32
 
 
 class Stem(nn.Module):
     """S0: two 3×3 convolutions, the first of stride 2. Shape: (B, H, W, 3) → (B, H/2, W/2, C)."""
 
-    def __init__(self, width: int, *, norm: NormFactory) -> None:
+    def __init__(self, width: int, *, norm: nn.Module, style: Style, bias: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, KERNEL_SIZE, stride=2)
-        self.norm = norm(width)
-        self.conv2 = nn.Conv2d(width, width, KERNEL_SIZE)
+        self.style = style
+        self.conv1 = Conv(3, width, stride=2, padding=style.padding, bias=bias)
+        self.norm = norm
+        self.conv2 = Conv(width, width, stride=1, padding=style.padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(same_padding(x.permute(0, 3, 1, 2), 2)).permute(0, 2, 3, 1)
-        x = gelu(self.norm(x))
-        return self.conv2(same_padding(x.permute(0, 3, 1, 2), 1)).permute(0, 2, 3, 1)
+        return self.conv2(self.style.activate(self.norm(self.conv1(x))))
+
+
+class PatchStem(nn.Module):
+    """ViT-REL's stem: a projection of patches. Shape: (B, H, W, 3) → (B, H/patch, W/patch, C)."""
+
+    def __init__(self, width: int, *, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.project = nn.Linear(3 * patch_size**2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.patch_size
+        patches = x.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
+        return self.project(patches.flatten(3))
 
 
 class Head(nn.Module):
     """Global mean, norm, dense, tanh, logits. Shape: (B, H, W, C) → (B, classes)."""
 
-    def __init__(self, width: int, *, num_classes: int) -> None:
+    def __init__(self, width: int, *, num_classes: int, norm: nn.Module) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.norm = norm
         self.dense = nn.Linear(width, width)
         self.logits = nn.Linear(width, num_classes)
 
@@ -66,10 +78,18 @@ class CoAtNet(nn.Module):
         super().__init__()
         self.config = config
         plan = architecture(config)
-        make_norm = _norm_factory(config, norm)
-        self.stem = Stem(plan.stem_width, norm=partial(GroupBatchNorm, **_norm_arguments(norm)))
-        self.stages = nn.ModuleDict(_stages(plan, config, make_norm))
-        self.head = Head(plan.width, num_classes=config.num_classes)
+        batch_norm = partial(
+            GroupBatchNorm, group_images=norm.group_images, momentum=norm.momentum, eps=config.batch_norm_eps
+        )
+        style = _style(config, plan, batch_norm)
+        # The stem keeps batch norm in the LN ablation, which the paper words for MBConv only.
+        self.stem: Stem | PatchStem = (
+            PatchStem(plan.stem_width, patch_size=plan.patch_size)
+            if plan.patch_size is not None
+            else Stem(plan.stem_width, norm=batch_norm(plan.stem_width), style=style, bias=config.stem_bias)
+        )
+        self.stages = nn.ModuleDict(_stages(plan, config, style))
+        self.head = Head(plan.width, num_classes=config.num_classes, norm=style.layer_norm(plan.width))
         self._checkpointed: frozenset[str] = frozenset()
         self._branches = sum(block.branches for _, block in self.blocks())
 
@@ -168,49 +188,44 @@ def build_model(
 @torch.no_grad()
 def _initialise(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | DepthwiseConv):
+        if isinstance(module, nn.Linear | Conv):
             module.weight.normal_(std=_INIT_STD, generator=generator)
             if getattr(module, "bias", None) is not None:
-                module.bias.zero_()  # type: ignore[union-attr, operator]
+                module.bias.zero_()  # type: ignore[union-attr]
         elif isinstance(module, RelativeBias):
             module.table.normal_(std=_INIT_STD, generator=generator)
 
 
-def _norm_arguments(norm: NormConfig) -> dict:
-    return {"group_images": norm.group_images, "momentum": norm.momentum, "eps": norm.eps}
+def _style(config: ModelConfig, plan: Architecture, batch_norm: NormFactory) -> Style:
+    layer_norm = partial(nn.LayerNorm, eps=config.layer_norm_eps)
+    return Style(
+        norm=batch_norm if config.mbconv_norm == "batch" else layer_norm,
+        stride_place=plan.stride_place,
+        head_size=plan.head_size,
+        relative=config.relative_attention,
+        pooling=config.pooling,
+        padding=config.padding,
+        gelu=config.gelu,
+        layer_norm_eps=config.layer_norm_eps,
+    )
 
 
-def _norm_factory(config: ModelConfig, norm: NormConfig) -> NormFactory:
-    if config.mbconv_norm == "layer":
-        return partial(nn.LayerNorm, eps=_LAYER_NORM_EPS)
-    return partial(GroupBatchNorm, **_norm_arguments(norm))
-
-
-def _stages(plan: Architecture, config: ModelConfig, norm: NormFactory) -> dict[str, nn.ModuleList]:
+def _stages(plan: Architecture, config: ModelConfig, style: Style) -> dict[str, nn.ModuleList]:
     total = sum(stage.depth for stage in plan.stages)
-    width, index, grid = plan.stem_width, 0, config.image_size // 2
+    width, index, grid = plan.stem_width, 0, config.image_size // plan.stem_stride
     stages = {}
     for stage in plan.stages:
         blocks = nn.ModuleList()
-        grid //= 2
+        grid //= stage.stride
         for run in stage.runs:
             for _ in range(run.depth):
                 rate = config.stochastic_depth * index / total
-                stride = 2 if not blocks else 1
+                stride = 1 if blocks else stage.stride
                 if run.kind == "mbconv":
-                    place = plan.stride_place
-                    block: nn.Module = MBConv(
-                        width, run.width, stride=stride, stride_place=place, norm=norm, drop_rate=rate
-                    )
+                    block: Block = MBConv(width, run.width, stride=stride, style=style, drop_rate=rate)
                 else:
                     block = TransformerBlock(
-                        width,
-                        run.width,
-                        stride=stride,
-                        head_size=plan.head_size,
-                        grid=grid,
-                        relative=config.relative_attention,
-                        drop_rates=(rate, rate),
+                        width, run.width, stride=stride, style=style, grid=grid, drop_rate=rate
                     )
                 blocks.append(block)
                 width, index = run.width, index + 1

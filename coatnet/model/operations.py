@@ -18,7 +18,7 @@ _BATCH_NORM, _GELU, _LAYER_NORM, _SOFTMAX, _POOL, _ADD = 2, 7, 8, 5, 4, 1
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation on one image. Units: elements, parameters and multiply-adds; `float_ops` is elementwise."""
+    """One operation on one image. Units: multiply-adds, float operations of elements, elements."""
 
     stage: str
     block: int
@@ -57,14 +57,15 @@ def operations(config: ModelConfig, image_size: int) -> Iterator[Operation]:
     Units: image_size in pixels, a multiple of 32.
     """
     plan = architecture(config)
-    yield from _stem(plan, image_size // 2, bias=config.stem_bias)
-    width, side, grid = plan.stem_width, image_size // 2, config.image_size // 2
+    width = plan.stem_width
+    side, grid = image_size // plan.stem_stride, config.image_size // plan.stem_stride
+    yield from _stem(plan, side, bias=config.stem_bias)
     for stage in plan.stages:
-        side, grid, block = side // 2, grid // 2, 0
+        side, grid, block = side // stage.stride, grid // stage.stride, 0
         for run in stage.runs:
             for _ in range(run.depth):
                 place = Place(stage.name, block, side)
-                stride = 2 if block == 0 else 1
+                stride = stage.stride if block == 0 else 1
                 if run.kind == "mbconv":
                     yield from _mbconv(place, width, run.width, stride=stride, config=config, plan=plan)
                 else:
@@ -78,6 +79,9 @@ def operations(config: ModelConfig, image_size: int) -> Iterator[Operation]:
 
 def _stem(plan: Architecture, side: int, *, bias: bool) -> Iterator[Operation]:
     place, width = Place("S0", -1, side), plan.stem_width
+    if plan.patch_size is not None:
+        yield _linear(place, 3 * plan.patch_size**2, width)
+        return
     yield _convolution(place, 3, width, bias=bias, pixels_in=4 * place.pixels)
     yield _norm(place, width, place.pixels, kind="batch")
     yield _gelu(place, width)
