@@ -1,0 +1,105 @@
+"""A killed and resumed fine-tuning run ends with the very bits of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet.checkpoint.fragments import KINDS
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.runtime.run_directory import read_lines
+
+ROOT = Path(__file__).parents[3]
+Command = Callable[..., list[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def last_checkpoint(directory: Path) -> Checkpoint:
+    return Checkpoint(max((directory / "checkpoints").glob("step-*")))
+
+
+def assert_equal_to_the_bit(first: Path, second: Path) -> None:
+    one, other = last_checkpoint(first), last_checkpoint(second)
+    assert one.step == other.step
+    compared = 0
+    for kind in KINDS:
+        assert one.names(kind) == other.names(kind)
+        for name in one.names(kind):
+            assert torch.equal(one.tensor(kind, name), other.tensor(kind, name)), f"{kind} {name}"
+            compared += 1
+    assert compared > 100
+    for key in ("updates", "data", "evaluation", "figures"):
+        assert one.facts[key] == other.facts[key]
+
+
+def kill_after_a_checkpoint(words: list[str], directory: Path, *, steps: int) -> None:
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any((directory / "checkpoints").glob(f"step-{steps:08d}")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any((directory / "checkpoints").glob("step-*")), "killed before the first checkpoint"
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(
+    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+) -> None:
+    words = command(tmp_path / "killed")
+    kill_after_a_checkpoint(words, tmp_path / "killed", steps=2)
+    kill_after_a_checkpoint(words, tmp_path / "killed", steps=8)
+    coatnet(*words)
+    assert_equal_to_the_bit(trained, tmp_path / "killed")
+    kinds = [row["kind"] for row in read_lines(tmp_path / "killed" / "events.jsonl")]
+    assert kinds.count("start") == 1 and kinds.count("resume") == 2
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
+    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+) -> None:
+    words = command(tmp_path / "stopped", save__every="6 steps")
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "stopped" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    coatnet(*command(tmp_path / "stopped", save__every="6 steps"))
+    assert_equal_to_the_bit(trained, tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_resumed_end_with_the_same_bits_and_nearly_those_of_one(
+    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+) -> None:
+    coatnet(*command(tmp_path / "whole", ranks=2, train__micro_batch="8"))
+    words = command(tmp_path / "killed", ranks=2, train__micro_batch="8")
+    kill_after_a_checkpoint(words, tmp_path / "killed", steps=4)
+    coatnet(*words)
+    assert_equal_to_the_bit(tmp_path / "whole", tmp_path / "killed")
+    one, two = last_checkpoint(trained), last_checkpoint(tmp_path / "whole")
+    for name in one.names("weight"):
+        assert torch.allclose(one.tensor("weight", name), two.tensor("weight", name), atol=2e-3), name
+
+
+def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
+    trained: Path, command: Command, coatnet: Run
+) -> None:
+    before = json.loads((trained / "summary.json").read_text())
+    done = coatnet(*command(trained), check=False)
+    assert done.returncode == 0
+    assert json.loads((trained / "summary.json").read_text())["top1"] == before["top1"]
+    refused = coatnet(*command(trained, optimizer__learning_rate="1e-3"), check=False)
+    assert refused.returncode == 2
+    assert "another config" in refused.stderr and refused.stderr.count("\n") == 1
