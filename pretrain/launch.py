@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coatnet.config import load_config
 from coatnet.runtime.launch import run_ranks
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import already_launched
 from pretrain.config import PretrainConfig
 
@@ -15,7 +16,7 @@ def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
     """Run the ranks and return the exit status.
 
     Raises:
-        UserError: the config is wrong.
+        UserError: the config is wrong, or another job holds the run directory.
     """
     config = load_config(PretrainConfig, path, overrides=overrides)
     arguments = [path, *overrides, *(["--force"] if force else [])]
@@ -24,7 +25,10 @@ def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
 
         main(arguments)
         return 0
-    logs = Path(config.run.directory) / "logs"
+    directory = Path(config.run.directory)
+    # Asked here as well, so that a second start ends at once and not after torch has been loaded.
+    Lease.acquire(directory).release()
+    logs = directory / "logs"
     return run_ranks(
         "pretrain.worker", arguments, ranks=config.launch.ranks or _devices(), log_directory=logs
     )

@@ -41,7 +41,7 @@ def train(run: Parts, stop: StopFlag) -> State:
                 run.evaluate(state)
             saving = any(wish & SAVE for wish in result.wishes)
             if stopping or saving or run.calendar.save_due(before=before, after=state.samples_seen):
-                run.checkpoints.save(state, wait=stopping or finished)
+                run.save(state, wait=stopping or finished)
             if stopping or finished:
                 break
     return state

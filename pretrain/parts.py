@@ -18,16 +18,20 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import SampleSource
+from pretrain.batches import settle_group_images
 from pretrain.calendar import Calendar
 from pretrain.checkpoints import Checkpoints
 from pretrain.config import PretrainConfig
+from pretrain.continuity import LossContinuity
 from pretrain.engine.engine import Engine
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard, Verdict
+from pretrain.health import Health
 from pretrain.recorder import Recorder
 from pretrain.state import State, digest_of_range
 from pretrain.stream import Stream
 from pretrain.trainer import StepResult, Trainer
+from pretrain.watchdog import Watchdog
 
 
 class Parts:
@@ -46,7 +50,7 @@ class Parts:
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
         model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
-        group_images = _group_images(config, world_size=ranks.world_size)
+        group_images = settle_group_images(config, ranks=ranks, run=run)
         model = build_model(
             model_config, norm=replace(config.norm, group_images=group_images), seed=config.seed
         )
@@ -97,20 +101,29 @@ class Parts:
         self._exclusions = run.path / "exclusions.json"
         rollbacks = self._read_exclusions()
         self.guard = Guard(config.guard, rollbacks=rollbacks)
+        self.health = Health(config.guard, ranks=ranks, stage=config.zero.stage)
+        self.watchdog = Watchdog(
+            run.logs / f"stacks-rank{ranks.rank}.txt",
+            hang_seconds=config.guard.hang_seconds,
+            start_seconds=config.guard.start_seconds,
+        )
+        self._continuity = LossContinuity()
         self._redone_until = 0
 
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
+        self.watchdog.start()
         self.trainer.rehearse(
             image_size=self.config.augment.image_size, samples=self.trainer.micro_batch or self._share()
         )
         state = self.checkpoints.resume()
-        if self.ranks.is_main:
-            rows = read_lines(self.run.metrics)
-            self._redone_until = max((row.get("samples_seen", 0) for row in rows), default=0)
-        self._redone_until = self.ranks.broadcast(self._redone_until)
         kind = "start" if state is None else "resume"
         state = state or State()
+        if self.ranks.is_main:
+            rows = list(read_lines(self.run.metrics))
+            self._redone_until = max((row.get("samples_seen", 0) for row in rows), default=0)
+            self._continuity.remember(rows, after=state.samples_seen)
+        self._redone_until = self.ranks.broadcast(self._redone_until)
         self.recorder.event(
             kind,
             samples_seen=state.samples_seen,
@@ -129,13 +142,34 @@ class Parts:
         """Measure the evaluation corpus, if there is one."""
         if self.evaluator is None:
             return
-        with self.account.measure("evaluation"):
+        with self.account.measure("evaluation"), self.watchdog.patience():
             state.figures = self.evaluator.measure(self.engine)
         self.recorder.evaluation(state, state.figures)
 
+    def save(self, state: State, *, wait: bool) -> None:
+        """Save, in the background or until it is done."""
+        with self.watchdog.patience():
+            self.checkpoints.save(state, wait=wait)
+
     def look_after(self, state: State, result: StepResult) -> None:
-        """Do what is done at every step without touching its result."""
+        """Do what is done at every step without touching its result.
+
+        Raises:
+            UserError: the ranks' weights differ.
+        """
+        self.watchdog.beat()
         self.checkpoints.raise_errors()
+        compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
+        if compared is not None:
+            self.recorder.event("loss_continuity", **compared)
+        for finding in self.health.check(self.engine.module, state, result):
+            self.recorder.event(finding.kind, step=state.step, **finding.fields)
+            if finding.kind == "silent_corruption":
+                raise UserError(
+                    f"the weights of ranks {finding.fields['ranks']} differ from the others' at step "
+                    f"{state.step}: silent corruption. The same command goes on from the last checkpoint; "
+                    "leave out the node if it happens again"
+                )
 
     def roll_back(self, state: State, verdict: Verdict) -> None:
         """Go back to before a spike and leave its samples out from now on."""
@@ -144,7 +178,8 @@ class Parts:
             known = _read_ranges(self._exclusions)
             ranges = [*known, [verdict.samples.start, verdict.samples.stop]]
             write_atomically(self._exclusions, json.dumps({"ranges": ranges}) + "\n")
-        state.become(self.checkpoints.restore(before=verdict.step))
+        with self.watchdog.patience():
+            state.become(self.checkpoints.restore(before=verdict.step))
 
     def finish(self, state: State) -> None:
         """Write the summary of a run that reached its end."""
@@ -159,6 +194,7 @@ class Parts:
 
     def close(self, state: State | None) -> None:
         """Finish what is under way."""
+        self.watchdog.stop()
         self.checkpoints.close()
         if state is not None:
             self.recorder.flush(state)
@@ -176,33 +212,6 @@ class Parts:
 
 def _read_ranges(path: Path) -> list[list[int]]:
     return json.loads(path.read_text())["ranges"] if path.exists() else []
-
-
-def _group_images(config: PretrainConfig, *, world_size: int) -> int:
-    """Return the images that batch norm looks at together, a divisor of every micro-batch.
-
-    Raises:
-        UserError: batches that cannot be cut evenly.
-    """
-    batches = [config.train.global_batch, *(change.global_batch for change in config.train.batch_changes)]
-    micro = config.train.micro_batch
-    for batch in batches:
-        if batch % world_size:
-            raise UserError(
-                f"train.global_batch is {batch}; allowed with {world_size} ranks: multiples of {world_size}"
-            )
-        if micro is not None and (batch // world_size) % micro:
-            raise UserError(
-                f"train.micro_batch is {micro}; allowed: divisors of {batch // world_size}, each rank's "
-                f"share of train.global_batch={batch}"
-            )
-    smallest = min(batches) // world_size
-    group = config.norm.group_images or micro or smallest
-    if (micro or smallest) % group:
-        raise UserError(
-            f"norm.group_images is {group}; allowed: divisors of the micro-batch, {micro or smallest}"
-        )
-    return group
 
 
 def _evaluator(config: PretrainConfig, *, classes: list[str], ranks: Ranks) -> Evaluator | None:

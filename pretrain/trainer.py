@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ class StepResult:
 
     Attributes:
         losses: the ranks' mean losses, in order of rank.
-        seconds: the ranks' times for the step, without waiting for each other at its end.
+        seconds: the ranks' own times, until they began to wait for each other in the last backward pass.
         gradient_norm: before clipping; infinite when the step was refused.
         digest: of the positions of the step's samples, `state.digest_of_positions`.
         wishes: which ranks ask for what (see `Wish`), as bits.
@@ -90,7 +89,6 @@ class Trainer:
             veto: judges the loss of all ranks before anything is changed; True refuses the step.
             label: the account's class for the time.
         """
-        began = time.monotonic()
         torch.manual_seed(derive_key(self._seed, _STEP_KEY, samples_seen) & ((1 << 63) - 1))
         ranks = self.engine.ranks
         with self._account.measure(label):
@@ -103,7 +101,7 @@ class Trainer:
         own = torch.tensor(
             [
                 float(update.loss),
-                time.monotonic() - began,
+                self.engine.own_seconds,
                 float(wish),
                 float(digest_of_positions(batch.positions.numpy())),
             ],

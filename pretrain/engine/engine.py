@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Engine:
     ) -> None:
         self.ranks, self.stage, self.precision = ranks, zero.stage, precision
         self.applied_steps = 0
+        self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
         self._deepspeed, *_ = load_deepspeed().initialize(
             model=model,
             optimizer=make_optimizer(
@@ -98,7 +100,7 @@ class Engine:
             veto: asked with this rank's loss before the last backward pass; True on all ranks refuses the
                 step by the same road that non-finite gradients take.
         """
-        count = len(micro_batches)
+        count, began = len(micro_batches), time.monotonic()
         total = torch.zeros((), device=self.ranks.device)
         for number, micro_batch in enumerate(micro_batches):
             last = number == count - 1
@@ -106,6 +108,8 @@ class Engine:
             with self._forward_context():
                 loss = loss_of(self._deepspeed, micro_batch) / count
             total += loss.detach()
+            if last:
+                self.own_seconds = time.monotonic() - began
             if last and veto is not None and veto(total):
                 loss = loss * float("nan")
             self._deepspeed.backward(loss)

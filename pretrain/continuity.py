@@ -1,0 +1,40 @@
+"""After a resume: does the first step see the loss that an earlier life recorded for the same samples?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Equal to the bit at one world size; another one adds up in another order.
+_TOLERANCE = 1e-4
+
+
+class LossContinuity:
+    """Compares the first step after a resume for which a record exists, once."""
+
+    def __init__(self) -> None:
+        self._recorded: dict[int, float] = {}
+
+    def remember(self, rows: Iterable[Mapping[str, Any]], *, after: int) -> None:
+        """Take the losses that earlier lives recorded beyond the position where this one begins."""
+        self._recorded = {
+            int(row["samples_seen"]): float(row["train/loss"])
+            for row in rows
+            if "train/loss" in row and row["samples_seen"] > after
+        }
+
+    def compare(self, *, samples_seen: int, loss: float) -> dict[str, Any] | None:
+        """Return the verdict's fields at the first recorded position, else None."""
+        recorded = self._recorded.get(samples_seen)
+        if recorded is None:
+            return None
+        self._recorded = {}
+        difference = abs(loss - recorded) / max(abs(recorded), 1e-12)
+        return {
+            "samples_seen": samples_seen,
+            "loss": loss,
+            "recorded": recorded,
+            "relative_difference": difference,
+            "continuous": math.isfinite(difference) and difference <= _TOLERANCE,
+        }

@@ -1,0 +1,77 @@
+"""Ends a rank that hangs, after its stacks have been written down. Knows no step and no model."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+EXIT_HANG = 75  # EX_TEMPFAIL: the launcher and SLURM's requeue may try again
+_KEPT_STEPS = 1000
+_LEAST_STEPS = 20
+_POLL_SECONDS = 0.5
+_P99_FACTOR = 5.0
+
+
+class Watchdog:
+    """A thread that expects a beat at least every max(`hang_seconds`, 5 × p99 of the steps)."""
+
+    def __init__(self, stacks: Path, *, hang_seconds: float, start_seconds: float) -> None:
+        self._stacks = stacks
+        self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
+        self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
+        self._beaten_at = time.monotonic()
+        self._patience_seconds = start_seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._beaten_at = time.monotonic()
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Say that a step is done."""
+        now = time.monotonic()
+        self._steps.append(now - self._beaten_at)
+        self._beaten_at = now
+        if len(self._steps) < _LEAST_STEPS:
+            self._patience_seconds = max(self._hang_seconds, self._start_seconds / 10)
+        elif len(self._steps) % _LEAST_STEPS == 0:
+            p99 = sorted(self._steps)[int(len(self._steps) * 0.99)]
+            self._patience_seconds = max(self._hang_seconds, _P99_FACTOR * p99)
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Wait as long as for the first step: what happens inside is no step."""
+        usual, self._patience_seconds = self._patience_seconds, self._start_seconds
+        try:
+            yield
+        finally:
+            self._beaten_at, self._patience_seconds = time.monotonic(), usual
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            silence = time.monotonic() - self._beaten_at
+            if silence > self._patience_seconds:
+                self._give_up(silence)
+
+    def _give_up(self, silence_seconds: float) -> None:
+        self._stacks.parent.mkdir(parents=True, exist_ok=True)
+        with self._stacks.open("a") as file:
+            print(f"no step for {silence_seconds:.0f} s; all stacks of process {os.getpid()}:", file=file)
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        print(f"error: no step for {silence_seconds:.0f} s; stacks: {self._stacks}", flush=True)
+        os._exit(EXIT_HANG)
