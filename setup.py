@@ -17,6 +17,7 @@ setup(
             sources=sorted(str(path) for path in SOURCE.glob("*.c")),
             depends=sorted(str(path) for path in SOURCE.glob("*.h")),
             extra_compile_args=["-std=c11", "-O3", "-fno-strict-aliasing", "-Wall", "-Wextra"],
+            libraries=["m"],
             optional=True,
         )
     ]

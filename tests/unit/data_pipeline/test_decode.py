@@ -89,6 +89,20 @@ def test_a_regions_pixels_are_libjpegs_to_the_last_bit(case: tuple[bytes, tuple[
 
 
 @needs_kernel
+@pytest.mark.parametrize("left", [0, 5])
+def test_chroma_halved_only_in_height_is_upsampled_as_libjpeg_does(left: int) -> None:
+    """Pillow writes no 4:4:0, but 4:2:2's blocks, read with the factors swapped, are some."""
+    payload = bytearray(jpeg(picture(16 * 5, 8 * 4), subsampling=1))
+    frame = payload.index(b"\xff\xc0")
+    payload[frame + 5 : frame + 9] = bytes([0, 16 * 4, 0, 8 * 5])
+    assert payload[frame + 11] == 0x21
+    payload[frame + 11] = 0x12
+    whole = np.asarray(Image.open(io.BytesIO(payload)))
+    found = decode_one(bytes(payload), (left, 3, 40, 61), (40 - left, 58), backend="kernel")
+    np.testing.assert_array_equal(found, whole[3:61, left:40])
+
+
+@needs_kernel
 @settings(max_examples=40, deadline=None)
 @given(jpegs_and_boxes(), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_avx2_and_the_plain_path_agree_to_the_last_bit(
