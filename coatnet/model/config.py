@@ -24,9 +24,8 @@ class ModelConfig:
     """A family member and what is changed in it.
 
     `depths` and `widths` have an entry per stage, the stem's first (whose depth is never read); `layout` is
-    four letters, "C-C-T-T". `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can be
-    fed later on.
-    The last six switches are the paper's constants; the weights of timm's models ask for others.
+    four letters, "C-C-T-T". `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can
+    be fed later on. The last six default to the paper's constants; weights of timm's models need others.
     """
 
     name: str = "coatnet_0"

@@ -1,0 +1,127 @@
+"""timm's CoAtNets and ours exchange weights and then compute the same logits."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_arguments, timm_config, to_timm
+from coatnet.config import UserError
+from coatnet.model import ModelConfig, build_model
+
+PEER = Path(__file__).parents[3] / "benchmarks" / "timm_peer.py"
+SMALL: dict[str, Any] = {"depths": [2, 1, 2, 2, 1], "widths": [16, 16, 32, 64, 96], "num_classes": 7}
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    spec = importlib.util.spec_from_file_location("timm_peer", PEER)
+    assert spec is not None and spec.loader is not None
+    peer: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    try:
+        return peer.import_timm()
+    except ImportError as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+
+
+def disturb(model: torch.nn.Module, *, seed: int) -> None:
+    """Give every tensor a value that shows: norms and statistics leave one and zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            noise = torch.rand(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(0.2 + 0.5 * noise)
+            elif name.endswith("running_mean"):
+                tensor.copy_(noise - 0.5)
+            elif "norm" in name and tensor.dim() == 1:
+                tensor.add_(0.4 * noise)
+            elif tensor.is_floating_point():
+                tensor.add_(0.05 * (noise - 0.5))
+
+
+def agree(theirs: torch.nn.Module, ours: torch.nn.Module, *, px: int) -> float:
+    images = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        difference = theirs.eval()(images) - ours.eval()(images)
+    return float(difference.abs().max())
+
+
+@pytest.mark.parametrize("name", ["coatnet_0_224", pytest.param("coatnet_2_224", marks=pytest.mark.slow)])
+def test_timm_weights_give_timms_logits(timm: Any, name: str) -> None:
+    theirs = timm.create_model(name)
+    disturb(theirs, seed=3)
+    config = timm_config(name)
+    ours = build_model(config)
+    ours.load_state_dict(from_timm(theirs.state_dict(), config))
+    assert agree(theirs, ours, px=224) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_every_tensor_of_every_size_finds_its_place_in_timm(timm: Any, name: str) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(name)
+    config = timm_config(name)
+    ours = build_model(config, device="meta")
+    there = to_timm(ours.state_dict(), config)
+    assert {key: value.shape for key, value in there.items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+    back = from_timm(theirs.state_dict(), config)
+    assert {key: value.shape for key, value in back.items()} == {
+        key: value.shape for key, value in ours.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stride_place": "depthwise"},
+        {"relative_attention": False},
+        {"head_size": 16, "layout": "C-T-C-T"},
+        {"pooling": "average", "gelu": "exact", "stem_bias": False, "padding": "symmetric"},
+    ],
+)
+def test_our_weights_give_our_logits_in_timm(timm: Any, changes: dict[str, Any]) -> None:
+    config = ModelConfig(image_size=64, **SMALL, **changes)
+    ours = build_model(config, seed=5)
+    disturb(ours, seed=6)
+    name, arguments = timm_arguments(config)
+    theirs = timm.create_model(name, **arguments)
+    theirs.load_state_dict(to_timm(ours.state_dict(), config))
+    assert agree(theirs, ours, px=64) < TOLERANCE
+
+
+def test_there_and_back_is_the_identity() -> None:
+    config = ModelConfig(image_size=64, **SMALL)
+    state = build_model(config, seed=1).state_dict()
+    back = from_timm(to_timm(state, config), config)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    config = ModelConfig(image_size=64, **SMALL)
+    state = to_timm(build_model(config, seed=1).state_dict(), config)
+    with pytest.raises(UserError, match=r"head\.fc\.weight is missing"):
+        from_timm({name: tensor for name, tensor in state.items() if name != "head.fc.weight"}, config)
+    with pytest.raises(UserError, match="relative_position_bias_table is"):
+        from_timm(state, ModelConfig(image_size=96, **SMALL))
+    with pytest.raises(UserError, match="gamma has no place"):
+        from_timm({**state, "stages.2.blocks.0.ls1.gamma": torch.ones(1)}, config)
+
+
+@pytest.mark.parametrize("name", ["coatnet_6", "coatnet_7", "vit_rel"])
+def test_what_timm_cannot_hold_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="timm has no"):
+        timm_arguments(ModelConfig(name=name))
+    with pytest.raises(UserError, match="allowed: coatnet_0_224"):
+        timm_config("coatnet_0_rw_224")
