@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# cuDNN's kernel is left out: with a mask it gives NaN gradients where N % 128 == 64 (pytorch#196678: 384 px has
+# N = 576) and reads an fp32 mask as bf16 (pytorch#191612). Flash takes no mask.
+_SAFE_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class RelativeBias(nn.Module):
@@ -43,6 +48,25 @@ class RelativeBias(nn.Module):
         return table.flatten(1)[:, index.reshape(-1)].view(-1, tokens, tokens)
 
 
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return softmax(q·k/√d + bias)·v, the softmax in fp32; the reference, and the quickest on a CPU.
+
+    Shape: q, k, v (B, heads, N, d); bias (heads, N, N) → (B, heads, N, d).
+    Source: paper eq. 3.
+    """
+    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The same by a kernel that keeps no scores and works in fp32 inside; the mask has q's dtype."""
+    mask = None if bias is None else bias.to(q.dtype)[None]
+    with sdpa_kernel(_SAFE_KERNELS):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 class RelativeAttention(nn.Module):
     """Multi-head self-attention over all positions. Shape: (B, H, W, Cin) → (B, H, W, C)."""
 
@@ -58,11 +82,8 @@ class RelativeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
         q, k, v = (self._split(linear(x)) for linear in (self.query, self.key, self.value))
-        scores = (q * self.head_size**-0.5) @ k.transpose(-2, -1)
-        scores = scores.float()
-        if self.bias is not None:
-            scores = scores + self.bias(height, width)
-        mixed = scores.softmax(dim=-1).to(v.dtype) @ v
+        bias = None if self.bias is None else self.bias(height, width)
+        mixed = fused_attention(q, k, v, bias) if q.is_cuda else plain_attention(q, k, v, bias)
         return self.out(mixed.transpose(1, 2).reshape(batch, height, width, -1))
 
     def _split(self, x: Tensor) -> Tensor:

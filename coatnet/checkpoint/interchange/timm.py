@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from coatnet.config import UserError
-from coatnet.model.blocks import MBConv
 from coatnet.model.config import ModelConfig, architecture
 from coatnet.model.family import SE_RATIO
 from coatnet.model.network import build_model
@@ -197,11 +196,7 @@ def to_timm(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tenso
 def _pairs(config: ModelConfig) -> Iterator[_Pair]:
     """Yield every tensor of the network's state dict with its place in timm's."""
     model = build_model(config, device="meta")
-    blocks = {
-        f"stages.{stage}.{number}": isinstance(block, MBConv)
-        for stage, members in model.stages.items()
-        for number, block in enumerate(members)  # type: ignore[arg-type]
-    }
+    kinds = {stage.name: stage.runs[0].kind for stage in architecture(config).stages}
     head_size = architecture(config).head_size
     for name, tensor in model.state_dict().items():
         module, _, leaf = name.rpartition(".")
@@ -214,8 +209,7 @@ def _pairs(config: ModelConfig) -> Iterator[_Pair]:
         if inner == _TABLE:
             yield _Pair(name, f"{prefix}.{_TIMM_TABLE}", shape, heads=shape[0])
             continue
-        is_mbconv = blocks[f"stages.{stage}.{number}"]
-        theirs = (_MBCONV if is_mbconv else _TRANSFORMER)[inner]
+        theirs = (_MBCONV if kinds[stage] == "mbconv" else _TRANSFORMER)[inner]
         if inner == "attention_norm" and number == "0":
             theirs += ".norm"  # where the resolution is halved, the norm stands before a pooling
         part = _PARTS.index(inner) if inner in _PARTS else None
