@@ -29,6 +29,7 @@ class Ending:
     Args:
         status: srun's exit status, or that of the first rank that failed: the others' are signals.
         node: where that rank was, if srun said so.
+        message: the last words of its log.
         done: the run says that it is finished.
         stopped: the run says that *this* attempt saved and stopped because it was told to.
         cancelled: the user cancelled the run by its marker.
@@ -40,6 +41,7 @@ class Ending:
 
     status: int
     node: str
+    message: str
     done: bool
     stopped: bool
     cancelled: bool
@@ -60,12 +62,13 @@ def decide(ending: Ending) -> tuple[Action, str]:
     if ending.stopped and ending.status == 0:
         return Action.CONTINUE, "saved and stopped as asked"
     if ending.user_error:
-        return Action.FAIL, "the config or its data are wrong (status 2); see the rank's log"
+        return Action.FAIL, ending.message or "the config or its data are wrong (status 2)"
     if ending.warned:
         return Action.CONTINUE, f"asked to stop, ended with status {ending.status}"
     reason = "ended without being done or stopped"
     if ending.status:
         reason = f"a rank on {ending.node or 'an unknown node'} ended with status {ending.status}"
+        reason += f": {ending.message}" if ending.message else ""
     if ending.retries_left > 0:
         return Action.RETRY, reason
     return Action.FAIL, reason

@@ -12,7 +12,7 @@ from cluster.names import check_options
 
 _FIRST_PORT = 20000
 _LAUNCHER_WAIT_SECONDS = 120  # for the other ranks after the first one ended well
-_EXITED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? [\d,-]+: Exited with exit code (\d+)")
+_EXITED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d+)[\d,-]*: Exited with exit code (\d+)")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,22 @@ def rank_environment(
     return environment
 
 
-def exit_codes(lines: Sequence[str]) -> list[tuple[str, int]]:
-    """Read (node, status) of the ranks that failed from srun's messages, in their order."""
-    return [(found[1], int(found[2])) for line in lines if (found := _EXITED.search(line))]
+@dataclass(frozen=True)
+class Failure:
+    """The first rank that failed, as srun told it."""
+
+    node: str
+    rank: int
+    status: int
+
+
+def first_failure(lines: Sequence[str]) -> Failure | None:
+    """Find the first rank that failed in srun's messages; those after it were ended by srun."""
+    for line in lines:
+        found = _EXITED.search(line)
+        if found:
+            return Failure(found[1], int(found[2]), int(found[3]))
+    return None
 
 
 def _srun(job: Job, *, nodes: Sequence[str], tasks_per_node: int, output: str) -> list[str]:

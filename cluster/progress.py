@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 _TAIL_BYTES = 1 << 16
+_MESSAGE_CHARACTERS = 300
+_RANK_PREFIX = re.compile(r"^(\[rank\d+\]:|error:)\s*")
+_LAUNCHER_WORDS = ("slurmstepd", "srun:")
 
 
 def newest_step(directory: Path) -> int:
@@ -39,3 +43,12 @@ def last_records(path: Path, *, count: int) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def last_words(logs: Path, label: str, *, rank: int) -> str:
+    """Return the last line of a rank's log that is its own, which for Python is the error's message."""
+    for line in reversed(last_lines(logs / f"{label}.rank-{rank}.log", count=50)):
+        text = _RANK_PREFIX.sub("", line).strip()
+        if text and not text.startswith(_LAUNCHER_WORDS):
+            return text[:_MESSAGE_CHARACTERS]
+    return ""

@@ -19,9 +19,9 @@ from cluster import slurm
 from cluster.decide import Action, Ending, decide
 from cluster.history import History, Life
 from cluster.job import MARKERS, Job, read_job
-from cluster.launch import Attempt, exit_codes, rank_command, rank_environment
+from cluster.launch import Attempt, first_failure, rank_command, rank_environment
 from cluster.preflight import Preflight, PreflightError
-from cluster.progress import newest_step
+from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
 from cluster.succession import Succession
 from coatnet.runtime.run_directory import RunDirectory
@@ -29,6 +29,7 @@ from coatnet.runtime.run_directory import RunDirectory
 EXIT_HELD = 1
 EXIT_OCCUPIED = 3
 _EXIT_USER_ERROR = 2
+_LEASE_HELD = "held by process"
 _END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
 
 
@@ -134,17 +135,20 @@ class Supervisor:
             status, messages = self._run_ranks(attempt, nodes=nodes)
         if status == 0 and self.job.protocol != MARKERS and not self.warned:
             self.run.mark("done", attempt=attempt.token)
-        failures = exit_codes(messages)
-        node, status = failures[0] if failures else ("", status)
+        failure = first_failure(messages) if status else None
+        status = failure.status if failure else status
+        message = last_words(self.directory / "logs", attempt.label, rank=failure.rank if failure else 0)
         return Ending(
-            node=node,
             status=status,
+            node=failure.node if failure else "",
+            message=message if status else "",
             done=self.run.marker("done") is not None,
             stopped=self._stopped(attempt),
             cancelled=self.run.marker("cancelled") is not None,
             state=slurm.patient_job_state(self.job_id),
             warned=self.warned,
-            user_error=status == _EXIT_USER_ERROR,
+            # a lease that a dying job still holds is free again in seconds
+            user_error=status == _EXIT_USER_ERROR and _LEASE_HELD not in message,
             retries_left=self.job.site.retries + 1 - attempt.number,
         )
 

@@ -14,8 +14,9 @@ from stand_in import fold
 
 from cluster.history import History, Life
 from cluster.job import Job
+from cluster.pipeline import prepare_pipeline, submit_pipeline
 from cluster.site import PreflightConfig, SiteConfig
-from cluster.submission import Prepared, submit
+from cluster.submission import Prepared, Request, prepare, submit
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 SITE = {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "time": "00:30:00"}
@@ -108,3 +109,46 @@ def start(
     run = Run(cluster, directory, steps)
     run.job_id = submit(Prepared(job, folder, None, None), snapshot=False)
     return run
+
+
+def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
+    """Submit an array whose tasks each write a file of their own."""
+    os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    directory.mkdir()
+    request = Request("shard", "output-{task}", (), _site(), directory=directory, array=tasks)
+    prepared = prepare(request)
+    prepared.job.program = str(_shell(directory, 'sleep 0.2; echo "$1" > "$2"'))
+    prepared.job.working_directory = str(directory)
+    return Run(cluster, directory, 0, submit(prepared, snapshot=False))
+
+
+def start_pipeline(cluster: FakeCluster, folder: Path, *, order: Path) -> dict[str, str]:
+    """Submit three stages, the first of them as a chain, and return their jobs."""
+    os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    stage = "{command: evaluate, target: %s, directory: %s, after: [%s], site: {continuation: %s, %s}}"
+    plain = "gpus_per_node: 0, cpus_per_task: 1, time: '30'"
+    lines = ["stages:"]
+    for name, after, mode in (
+        ("first", "", "chain"),
+        ("middle", "first", "requeue"),
+        ("last", "middle", "requeue"),
+    ):
+        lines.append(f"  {name}: " + stage % (name, folder / name, after, mode, plain))
+    path = folder / "pipeline.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    prepared = prepare_pipeline(path, site=None, overrides=[])
+    program = _shell(folder, f'echo "$2" >> {order}')
+    for one in prepared.values():
+        one.job.program, one.job.working_directory = str(program), str(folder)
+    return submit_pipeline(path, prepared)
+
+
+def _shell(folder: Path, line: str) -> Path:
+    path = folder / "program"
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return path
+
+
+def _site(**changes: Any) -> SiteConfig:
+    return SiteConfig(**{**SITE, "preflight": PreflightConfig(enabled=False), **changes})

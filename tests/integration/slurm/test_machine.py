@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from fake_cluster import FakeCluster
-from runs import start
+from runs import start, start_array, start_pipeline
+
+from cluster.site import PreflightConfig
+from coatnet.config import UserError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
@@ -86,6 +89,7 @@ def test_a_mistake_in_the_config_is_never_tried_again(slurm_cluster: FakeCluster
     assert [(life.outcome, life.tries) for life in run.lives] == [("failed", 1)]
 
 
+@pytest.mark.every_scenario
 @pytest.mark.parametrize("partition", ["batch", "patient"], ids=["without grace", "with grace"])
 def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
     slurm_cluster: FakeCluster, tmp_path: Path, partition: str
@@ -167,8 +171,6 @@ def test_a_chain_goes_on_in_its_successor_and_leaves_none_behind(
 
 
 def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
-    from coatnet.config import UserError
-
     run = start(slurm_cluster, tmp_path / "run", steps=10_000)
     run.reach(5)
     with pytest.raises(UserError, match=f"has job {run.job_id} already"):
@@ -180,3 +182,57 @@ def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp
     assert slurm_cluster.state(run.job_id) == "RUNNING"
     slurm_cluster.client("scancel", run.job_id)
     run.ends("CANCELLED")
+
+
+@pytest.mark.every_scenario
+def test_a_node_that_fails_its_checks_is_excluded_with_the_reason(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=20, preflight=failing_on("fake1", tmp_path))
+    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
+    first, second = run.lives
+    assert first.outcome == "excluded" and "fake1" in first.excluded
+    assert "this node is bad" in first.excluded["fake1"]
+    assert "fake1" not in second.nodes and second.outcome == "done"
+
+
+def test_a_spare_node_takes_the_place_of_a_bad_one_at_once(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=20, preflight=failing_on("fake1", tmp_path), spares=1)
+    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
+    (life,) = run.lives
+    assert len(life.nodes) == 3 and life.outcome == "done" and list(life.excluded) == ["fake1"]
+    assert not list((run.directory / "logs").glob("*fake1*"))
+
+
+def failing_on(node: str, folder: Path) -> PreflightConfig:
+    """Return checks of which a site's own fails on one node."""
+    script = folder / "check"
+    script.write_text(
+        f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {node} ] || {{ echo this node is bad; exit 1; }}\n'
+    )
+    script.chmod(0o755)
+    return PreflightConfig(free_space_bytes=1, shared_memory_bytes=1, commands=[[str(script)]])
+
+
+def test_an_array_runs_each_of_its_tasks_once_and_goes_on_after_a_warning(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start_array(slurm_cluster, tmp_path / "array", tasks=3)
+    done = [tmp_path / "array" / f"task-{number:04d}" / "done" for number in range(3)]
+    slurm_cluster.wait_for(lambda: all(path.exists() for path in done), seconds=60, what="three tasks")
+    written = sorted(path.name for path in (tmp_path / "array").glob("output-*"))
+    assert written == ["output-0", "output-1", "output-2"]
+    slurm_cluster.wait_for(
+        lambda: not slurm_cluster.client("squeue", "-h").strip(), seconds=20, what="no jobs"
+    )
+    assert run.job_id
+
+
+def test_a_pipeline_runs_its_stages_one_after_the_other(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    jobs = start_pipeline(slurm_cluster, tmp_path, order=order)
+    slurm_cluster.wait_for_state(jobs["last"], "COMPLETED", "FAILED")
+    assert order.read_text().split() == ["first", "middle", "last"]
+    assert start_pipeline(slurm_cluster, tmp_path, order=order) == dict.fromkeys(jobs, "done")

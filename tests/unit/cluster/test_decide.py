@@ -13,6 +13,7 @@ def ending(**changes: object) -> Ending:
     values: dict[str, object] = {
         "status": 0,
         "node": "n1",
+        "message": "",
         "done": False,
         "stopped": False,
         "cancelled": False,
@@ -53,4 +54,5 @@ def test_a_job_that_slurm_is_ending_is_never_continued_or_tried_again() -> None:
 
 
 def test_a_failure_names_the_node_and_the_status() -> None:
-    assert decide(ending(status=7, node="fake2"))[1] == "a rank on fake2 ended with status 7"
+    given = ending(status=7, node="fake2", message="RuntimeError: no")
+    assert decide(given)[1] == "a rank on fake2 ended with status 7: RuntimeError: no"

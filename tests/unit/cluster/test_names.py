@@ -19,8 +19,8 @@ from coatnet.config import UserError
 
 _COMMANDS = ["$({})", "`{}`", "; {}", "&& {}", "| {}", "\n{}"]
 _PIECES = [text.format("touch {mark}") for text in _COMMANDS] + [
-    "'", '"', "\\", "%j", "%x", "#SBATCH --wrap=x", "--wrap=touch", "\r\n", "\t", " ", "${{IFS}}", "*", "?", "../",
-    "~root", "é", "\u202e", "\0", "-", "--", ">", "<", "!", "a", "run",
+    "'", '"', "\\", "%j", "%x", "#SBATCH --wrap=x", "--wrap=touch", "\r\n", "\t", " ", "${{IFS}}", "*", "?",
+    "../", "~root", "é", "\u202e", "\0", "-", "--", ">", "<", "!", "a", "run",
 ]  # fmt: skip
 
 

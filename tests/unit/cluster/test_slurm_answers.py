@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster import slurm
-from cluster.launch import exit_codes
+from cluster.launch import Failure, first_failure
 
 _RUNNING = {"job_id": 12, "state_reason": "None", "name": "first", "nodes": "fake[1-2]", "restart_cnt": 1}
 _PENDING = {"job_id": 14, "state_reason": "Priority", "name": "shards", "nodes": "", "restart_cnt": 0}
@@ -58,7 +58,8 @@ def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:
         "srun: error: fake2: task 1: Exited with exit code 7\n",
         "srun: error: fake1: tasks 0,2-3: Exited with exit code 143\n",
     ]
-    assert exit_codes(lines) == [("fake2", 7), ("fake1", 143)]
+    assert first_failure(lines) == Failure("fake2", 1, 7)
+    assert first_failure(["fine\n"]) is None
 
 
 def test_a_missing_command_is_a_clear_error() -> None:

@@ -1,0 +1,153 @@
+"""Predicted against measured on this machine's cores: memory and step time of three model sizes.
+
+    .venv/bin/python benchmarks/plan.py            # prints the table of benchmarks/plan.md
+
+Time is a rank's own processor time per step, on one core: other work on the machine slows the clock on the
+wall, but hardly this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.planning.request import plan_of
+
+COATNET = Path(sys.executable).parent / "coatnet"
+CONFIG = """\
+model: {{name: coatnet_0, depths: {depths}, widths: {widths}}}
+norm: {{group_images: 2}}
+data: {{train: [{{path: {shards}}}], threads: 1}}
+augment: {{image_size: {image_size}}}
+schedule: {{warmup: 2 steps}}
+train: {{duration: {steps} steps, global_batch: {global_batch}, micro_batch: {micro_batch}}}
+save: {{every: 100000 steps}}
+evaluate: {{every: 1000 epochs}}
+run: {{directory: {directory}}}
+launch: {{ranks: 2}}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and batch."""
+
+    name: str
+    depths: list[int]
+    widths: list[int]
+    image_size: int
+    micro_batch: int
+    steps: int
+
+
+CASES = (
+    Case("4 M, 96 px", [1, 1, 2, 3, 1], [32, 48, 96, 192, 256], 96, 8, 14),
+    Case("13 M, 96 px", [1, 2, 3, 5, 1], [48, 64, 128, 256, 512], 96, 8, 10),
+    Case("25 M, 96 px", [2, 2, 3, 5, 2], [64, 96, 192, 384, 768], 96, 8, 8),
+)
+
+
+def main() -> None:
+    """Measure every case and print a row for each."""
+    folder = Path(tempfile.mkdtemp(prefix="plan-"))
+    try:
+        shards = make_corpus(folder)
+        print("| model | MiB predicted | measured | error | s/step predicted | measured | error |")
+        print("|---|---|---|---|---|---|---|")
+        for case in CASES:
+            print(row(case, folder, shards), flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+def row(case: Case, folder: Path, shards: Path) -> str:
+    """Run one case beside its plan."""
+    directory = folder / "run"
+    shutil.rmtree(directory, ignore_errors=True)
+    values = {**case.__dict__, "global_batch": 2 * case.micro_batch, "shards": shards, "directory": directory}
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.format(**values))
+    plan, _ = plan_of("pretrain", config, ["hardware=cpu2", "gpus_per_node=2"])
+    memory, seconds = measure(config, directory, global_batch=2 * case.micro_batch)
+    cells = [case.name, f"{plan.memory.total / 2**20:.0f}", f"{memory / 2**20:.0f}"]
+    cells += [f"{plan.memory.total / memory - 1:+.0%}", f"{plan.step.seconds:.2f}", f"{seconds:.2f}"]
+    return "| " + " | ".join([*cells, f"{plan.step.seconds / seconds - 1:+.0%}"]) + " |"
+
+
+def measure(config: Path, directory: Path, *, global_batch: int) -> tuple[float, float]:
+    """Return a rank's peak memory in bytes, and its processor seconds per step after the second step."""
+    command = [str(COATNET), "pretrain", str(config)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    peak, points = 0.0, list[tuple[int, float]]()
+    while process.poll() is None:
+        ranks = children(process.pid)
+        peak = max([peak, *(peak_bytes(pid) for pid in ranks)])
+        seen = samples_seen(directory / "metrics.jsonl")
+        if ranks and seen and (not points or seen > points[-1][0]):
+            points.append((seen, sum(processor_seconds(pid) for pid in ranks) / len(ranks)))
+        time.sleep(0.05)
+    assert process.returncode == 0 and len(points) > 2, "the run failed or was too short"
+    (first, began), (last, ended) = points[0], points[-1]
+    return peak, (ended - began) / ((last - first) / global_batch)
+
+
+def make_corpus(folder: Path) -> Path:
+    """Write random photographs of two classes and pack them."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        (folder / "images" / str(label)).mkdir(parents=True)
+        for number in range(40):
+            pixels = generator.integers(0, 255, (96, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / str(label) / f"{number}.jpg")
+    subprocess.run([str(COATNET), "shard", str(folder / "images"), str(folder / "shards")], check=True,
+                   capture_output=True)  # fmt: skip
+    return folder / "shards"
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that `pid` started."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def peak_bytes(pid: int) -> float:
+    """Return the largest resident size that a process had."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def samples_seen(path: Path) -> int:
+    """Return how far the run is."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line).get("samples_seen", 0) for line in lines if line.endswith("}")), default=0)
+
+
+if __name__ == "__main__":
+    main()
