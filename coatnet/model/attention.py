@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# cuDNN's kernel is left out: with a mask it gives NaN gradients where N % 128 == 64 (pytorch#196678: 384 px has
-# N = 576) and reads an fp32 mask as bf16 (pytorch#191612). Flash takes no mask.
+# cuDNN's kernel is left out: with a mask it gives NaN gradients where N % 128 == 64 (pytorch#196678: 384 px
+# has N = 576) and reads an fp32 mask as bf16 (pytorch#191612). Flash takes no mask.
 _SAFE_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 

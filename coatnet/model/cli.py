@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from coatnet.model.cost import Cost, ModelCost
 
 _MIB = 1 << 20
+_TABLE_WIDTH = 120
 _PX = typer.Option("--px", help="Side of the input in pixels, a multiple of 32.")
 _JSON = typer.Option("--json", help="Print JSON.")
 
@@ -135,4 +136,6 @@ def _print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]
         table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps lines; numbers are never cut
+    console.print(table)
