@@ -191,11 +191,11 @@ def inspect_order(
     from coatnet.config import UserError
     from coatnet.runtime.progress import progress
     from data_pipeline.config import DataConfig
-    from data_pipeline.loader import make_order
     from data_pipeline.open_corpus import open_corpus
     from data_pipeline.order import Order
     from data_pipeline.tools.order_proof import first_reads, prove_order
     from data_pipeline.tools.tables import print_order
+    from data_pipeline.training_order import make_order
 
     sizes = [int(size) for size in world_sizes.split(",") if size.strip().isdigit() and int(size)]
     misfits = [size for size in sizes if global_batch % size]

@@ -19,14 +19,12 @@ from data_pipeline.budget import BadSampleBudget
 from data_pipeline.config import DataConfig
 from data_pipeline.filling import BatchFiller, PendingBatch
 from data_pipeline.lookahead import Lookahead
-from data_pipeline.mixture import Mixture
 from data_pipeline.open_corpus import open_train_corpora
-from data_pipeline.order import Order, PositionOrder, step_positions
-from data_pipeline.permutation import derive_key
+from data_pipeline.order import step_positions
 from data_pipeline.prefetch import made_ahead
 from data_pipeline.record import SampleSource
+from data_pipeline.training_order import make_order
 
-_CORPUS = 4  # a key's purpose; the orders' own are 1 to 3
 _MAX_CHUNK = 32
 _STATE_VERSION = 1
 _STATE_NAMES = {"corpora": "data.train", "seed": "seed", "order": "data.lanes, window or tail"}
@@ -165,41 +163,6 @@ class TrainLoader:
             places = self._order.locate(positions)
             yield self._filler.plan(positions, places, image_size=self._image_size, chunk=self._chunk)
             samples_seen += self._global_batch
-
-
-def make_order(
-    corpora: Sequence[SampleSource], data: DataConfig, *, seed: int, global_batch: int
-) -> PositionOrder:
-    """Return the order of a mixture of corpora.
-
-    Raises:
-        UserError: a corpus without samples, or one that does not fill a step when the tail is dropped.
-    """
-    if data.tail == "drop" and len(corpora) > 1:
-        raise UserError("data.tail is 'drop' with several corpora; allowed there: continue")
-    orders = []
-    for number, corpus in enumerate(corpora):
-        dropped = corpus.samples % global_batch if data.tail == "drop" else 0
-        if corpus.samples - dropped < 1:
-            raise UserError(
-                f"data.train[{number}]: holds {corpus.samples} samples, less than one global_batch of "
-                f"{global_batch}; allowed: a smaller batch, or data.tail=continue"
-            )
-        orders.append(
-            Order(
-                corpus.counts,
-                seed=derive_key(seed, _CORPUS, number),
-                lanes=data.lanes,
-                window=data.window,
-                epoch_samples=corpus.samples - dropped,
-            )
-        )
-    if len(orders) == 1:
-        return orders[0]
-    try:
-        return Mixture(orders, [entry.weight for entry in data.train], seed=derive_key(seed, _CORPUS))
-    except ValueError as error:
-        raise UserError(f"data.train: {error}") from None
 
 
 def _common_classes(corpora: Sequence[SampleSource]) -> list[str]:

@@ -16,9 +16,10 @@ from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.device import DeviceTransform
 from data_pipeline.evaluate_loader import EvaluateLoader
-from data_pipeline.loader import TrainLoader, make_order
+from data_pipeline.loader import TrainLoader
 from data_pipeline.permutation import shuffled
 from data_pipeline.record import Record, SampleSource
+from data_pipeline.training_order import make_order
 
 _CAPTION = 16
 _GAP = 4

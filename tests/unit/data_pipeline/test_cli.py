@@ -1,0 +1,131 @@
+"""The data commands as a user types them, in one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from coatnet.config import UserError
+from data_pipeline import cli
+
+RUNNER = CliRunner()
+
+
+def run(function, *arguments: str | Path, status: int = 0) -> str:
+    app = typer.Typer()
+    app.command()(function)
+    result = RUNNER.invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.stdout
+
+
+def test_shard_prints_what_it_wrote(image_folder: Path, tmp_path: Path) -> None:
+    made = json.loads(run(cli.shard, image_folder, tmp_path / "out", "--shard-samples", "50", "--json"))
+    assert made["all"] == {"shards": 3, "classes": 3, "written": 120, "skipped": 0, "odd": 0, "duplicates": 0}
+    again = run(cli.shard, image_folder, tmp_path / "out", "--shard-samples", "50")
+    assert "3 shards, 3 classes, 120 written" in again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard-size", "big"], "'big' is no size"),
+        (["--policy", "cmyk"], "expected KIND=ACTION"),
+        (["--policy", "cmyk=eat"], "cmyk is 'eat'; allowed: keep, convert, skip, stop"),
+        (["--policy", "smell=keep"], "smell"),
+        (["--check", "taste"], "check is 'taste'; allowed: decode, header"),
+        (["--validation", "1.5"], "allowed: 0 up to, but not, 1"),
+        (["--in-place"], "or --in-place without one"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_error(
+    image_folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(cli.shard, image_folder, tmp_path / "out", *arguments)
+
+
+def test_inspect_shards_counts_verifies_and_lints(shard_folder: Path) -> None:
+    facts = json.loads(run(cli.inspect_shards, shard_folder, "--verify", "--lint", "--json"))
+    assert facts["samples"] == 120
+    assert facts["classes"] == {"ant": 40, "bee": 40, "cat": 40}
+    assert facts["formats"] == {"JPEG": 120}
+    assert facts["problems"] == []
+    assert "nothing is damaged" in run(cli.inspect_shards, shard_folder, "--verify")
+
+
+def test_inspect_shards_names_damage_and_fails(shard_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    path = folder / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    facts = json.loads(run(cli.inspect_shards, folder, "--verify", "--json", status=1))
+    assert {problem["shard"] for problem in facts["problems"]} == {"shard-000001.tar"}
+    assert any(problem["sample"] == 0 for problem in facts["problems"])
+
+
+def test_inspect_order_proves_exactly_once(shard_folder: Path) -> None:
+    proof = json.loads(
+        run(
+            cli.inspect_order,
+            shard_folder,
+            *("--world-sizes", "1,2,3,24", "--global-batch", "24", "--show-steps", "1", "--json"),
+        )
+    )
+    assert proof["exactly_once"] is True
+    assert [row["world_size"] for row in proof["world_sizes"]] == [1, 2, 3, 24]
+    assert len(proof["reads"]) == 1 + 2 + 3 + 24
+    with pytest.raises(UserError, match="allowed are divisors of the global batch, 24"):
+        run(cli.inspect_order, shard_folder, "--world-sizes", "7", "--global-batch", "24")
+
+
+def test_inspect_throughput_says_what_holds_a_model_back(shard_folder: Path) -> None:
+    rows = json.loads(
+        run(
+            cli.inspect_throughput,
+            *(
+                shard_folder,
+                "image_size=16",
+                "--threads",
+                "1",
+                "--seconds",
+                "0.1",
+                "--needs",
+                "1e9",
+                "--json",
+            ),
+        )
+    )
+    assert rows[0]["images_per_second"] > 0
+    assert rows[0]["held_back_percent"] > 90
+
+
+@pytest.mark.parametrize("augment", [[], ["mixup=0.8", "randaugment_n=2", "randaugment_m=9"]])
+def test_preview_draws_a_sheet(shard_folder: Path, tmp_path: Path, augment: list[str]) -> None:
+    run(
+        cli.preview,
+        *(shard_folder, "image_size=24", *augment),
+        *("--output", tmp_path / "sheet.png", "--images", "6", "--columns", "3"),
+    )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (3 * 28 + 4, 2 * (2 * 24 + 16 + 8) + 4)
+
+
+def test_no_command_imports_anything_heavy_for_its_help() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, data_pipeline.cli; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
