@@ -33,9 +33,7 @@ Status huffman_build(Huffman *table, int is_dc) {
 }
 
 const uint8_t *bits_start(Bits *bits, uint8_t *to, const uint8_t *from, const uint8_t *end) {
-    bits->next = to;
-    bits->buffer = 0;
-    bits->bits = 0;
+    uint8_t *const start = to;
     const uint8_t *marker = NULL;
     while (end - from >= 2) {
         const uint8_t *stop = memchr(from, 0xFF, (size_t)(end - from - 1));
@@ -50,105 +48,103 @@ const uint8_t *bits_start(Bits *bits, uint8_t *to, const uint8_t *from, const ui
         *to++ = 0xFF;
         from += 2;
     }
-    bits->end = to;
+    *bits = (Bits){start, 0, 8 * (uint64_t)(to - start)};
     memset(to, 0, BITS_MARGIN);
     return marker;
 }
 
-int bits_overrun(const Bits *bits) { return (bits->next - bits->end) * 8 > bits->bits; }
+int bits_overrun(const Bits *bits) { return bits->position > bits->size; }
 
-int bits_finished(const Bits *bits) {
-    const ptrdiff_t left = (bits->end - bits->next) * 8 + bits->bits;
-    return left >= 0 && left <= 7;
-}
+int bits_finished(const Bits *bits) { return bits->position <= bits->size && bits->size - bits->position <= 7; }
 
-/* Leave at least 56 valid bits, from eight bytes at once. */
-static inline void refill(Bits *bits) {
+/* Return the next bits, left-aligned: 57 or more of the 64 are valid. */
+static inline uint64_t peek(const Bits *bits) {
     uint64_t eight;
-    memcpy(&eight, bits->next, 8);
+    memcpy(&eight, bits->bytes + (bits->position >> 3), 8);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     eight = __builtin_bswap64(eight);
 #endif
-    bits->buffer |= eight >> bits->bits;
-    bits->next += (63 - bits->bits) >> 3;
-    bits->bits |= 56;
-}
-
-static inline void consume(Bits *bits, int count) {
-    bits->buffer <<= count;
-    bits->bits -= count;
+    return eight << (bits->position & 7);
 }
 
 /* Find a symbol whose code is longer than the table's index; all zero for a code that does not exist. */
-static Symbol long_symbol(uint64_t buffer, const Huffman *table, int is_dc) {
-    const unsigned prefix = (unsigned)(buffer >> 48);
+static Symbol long_symbol(uint64_t window, const Huffman *table, int is_dc) {
+    const unsigned prefix = (unsigned)(window >> 48);
     int length = LOOKAHEAD + 1;
     while (length <= 16 && prefix >= table->limit[length]) length++;
     if (length > 16) return (Symbol){0, 0, 0, 0};
     return describe(length, table->symbols[((int)(prefix >> (16 - length)) + table->offset[length]) & 255], is_dc);
 }
 
-static inline Symbol next_symbol(const Bits *bits, const Huffman *table, int is_dc) {
-    const Symbol symbol = table->fast[bits->buffer >> (64 - LOOKAHEAD)];
-    return symbol.length ? symbol : long_symbol(bits->buffer, table, is_dc);
-}
-
 /* The value behind a symbol's code, without branches: JPEG's signed numbers, Annex F.2.2.1. */
-static inline int value_of(const Bits *bits, Symbol symbol) {
-    const uint64_t from = bits->buffer << symbol.code;
+static inline int value_of(uint64_t window, Symbol symbol) {
+    const uint64_t from = window << symbol.code;
     const int raw = (int)(from >> 1 >> (63 - symbol.size));
     const int negative = (int)(from >> 63) - 1; /* all ones when the first bit is 0 */
     return raw - (negative & ((1 << symbol.size) - 1));
 }
 
 static inline Status read_dc(Bits *bits, const Huffman *table, int *running) {
-    refill(bits);
-    const Symbol symbol = next_symbol(bits, table, 1);
+    const uint64_t window = peek(bits);
+    Symbol symbol = table->fast[window >> (64 - LOOKAHEAD)];
+    if (!symbol.length) symbol = long_symbol(window, table, 1);
     if (!symbol.length) return CORRUPT;
-    *running += value_of(bits, symbol);
-    consume(bits, symbol.length);
+    *running += value_of(window, symbol);
+    bits->position += symbol.length;
     return *running >= -32768 && *running <= 32767 ? OK : CORRUPT;
+}
+
+/* With `block` NULL the values are not kept. Two symbols share a look at the bits: a short one takes 25 bits at most
+ * and a long one 31 of the 57, after which a short one still fits. */
+static inline __attribute__((always_inline)) Status read_ac(
+    Bits *bits, const Huffman *table, int16_t *block, uint8_t *places, int *count) {
+    int k = 1, found = 0;
+    for (;;) {
+        uint64_t window = peek(bits);
+        for (int i = 0; i < 2; i++) {
+            Symbol symbol = table->fast[window >> (64 - LOOKAHEAD)];
+            if (!symbol.length) {
+                if (i > 0) break;
+                symbol = long_symbol(window, table, 0);
+                if (!symbol.length) return CORRUPT;
+            }
+            bits->position += symbol.length;
+            k += symbol.run;
+            if (k >= BLOCK) { /* END_OF_BLOCK is far more than a block */
+                *count = found;
+                return symbol.run == END_OF_BLOCK ? OK : CORRUPT;
+            }
+            if (block) {
+                block[natural_order[k]] = (int16_t)value_of(window, symbol);
+                places[found++] = (uint8_t)k;
+            }
+            if (++k == BLOCK) {
+                *count = found;
+                return OK;
+            }
+            window <<= symbol.length;
+        }
+    }
 }
 
 Status block_decode(
     Bits *bits, const Huffman *dc, const Huffman *ac, int *running, int16_t *block, uint8_t *places, int *count) {
     Bits local = *bits; /* in registers */
-    memset(block, 0, BLOCK * sizeof *block);
-    const Status status = read_dc(&local, dc, running);
-    int k = 1, found = 0;
+    Status status = read_dc(&local, dc, running);
     if (status != OK) return status;
+    memset(block, 0, BLOCK * sizeof *block);
     block[0] = (int16_t)*running;
-    while (k < BLOCK) {
-        if (local.bits < 32) refill(&local);
-        const Symbol symbol = next_symbol(&local, ac, 0);
-        if (symbol.run == END_OF_BLOCK) {
-            consume(&local, symbol.length);
-            break;
-        }
-        k += symbol.run;
-        if (k >= BLOCK || !symbol.length) return CORRUPT;
-        block[natural_order[k]] = (int16_t)value_of(&local, symbol);
-        places[found++] = (uint8_t)k++;
-        consume(&local, symbol.length);
-    }
-    *count = found;
+    status = read_ac(&local, ac, block, places, count);
     *bits = local;
-    return OK;
+    return status;
 }
 
 Status block_skip(Bits *bits, const Huffman *dc, const Huffman *ac, int *running) {
     Bits local = *bits;
-    const Status status = read_dc(&local, dc, running);
-    int k = 1;
+    int count;
+    Status status = read_dc(&local, dc, running);
     if (status != OK) return status;
-    while (k < BLOCK) {
-        if (local.bits < 32) refill(&local);
-        const Symbol symbol = next_symbol(&local, ac, 0);
-        consume(&local, symbol.length);
-        if (symbol.run == END_OF_BLOCK) break;
-        k += symbol.run + 1;
-        if (k > BLOCK || !symbol.length) return CORRUPT;
-    }
+    status = read_ac(&local, ac, NULL, NULL, &count);
     *bits = local;
-    return OK;
+    return status;
 }

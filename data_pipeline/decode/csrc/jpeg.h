@@ -55,14 +55,13 @@ Status jpeg_parse(Jpeg *jpeg, const uint8_t *data, size_t size, uint64_t max_pix
 /* Build the look-up table from `counts` and `symbols`; `is_dc` says how a symbol is to be read. */
 Status huffman_build(Huffman *table, int is_dc);
 
-/* Bits of entropy-coded data whose stuffed zeros were removed. Behind `end` lie BITS_MARGIN zeros. */
+/* Bits of entropy-coded data whose stuffed zeros were removed. Behind them lie BITS_MARGIN zero bytes. */
 typedef struct {
-    const uint8_t *next, *end;
-    uint64_t buffer; /* left-aligned */
-    int bits;        /* valid in `buffer` */
+    const uint8_t *bytes;
+    uint64_t position, size; /* in bits */
 } Bits;
 
-enum { BITS_MARGIN = 320 }; /* more than the longest block and what a refill looks ahead */
+enum { BITS_MARGIN = 320 }; /* more than the longest block and a look ahead */
 
 /* Copy the data from `from` up to the next marker to `to`, without stuffed zeros and with the margin behind, and
  * return where the marker is; NULL: there is none before `end`. `to` has room for end - from + BITS_MARGIN. */
