@@ -5,8 +5,9 @@ The defaults are the paper's ImageNet-1K recipe (Dai et al., arXiv 2106.04803, T
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from coatnet.config import config_digest
 from coatnet.model.config import ModelConfig, NormConfig
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
@@ -27,7 +28,7 @@ from pretrain.sections import (
 )
 
 # Sections that change where, when and how fast, but not what comes out: they may change under a run.
-NOT_THE_RESULT = ("run", "launch", "save", "profile", "evaluate", "guard", "compile", "tune")
+_NOT_THE_RESULT = ("run", "launch", "save", "profile", "evaluate", "guard", "compile", "tune", "zero")
 
 
 @dataclass
@@ -75,3 +76,22 @@ class PretrainConfig:
             raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")
         if self.train.batch_changes and self.data.tail != "continue":
             raise ValueError(f"data.tail is {self.data.tail!r} with train.batch_changes; allowed: continue")
+
+
+def run_digest(config: PretrainConfig) -> str:
+    """Return what tells runs apart: the config without what may change under a run.
+
+    Besides whole sections these are the micro-batch (batch norm's groups are settled by the first start) and
+    how data are read.
+    """
+    usual = DataConfig()
+    data = replace(
+        config.data,
+        evaluate=None,
+        threads=usual.threads,
+        prefetch=usual.prefetch,
+        bad_sample_budget=usual.bad_sample_budget,
+        cache=usual.cache,
+    )
+    train = replace(config.train, micro_batch=None, activation_checkpointing=[])
+    return config_digest(replace(config, data=data, train=train), without=_NOT_THE_RESULT)

@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from coatnet.config import UserError, config_digest, load_config, to_yaml
+from coatnet.config import UserError, load_config, to_yaml
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.runtime.stop import StopFlag
-from pretrain.config import NOT_THE_RESULT, PretrainConfig
+from pretrain.config import PretrainConfig, run_digest
 
 FORCE = "--force"
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     with StopFlag() as stop:
         ranks = Ranks.start()
         run = RunDirectory(config.run.directory)
-        digest = config_digest(config, without=NOT_THE_RESULT)
+        digest = run_digest(config)
         lease = _open_run(run, config, digest=digest, ranks=ranks, force=force)
         try:
             _train(config, ranks=ranks, run=run, lease=lease, digest=digest, stop=stop)

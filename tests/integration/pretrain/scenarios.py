@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from coatnet.checkpoint.store import CheckpointStore
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
+from coatnet.training.parameters import parameter_groups
 from pretrain.engine.engine import Engine
+from pretrain.health import weight_digest
 from pretrain.sections import OptimizerConfig, ZeroConfig
+from pretrain.worker import main
 
 TINY = ModelConfig(num_classes=5, image_size=32, depths=[1, 1, 1, 1, 1], widths=[8, 16, 16, 32, 32])
-GROUP = 2
+GROUP, GLOBAL_BATCH, RATE = 2, 16, 1e-3
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
+
+
+def tiny_model(seed: int = 1) -> torch.nn.Module:
+    model = build_model(TINY, norm=NormConfig(group_images=GROUP), seed=seed)
+    defer_statistics(model)
+    return model
 
 
 def tiny_engine(
-    ranks: Ranks, *, stage: int, clip: float = 1.0, ema: bool = True, precision: str = "fp32"
+    ranks: Ranks, *, stage: int, clip: float = 1.0, precision: str = "fp32", seed: int = 1
 ) -> Engine:
-    model = build_model(TINY, norm=NormConfig(group_images=GROUP), seed=1)
-    defer_statistics(model)
     return Engine(
-        model,
+        tiny_model(seed),
         ranks=ranks,
         zero=ZeroConfig(stage=stage, bucket_elements=50_000, persist_elements=100),
-        optimizer=OptimizerConfig(learning_rate=1e-2, clip=clip),
+        optimizer=OptimizerConfig(learning_rate=RATE, clip=clip),
         precision=precision,
-        ema_decay=0.99 if ema else None,
+        ema_decay=0.99,
     )
 
 
-def samples(step: int, *, global_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def own_samples(step: int, ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
+    """A rank's share of samples that depend on the step alone."""
     generator = torch.Generator().manual_seed(1000 + step)
-    images = torch.randn(global_batch, 3, 32, 32, generator=generator)
-    return images, torch.randint(0, 5, (global_batch,), generator=generator)
+    images = torch.randn(GLOBAL_BATCH, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 5, (GLOBAL_BATCH,), generator=generator)
+    share = GLOBAL_BATCH // ranks.world_size
+    own = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    return images[own], labels[own]
 
 
-def train(
-    engine: Engine, *, first: int, steps: int, accumulation: int, global_batch: int = 24
-) -> list[float]:
-    """Train on samples that depend on the step alone; returns the global loss of each step."""
+def train(engine: Engine, *, first: int, steps: int, accumulation: int) -> list[float]:
+    """Return the global loss of each step."""
     ranks, loss_of, losses = engine.ranks, make_loss("softmax", 0.1), []
     for step in range(first, first + steps):
-        images, labels = samples(step, global_batch=global_batch)
-        share = global_batch // ranks.world_size
-        own = slice(ranks.rank * share, (ranks.rank + 1) * share)
-        parts = list(zip(images[own].chunk(accumulation), labels[own].chunk(accumulation), strict=True))
-        update = engine.step(parts, loss_of=lambda model, part: loss_of(model(part[0]), part[1]), lr=1e-2)
+        parts = [part.chunk(accumulation) for part in own_samples(step, ranks)]
+        update = engine.step(
+            list(zip(*parts, strict=True)),
+            loss_of=lambda model, part: loss_of(model(part[0]), part[1]),
+            lr=RATE,
+        )
         commit_statistics(engine.module, ranks.all_reduce_sum)
         engine.update_ema()
         total = update.loss.clone()
@@ -54,6 +70,105 @@ def train(
     return losses
 
 
-def losses(stage: int, steps: int, accumulation: int, clip: float = 1.0) -> list[float]:
-    engine = tiny_engine(Ranks.start(), stage=stage, clip=clip)
+def engine_losses(
+    stage: int, steps: int, accumulation: int, clip: float = 1.0, precision: str = "fp32"
+) -> list[float]:
+    engine = tiny_engine(Ranks.start(), stage=stage, clip=clip, precision=precision)
     return train(engine, first=0, steps=steps, accumulation=accumulation)
+
+
+def ddp_losses(steps: int, clip: float = 1.0) -> list[float]:
+    """The same training by torch's own DistributedDataParallel."""
+    ranks, loss_of, losses = Ranks.start(), make_loss("softmax", 0.1), []
+    model = tiny_model()
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=RATE, betas=(0.9, 0.999), eps=1e-8)
+    for step in range(steps):
+        images, labels = own_samples(step, ranks)
+        loss = loss_of(wrapped(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        commit_statistics(model, ranks.all_reduce_sum)
+        total = loss.detach().clone()
+        ranks.all_reduce_sum(total)
+        losses.append(float(total) / ranks.world_size)
+    return losses
+
+
+def save_after_training(folder: str, stage: int) -> list[float]:
+    """Train three steps, save, and go on for two more."""
+    ranks = Ranks.start()
+    engine = tiny_engine(ranks, stage=stage)
+    train(engine, first=0, steps=3, accumulation=2)
+    save(engine, Path(folder))
+    return train(engine, first=3, steps=2, accumulation=2)
+
+
+def go_on(folder: str, stage: int, again: str) -> list[float]:
+    """Load into an engine with other weights, save at once, and go on for two steps."""
+    ranks = Ranks.start()
+    engine = tiny_engine(ranks, stage=stage, seed=99)
+    checkpoint = CheckpointStore(Path(folder), ranks=ranks).newest()
+    assert checkpoint is not None
+    engine.load(checkpoint, applied_steps=3)
+    save(engine, Path(again))
+    return train(engine, first=3, steps=2, accumulation=2)
+
+
+def save(engine: Engine, folder: Path) -> None:
+    store = CheckpointStore(folder, ranks=engine.ranks)
+    store.save(step=3, samples_seen=48, fragments=engine.fragments(), facts={}, wait=True)
+    store.close()
+    engine.ranks.barrier()
+
+
+def refused_step(stage: int) -> dict[str, Any]:
+    """Feed one rank a NaN in the middle of a run."""
+    ranks = Ranks.start()
+    engine = tiny_engine(ranks, stage=stage)
+    train(engine, first=0, steps=2, accumulation=1)
+    before = [piece.weight.clone() for piece in engine.pieces]
+    images, labels = own_samples(2, ranks)
+    poison = float("nan") if ranks.rank == ranks.world_size - 1 else 1.0
+    update = engine.step(
+        [(images * poison, labels)],
+        loss_of=lambda model, part: make_loss("softmax")(model(part[0]), part[1]),
+        lr=RATE,
+    )
+    defer_statistics(engine.module)
+    unchanged = all(torch.equal(old, piece.weight) for old, piece in zip(before, engine.pieces, strict=True))
+    after = train(engine, first=3, steps=2, accumulation=1)
+    return {
+        "applied": update.applied,
+        "unchanged": unchanged,
+        "norm": str(update.gradient_norm),
+        "after": after,
+    }
+
+
+def averages(stage: int) -> dict[str, Any]:
+    """Evaluate weights and EMA; the weights must come back bit-equal."""
+    ranks = Ranks.start()
+    engine = tiny_engine(ranks, stage=stage)
+    train(engine, first=0, steps=4, accumulation=1)
+    images, _ = own_samples(0, Ranks())
+    before = weight_digest(engine.module)
+    with engine.evaluating() as forward:
+        plain = forward(images)
+    with engine.evaluating(ema=True) as forward:
+        averaged = forward(images)
+    with engine.evaluating() as forward:
+        again = forward(images)
+    return {
+        "plain": float(plain.double().sum()),
+        "averaged": float(averaged.double().sum()),
+        "unchanged": bool(torch.equal(plain, again)) and before == weight_digest(engine.module),
+    }
+
+
+def pretrain_run(arguments: list[str]) -> str:
+    """Run the worker of `coatnet pretrain`."""
+    main(arguments)
+    return "finished"

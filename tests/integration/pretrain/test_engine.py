@@ -1,0 +1,94 @@
+"""ZeRO 0 to 3 against each other, against DDP and against one process; checkpoints across all of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.ranks import Ranks
+
+OnRanks = Callable[..., list[Any]]
+STAGES = (0, 1, 2, 3)
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
+pytestmark = pytest.mark.slow
+
+
+def assert_close(found: list[float], expected: list[float]) -> None:
+    worst = max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+    assert worst <= 1e-5, f"{worst:.2e} relative"
+
+
+def test_all_stages_agree_with_ddp_and_with_one_process_over_twenty_steps(on_ranks: OnRanks) -> None:
+    expected = on_ranks("engine_losses", world_size=1, stage=0, steps=20, accumulation=1)[0]
+    for world_size in (2, 4):
+        assert_close(on_ranks("ddp_losses", world_size=world_size, steps=20)[0], expected)
+        for stage in STAGES:
+            found = on_ranks("engine_losses", world_size=world_size, stage=stage, steps=20, accumulation=2)
+            assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tight_clipping_means_the_same_at_every_stage(on_ranks: OnRanks, stage: int) -> None:
+    expected = on_ranks("ddp_losses", world_size=2, steps=6, clip=0.05)[0]
+    found = on_ranks("engine_losses", world_size=2, stage=stage, steps=6, accumulation=1, clip=0.05)[0]
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "autocast"), (3, "autocast"), (1, "bf16"), (2, "bf16")])
+def test_bf16_follows_fp32_closely(on_ranks: OnRanks, stage: int, precision: str) -> None:
+    expected = on_ranks("engine_losses", world_size=2, stage=1, steps=6, accumulation=2)[0]
+    found = on_ranks(
+        "engine_losses", world_size=2, stage=stage, steps=6, accumulation=2, precision=precision
+    )[0]
+    assert found == pytest.approx(expected, rel=0.02) and found != expected
+
+
+@pytest.mark.parametrize(("wrote", "stage"), itertools.product((1, 2, 4), STAGES))
+def test_a_checkpoint_opens_at_any_world_size_and_stage(
+    on_ranks: OnRanks, tmp_path: Path, wrote: int, stage: int
+) -> None:
+    first = tmp_path / "first"
+    continued = on_ranks("save_after_training", world_size=wrote, folder=str(first), stage=stage)[0]
+    # a Latin square over (world size, stage): every reader of the grid meets every writer's stage
+    for world_size, shift in ((1, 0), (2, 1), (4, 2), (wrote, 0)):
+        reader = (stage + shift) % 4
+        again = tmp_path / f"again-{world_size}-{shift}"
+        found = on_ranks("go_on", world_size=world_size, folder=str(first), stage=reader, again=str(again))[0]
+        assert_same(first, again)
+        assert_close(found, continued)
+        if (world_size, reader) == (wrote, stage):
+            assert found == continued
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_nan_on_one_rank_refuses_the_step_on_all_and_leaves_no_trace(on_ranks: OnRanks, stage: int) -> None:
+    for answer in on_ranks("refused_step", world_size=2, stage=stage):
+        assert answer["applied"] is False and answer["norm"] == "inf"
+        assert answer["unchanged"] is True
+        assert all(loss == loss for loss in answer["after"])
+
+
+def test_the_average_is_the_same_at_every_stage_and_gives_the_weights_back(on_ranks: OnRanks) -> None:
+    answers = {stage: on_ranks("averages", world_size=2, stage=stage) for stage in STAGES}
+    expected = answers[0][0]
+    for ranks in answers.values():
+        for answer in ranks:
+            assert answer["unchanged"] is True
+            assert answer["plain"] == pytest.approx(expected["plain"], rel=1e-4)
+            assert answer["averaged"] == pytest.approx(expected["averaged"], rel=1e-4)
+            assert answer["averaged"] != answer["plain"]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = (CheckpointStore(path, ranks=Ranks()).newest() for path in (first, second))
+    assert one is not None and other is not None
+    for kind in KINDS:
+        assert one.names(kind) == other.names(kind) != []
+        for name in one.names(kind):
+            assert torch.equal(one.tensor(kind, name), other.tensor(kind, name)), (kind, name)

@@ -1,0 +1,81 @@
+"""When things happen, by samples."""
+
+from __future__ import annotations
+
+import pytest
+
+from coatnet.config import UserError
+from data_pipeline.config import CorpusConfig, DataConfig
+from pretrain.batches import cut
+from pretrain.calendar import Calendar, Phase
+from pretrain.config import PretrainConfig
+from pretrain.sections import BatchChange, SaveConfig, ScheduleConfig, TrainConfig
+
+
+def config(**sections: object) -> PretrainConfig:
+    data = DataConfig(train=[CorpusConfig("shards")])
+    schedule = ScheduleConfig(warmup="2 steps")
+    return PretrainConfig(**{"data": data, "schedule": schedule, **sections})  # type: ignore[arg-type]
+
+
+def calendar(*, epoch_samples: int = 100, **sections: object) -> Calendar:
+    return Calendar.make(config(**sections), epoch_samples=epoch_samples)
+
+
+def test_epochs_become_whole_steps() -> None:
+    made = calendar(train=TrainConfig(duration="3 epochs", global_batch=16))
+    assert made.phases == [Phase(0, 304, 16)] and made.total == 304
+
+
+def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
+    changes = [BatchChange("4 steps", 32), BatchChange("12 steps", 64)]
+    made = calendar(train=TrainConfig("320 images", 16, batch_changes=changes))
+    assert made.phases == [Phase(0, 64, 16), Phase(64, 192, 32), Phase(192, 320, 64)]
+    assert [made.phase_at(at).global_batch for at in (0, 63, 64, 319)] == [16, 16, 32, 64]
+
+
+def test_batch_changes_out_of_order_are_refused() -> None:
+    changes = [BatchChange("8 steps", 32), BatchChange("2 steps", 64)]
+    with pytest.raises(UserError, match=r"train\.batch_changes"):
+        calendar(train=TrainConfig("320 images", 16, batch_changes=changes))
+
+
+def test_a_run_without_a_step_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.duration"):
+        calendar(train=TrainConfig(duration="4 images", global_batch=16))
+
+
+def test_evaluation_falls_due_when_its_time_is_crossed_and_at_the_end() -> None:
+    made = calendar(train=TrainConfig(duration="3 epochs", global_batch=16))
+    due = [at for at in range(0, made.total, 16) if made.evaluation_due(before=at, after=at + 16)]
+    assert due == [80, 176, 272, 288]
+
+
+def test_saves_go_by_the_clock_or_by_samples() -> None:
+    assert calendar(save=SaveConfig("5 minutes")).save_seconds == 300.0
+    by_samples = calendar(save=SaveConfig("10 steps"), train=TrainConfig("9 epochs", 10))
+    assert by_samples.save_samples == 100 and by_samples.save_seconds is None
+
+
+def test_the_warm_up_is_never_longer_than_the_run() -> None:
+    made = calendar(schedule=ScheduleConfig(warmup="10000 steps"), train=TrainConfig("2 epochs", 10))
+    assert made.learning_rate(made.total) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world_size", "key"),
+    [(10, None, 3, "global_batch"), (12, 5, 2, "micro_batch")],
+)
+def test_batches_that_cannot_be_cut_name_their_key(
+    batch: int, micro: int | None, world_size: int, key: str
+) -> None:
+    with pytest.raises(UserError, match=f"train.{key} is"):
+        cut(config(train=TrainConfig("1 epochs", batch, micro)), world_size=world_size)
+
+
+def test_the_group_of_batch_norm_is_the_micro_batch_and_stays_what_it_was() -> None:
+    made = config(train=TrainConfig("1 epochs", 24, 6))
+    assert cut(made, world_size=2) == 6
+    assert cut(made, world_size=4, settled=3) == 3
+    with pytest.raises(UserError, match="since the first start"):
+        cut(made, world_size=2, settled=4)

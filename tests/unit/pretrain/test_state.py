@@ -1,0 +1,49 @@
+"""The state: the digest of samples, jumps, JSON; and what is compared after a resume."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from pretrain.continuity import LossContinuity
+from pretrain.state import State, digest_of_positions, digest_of_range
+
+
+def test_the_digest_is_the_same_in_any_order_and_notices_a_lost_or_doubled_sample() -> None:
+    positions = np.random.default_rng(0).permutation(1000)
+    halves = digest_of_positions(positions[:400]) + digest_of_positions(positions[400:])
+    assert halves == digest_of_range(1000)
+    assert digest_of_positions(positions[1:]) != digest_of_range(1000)
+    assert digest_of_positions(np.append(positions, positions[0])) != digest_of_range(1000)
+
+
+def test_a_state_survives_json() -> None:
+    state = State(losses=[0.1, 0.2], figures={"top1": 0.5})
+    state.advance(samples=8, applied=False, digest=1 << 60)
+    assert State(**json.loads(json.dumps(state.to_json()))) == state
+    assert (state.step, state.applied_steps, state.skipped_in_a_row) == (1, 0, 1)
+
+
+def test_a_jump_back_keeps_the_object_that_everyone_holds() -> None:
+    state = State(step=9)
+    held = state
+    state.become(State(step=3))
+    assert held.step == 3
+
+
+def test_loss_continuity_compares_the_first_recorded_position_once() -> None:
+    continuity = LossContinuity()
+    rows = [{"samples_seen": at, "train/loss": at / 10} for at in (8, 16, 24)] + [{"samples_seen": 24}]
+    continuity.remember(rows, after=8)
+    assert continuity.compare(samples_seen=12, loss=1.0) is None
+    compared = continuity.compare(samples_seen=16, loss=1.6)
+    assert compared is not None and compared["continuous"]
+    assert continuity.compare(samples_seen=24, loss=2.4) is None
+
+
+def test_loss_continuity_says_when_the_loss_is_another() -> None:
+    continuity = LossContinuity()
+    continuity.remember([{"samples_seen": 16, "train/loss": 1.6}], after=8)
+    compared = continuity.compare(samples_seen=16, loss=1.7)
+    assert compared is not None and not compared["continuous"]
