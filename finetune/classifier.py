@@ -11,7 +11,7 @@ import torch
 
 from coatnet.checkpoint.weights import load_weights
 from coatnet.config import UserError, from_dict
-from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
@@ -33,7 +33,6 @@ class Classifier:
 
     model: CoAtNet
     config: ModelConfig
-    norm: NormConfig
     classes: list[str] | None
     augment: AugmentConfig
     device: torch.device
@@ -84,8 +83,7 @@ def open_classifier(
             raise UserError(
                 f"{path}: {len(loaded.classes)} class names for {loaded.model.num_classes} outputs"
             )
-    norm = from_dict(NormConfig, loaded.facts.get("norm") or {}, origin=f"{path}: norm")
-    model = build_model(loaded.model, norm=norm, seed=0)
+    model = build_model(loaded.model, seed=0)
     load_tensors(model, loaded.tensors, origin=path)
     where = device or Ranks.single().device
     saved = loaded.facts.get("augment")
@@ -97,7 +95,6 @@ def open_classifier(
     classifier = Classifier(
         model=model.to(where).eval(),
         config=loaded.model,
-        norm=norm,
         classes=loaded.classes,
         augment=augment,
         device=where,

@@ -164,7 +164,9 @@ class Learner:
         if finite:
             self.optimizer.step()
             self.updates += 1
-            commit_statistics(self.model, self._ranks.all_reduce_sum if self._ranks.distributed else None)
+            # Fresh statistics forget their start quickly; a checkpoint's are worth keeping.
+            young = self.updates if self._config.init is None else None
+            commit_statistics(self.model, self._ranks.all_reduce_sum, step=young)
             if self.ema is not None:
                 self.ema.update(self._averaged(), step=self.updates)
         else:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coatnet.checkpoint.store import CheckpointStore
-from coatnet.config import UserError, config_digest
+from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import progress
@@ -231,7 +231,7 @@ class Trainer:
                 "best_top1": self.state.best_top1 if evaluated else None,
                 "steps": self.learner.updates,
                 "evaluation": evaluated,
-                "config_digest": config_digest(self.config, without=("launch", "run")),
+                "config_digest": self.facts["config_digest"],
             }
             write_atomically(self.run.summary, json.dumps(summary, indent=2) + "\n")
             self.run.mark("done", samples_seen=self.state.samples_seen)

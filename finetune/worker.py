@@ -24,7 +24,13 @@ from finetune.plan import Plan
 from finetune.start import starting_model
 from finetune.trainer import Trainer
 
-_NOT_THE_RESULT = ("launch", "run", "seeds")  # sections that change where and how, but not what comes out
+# Sections that change where and how, but not what comes out: they may change under a run.
+NOT_THE_RESULT = (
+    "launch",
+    "run",
+    "save",
+    "seeds",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,7 +50,7 @@ def train(config: FinetuneConfig, *, ranks: Ranks) -> bool:
         UserError: another job holds the directory, it belongs to another config, or data do not fit.
     """
     run = RunDirectory(config.run.directory)
-    digest = config_digest(config, without=_NOT_THE_RESULT)
+    digest = config_digest(config, without=NOT_THE_RESULT)
     lease = _open_run(run, config, digest=digest, ranks=ranks)
     try:
         with StopFlag() as stop:
@@ -77,7 +83,6 @@ def make_trainer(
         "model": to_dict(model_config),
         "classes": classes,
         "augment": to_dict(plan.phases[-1].augment),
-        "norm": to_dict(config.norm),
         "config_digest": digest,
         "origin": origin,
     }

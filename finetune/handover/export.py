@@ -80,7 +80,6 @@ def _native(classifier: Classifier, destination: Path) -> _Written:
     facts = {
         **{key: value for key, value in classifier.facts.items() if key in _KEPT_FACTS},
         "augment": to_dict(classifier.augment),
-        "norm": to_dict(classifier.norm),
     }
     tensors = {name: tensor.detach() for name, tensor in classifier.model.state_dict().items()}
     export_safetensors(Weights(classifier.config, tensors, classifier.classes, facts), destination)

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from coatnet.checkpoint.interchange.timm import timm_arguments, to_timm
 from coatnet.config import UserError
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from coatnet.runtime.run_directory import write_atomically
 from finetune.classifier import Classifier
 from finetune.handover.certificate import Answers
 
+_TENSORS, _ARGUMENTS = "timm.safetensors", "timm.json"
+
 
 def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
-    """Write `timm.safetensors`."""
-    raise UserError("--format timm: not available")
+    """Write `timm.safetensors` and `timm.json`, the name and arguments for `timm.create_model`.
+
+    timm resizes bias tables in another way, so they are written at the grid of the input's size.
+
+    Raises:
+        UserError: timm cannot hold the architecture, or timm is not installed to prove it.
+    """
+    config = replace(classifier.config, image_size=classifier.augment.image_size)
+    name, arguments = timm_arguments(config)
+    tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
+    path, described = destination / _TENSORS, destination / _ARGUMENTS
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    write_atomically(described, json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n")
+    try:
+        import timm
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError("--format timm needs timm to prove itself; install it (pip install timm)") from None
+    peer = timm.create_model(name, **arguments)
+    peer.load_state_dict(load_file(path))
+    peer.eval()
+
+    def answers(images: Tensor) -> Tensor:
+        return peer(images)
+
+    return [path, described], answers, {"create_model": name, "arguments": arguments}
+
+
+def _with_tables_for(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with every bias table resized as the model does it for this input size."""
+    shapes = {name: each.shape for name, each in build_model(config, device="meta").state_dict().items()}
+    resized = dict(state)
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            side = tuple(shapes[name][1:])
+            resized[name] = interpolate(tensor[None], size=side, mode="bilinear", align_corners=False)[0]
+    return resized

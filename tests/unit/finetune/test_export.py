@@ -1,0 +1,137 @@
+"""Each export opens in its own ecosystem and gives the same answers; its certificate says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
+from coatnet.config import UserError
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from finetune.classifier import Classifier, open_classifier
+from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
+from finetune.handover.export import export_model
+from finetune.handover.importing import import_model
+
+
+def odd_batch(px: int = 64, *, images: int = 7) -> torch.Tensor:
+    """A batch of another size than the export was made with."""
+    return torch.randn(images, 3, px, px, generator=torch.Generator().manual_seed(9))
+
+
+def own_answers(path: Path, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return open_classifier(str(path)).model(images)
+
+
+def test_safetensors_open_in_their_own_reader_and_hold_the_same_tensors(
+    exported: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    (certificate,) = export_model(str(exported), tmp_path / "out", formats=["safetensors"])
+    assert certificate["max_logit_difference"] == 0.0
+    theirs, ours = load_file(tmp_path / "out" / "model.safetensors"), load_weights(exported).tensors
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["classes"] == ["amber", "blue", "green"]
+
+
+def test_onnx_runs_in_onnxruntime_at_any_batch_size(exported: Path, photos: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (certificate,) = export_model(str(exported), tmp_path, formats=["onnx"], data=str(photos))
+    assert certificate["accepted"] and certificate["differing_guesses"] == 0
+    assert certificate["top1"] == certificate["exported_top1"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for images in (odd_batch(), odd_batch(images=1)):
+        theirs = session.run(["logits"], {"images": images.numpy()})[0]
+        assert np.abs(theirs - own_answers(exported, images).numpy()).max() <= TOLERANCE
+
+
+def test_torch_export_opens_without_this_code_and_at_another_resolution(
+    exported: Path, tmp_path: Path
+) -> None:
+    (certificate,) = export_model(str(exported), tmp_path, formats=["torch_export"], px=96)
+    assert certificate["accepted"] and certificate["images"] == [4, 3, 96, 96]
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    images = odd_batch(96)
+    assert (program(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("px", [64, 96])
+def test_timm_opens_the_state_dict_and_gives_equal_logits(exported: Path, tmp_path: Path, px: int) -> None:
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import load_file
+
+    (certificate,) = export_model(str(exported), tmp_path, formats=["timm"], px=px)
+    assert certificate["accepted"]
+    described = json.loads((tmp_path / "timm.json").read_text())
+    peer = timm.create_model(described["name"], **described["arguments"]).eval()
+    peer.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    images = odd_batch(px)
+    with torch.inference_mode():
+        assert (peer(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
+
+
+def test_weights_of_timms_own_model_are_imported_with_equal_logits(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    peer = timm.create_model("coatnet_0_224", num_classes=7).eval()
+    save_file(peer.state_dict(), tmp_path / "peer.safetensors")
+    import_model(tmp_path / "peer.safetensors", tmp_path / "own", name="coatnet_0", px=224)
+    images = odd_batch(224, images=2)
+    with torch.inference_mode():
+        assert (peer(images) - own_answers(tmp_path / "own", images)).abs().max() <= TOLERANCE
+
+
+def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
+    classifier = open_classifier(str(exported))
+
+    def wrong(images: torch.Tensor) -> torch.Tensor:
+        return classifier.model(images) + 1e-3
+
+    certificate = certify("onnx", wrong, classifier, files=[], data=None)
+    assert not certificate.accepted and certificate.max_logit_difference == pytest.approx(1e-3, rel=0.01)
+
+
+def test_a_form_that_cannot_hold_the_architecture_is_refused(tiny: ModelConfig, tmp_path: Path) -> None:
+    config = replace(tiny, mbconv_norm="layer")
+    export_safetensors(Weights(config, dict(build_model(config, seed=0).state_dict())), tmp_path / "layer")
+    with pytest.raises(UserError, match="mbconv_norm"):
+        export_model(str(tmp_path / "layer"), tmp_path / "out", formats=["timm"])
+    with pytest.raises(UserError, match="allowed are safetensors, timm, onnx, torch_export"):
+        export_model(str(tmp_path / "layer"), tmp_path / "out", formats=["pickle"])
+
+
+def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    import yaml
+
+    (certificate,) = export_model(str(exported), tmp_path, formats=["safetensors"])
+    for name, digest in certificate["files"].items():
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    card = (tmp_path / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert "amber, blue, green" in card and "model.safetensors" in card
+
+
+def test_the_fixed_batch_is_the_same_everywhere() -> None:
+    assert torch.equal(fixed_batch(64), fixed_batch(64))
+    assert fixed_batch(64).shape == (4, 3, 64, 64)
+
+
+def test_a_classifier_refuses_a_size_that_the_model_cannot_take(exported: Path) -> None:
+    classifier: Classifier = open_classifier(str(exported))
+    with pytest.raises(UserError, match="multiples of 32"):
+        classifier.at(100)
