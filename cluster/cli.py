@@ -56,7 +56,7 @@ def submit(
     command: Annotated[str, typer.Option(help="pretrain, finetune, shard or evaluate.")] = "pretrain",
     nodes: Annotated[int | None, typer.Option(help="Number of nodes.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and ranks, per node.")] = None,
-    time: Annotated[str | None, typer.Option(help="Limit of one life: D-HH:MM:SS or minutes.")] = None,
+    time: Annotated[str | None, typer.Option(help="Limit of one life: D-HH:MM:SS.")] = None,
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,

@@ -68,6 +68,7 @@ def prepare_pipeline(path: Path, *, site: Path | None, overrides: Sequence[str])
         UserError: a config is wrong, or stages wait for each other.
     """
     config = load_config(PipelineConfig, path)
+    base = load_site(site, overrides=overrides)
     prepared = {}
     for name in _ordered(config.stages):
         check_name(name, what="stage")
@@ -76,9 +77,7 @@ def prepare_pipeline(path: Path, *, site: Path | None, overrides: Sequence[str])
             command=stage.command,
             target=_target(stage, path),
             arguments=tuple(stage.arguments),
-            site=load_site(
-                site, overrides=[*overrides, *(f"{key}={value}" for key, value in stage.site.items())]
-            ),
+            site=base.with_keys(stage.site, origin=f"{path}: stages.{name}.site"),
             name=name,
             directory=Path(stage.directory) if stage.directory else None,
             array=stage.array,

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import ConfigError, UserError, load_config
+from coatnet.config import ConfigError, UserError, from_dict, load_config, to_dict
 
 SITE_VARIABLE = "COATNET_SITE"
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2})(?::(\d{2}))?")
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
 _CONTINUATIONS = ("requeue", "chain", "none")
 _RUNTIMES = ("none", "pyxis", "apptainer")
 
@@ -109,6 +109,20 @@ class SiteConfig:
         except ValueError as error:
             raise ConfigError(f"command line: {error}") from None
 
+    def with_keys(self, changes: Mapping[str, Any], *, origin: str) -> SiteConfig:
+        """Return a copy with some keys of a site file changed, sections key by key.
+
+        Raises:
+            ConfigError: an unknown key, or a value out of range.
+        """
+        values = to_dict(self)
+        for key, value in changes.items():
+            known = values.get(key)
+            values[key] = (
+                {**known, **value} if isinstance(known, dict) and isinstance(value, Mapping) else value
+            )
+        return from_dict(SiteConfig, values, origin=origin)
+
     @property
     def ranks_per_node(self) -> int:
         """Return the number of ranks on a node: one per GPU unless said otherwise."""
@@ -142,18 +156,19 @@ def _default_path() -> Path | None:
 
 
 def time_seconds(text: str) -> int:
-    """Read SLURM's `D-HH:MM:SS`, `HH:MM:SS` or `MM` (minutes).
+    """Read SLURM's `D-HH:MM:SS` or `HH:MM:SS`.
+
+    A bare number is refused: YAML reads an unquoted 12:00:00 as 43200, which SLURM would take for minutes.
 
     Raises:
         ValueError: another form.
     """
-    if text.isdecimal():
-        return int(text) * 60
     found = _TIME.fullmatch(text)
     if not found:
-        raise ValueError(f"time is {text!r}; write D-HH:MM:SS, HH:MM:SS or minutes")
+        hint = '; in YAML put it in quotes: "12:00:00"' if text.isdecimal() else ""
+        raise ValueError(f"time is {text!r}; write D-HH:MM:SS or HH:MM:SS{hint}")
     days, hours, minutes, seconds = found.groups()
-    return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + int(seconds or 0)
+    return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + int(seconds)
 
 
 def read_secrets(path: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ from cluster.planning.workload import Work
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
 _INPUT_BYTES = 3 * (1 + 4)  # a pixel as it arrives (uint8) and normalised (float)
-_LARGEST_MICRO_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -112,18 +111,14 @@ def saved_bytes(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
 
 
 def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hardware, image_size: int) -> int:
-    """Return the largest micro-batch that fits, 0 for none."""
-
-    def fits(batch: int) -> bool:
-        candidate = replace(layout, micro_batch=batch)
-        memory = predict_memory(works, layout=candidate, hardware=hardware, image_size=image_size)
-        return memory.total <= hardware.rank_memory_bytes
-
-    low, high = 0, _LARGEST_MICRO_BATCH
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    """Return the largest micro-batch that fits, 0 for none. Memory is linear in it, so two points suffice."""
+    one, two = (
+        predict_memory(
+            works, layout=replace(layout, micro_batch=batch), hardware=hardware, image_size=image_size
+        ).total
+        for batch in (1, 2)
+    )
+    return max(0, int((hardware.rank_memory_bytes - (2 * one - two)) / (two - one)))
 
 
 def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: Layout) -> float:

@@ -126,7 +126,7 @@ def start_pipeline(cluster: FakeCluster, folder: Path, *, order: Path) -> dict[s
     """Submit three stages, the first of them as a chain, and return their jobs."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     stage = "{command: evaluate, target: %s, directory: %s, after: [%s], site: {continuation: %s, %s}}"
-    plain = "gpus_per_node: 0, cpus_per_task: 1, time: '30'"
+    plain = "gpus_per_node: 0, cpus_per_task: 1, time: '00:30:00'"
     lines = ["stages:"]
     for name, after, mode in (
         ("first", "", "chain"),

@@ -44,7 +44,7 @@ def test_a_run_longer_than_its_time_limit_takes_several_lives(
         tmp_path / "run",
         steps=1000,
         options=("step_seconds=0.1",),
-        time="1",
+        time="00:01:00",
         warning_seconds=30,
     )
     assert run.ends("COMPLETED", "FAILED", seconds=300) == "COMPLETED", run.log()

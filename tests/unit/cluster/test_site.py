@@ -14,13 +14,13 @@ from coatnet.config import ConfigError, UserError
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("2-00:00:00", 172800), ("1:30:00", 5400), ("0-00:05:30", 330), ("45", 2700)]
+    ("text", "seconds"), [("2-00:00:00", 172800), ("1:30:00", 5400), ("0-00:05:30", 330), ("24:00:00", 86400)]
 )
 def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
     assert time_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["two days", "1d", "", "-5", "1:2", "1-"])
+@pytest.mark.parametrize("text", ["two days", "1d", "", "-5", "1:2", "1-", "45"])
 def test_another_form_of_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write D-HH:MM:SS"):
         time_seconds(text)
@@ -32,9 +32,20 @@ def test_a_misspelled_key_names_the_nearest(tmp_path: Path) -> None:
         load_site(tmp_path / "site.yaml")
 
 
-def test_an_unquoted_time_keeps_its_meaning(tmp_path: Path) -> None:
-    (tmp_path / "site.yaml").write_text("time: 01:30:00\n")
-    assert load_site(tmp_path / "site.yaml").time_limit_seconds == 5400
+def test_an_unquoted_time_that_yaml_turns_into_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("time: 12:00:00\n")
+    with pytest.raises(ConfigError, match="put it in quotes"):
+        load_site(tmp_path / "site.yaml")
+
+
+def test_a_pipelines_stage_changes_keys_and_keeps_the_others() -> None:
+    site = SiteConfig(partition="gpu").with_keys(
+        {"time": "12:00:00", "preflight": {"enabled": False}}, origin="p"
+    )
+    assert (site.time, site.partition, site.preflight.enabled) == ("12:00:00", "gpu", False)
+    assert site.preflight.open_files == SiteConfig().preflight.open_files
+    with pytest.raises(ConfigError, match="did you mean nodes"):
+        SiteConfig().with_keys({"nodse": 2}, origin="p")
 
 
 def test_the_command_line_wins_over_the_site_file(tmp_path: Path) -> None:
@@ -49,7 +60,7 @@ def test_the_command_line_wins_over_the_site_file(tmp_path: Path) -> None:
 
 def test_a_warning_as_long_as_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="as long as the time limit"):
-        SiteConfig(time="5", warning_seconds=300)
+        SiteConfig(time="00:05:00", warning_seconds=300)
 
 
 def test_secrets_come_from_a_private_file_and_enter_neither_script_nor_argv(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+#!/bin/bash
+#SBATCH --job-name=imagenet
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=1-00:00:00
+#SBATCH --gpus-per-node=8
+#SBATCH --qos=long
+#SBATCH --output=/scratch/runs/imagenet/logs/job-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --export=PATH,HOME,USER,LOGNAME,LANG,SLURM_CONF
+
+# coatnet pretrain: 2 nodes × 8 ranks; continued by requeue.
+# Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
+set -eu
+umask 027
+export PYTHONPATH=/scratch/runs/imagenet/submissions/code-0123456789ab
+cd /scratch/runs/imagenet/submissions/code-0123456789ab
+exec /opt/coatnet/bin/python3 -m cluster.supervisor /scratch/runs/imagenet/submissions/0001/job.json
+
+# what the supervisor starts, one word a line
+#   srun
+#   --nodes=2
+#   --nodelist=n1,n2
+#   --ntasks=16
+#   --ntasks-per-node=8
+#   --cpus-per-task=8
+#   --kill-on-bad-exit=1
+#   --wait=120
+#   --export=ALL
+#   --output=/scratch/runs/imagenet/logs/life-001.try-1.rank-%t.log
+#   --container-image=/images/coatnet.sqsh
+#   --container-mounts=/scratch/runs/imagenet:/scratch/runs/imagenet,/data:/data:ro,/home/me/coatnet:/home/me/coatnet
+#   coatnet
+#   pretrain
+#   /scratch/runs/imagenet/submissions/0001/config.yaml

@@ -1,0 +1,158 @@
+"""The plan: components that add up, rooflines within what others found, and no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.planning.communication import predict_communication
+from cluster.planning.hardware import hardware_names, load_hardware
+from cluster.planning.memory import Layout, largest_micro_batch, predict_memory
+from cluster.planning.request import compare_plans, plan_of, scaling_plans
+from cluster.planning.speed import predict_step
+from cluster.planning.workload import workload
+from coatnet.config import UserError
+from coatnet.model.config import ModelConfig
+
+ROOT = Path(__file__).parents[3]
+_GIB = 2**30
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model: {name: coatnet_0}\ndata: {train: [{path: nowhere}]}\nprecision: bf16\ncompile: true\n"
+    )
+    return path
+
+
+# Images/s per H100 that an independent model found for compiled training at 224 px, eight GPUs.
+@pytest.mark.parametrize(
+    ("name", "batch", "low", "high"),
+    [
+        ("coatnet_4", 128, 516, 671),
+        ("coatnet_5", 96, 312, 381),
+        ("coatnet_6", 64, 243, 266),
+        ("coatnet_7", 64, 153, 166),
+    ],
+)
+def test_the_roofline_agrees_with_an_independent_one(name: str, batch: int, low: int, high: int) -> None:
+    works = workload(ModelConfig(name=name), image_size=224)
+    layout = Layout(8, 1, batch, compiled=True)
+    step = predict_step(works, layout=layout, accumulation=1, hardware=load_hardware("h100"))
+    assert low <= batch / step.seconds <= high
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("coatnet_4", 200, 266), ("coatnet_5", 140, 178), ("coatnet_6", 115, 140), ("coatnet_7", 80, 99)],
+)
+def test_the_largest_micro_batch_on_80_gb_agrees_with_an_independent_one(
+    name: str, low: int, high: int
+) -> None:
+    works = workload(ModelConfig(name=name), image_size=224)
+    layout = Layout(8, 1, 1, compiled=True)
+    found = largest_micro_batch(works, layout=layout, hardware=load_hardware("h100"), image_size=224)
+    assert low <= found <= high
+
+
+def test_zero_stages_shard_the_optimizer_then_the_gradients_then_the_weights() -> None:
+    works = workload(ModelConfig(name="coatnet_7"), image_size=224)
+    hardware = load_hardware("h100")
+    found = [
+        predict_memory(works, layout=Layout(8, stage, 8), hardware=hardware, image_size=224)
+        for stage in range(4)
+    ]
+    parameters = 2_441_973_112
+    assert [round(memory.weights / parameters, 3) for memory in found] == [2, 2, 2, 0.25]
+    assert [round(memory.gradients / parameters, 2) for memory in found] == [6, 2.5, 0.75, 0.75]
+    assert [round(memory.optimizer / parameters, 3) for memory in found] == [12, 1.5, 1.5, 1.5]
+    # ZeRO-1: bf16 weights and gradients are the 9.1 GiB that bound CoAtNet-7
+    assert (found[1].weights + 2 * parameters) / _GIB == pytest.approx(9.1, abs=0.05)
+    assert found[0].total > found[1].total > found[2].total > found[3].total
+
+
+def test_memory_components_add_up_and_checkpointing_saves_most_activations() -> None:
+    works = workload(ModelConfig(), image_size=224)
+    kept, checkpointed = (
+        predict_memory(
+            works,
+            layout=Layout(8, 1, 64, checkpointing=stages),
+            hardware=load_hardware("a100"),
+            image_size=224,
+        )
+        for stages in ((), ("S1", "S2", "S3", "S4"))
+    )
+    assert kept.total == pytest.approx(sum(kept.components().values()))
+    assert checkpointed.components()["activations"] < 0.5 * kept.components()["activations"]
+
+
+def test_communication_grows_with_the_stage_and_vanishes_on_one_device() -> None:
+    hardware = load_hardware("h100")
+
+    def seconds(stage: int, world: int) -> float:
+        return predict_communication(
+            parameters=275_000_000, layout=Layout(world, stage, 8), accumulation=4, hardware=hardware,
+            backward_seconds=0.1, overlap=False,
+        ).seconds  # fmt: skip
+
+    assert seconds(0, 1) == 0.0
+    assert seconds(1, 64) < seconds(2, 64) < seconds(3, 64)
+    assert seconds(1, 8) < seconds(1, 64) < seconds(1, 1024)
+
+
+@pytest.mark.parametrize("name", hardware_names())
+def test_every_profile_gives_a_plan(name: str, config: Path) -> None:
+    plan, choices = plan_of("pretrain", config, [f"hardware={name}", "model.name=coatnet_7"])
+    assert 0 < plan.mfu < 1 and plan.images_per_second > 0 and len(choices) == 8
+    assert choices[0].largest_micro_batch < choices[1].largest_micro_batch < choices[7].largest_micro_batch
+
+
+def test_days_follow_from_the_epochs_length(config: Path) -> None:
+    plan, _ = plan_of("pretrain", config, ["nodes=8", "epoch_samples=1281167", "train.duration=300 epochs"])
+    assert plan.total_samples == pytest.approx(300 * 1_281_167, rel=1e-4)
+    assert plan.gpu_hours == pytest.approx(plan.total_samples / plan.images_per_second / 3600 * 64)
+    assert plan_of("pretrain", config, ["nodes=8"])[0].days is None
+
+
+def test_a_comparison_takes_every_combination_that_divides(config: Path) -> None:
+    plans = compare_plans("pretrain", config, ["nodes=1,3,8", "zero.stage=1,2", "train.micro_batch=64"])
+    assert [(plan.nodes, plan.layout.zero_stage) for plan in plans] == [(1, 1), (1, 2), (8, 1), (8, 2)]
+
+
+def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Path) -> None:
+    plans = scaling_plans("pretrain", config, [])
+    rates = [plan.images_per_second / plan.world_size for plan in plans]
+    assert plans[0].world_size == 1 and plans[-1].world_size == 1024
+    assert rates[-1] < rates[3] <= rates[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nodes=0"], "nodes is '0'"),
+        (["hardware=h1000"], "allowed: a100"),
+        (["nodes=3"], "choose other numbers"),
+        (["train.mikro_batch=1"], "did you mean train.micro_batch"),
+    ],
+)
+def test_mistakes_are_named(words: list[str], message: str, config: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_of("pretrain", config, words)
+
+
+def test_the_command_prints_pure_json_without_torch(config: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['deepspeed'] = None\n"
+        f"sys.argv = ['coatnet', 'plan', {str(config)!r}, 'nodes=2', '--json']\n"
+        "from coatnet.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["world_size"] == 16 and len(found["choices"]) == 8

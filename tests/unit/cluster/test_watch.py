@@ -1,0 +1,132 @@
+"""status, logs and cancel, from a run directory alone and with a queue."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from cluster import slurm
+from cluster.cancel import cancel_run
+from cluster.history import History
+from cluster.logs import read_logs
+from cluster.slurm import QueuedJob
+from cluster.status import find_runs, read_status
+from coatnet.config import UserError
+from coatnet.runtime.run_directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "runs" / "first"
+    (directory / "logs").mkdir(parents=True)
+    history = History(directory)
+    history.note("submitted", job_id="7", folder="0001", lives=0)
+    history.begin(job_id="7", nodes=["n1"], step=-1)
+    return directory
+
+
+def queued(state: str, *, job_id: str = "7", reason: str = "None") -> dict[str, QueuedJob]:
+    return {job_id: QueuedJob(job_id, state, reason, "first", "n1")}
+
+
+@pytest.mark.parametrize(
+    ("queue", "expected"),
+    [
+        (queued("RUNNING"), "running"),
+        (queued("COMPLETING"), "completing"),
+        (queued("PENDING"), "requeued"),
+        ({}, "lost"),
+    ],
+)
+def test_the_queue_decides_while_a_job_lives(run: Path, queue: dict[str, QueuedJob], expected: str) -> None:
+    assert read_status(run, queue=queue).state == expected
+
+
+@pytest.mark.parametrize("marker", ["done", "cancelled", "held"])
+def test_a_marker_outweighs_the_queue(run: Path, marker: str) -> None:
+    RunDirectory(run).mark(marker, reason="three lives")
+    found = read_status(run, queue=queued("RUNNING"))
+    assert (found.state, found.detail) == (marker, "three lives")
+
+
+def test_a_failed_life_tells_its_reason(run: Path) -> None:
+    history = History(run)
+    history.end(history.lives()[0], outcome="failed", reason="a rank on n1 ended: boom", tries=3, excluded={})
+    found = read_status(run, queue={})
+    assert found.state == "failed" and "boom" in found.last_error
+
+
+def test_progress_rate_and_remaining_time_come_from_the_metrics(run: Path) -> None:
+    began = History(run).lives()[0].started
+    rows = [{"time": began + n, "samples_seen": 100 * n, "progress": n / 100} for n in range(1, 11)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_status(run, queue=queued("RUNNING"))
+    assert (found.samples_seen, found.total_samples) == (1000, 10_000)
+    assert found.images_per_second == pytest.approx(100) and found.remaining_seconds == pytest.approx(90)
+
+
+def test_runs_are_found_below_a_folder(run: Path) -> None:
+    assert find_runs([run.parents[0]]) == [run] and find_runs([run]) == [run]
+
+
+def test_logs_come_in_the_order_of_lives_and_one_rank_at_a_time(run: Path) -> None:
+    (run / "logs" / "job-7.log").write_text("job\n")
+    for name, text in (
+        ("life-001.try-1.rank-0", "a"),
+        ("life-002.try-1.rank-0", "b"),
+        ("life-001.try-1.rank-1", "c"),
+    ):
+        (run / "logs" / f"{name}.log").write_text(f"{text}\nunfinished")
+    finished = lambda: True  # noqa: E731
+    lines = list(read_logs(run, rank=None, tail=0, follow=False, finished=finished))
+    assert [line.split(": ")[1] for line in lines] == ["a", "b", "job"]
+    assert [line[-1] for line in read_logs(run, rank=1, tail=0, follow=False, finished=finished)] == ["c"]
+
+
+def test_following_ends_after_the_last_lines_of_a_finished_run(run: Path) -> None:
+    path = run / "logs" / "life-001.try-1.rank-0.log"
+    path.write_text("first\n")
+    asked = []
+
+    def finished() -> bool:
+        asked.append(len(asked))
+        with path.open("a") as file:
+            file.write(f"line {len(asked)}\n")
+        return len(asked) == 2
+
+    lines = list(read_logs(run, rank=0, tail=0, follow=True, finished=finished))
+    assert [line.split(": ")[1] for line in lines] == ["first", "line 1", "line 2"]
+
+
+def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    History(run).note("successor", job_id="8")
+    called = tmp_path / "called"
+    jobs = [
+        {"job_id": 7, "job_state": "RUNNING"},
+        {"job_id": 8, "job_state": "PENDING"},
+        {"job_id": 9, "job_state": "RUNNING"},
+    ]
+    program(tmp_path / "squeue", f"echo '{json.dumps({'jobs': jobs})}'")
+    program(tmp_path / "scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert slurm.available()
+    assert cancel_run(run) == ["8", "7"]
+    assert called.read_text().split() == ["8", "7"]
+
+
+def test_a_finished_run_or_another_folder_cannot_be_cancelled(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run directory"):
+        cancel_run(tmp_path)
+    RunDirectory(run).mark("done")
+    with pytest.raises(UserError, match="is done"):
+        cancel_run(run)
+
+
+def program(path: Path, line: str) -> None:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
