@@ -63,6 +63,9 @@ class SiteConfig:
     memory: str | None = None  # per node, "0" takes all of it
     time: str = "1-00:00:00"
     spares: int = 0
+    hardware: str | None = (
+        None  # profile of `coatnet plan`; given, each run gets a plan.json to be compared with
+    )
     continuation: str = "requeue"
     retries: int = 2  # in place, within one life
     lives_without_progress: int = 3

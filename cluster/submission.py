@@ -12,6 +12,9 @@ from cluster import slurm
 from cluster.history import History
 from cluster.job import MARKERS, STATUS, Job, write_job
 from cluster.names import check_name, check_path
+from cluster.planning.estimate import Plan, make_plan, write_plan
+from cluster.planning.hardware import load_hardware
+from cluster.planning.recipe_view import view
 from cluster.recipe import lookup, read_recipe, schema_names
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
@@ -111,6 +114,7 @@ def submit(
         UserError: the run is finished, held or already in the queue, or SLURM refuses the job.
     """
     job, directory = prepared.job, Path(prepared.job.directory)
+    plan = _plan(prepared)
     _check_limits(job.site)
     _check_run(directory, release=release)
     if job.site.secrets_file:
@@ -119,6 +123,8 @@ def submit(
         parents=True, exist_ok=True
     )  # without it SLURM fails the job and leaves no log
     prepared.folder.mkdir(parents=True)
+    if plan is not None:
+        write_plan(directory, plan)
     if snapshot:
         job.code = str(snapshot_code(prepared.folder.parent))
     write_job(job, prepared.folder / "job.json")
@@ -130,6 +136,21 @@ def submit(
     job_id = slurm.sbatch(str(script), *options)
     history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=len(history.lives()))
     return job_id
+
+
+def _plan(prepared: Prepared) -> Plan | None:
+    """Return what the run is predicted to do, where the site names its hardware.
+
+    Raises:
+        UserError: the global batch does not divide over the ranks, which a rank would find out only in the job.
+    """
+    site = prepared.job.site
+    if prepared.recipe is None or site.hardware is None:
+        return None
+    recipe = view(prepared.recipe, origin=prepared.job.directory)
+    return make_plan(
+        recipe, hardware=load_hardware(site.hardware), nodes=site.nodes, gpus_per_node=site.ranks_per_node
+    )
 
 
 def queued_job(directory: Path) -> str | None:

@@ -16,7 +16,8 @@ FOLDER = Path(__file__).parent / "cluster"
 CASES = {
     "requeue": SiteConfig(partition="gpu", account="vision", nodes=8, time="2-00:00:00"),
     "chain_with_spares": SiteConfig(
-        nodes=8, spares=1, continuation="chain", constraint="h100&ib", exclude="n[7-9]", modules=["cuda/12.6"],
+        nodes=8, spares=1, continuation="chain", constraint="h100&ib", exclude="n[7-9]",
+        modules=["cuda/12.6"],
         setup_script="/site/setup.sh",
         environment=["HF_HOME"], sbatch=["--mail-type=FAIL"],
     ),

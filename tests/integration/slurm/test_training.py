@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(slurm_cluster: FakeCluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the digest of a run that nothing happened to."""
-    run = train(slurm_cluster, tmp_path_factory.mktemp("runs") / "undisturbed", shards)
+    run = train(slurm_cluster, tmp_path_factory.mktemp("runs") / "undisturbed", shards, hardware="cpu2")
     assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
     assert samples_seen(run) == STEPS * BATCH
+    assert json.loads((run.directory / "plan.json").read_text())["world_size"] == 2
     return final_digest(run)
 
 
