@@ -82,7 +82,9 @@ static Status read_tokens(Tokens *tokens, const Jpeg *jpeg) {
     return status == OK && tokens->no_memory ? NO_MEMORY : status;
 }
 
-/* ---- tokens to bits, or to frequencies when there is no writer ---- */
+/* ---- tokens to bits, or to frequencies when there is no writer: inlined, each becomes its own loop ---- */
+
+#define INLINE static inline __attribute__((always_inline))
 
 static int magnitude(int value) { return value ? 32 - __builtin_clz((unsigned)abs(value)) : 0; }
 
@@ -96,7 +98,7 @@ static void flush(Writer *writer) {
 }
 
 /* Write four bytes at once where none of them is 0xFF. */
-static inline void flush32(Writer *writer) {
+INLINE void flush32(Writer *writer) {
     const uint32_t four = (uint32_t)(writer->buffer >> (writer->bits - 32));
     if ((~four - 0x01010101u) & four & 0x80808080u) {
         flush(writer);
@@ -108,12 +110,12 @@ static inline void flush32(Writer *writer) {
     writer->bits -= 32;
 }
 
-static inline void put(Writer *writer, unsigned bits, int count) { /* at most 31 */
+INLINE void put(Writer *writer, unsigned bits, int count) { /* at most 31 */
     writer->buffer = writer->buffer << count | bits;
     if ((writer->bits += count) >= 32) flush32(writer);
 }
 
-static inline void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, int value) {
+INLINE void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, int value) {
     if (!writer) {
         plan->frequencies[is_dc][table][symbol]++;
         return;
@@ -124,7 +126,7 @@ static inline void emit(Plan *plan, Writer *writer, int is_dc, int table, int sy
     put(writer, (unsigned)code->word[symbol] << size | raw, code->length[symbol] + size);
 }
 
-static inline const Token *emit_block(Plan *plan, Writer *writer, const Token *token, const Token *end, int table, int *running) {
+INLINE const Token *emit_block(Plan *plan, Writer *writer, const Token *token, const Token *end, int table, int *running) {
     const int difference = token->value - *running;
     *running = token->value;
     emit(plan, writer, 1, table, magnitude(difference), difference);
@@ -155,7 +157,7 @@ static void align_with_ones(Writer *writer) {
     flush(writer);
 }
 
-static int emit_all(Plan *plan, Writer *writer, const Tokens *tokens) {
+INLINE int emit_all(Plan *plan, Writer *writer, const Tokens *tokens) {
     const Token *token = tokens->tokens, *end = token + tokens->count;
     int running[MAX_COMPONENTS] = {0};
     for (uint64_t mcu = 0; token < end; mcu++) {
