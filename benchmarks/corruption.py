@@ -4,8 +4,8 @@
 
 Each trial flips a bit (in a tar header, in a payload, or anywhere), cuts the shard, replaces it by another or
 removes it; then every sample is read. "accepted" counts the trials in which the reader handed on content that
-was never written, or nothing was noticed. The webdataset library reads some of the same files; a replaced shard
-is a valid one to it, since it knows no manifest.
+was never written, or nothing was noticed. The webdataset library reads some of the same files; a replaced
+shard is a valid one to it, since it knows no manifest.
 """
 
 from __future__ import annotations

@@ -61,7 +61,10 @@ class Corpus:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; `coatnet shard SOURCE {folder}` makes it") from None
+            raise UserError(
+                f"{path}: {error.strerror}; `coatnet shard SOURCE {folder}` makes it, and for tars of others "
+                f"`coatnet shard {folder} --in-place`"
+            ) from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is no JSON: {error}") from None
         return cls(parse_manifest(text, origin=str(path)), LocalFiles(Path(folder)))

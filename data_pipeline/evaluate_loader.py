@@ -19,6 +19,7 @@ from data_pipeline.record import BadSampleError, Record, SampleSource
 
 _MAX_CHUNK = 32
 _PREFETCH = 2
+_AHEAD_SHARDS = 4
 
 
 class EvaluateLoader:
@@ -65,7 +66,12 @@ class EvaluateLoader:
         return made_ahead(self._plans(), threads=self._threads, ahead=_PREFETCH)
 
     def _plans(self) -> Iterator[_PendingBatch]:
+        announced = -1
         for begin in range(self._first, self._end, self._batch):
+            current = self._split(begin)[0]
+            if current > announced:
+                announced = min(current + _AHEAD_SHARDS, len(self._ends) - 1)
+                self._corpus.prepare(list(range(current, announced + 1)))
             samples = np.arange(begin, min(begin + self._batch, self._end), dtype=np.int64)
             count = len(samples)
             yield _PendingBatch(

@@ -90,17 +90,17 @@ def _compare(entry: ShardEntry, index: ShardIndex, sizes: dict[int, int]) -> Ite
 
 
 def _bad_records(corpus: Corpus, shard: int) -> list[Problem]:
-    """Name the samples that a damaged shard has lost."""
-    problems = []
+    """Name the samples that a damaged shard has lost; none where it is refused as a whole."""
     entry = corpus.manifest.shards[shard]
+    reasons: dict[int, str] = {}
     for number in range(entry.samples):
         try:
             corpus.read(shard, number)
         except BadSampleError as error:
-            problems.append(Problem(entry.name, number, str(error)))
-            if len(problems) == entry.samples or "manifest" in str(error):
-                break  # the whole shard is refused: one line says it
-    return problems
+            reasons[number] = str(error)
+    if len(reasons) == entry.samples and len(set(reasons.values())) == 1:
+        return []
+    return [Problem(entry.name, number, reason) for number, reason in reasons.items()]
 
 
 def _hash_file(path: Path) -> tuple[int, str]:
