@@ -73,16 +73,6 @@ def measure(*, count: int = 100, rounds: int = 5) -> dict[str, object]:
     }
 
 
-def decode_vs_pillow(*, count: int = 60, rounds: int = 3) -> float:
-    """Return how many times faster than Pillow any JPEG is decoded."""
-    return float(str(measure(count=count, rounds=rounds)["decode_vs_pillow"]))
-
-
-def decode_tiled_vs_pillow(*, count: int = 60, rounds: int = 3) -> float:
-    """Return how many times faster than Pillow's decoding of the original a tiled JPEG is decoded."""
-    return float(str(measure(count=count, rounds=rounds)["decode_tiled_vs_pillow"]))
-
-
 def _from_caltech(count: int) -> list[Image.Image]:
     images: list[Image.Image] = []
     with tarfile.open(PHOTOGRAPHS) as tar:

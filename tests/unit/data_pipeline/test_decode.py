@@ -78,7 +78,7 @@ def jpegs_and_boxes(draw: st.DrawFn) -> tuple[bytes, tuple[int, int, int, int]]:
 
 
 @needs_kernel
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(jpegs_and_boxes())
 def test_a_regions_pixels_are_libjpegs_to_the_last_bit(case: tuple[bytes, tuple[int, int, int, int]]) -> None:
     payload, box = case
@@ -103,7 +103,7 @@ def test_chroma_halved_only_in_height_is_upsampled_as_libjpeg_does(left: int) ->
 
 
 @needs_kernel
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(jpegs_and_boxes(), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_avx2_and_the_plain_path_agree_to_the_last_bit(
     case: tuple[bytes, tuple[int, int, int, int]], width: int, height: int, flip: bool

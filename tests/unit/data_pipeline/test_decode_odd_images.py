@@ -14,7 +14,10 @@ import pytest
 from data_pipeline.decode import DecodeError, check_image, decode_batch, probe
 
 COLLECTION = Path(__file__).parents[3] / "../shared/data/odd_images.tar"
-pytestmark = pytest.mark.skipif(not COLLECTION.exists(), reason="needs ../shared/data/odd_images.tar")
+pytestmark = [
+    pytest.mark.skipif(not COLLECTION.exists(), reason="needs ../shared/data/odd_images.tar"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # Pillow on broken EXIF
+]
 
 # What a verdict may be: None stands for "decoded". "damaged" comes with pixels.
 PIXELS = {None, "damaged"}

@@ -38,7 +38,7 @@ def rewritten(payload: bytes) -> bytes:
     return tiling.payload
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     width=st.integers(1, 400),
     height=st.integers(1, 200),
@@ -59,7 +59,7 @@ def test_any_decoder_sees_the_same_pixels(
     assert rewritten(tiled) == tiled
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_region_of_a_tiled_jpeg_is_that_of_the_original(data: st.DataObject) -> None:
     width, height = data.draw(st.integers(5, 500)), data.draw(st.integers(1, 200))
