@@ -142,7 +142,7 @@ def _plan(prepared: Prepared) -> Plan | None:
     """Return what the run is predicted to do, where the site names its hardware.
 
     Raises:
-        UserError: the global batch does not divide over the ranks, which a rank would find out only in the job.
+        UserError: the global batch does not divide over the ranks; a rank would find out only in the job.
     """
     site = prepared.job.site
     if prepared.recipe is None or site.hardware is None:
