@@ -6,6 +6,7 @@ scenario's result on every rank. Starting ranks this way takes a tenth of a seco
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -19,7 +20,9 @@ import torch
 
 from pretrain.engine.start import load_deepspeed
 
-load_deepspeed().logger.setLevel("ERROR")
+load_deepspeed()
+for name in ("torch._dynamo", "torch.utils.tensorboard", "pretrain.loop", "deepspeed.runtime.zero.stage3"):
+    importlib.import_module(name)  # each fork would load them again: 3 s of CPU
 torch.set_num_threads(1)
 
 
