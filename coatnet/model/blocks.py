@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
-from coatnet.model.stochastic_depth import keep_scale
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -113,10 +112,10 @@ class MBConv(nn.Module):
 
     branches = 1
 
-    def __init__(self, width_in: int, width: int, *, stride: int, style: Style, drop_rate: float) -> None:
+    def __init__(self, width_in: int, width: int, *, stride: int, style: Style) -> None:
         super().__init__()
         hidden = EXPANSION * width
-        self.style, self.drop_rate = style, drop_rate
+        self.style = style
         self.expand_stride = stride if style.stride_place == "expand" else 1
         rest = stride // self.expand_stride
         self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
@@ -128,14 +127,14 @@ class MBConv(nn.Module):
         self.se = SqueezeExcite(hidden, squeeze=max(1, int(width * SE_RATIO)))
         self.shrink = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
         y = self.norm(x)
         if self.expand_stride == 2:
             y = y[:, ::2, ::2]
         y = self.style.activate(self.expand_norm(self.expand(y)))
         y = self.style.activate(self.depthwise_norm(self.depthwise(y)))
         y = self.shrink(self.se(y))
-        return self.shortcut(x) + drop_path(y, draws, 0, self.drop_rate)
+        return self.shortcut(x) + drop_path(y, scales, 0)
 
 
 class TransformerBlock(nn.Module):
@@ -154,10 +153,9 @@ class TransformerBlock(nn.Module):
         stride: int,
         style: Style,
         grid: int,
-        drop_rate: float,
     ) -> None:
         super().__init__()
-        self.style, self.stride, self.drop_rate = style, stride, drop_rate
+        self.style, self.stride = style, stride
         self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
         self.attention_norm = style.layer_norm(width_in)
         self.attention = RelativeAttention(
@@ -167,17 +165,17 @@ class TransformerBlock(nn.Module):
         self.ffn_expand = nn.Linear(width, EXPANSION * width)
         self.ffn_shrink = nn.Linear(EXPANSION * width, width)
 
-    def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
         y = self.attention_norm(x)
         if self.stride == 2:
             y = self.style.pool(y)
-        x = self.shortcut(x) + drop_path(self.attention(y), draws, 0, self.drop_rate)
+        x = self.shortcut(x) + drop_path(self.attention(y), scales, 0)
         y = self.ffn_shrink(self.style.activate(self.ffn_expand(self.ffn_norm(x))))
-        return x + drop_path(y, draws, 1, self.drop_rate)
+        return x + drop_path(y, scales, 1)
 
 
-def drop_path(y: Tensor, draws: Tensor | None, branch: int, rate: float) -> Tensor:
-    """Scale each sample's branch by 0 or 1/keep; no draws (B, branches), no dropping."""
-    if draws is None or rate == 0.0:
+def drop_path(y: Tensor, scales: Tensor | None, branch: int) -> Tensor:
+    """Scale each sample's branch by its 0 or 1/keep. Shape: scales (B, branches of the block)."""
+    if scales is None:
         return y
-    return y * keep_scale(draws[:, branch], rate).to(y.dtype)[:, None, None, None]
+    return y * scales[:, branch].to(y.dtype)[:, None, None, None]

@@ -50,7 +50,7 @@ def inspect_layouts(
     from coatnet.model.config import architecture
     from coatnet.model.layouts import LAYOUTS, layout_config
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for layout in LAYOUTS:
         config = layout_config(layout)
         cost, plan = _cost(config, px), architecture(config)

@@ -16,11 +16,12 @@ from coatnet.model.blocks import Conv, MBConv, NormFactory, Style, TransformerBl
 from coatnet.model.config import ModelConfig, NormConfig, architecture
 from coatnet.model.family import Architecture
 from coatnet.model.norm import GroupBatchNorm
-from coatnet.model.stochastic_depth import uniform
+from coatnet.model.stochastic_depth import keep_scales, uniform
 
 Block = MBConv | TransformerBlock
 _INIT_STD = 0.02
 _TOTAL_STRIDE = 32
+_RECOMPILE_LIMIT = 64
 
 
 class Stem(nn.Module):
@@ -79,7 +80,11 @@ class CoAtNet(nn.Module):
         self.config = config
         plan = architecture(config)
         batch_norm = partial(
-            GroupBatchNorm, group_images=norm.group_images, momentum=norm.momentum, eps=config.batch_norm_eps
+            GroupBatchNorm,
+            group_images=norm.group_images,
+            momentum=norm.momentum,
+            eps=config.batch_norm_eps,
+            sync=norm.sync,
         )
         style = _style(config, plan, batch_norm)
         # The stem keeps batch norm in the LN ablation, which the paper words for MBConv only.
@@ -91,7 +96,7 @@ class CoAtNet(nn.Module):
         self.stages = nn.ModuleDict(_stages(plan, config, style))
         self.head = Head(plan.width, num_classes=config.num_classes, norm=style.layer_norm(plan.width))
         self._checkpointed: frozenset[str] = frozenset()
-        self._branches = sum(block.branches for _, block in self.blocks())
+        self._drop_rates = self._make_drop_rates()
 
     def forward(self, images: Tensor, *, sample_keys: Tensor | None = None) -> Tensor:
         return self.head(self.trunk(images, sample_keys=sample_keys))
@@ -111,11 +116,11 @@ class CoAtNet(nn.Module):
             raise UserError(
                 f"images are {height}×{width} px; both sides must be divisible by {_TOTAL_STRIDE}"
             )
-        draws = self._draws(images, sample_keys)
+        scales = self._scales(images, sample_keys)
         x = self.stem(images.permute(0, 2, 3, 1))
         branch = 0
         for stage, block in self.blocks():
-            own = None if draws is None else draws[:, branch : branch + block.branches]
+            own = None if scales is None else scales[:, branch : branch + block.branches]
             branch += block.branches
             if stage in self._checkpointed and torch.is_grad_enabled():
                 x = checkpoint(block, x, own, use_reentrant=False)
@@ -140,10 +145,19 @@ class CoAtNet(nn.Module):
             )
         self._checkpointed = frozenset(stages)
 
-    def compile_blocks(self) -> None:
-        """Compile every block in place; blocks of one shape share the compiled code."""
+    def compile_blocks(self, *, fullgraph: bool = False) -> None:
+        """Compile every block in place; blocks of one shape share the compiled code.
+
+        Args:
+            fullgraph: make a graph break an error.
+        """
+        # Six shapes of MBConv, in training and in evaluation: more than dynamo's default of 8 variants, after
+        # which it would go on uncompiled. Dynamic shapes would come from one block to the next, slow and
+        # refused by inductor (its strides of 1×1 maps become symbols that it cannot order).
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, _RECOMPILE_LIMIT)
         for _, block in self.blocks():
-            block.compile()
+            block.compile(fullgraph=fullgraph, dynamic=False)
 
     def resize_head(self, num_classes: int, *, init: str = "normal") -> None:
         """Give the network a new last layer, with normal or zero weights."""
@@ -153,12 +167,24 @@ class CoAtNet(nn.Module):
         nn.init.normal_(self.head.logits.weight, std=_INIT_STD if init == "normal" else 0.0)
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
-    def _draws(self, images: Tensor, keys: Tensor | None) -> Tensor | None:
+    def _make_drop_rates(self) -> list[float]:
+        """Drop rate of every branch: from 0 linearly in the block's index. Source: paper A.2's lineage."""
+        blocks = [block for _, block in self.blocks()]
+        rate = self.config.stochastic_depth
+        return [
+            rate * index / len(blocks) for index, block in enumerate(blocks) for _ in range(block.branches)
+        ]
+
+    def _scales(self, images: Tensor, keys: Tensor | None) -> Tensor | None:
+        """Draw stochastic depth for all branches at once, so that blocks of one shape stay alike."""
         if not self.training or self.config.stochastic_depth == 0.0:
             return None
+        branches = len(self._drop_rates)
         if keys is None:
-            return torch.rand(images.shape[0], self._branches, device=images.device)
-        return uniform(keys, self._branches)
+            draws = torch.rand(images.shape[0], branches, device=images.device)
+        else:
+            draws = uniform(keys, branches)
+        return keep_scales(draws, torch.tensor(self._drop_rates, device=images.device))
 
 
 def build_model(
@@ -211,23 +237,19 @@ def _style(config: ModelConfig, plan: Architecture, batch_norm: NormFactory) -> 
 
 
 def _stages(plan: Architecture, config: ModelConfig, style: Style) -> dict[str, nn.ModuleList]:
-    total = sum(stage.depth for stage in plan.stages)
-    width, index, grid = plan.stem_width, 0, config.image_size // plan.stem_stride
+    width, grid = plan.stem_width, config.image_size // plan.stem_stride
     stages = {}
     for stage in plan.stages:
         blocks = nn.ModuleList()
         grid //= stage.stride
         for run in stage.runs:
             for _ in range(run.depth):
-                rate = config.stochastic_depth * index / total
                 stride = 1 if blocks else stage.stride
                 if run.kind == "mbconv":
-                    block: Block = MBConv(width, run.width, stride=stride, style=style, drop_rate=rate)
+                    block: Block = MBConv(width, run.width, stride=stride, style=style)
                 else:
-                    block = TransformerBlock(
-                        width, run.width, stride=stride, style=style, grid=grid, drop_rate=rate
-                    )
+                    block = TransformerBlock(width, run.width, stride=stride, style=style, grid=grid)
                 blocks.append(block)
-                width, index = run.width, index + 1
+                width = run.width
         stages[stage.name] = blocks
     return stages

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coatnet.model.sync import mean_over_ranks, sync_group
+
 _YOUNG_STEPS = 10  # the ramp of coatnet.training.ema: decay (1+t)/(10+t)
 
 
 class GroupBatchNorm(nn.Module):
     """Normalise over each group of `group_images` consecutive images.
+
+    With `sync` the groups of the same number on all ranks of a node ("node") or of the job ("all") are one;
+    every rank must then feed as many images.
 
     While `deferred`, a training forward only adds up the groups' means and variances; `commit_statistics`
     turns the sums into one update that is equal on all ranks. Otherwise it is an ordinary batch norm.
@@ -24,8 +29,11 @@ class GroupBatchNorm(nn.Module):
     running_var: Tensor
     sums: Tensor
 
-    def __init__(self, width: int, *, group_images: int | None, momentum: float, eps: float) -> None:
+    def __init__(
+        self, width: int, *, group_images: int | None, momentum: float, eps: float, sync: str = "none"
+    ) -> None:
         super().__init__()
+        self.sync = sync
         self.group_images, self.momentum, self.eps = group_images, momentum, eps
         self.deferred = False
         self.weight = nn.Parameter(torch.ones(width))
@@ -47,7 +55,8 @@ class GroupBatchNorm(nn.Module):
             raise ValueError(
                 f"a batch of {batch} images cannot be cut into groups of {group} (norm.group_images)"
             )
-        parts = [self._normalise(part) for part in x.split(group)]
+        normalise = self._normalise if self.sync == "none" else self._normalise_over_ranks
+        parts = [normalise(part) for part in x.split(group)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
 
     def _normalise(self, x: Tensor) -> Tensor:
@@ -56,15 +65,32 @@ class GroupBatchNorm(nn.Module):
         y = F.batch_norm(
             x.permute(0, 3, 1, 2), mean, variance, self.weight.float(), self.bias.float(), True, 1.0, self.eps
         )
-        with torch.no_grad():
-            if self.deferred:
-                self.sums[0, :-1] += mean
-                self.sums[1, :-1] += variance
-                self.sums[:, -1] += 1
-            else:
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance, self.momentum)
+        self._record(mean, variance)
         return y.permute(0, 2, 3, 1)
+
+    def _normalise_over_ranks(self, x: Tensor) -> Tensor:
+        """Normalise one group whose images lie on several ranks; two all-reduces, and two more backwards."""
+        ranks = sync_group(self.sync)
+        if ranks is None:
+            return self._normalise(x)
+        mean = mean_over_ranks(x.mean(dim=(0, 1, 2)), ranks)
+        centred = x - mean
+        variance = mean_over_ranks(centred.square().mean(dim=(0, 1, 2)), ranks)
+        count = ranks.size() * x.shape[0] * x.shape[1] * x.shape[2]
+        self._record(mean, variance * (count / max(1, count - 1)))
+        return torch.addcmul(
+            self.bias.float(), centred, torch.rsqrt(variance + self.eps) * self.weight.float()
+        )
+
+    @torch.no_grad()
+    def _record(self, mean: Tensor, variance: Tensor) -> None:
+        if self.deferred:
+            self.sums[0, :-1] += mean
+            self.sums[1, :-1] += variance
+            self.sums[:, -1] += 1
+        else:
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
 
 
 def defer_statistics(model: nn.Module) -> None:

@@ -24,10 +24,13 @@ def uniform(keys: Tensor, branches: int) -> Tensor:
     return _shift(z, 40).float() / (1 << 24)
 
 
-def keep_scale(draw: Tensor, drop_rate: float) -> Tensor:
-    """Return 0 for a dropped sample and 1/keep for a kept one. Shape: (B,) → (B,)."""
-    keep = 1.0 - drop_rate
-    return (draw < keep).float() / keep
+def keep_scales(draws: Tensor, drop_rates: Tensor) -> Tensor:
+    """Return 0 for a dropped sample and 1/keep for a kept one.
+
+    Shape: draws (B, branches), drop_rates (branches,) → (B, branches).
+    """
+    keep = 1.0 - drop_rates
+    return (draws < keep).float() / keep
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,112 @@
+"""Batch norm by groups: what it computes, what it remembers, what it does not depend on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
+from coatnet.model.norm import GroupBatchNorm
+
+WIDTH, GROUP = 6, 4
+
+
+def make(*, group_images: int | None = GROUP, sync: str = "none") -> GroupBatchNorm:
+    torch.manual_seed(0)
+    norm = GroupBatchNorm(WIDTH, group_images=group_images, momentum=0.1, eps=1e-3, sync=sync)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def images(count: int, *, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 5, 3, WIDTH, generator=generator) * 3 + 7
+
+
+def test_it_is_torchs_batch_norm_where_the_group_is_the_batch() -> None:
+    ours, theirs = make(group_images=None), nn.BatchNorm2d(WIDTH, eps=1e-3, momentum=0.1)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    x = images(GROUP)
+    assert torch.allclose(ours(x), theirs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), atol=1e-5)
+    assert torch.allclose(ours.running_mean, theirs.running_mean)
+    assert torch.allclose(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    assert torch.allclose(ours(x), theirs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [[12], [4, 8], [8, 4], [4, 4, 4]])
+def test_output_gradient_and_statistics_do_not_depend_on_how_a_batch_is_cut(cut: list[int]) -> None:
+    def run(parts: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        norm = make()
+        defer_statistics(norm)
+        y = torch.cat([norm(part) for part in images(12).split(parts)])
+        y.square().mean().backward()
+        commit_statistics(norm)
+        assert norm.weight.grad is not None
+        return y.detach(), norm.weight.grad, norm.running_var
+
+    whole, cut_up = run([12]), run(cut)
+    assert torch.equal(whole[0], cut_up[0])
+    assert torch.allclose(whole[1], cut_up[1], rtol=1e-5)
+    assert torch.equal(whole[2], cut_up[2])
+
+
+def test_a_group_that_does_not_divide_the_batch_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(ValueError, match=r"batch of 6 .* groups of 4 .*norm.group_images"):
+        make()(images(6))
+
+
+def test_nothing_is_remembered_before_the_commit_and_the_commit_is_one_update() -> None:
+    norm = make()
+    defer_statistics(norm)
+    x = images(8)
+    norm(x)
+    assert torch.equal(norm.running_mean, torch.zeros(WIDTH))
+    commit_statistics(norm)
+    means = torch.stack([part.mean(dim=(0, 1, 2)) for part in x.split(GROUP)]).mean(0)
+    assert torch.allclose(norm.running_mean, 0.1 * means, rtol=1e-5)
+    commit_statistics(norm)
+    assert torch.allclose(norm.running_mean, 0.1 * means, rtol=1e-5), (
+        "a commit without images changes nothing"
+    )
+
+
+def test_one_all_reduce_carries_all_layers() -> None:
+    model = build_model(
+        ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32), seed=0
+    ).train()
+    defer_statistics(model)
+    model(torch.randn(2, 3, 32, 32))
+    calls = []
+    commit_statistics(model, calls.append)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("sync", ["node", "all"])
+def test_sync_without_other_ranks_is_no_sync(sync: str) -> None:
+    x = images(8)
+    assert torch.equal(make(sync=sync)(x), make()(x))
+
+
+def test_bfloat16_activations_have_float32_statistics() -> None:
+    """A mean of 7 and 120 numbers: in bf16 the running mean would have three digits."""
+    norm, x = make(group_images=None), images(8).bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert norm.running_mean.dtype == torch.float32
+    assert torch.allclose(norm.running_mean, 0.1 * x.float().mean(dim=(0, 1, 2)), rtol=1e-6)
+    assert torch.allclose(y.float(), make(group_images=None)(x.float()), rtol=2**-8)
+
+
+def test_a_model_cast_to_bfloat16_keeps_its_groups_in_float32() -> None:
+    config = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32)
+    model = build_model(config, norm=NormConfig(group_images=2), seed=0).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(torch.randn(4, 3, 32, 32))
+    logits.float().sum().backward()
+    for module in model.modules():
+        if isinstance(module, GroupBatchNorm):
+            assert module.running_mean.dtype == torch.float32
+            assert module.weight.grad is not None and module.weight.grad.isfinite().all()
