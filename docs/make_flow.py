@@ -20,7 +20,8 @@ def main() -> None:
     """Write the picture beside this script."""
     total = len(BOXES) * (WIDTH + GAP) - GAP + 40
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 196" font-family="system-ui, sans-serif">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 196" '
+        'font-family="system-ui, sans-serif">',
         f'<rect width="{total}" height="196" rx="10" fill="#ffffff"/>',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         f'orient="auto"><path d="M0 0L8 4L0 8z" fill="{LINE}"/></marker></defs>',
@@ -28,7 +29,8 @@ def main() -> None:
     for number, (title, *lines) in enumerate(BOXES):
         left = 20 + number * (WIDTH + GAP)
         parts.append(
-            f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{PAPER}" stroke="{LINE}"/>'
+            f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" rx="8" '
+            f'fill="{PAPER}" stroke="{LINE}"/>'
         )
         parts.append(
             f'<text x="{left + WIDTH / 2}" y="{TOP + 24}" text-anchor="middle" font-weight="600" '

@@ -1,4 +1,4 @@
-"""What documents tell a reader to type exists: commands parse, config files are there, links lead somewhere."""
+"""What documents tell a reader to type exists: commands parse, configs and links are there."""
 
 from __future__ import annotations
 
