@@ -79,7 +79,10 @@ def decode_batch(
     _check(payloads, boxes, flips, out)
     statuses = [Status.UNSUPPORTED] * len(payloads)
     if backend_name(backend) == "kernel":
-        chosen = [orientation == "ignore" or not _is_turned(payload) for payload in payloads]
+        chosen = [
+            len(payload) <= limits.max_bytes and (orientation == "ignore" or not _is_turned(payload))
+            for payload in payloads
+        ]
         statuses = _run_kernel(
             payloads, boxes, flips, out, chosen, interpolation=interpolation, limits=limits
         )
