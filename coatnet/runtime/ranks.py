@@ -52,7 +52,8 @@ class Ranks:
         kind = _device_type()
         if kind == "cuda":
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))  # DeepSpeed asks for it, srun does not set it
+        # DeepSpeed asks for it, srun does not set it.
+        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
         _choose_interface(os.environ["MASTER_ADDR"])
         torch.distributed.init_process_group(
             "nccl" if kind == "cuda" else "gloo",
