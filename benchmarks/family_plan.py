@@ -25,7 +25,8 @@ def main() -> None:
         plans = [make_plan(recipe(number), hardware=hardware, nodes=nodes) for nodes in NODES]
         first = plans[0].images_per_second / plans[0].world_size
         cells = [
-            f"{plan.images_per_second:,.0f}, {plan.mfu:.0%}, {plan.images_per_second / plan.world_size / first:.0%}"
+            f"{plan.images_per_second:,.0f}, {plan.mfu:.0%}, "
+            f"{plan.images_per_second / plan.world_size / first:.0%}"
             for plan in plans
         ]
         at_64 = plans[1]

@@ -26,8 +26,7 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     run.record_event("cancelled", reason=reason)
     if not slurm.available():
         return []
-    known = set(history.job_ids())
-    jobs = [job for job in slurm.queue().values() if job.is_alive and job.job_id.split("_")[0] in known]
+    jobs = [job for job in slurm.jobs_of(history.job_ids(), slurm.queue()) if job.is_alive]
     ended = []
     for job in sorted(
         jobs, key=lambda job: job.state != "PENDING"

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import which
 from typing import Any
@@ -33,14 +33,20 @@ class SlurmError(UserError):
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """One job as the queue or the accounting tells it."""
+    """One job as the queue or the accounting tells it.
 
-    job_id: str  # "12", or "12_3" for a task of an array
+    Args:
+        job_id: "12", or "12_3" for a task of an array; scancel takes either.
+        array_job_id: the array that a task belongs to, empty for ordinary jobs.
+    """
+
+    job_id: str
     state: str
     reason: str
     name: str
     nodes: str
     restarts: int = 0
+    array_job_id: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -160,10 +166,14 @@ def hostnames(node_list: str) -> list[str]:
     return run_command(["scontrol", "show", "hostnames", node_list]).split()
 
 
-def queue(*, user: str | None = None) -> dict[str, QueuedJob]:
-    """Return the jobs that the controller still knows, by id."""
-    argv = ["squeue", "--json"] + ([f"--user={user}"] if user else [])
-    return parse_queue(json.loads(run_command(argv)))
+def queue() -> dict[str, QueuedJob]:
+    """Return this user's jobs that the controller still knows, by the id that each job knows itself by."""
+    return parse_queue(json.loads(run_command(["squeue", "--json", f"--user={os.getuid()}"])))
+
+
+def jobs_of(job_ids: Collection[str], known: Mapping[str, QueuedJob]) -> list[QueuedJob]:
+    """Return those of the known jobs that have one of the ids, or belong to an array that has."""
+    return [job for own_id, job in known.items() if own_id in job_ids or job.array_job_id in job_ids]
 
 
 def accounted(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
@@ -206,23 +216,18 @@ def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
     """Read `squeue --json`'s answer, old or new form."""
     jobs = {}
     for entry in answer.get("jobs", []):
-        job = QueuedJob(
-            job_id=_job_id(entry),
+        own_id = str(_number(entry.get("job_id")))
+        array, task = _number(entry.get("array_job_id")), _number(entry.get("array_task_id"))
+        jobs[own_id] = QueuedJob(
+            job_id=f"{array}_{task}" if array and task is not None else own_id,
             state=_state(entry.get("job_state", "")),
             reason=_text(entry.get("state_reason")),
             name=_text(entry.get("name")),
             nodes=_text(entry.get("nodes")),
             restarts=_number(entry.get("restart_cnt")) or 0,
+            array_job_id=str(array) if array else "",
         )
-        jobs[job.job_id] = job
     return jobs
-
-
-def _job_id(entry: Mapping[str, Any]) -> str:
-    array, task = _number(entry.get("array_job_id")), _number(entry.get("array_task_id"))
-    if array and task is not None:
-        return f"{array}_{task}"
-    return str(_number(entry.get("job_id")))
 
 
 def _state(value: Any) -> str:

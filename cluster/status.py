@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.history import LIVES_FILE, History, Life
 from cluster.progress import last_records, newest_step
-from cluster.slurm import QueuedJob
+from cluster.slurm import QueuedJob, jobs_of
 from coatnet.runtime.account import summarise
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -94,7 +94,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
 
 
 def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
-    known = [queue[job_id] for job_id in history.job_ids() if job_id in queue]
+    known = jobs_of(history.job_ids(), queue)
     alive = [job for job in known if job.is_alive]
     if alive:
         return alive[0]

@@ -155,11 +155,8 @@ def _plan(prepared: Prepared) -> Plan | None:
 
 def queued_job(directory: Path) -> str | None:
     """Return the job of this run that waits or runs, None where there is none."""
-    known = set(History(directory).job_ids())
-    for job in slurm.queue().values():
-        if job.is_alive and job.job_id.split("_")[0] in known:
-            return job.job_id.split("_")[0]
-    return None
+    jobs = slurm.jobs_of(History(directory).job_ids(), slurm.queue())
+    return next((job.array_job_id or job.job_id for job in jobs if job.is_alive), None)
 
 
 def _check_limits(site: SiteConfig) -> None:

@@ -33,9 +33,10 @@ NEW = {
 @pytest.mark.parametrize("answer", [OLD, NEW], ids=["22.05", "newer"])
 def test_the_queue_reads_the_same_in_old_and_new_forms(answer: dict) -> None:
     jobs = slurm.parse_queue(answer)
-    assert list(jobs) == ["12", "13_0"]
+    assert list(jobs) == ["12", "14"]
     assert jobs["12"].state == "RUNNING" and jobs["12"].restarts == 1 and jobs["12"].is_alive
-    assert jobs["13_0"].reason == "Priority"
+    assert jobs["14"].reason == "Priority" and jobs["14"].job_id == "13_0"
+    assert slurm.jobs_of(["13"], jobs) == [jobs["14"]] and slurm.jobs_of(["12"], jobs) == [jobs["12"]]
 
 
 def test_a_flag_of_the_new_form_outweighs_the_base_state() -> None:
