@@ -58,7 +58,7 @@ def outcome(payload: bytes) -> tuple[str | None, np.ndarray | None]:
     except DecodeError as error:
         return error.kind, None
     found = check_image(payload)
-    out = np.zeros((1, info.height, info.width, 3), np.uint8)
+    out = np.zeros((1, min(info.height, 128), min(info.width, 128), 3), np.uint8)
     box = np.array([[0, 0, info.width, info.height]])
     (verdict,) = decode_batch([payload], box, np.array([False]), out)
     assert (found and found.kind) == (verdict and verdict.kind)
