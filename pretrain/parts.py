@@ -27,10 +27,13 @@ from pretrain.engine.engine import Engine
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard, Verdict
 from pretrain.health import Health
+from pretrain.profiler import StepProfiler
 from pretrain.recorder import Recorder
 from pretrain.state import State, digest_of_range
 from pretrain.stream import Stream
 from pretrain.trainer import StepResult, Trainer
+from pretrain.transfer import TransferProbe
+from pretrain.tune import largest_micro_batch, rehearse
 from pretrain.watchdog import Watchdog
 
 
@@ -50,7 +53,7 @@ class Parts:
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
         model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
-        group_images = settle_group_images(config, ranks=ranks, run=run)
+        self._group_images = group_images = settle_group_images(config, ranks=ranks, run=run)
         model = build_model(
             model_config, norm=replace(config.norm, group_images=group_images), seed=config.seed
         )
@@ -75,6 +78,12 @@ class Parts:
             run, ranks=ranks, account=self.account, metrics=self.metrics, total=self.calendar.total
         )
         self.evaluator = _evaluator(config, classes=classes, ranks=ranks)
+        self.transfer = (
+            TransferProbe(open_corpus(config.evaluate.transfer), config, ranks=ranks)
+            if config.evaluate.transfer
+            else None
+        )
+        self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
         self.checkpoints = Checkpoints(
             CheckpointStore(
                 run.checkpoints,
@@ -113,9 +122,7 @@ class Parts:
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
         self.watchdog.start()
-        self.trainer.rehearse(
-            image_size=self.config.augment.image_size, samples=self.trainer.micro_batch or self._share()
-        )
+        self._rehearse()
         state = self.checkpoints.resume()
         kind = "start" if state is None else "resume"
         state = state or State()
@@ -144,7 +151,9 @@ class Parts:
             return
         with self.account.measure("evaluation"), self.watchdog.patience():
             state.figures = self.evaluator.measure(self.engine)
-        self.recorder.evaluation(state, state.figures)
+            if self.transfer is not None:
+                state.figures |= self.transfer.measure(self.engine)
+        self.recorder.evaluation(state, state.figures, confusion=self.evaluator.confusion)
 
     def save(self, state: State, *, wait: bool) -> None:
         """Save, in the background or until it is done."""
@@ -158,6 +167,8 @@ class Parts:
             UserError: the ranks' weights differ.
         """
         self.watchdog.beat()
+        self.profiler.after_step(state.step)
+        self.profiler.before_step(state.step + 1)
         self.checkpoints.raise_errors()
         compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
         if compared is not None:
@@ -200,8 +211,16 @@ class Parts:
             self.recorder.flush(state)
         self.metrics.close()
 
-    def _share(self) -> int:
-        return self.config.train.global_batch // self.ranks.world_size
+    def _rehearse(self) -> None:
+        """Find out-of-memory and bad shapes before data are touched, or the largest micro-batch."""
+        size, share = self.config.augment.image_size, self.config.train.global_batch // self.ranks.world_size
+        if self.config.tune.micro_batch == "auto":
+            self.trainer.micro_batch = largest_micro_batch(
+                self.trainer, image_size=size, share=share, group_images=self._group_images
+            )
+            self.recorder.event("tuned", micro_batch=self.trainer.micro_batch)
+        else:
+            rehearse(self.trainer, image_size=size, samples=self.trainer.micro_batch or share)
 
     def _read_exclusions(self) -> int:
         ranges = self.ranks.broadcast(_read_ranges(self._exclusions) if self.ranks.is_main else None)

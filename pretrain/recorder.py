@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psutil
+import torch
+
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
@@ -30,7 +33,7 @@ class Recorder:
         self._recorded_at = self._flushed_at = time.monotonic()
         self._samples = 0
         self._data_wait_seconds = 0.0
-        self._skipped = 0
+        self._skipped = self._bad = 0
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event of the whole run."""
@@ -39,6 +42,7 @@ class Recorder:
 
     def step(self, state: State, batch: Batch, result: StepResult, verdict: Verdict, bar: Progress) -> None:
         """Record a step."""
+        self._bad += len(batch.bad)
         for sample in batch.bad:
             self._run.record_event("bad_sample", rank=self._ranks.rank, **sample.to_dict())
         if verdict.event is not None:
@@ -56,8 +60,14 @@ class Recorder:
         if now - self._flushed_at >= _FLUSH_SECONDS:
             self.flush(state)
 
-    def evaluation(self, state: State, figures: dict[str, float]) -> None:
-        """Record what an evaluation found."""
+    def evaluation(
+        self, state: State, figures: dict[str, float], *, confusion: torch.Tensor | None = None
+    ) -> None:
+        """Record what an evaluation found; the confusion matrix as a picture, rows being the true classes."""
+        if confusion is not None:
+            shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+            picture = shares[None, :, :, None].expand(-1, -1, -1, 3).numpy()
+            self._metrics.images("evaluate/confusion", picture, samples_seen=state.samples_seen)
         self._metrics.scalars(
             {f"evaluate/{name}": value for name, value in figures.items()}, samples_seen=state.samples_seen
         )
@@ -81,6 +91,8 @@ class Recorder:
             "images_per_second": self._samples / seconds,
             "data_wait_share": share,
             "skipped_steps": self._skipped,
+            "bad_samples": self._bad,
+            **_memory(),
             "progress": state.samples_seen / self._total,
         }
 
@@ -97,3 +109,10 @@ class Recorder:
             score=str(round(verdict.score, 2)),
             positions=batch.positions.tolist(),
         )
+
+
+def _memory() -> dict[str, float]:
+    """The most memory of the device in use so far, or of the process on a CPU."""
+    if torch.cuda.is_available():
+        return {"memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+    return {"memory_gib": psutil.Process().memory_info().rss / 2**30}

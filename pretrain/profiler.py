@@ -1,0 +1,41 @@
+"""Traces and memory snapshots of chosen steps; costs nothing when none is chosen. Knows no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class StepProfiler:
+    """Records `torch.profiler` traces of a window of steps, one file per rank."""
+
+    def __init__(self, window: range, *, folder: Path, rank: int) -> None:
+        self._window, self._folder, self._rank = window, folder, rank
+        self._profiler: Any = None
+
+    def before_step(self, step: int) -> None:
+        """Begin at the window's first step (the number that the step will have when it is done)."""
+        if self._profiler is None and self._window and step == self._window.start:
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                kinds.append(torch.profiler.ProfilerActivity.CUDA)
+                torch.cuda.memory._record_memory_history()
+            self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True)
+            self._profiler.start()
+
+    def after_step(self, step: int) -> None:
+        """Write the trace after the window's last step."""
+        if self._profiler is None or step < self._window.stop - 1:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"steps-{self._window.start}-{self._window.stop - 1}-rank{self._rank}"
+        profiler.export_chrome_trace(str(self._folder / f"{name}.json"))
+        if torch.cuda.is_available():
+            # torch's own format for its memory viewer; nothing here ever reads it back
+            torch.cuda.memory._dump_snapshot(str(self._folder / f"{name}-memory.bin"))
+            torch.cuda.memory._record_memory_history(enabled=None)
+        self._window = range(0)

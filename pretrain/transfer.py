@@ -1,0 +1,87 @@
+"""How well the features would transfer: neighbours of the same class in a second labelled corpus."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coatnet.config import UserError
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.record import SampleSource
+from pretrain.config import PretrainConfig
+from pretrain.engine.engine import Engine
+from pretrain.evaluation import equal_batches
+
+_CHUNK = 1024
+
+
+class TransferProbe:
+    """k nearest neighbours by cosine similarity, each image against all others (leave one out)."""
+
+    def __init__(self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks) -> None:
+        """Take a corpus of any classes.
+
+        Raises:
+            UserError: its images have several labels each.
+        """
+        if corpus.label_kind != "single":
+            raise UserError("evaluate.transfer: a corpus with one label per image is needed")
+        self._corpus, self._config, self._ranks = corpus, config, ranks
+
+    def measure(self, engine: Engine) -> dict[str, float]:
+        """Return the share of images whose neighbours vote for their class."""
+        features, labels = self._features(engine)
+        rows, targets = self._gather(features), self._gather(labels[:, None].float())[:, 0].long()
+        return {
+            "transfer_top1": neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)
+        }
+
+    def _features(self, engine: Engine) -> tuple[Tensor, Tensor]:
+        """Catch what enters the last layer during ordinary forward passes, which work at every ZeRO stage."""
+        caught: list[Tensor] = []
+        layer = engine.module.get_submodule("head.logits")
+        hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
+        features, labels = [], []
+        try:
+            with engine.evaluating() as forward:
+                for pixels, batch in equal_batches(
+                    self._corpus,
+                    self._config.augment,
+                    batch=self._config.evaluate.batch,
+                    threads=self._config.data.threads,
+                    ranks=self._ranks,
+                ):
+                    forward(pixels)
+                    features.append(functional.normalize(caught.pop()[: len(batch)], dim=1))
+                    labels.append(batch.labels)
+        finally:
+            hook.remove()
+        return torch.cat(features), torch.cat(labels).to(self._ranks.device)
+
+    def _gather(self, own: Tensor) -> Tensor:
+        """Return the rows of all ranks, in order of rank."""
+        counts = self._ranks.gather(len(own))
+        everyone = own.new_zeros(sum(counts), own.shape[1])
+        begin = sum(counts[: self._ranks.rank])
+        everyone[begin : begin + len(own)] = own
+        self._ranks.all_reduce_sum(everyone)
+        return everyone
+
+
+def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> float:
+    """Return the share of rows whose `neighbours` nearest other rows vote, by similarity, for their label.
+
+    Shape: features (N, D), of length 1 each; labels int64 (N,).
+    """
+    classes = int(labels.max()) + 1
+    right = 0
+    for begin in range(0, len(features), _CHUNK):
+        rows = features[begin : begin + _CHUNK]
+        similarity = rows @ features.T
+        similarity[torch.arange(len(rows)), torch.arange(begin, begin + len(rows))] = -torch.inf
+        near = similarity.topk(min(neighbours, len(features) - 1), dim=1)
+        votes = torch.zeros(len(rows), classes, device=features.device)
+        votes.scatter_add_(1, labels[near.indices], near.values + 1)
+        right += int((votes.argmax(1) == labels[begin : begin + len(rows)]).sum())
+    return right / max(1, len(features))
