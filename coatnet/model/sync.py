@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 
 class SumOverRanks(torch.autograd.Function):
-    """All-reduce; its gradient is the all-reduce of the gradients, as every rank's loss depends on all terms."""
+    """All-reduce; its gradient is the all-reduce of the gradients, for every loss depends on all terms."""
 
     @staticmethod
     def forward(context: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
