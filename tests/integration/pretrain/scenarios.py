@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from coatnet.training.parameters import parameter_groups
 from pretrain.engine.engine import Engine
 from pretrain.health import weight_digest
 from pretrain.sections import OptimizerConfig, ZeroConfig
+from pretrain.trainer import Trainer
 from pretrain.worker import main
 
 TINY = ModelConfig(num_classes=5, image_size=32, depths=[1, 1, 1, 1, 1], widths=[8, 16, 16, 32, 32])
@@ -168,7 +171,17 @@ def averages(stage: int) -> dict[str, Any]:
     }
 
 
-def pretrain_run(arguments: list[str]) -> str:
-    """Run the worker of `coatnet pretrain`."""
+def pretrain_run(arguments: list[str], stop_after: int = 0) -> str:
+    """Run the worker of `coatnet pretrain`; `stop_after` steps of this life, rank 0 gets a SIGTERM."""
+    take_step, taken = Trainer.step, []
+
+    def step(self: Trainer, *given: Any, **options: Any) -> Any:
+        if options["learning_rate"] > 0:  # not the rehearsal
+            taken.append(None)
+        if len(taken) == stop_after and self.engine.ranks.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, *given, **options)
+
+    Trainer.step = step  # type: ignore[method-assign]
     main(arguments)
     return "finished"

@@ -1,0 +1,182 @@
+"""Whole runs: stopped, killed, moved to other numbers of ranks, rolled back, started with another config."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import read_lines
+
+ROOT = Path(__file__).parents[3]
+OnRanks = Callable[..., list[Any]]
+STEPS = 16
+CONFIG = f"""
+seed: 3
+model: {{depths: [1, 1, 1, 1, 1], widths: [8, 16, 16, 32, 32], stochastic_depth: 0.1}}
+norm: {{group_images: 4}}
+augment: {{image_size: 32, mixup: 0.2}}
+data: {{threads: 1}}
+optimizer: {{learning_rate: 0.002}}
+schedule: {{warmup: 4 steps}}
+ema: 0.9
+train: {{duration: {STEPS} steps, global_batch: 24, micro_batch: 4}}
+evaluate: {{every: {STEPS} steps}}
+save: {{every: 4 steps}}
+launch: {{ranks: 2}}
+"""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images in three classes and a config."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        label = folder / "images" / f"class{number % 3}"
+        label.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 96, (40, 40, 3)) + 50 * (number % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(label / f"{number:03d}.jpg")
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def arguments(place: Path, run: str, *more: str) -> list[str]:
+    images = place / "images"
+    data = [f"data.train=[{{path: {images}}}]", f"data.evaluate={images}"]
+    return [str(place / "config.yaml"), *data, f"run.directory={place / run}", *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path, rank_server: Any) -> Path:
+    command = {
+        "name": "pretrain_run",
+        "world_size": 2,
+        "arguments": {"arguments": arguments(place, "undisturbed")},
+    }
+    rank_server.stdin.write(json.dumps(command) + "\n")
+    rank_server.stdin.flush()
+    answers = json.loads(rank_server.stdout.readline())
+    assert all("result" in answer for answer in answers), answers
+    return place / "undisturbed"
+
+
+def last(run: Path) -> Any:
+    checkpoint = CheckpointStore(run / "checkpoints", ranks=Ranks()).newest()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def assert_bit_equal(one: Any, other: Any) -> None:
+    for kind in ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer"):
+        assert one.names(kind) == other.names(kind)
+        for name in one.names(kind):
+            assert torch.equal(one.tensor(kind, name), other.tensor(kind, name)), (kind, name)
+    assert one.facts["progress"] == other.facts["progress"]
+
+
+def kinds(run: Path) -> list[str]:
+    return [event["kind"] for event in read_lines(run / "events.jsonl")]
+
+
+def test_sigterm_saves_exits_zero_and_the_same_command_ends_bit_equal(place: Path, undisturbed: Path) -> None:
+    run = place / "stopped"
+    command = [sys.executable, "-m", "coatnet.cli", "pretrain", *arguments(place, "stopped")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    while not list(read_lines(run / "metrics.jsonl")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert (run / "stopped").exists() and not (run / "done").exists()
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=200, check=False)
+    assert again.returncode == 0, again.stderr.decode()
+    assert (run / "done").exists() and not (run / "stopped").exists()
+    assert kinds(run).count("resume") == 1
+    assert_bit_equal(last(run), last(undisturbed))
+
+    changed = [*command, "optimizer.learning_rate=0.1"]
+    refused = subprocess.run(
+        changed, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False
+    )
+    assert refused.returncode == 2 and b"--force" in refused.stderr
+
+
+def test_two_one_three_two_ranks_see_the_same_samples_and_losses(
+    place: Path, undisturbed: Path, on_ranks: OnRanks
+) -> None:
+    given = arguments(place, "elastic")
+    for world_size, steps in ((2, 4), (1, 4), (3, 4), (2, 0)):
+        on_ranks("pretrain_run", world_size=world_size, arguments=given, stop_after=steps)
+    elastic, unbroken = (last(run).facts["progress"] for run in (place / "elastic", undisturbed))
+    assert elastic["trained_digest"] == unbroken["trained_digest"]
+    assert elastic["step"] == unbroken["step"] == STEPS
+    assert json.loads((place / "elastic/summary.json").read_text())["every_sample_once"] is True
+    np.testing.assert_allclose(elastic["losses"], unbroken["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_run_that_changes_its_stage_in_the_middle_ends_where_it_would_have(
+    place: Path, undisturbed: Path, on_ranks: OnRanks, stage: int
+) -> None:
+    given = arguments(place, f"stage{stage}")
+    on_ranks("pretrain_run", world_size=2, arguments=given, stop_after=6)
+    on_ranks("pretrain_run", world_size=2, arguments=[*given, f"zero.stage={stage}"])
+    losses = last(place / f"stage{stage}").facts["progress"]["losses"]
+    np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
+
+
+def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Path, on_ranks: OnRanks) -> None:
+    # a threshold so low that ordinary noise is a spike
+    guard = [
+        "guard.spike=rollback",
+        "guard.spike_window=4",
+        "guard.spike_score=1.5",
+        "guard.max_rollbacks=40",
+    ]
+    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "spiky", *guard, "save.every=1 steps"))
+    run = place / "spiky"
+    assert "rollback" in kinds(run) and (run / "done").exists()
+    ranges = json.loads((run / "exclusions.json").read_text())["ranges"]
+    assert ranges and all(end - begin == 24 for begin, end in ranges)
+    assert last(run).facts["data"]["excluded"]
+
+
+def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, on_ranks: OnRanks) -> None:
+    growing = "train.batch_changes=[{at: 4 steps, global_batch: 48}]"
+    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "growing", growing))
+    summary = json.loads((place / "growing/summary.json").read_text())
+    assert summary["every_sample_once"] is True
+    assert (summary["samples"], summary["steps"]) == (STEPS * 24, 4 + 6)
+
+
+@pytest.mark.timeout(600)
+def test_five_random_kills_leave_no_trace(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--kills", "5", "--seed", "5", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result.pop("median_recovery_seconds") is not None
+    assert result == {
+        "kills": 5,
+        "unrecoverable": 0,
+        "bit_equal": True,
+        "samples_lost": 0,
+        "samples_doubled": 0,
+    }
