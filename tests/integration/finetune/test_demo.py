@@ -1,0 +1,109 @@
+"""The demo page in a real browser: an image goes in, the guesses and the overlay come out."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+_spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
+assert _spec is not None and _spec.loader is not None
+browser_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(browser_module)
+
+
+@pytest.fixture(scope="module")
+def port(trained: Path) -> Iterator[int]:
+    words = [sys.executable, "-m", "coatnet.cli", "demo", str(trained), "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        yield int(line.split("127.0.0.1:")[1].split("/")[0])
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def page(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    browser = browser_module.Browser(tmp_path_factory.mktemp("profile"))
+    try:
+        browser.send("Page.enable")
+        browser.send("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        browser.until("document.readyState === 'complete' && document.title === 'CoAtNet'")
+        yield browser
+    finally:
+        browser.close()
+
+
+def is_png(data_url: str) -> Image.Image:
+    head, _, body = data_url.partition(",")
+    assert head == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(body)))
+
+
+@pytest.mark.slow
+def test_a_chosen_image_shows_its_guesses_and_where_the_model_looked(
+    page: Any, photos: Path, tmp_path: Path
+) -> None:
+    page.choose_file("#file", photos / "validation" / "blue" / "000.jpg")
+    page.until("document.querySelectorAll('#guesses li').length === 3")
+    names = page.evaluate("[...document.querySelectorAll('#guesses li span')].map(s => s.textContent)")
+    assert set(names[::2]) == {"amber", "blue", "green"}
+    assert sum(float(share.removesuffix(" %")) for share in names[1::2]) == pytest.approx(100, abs=0.3)
+    overlay = is_png(page.evaluate("document.getElementById('overlay').src"))
+    assert overlay.mode == "RGBA" and overlay.size == (32, 32)
+    assert np.asarray(overlay)[..., 3].max() > 0, "an overlay that shows nothing"
+    assert page.evaluate("!document.getElementById('overlay').hidden")
+    page.evaluate("document.getElementById('show').click()")
+    assert page.evaluate("document.getElementById('overlay').hidden")
+    page.evaluate("document.getElementById('show').click()")
+
+
+@pytest.mark.slow
+def test_a_dropped_text_file_is_answered_by_one_line_and_the_next_image_works(page: Any) -> None:
+    drop = """(() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["<script>alert(1)</script>"], "x.jpg", {type: "image/jpeg"}));
+        document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: data}));
+    })()"""
+    page.evaluate(drop)
+    page.until("document.getElementById('status').className === 'error'")
+    assert "not an image" in page.evaluate("document.getElementById('status').textContent")
+    assert page.evaluate("document.querySelectorAll('#guesses li').length") == 0
+
+
+@pytest.mark.slow
+def test_the_server_answers_no_other_host_no_other_path_and_no_form(port: int, photos: Path) -> None:
+    image = (photos / "validation" / "amber" / "000.jpg").read_bytes()
+
+    def ask(method: str, path: str, *, body: bytes = b"", **headers: str) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        named = {key.replace("_", "-"): value for key, value in headers.items()}
+        connection.request(method, path, body=body, headers=named)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    octets = "application/octet-stream"
+    assert ask("POST", "/predict", body=image, Content_Type=octets)[0] == 200
+    assert ask("GET", "/", Host="evil.example")[0] == 403
+    assert ask("GET", "/../../etc/passwd")[0] == 404
+    assert ask("POST", "/predict", body=image, Content_Type="multipart/form-data")[0] == 400
+    assert ask("POST", "/predict", Content_Type=octets, Content_Length="99999999999")[0] == 413
+    status, answer = ask("POST", "/predict", body=b"GIF89a\xff\xff\xff\xff\0\0\0;", Content_Type=octets)
+    assert status == 422 and "\n" not in answer["error"]
+
+
+def test_the_demo_is_off_unless_it_is_asked_for(coatnet: Callable[..., Any], tmp_path: Path) -> None:
+    done = coatnet("demo", tmp_path, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
