@@ -27,7 +27,7 @@ def sample_numbers(order: Order, counts: list[int], positions: np.ndarray) -> np
 @given(
     counts=ragged, seed=st.integers(0, 2**40), lanes=st.sampled_from([1, 6, 240]), window=st.integers(1, 6)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_each_epoch_holds_every_sample_once_for_ragged_shards(
     counts: list[int], seed: int, lanes: int, window: int
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_mixture_holds_exact_quotas_in_every_block() -> None:
 
 
 @given(weights=st.lists(st.integers(1, 50), min_size=1, max_size=5), start=st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_each_corpus_of_a_mixture_goes_through_its_own_order(weights: list[int], start: int) -> None:
     orders = [Order([10 + number] * 3, seed=number) for number in range(len(weights))]
     mixture = Mixture(orders, weights, seed=9)
