@@ -1,0 +1,88 @@
+"""Every figure against a value worked out by hand, or by another library."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from coatnet.config import UserError
+from finetune.classes import evaluation_columns, match_classes
+from finetune.evaluation.figures import confusion, figures, most_confused, per_class, wilson_interval
+from finetune.evaluation.measure import top_classes
+from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.sources import real_accuracy
+from finetune.launch import summarise
+
+
+def predictions(label: list[int], top: list[list[int]], confidence: list[float]) -> Predictions:
+    count = len(label)
+    return Predictions(
+        np.arange(count),
+        np.array(label),
+        np.array(top),
+        np.array(confidence),
+        np.ones(count, dtype=np.float64),
+    )
+
+
+FOUR = predictions([0, 0, 1, 2], [[0, 1], [1, 0], [1, 2], [0, 1]], [0.95, 0.55, 0.95, 0.55])
+
+
+def test_figures_of_four_samples() -> None:
+    found = figures(FOUR, classes=3)
+    assert (found.top1, found.top5, found.samples) == (0.5, 0.75, 4)
+    assert found.balanced_top1 == pytest.approx((0.5 + 1 + 0) / 3)
+    assert found.ece == pytest.approx((0.05 * 2 + 0.55 * 2) / 4)
+    assert [row["guessed"] for row in per_class(FOUR, names=["a", "b", "c"])] == [2, 2, 0]
+    matrix = confusion(FOUR, classes=3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert most_confused(matrix, names=["a", "b", "c"], limit=1) == [
+        {"class": "a", "taken_for": "b", "count": 1}
+    ]
+
+
+def test_wilson_intervals_are_those_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for hits, count in ((0, 7), (3, 7), (7, 7), (612, 1000)):
+        theirs = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+        assert wilson_interval(hits, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+def test_a_sample_that_two_ranks_predicted_is_an_error_and_their_order_does_not_matter() -> None:
+    parts = [FOUR.select(np.array([2, 3])).to_json(), FOUR.select(np.array([0, 1])).to_json()]
+    assert figures(Predictions.join(parts), classes=3) == figures(FOUR, classes=3)
+    with pytest.raises(ValueError, match="more than once"):
+        Predictions.join([*parts, parts[0]])
+
+
+def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() -> None:
+    assert top_classes(torch.zeros(1, 4), count=3).tolist() == [[0, 1, 2]]
+    lost = predictions([0], [[-1, -1]], [0.0])
+    found = figures(lost, classes=2)
+    assert (found.top1, found.non_finite) == (0.0, 1)
+
+
+def test_classes_match_by_wordnet_id_by_name_and_by_number() -> None:
+    known = ["n01440764 tench", "n01443537", "dog"]
+    assert match_classes(known, ["n01443537 goldfish", "dog", "cat"]) == [1, 2, None]
+    assert match_classes(known, ["0", "2", "10"]) == [0, 2, None]
+    assert evaluation_columns(known, ["dog", "n01440764"], origin="x") == [2, 0]
+    assert evaluation_columns(known, known, origin="x") is None
+    with pytest.raises(UserError, match="'cat' is not among them"):
+        evaluation_columns(known, ["dog", "cat"], origin="x")
+
+
+def test_real_labels_accept_any_of_an_images_labels_and_leave_out_images_without() -> None:
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (2, 1, 3, 4)]
+    real = [[1, 5], [0], [], [2]]
+    assert real_accuracy(FOUR, names=names, real=real, origin="x") == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="validation set"):
+        real_accuracy(FOUR, names=["cat.jpg"] * 4, real=real, origin="x")
+
+
+def test_seeds_are_summarised_by_mean_and_deviation() -> None:
+    runs = [{"top1": t, "top5": 1.0, "best_top1": t, "seconds": 2.0, "samples": 10} for t in (0.5, 0.7)]
+    summary = summarise(runs)
+    assert summary["top1"] == pytest.approx(0.6)
+    assert summary["deviation"]["top1"] == pytest.approx(0.1414, abs=1e-4)

@@ -1,0 +1,137 @@
+"""Files that others made to do harm are refused in one line within a second, and nothing of them runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet.config import UserError
+from finetune.classifier import open_classifier
+from finetune.evaluation.sources import open_evaluation_set
+from finetune.handover.importing import import_model, read_class_names
+from finetune.prediction import predict_files
+
+
+class Payload:
+    """Unpickling this makes a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.proof,)
+
+
+@contextmanager
+def refused_at_once(*words: str) -> Iterator[None]:
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        yield
+    assert time.monotonic() - began < 1.0
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.fixture
+def victim(exported: Path, tmp_path: Path) -> Path:
+    """A copy of a good model, to be tampered with."""
+    return Path(shutil.copytree(exported, tmp_path / "victim"))
+
+
+def test_a_pickle_named_safetensors_is_refused_and_not_run(victim: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    (victim / "model.safetensors").write_bytes(pickle.dumps(Payload(proof)))
+    with refused_at_once("not a safetensors file"):
+        open_classifier(str(victim))
+    with refused_at_once("not a safetensors file"):
+        import_model(victim / "model.safetensors", tmp_path / "out", name="coatnet_0", px=64)
+    assert not proof.exists()
+
+
+def test_a_pickle_is_refused_without_trust_and_run_by_none(tmp_path: Path) -> None:
+    proof, evil = tmp_path / "ran", tmp_path / "weights.pth"
+    torch.save({"head.fc.weight": Payload(proof)}, evil)
+    with refused_at_once("--trust-pickle"):
+        import_model(evil, tmp_path / "out", name="coatnet_0", px=64)
+    with pytest.raises(UserError, match="not a file of tensors alone"):
+        import_model(evil, tmp_path / "out", name="coatnet_0", px=64, trust_pickle=True)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("claimed", [1 << 62, 1 << 40, 99_000_000])
+def test_a_header_that_claims_more_than_there_is_is_refused(victim: Path, claimed: int) -> None:
+    (victim / "model.safetensors").write_bytes(claimed.to_bytes(8, "little") + b"{" + b" " * 100)
+    with refused_at_once("safetensors"):
+        open_classifier(str(victim))
+
+
+def test_a_header_whose_tensor_is_larger_than_the_file_is_refused(victim: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (victim / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with refused_at_once("safetensors"):
+        open_classifier(str(victim))
+
+
+def test_an_image_bomb_is_named_and_not_decoded(exported: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.gif"
+    bomb.write_bytes(
+        b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;"
+    )
+    classifier = open_classifier(str(exported))
+    began = time.monotonic()
+    (row,) = predict_files(classifier, [bomb], top=1, batch=1)
+    assert time.monotonic() - began < 1.0
+    assert "65,535" in row["error"] or "65535" in row["error"]
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\rb", "a\u202eb", "", "x" * 501, "a\x00b"])
+def test_class_names_that_would_fool_a_terminal_are_refused(name: str, victim: Path, tmp_path: Path) -> None:
+    config = json.loads((victim / "config.json").read_text())
+    config["classes"][1] = name
+    (victim / "config.json").write_text(json.dumps(config))
+    with refused_at_once("class 1"):
+        open_classifier(str(victim))
+    names = tmp_path / "classes.txt"
+    names.write_bytes(f"good\n{name}\nother\n".encode())
+    if name != "a\rb":
+        with refused_at_once("class 1"):
+            read_class_names(names)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg"])
+def test_a_label_file_cannot_lead_out_of_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text(f"{name} amber\n")
+    with refused_at_once("leads out of the folder"):
+        open_evaluation_set(tmp_path, labels=tmp_path / "labels.txt", classes=["amber"])
+
+
+def test_a_config_that_is_no_model_is_refused(victim: Path) -> None:
+    for text in ("[]", "{}", "not json", '{"model": {"name": "coatnet_0", "run": "rm -rf"}}'):
+        (victim / "config.json").write_text(text)
+        with refused_at_once():
+            open_classifier(str(victim))
+
+
+def test_tensors_of_another_shape_are_named(victim: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(victim / "model.safetensors")
+    tensors["head.norm.weight"] = torch.ones(7)
+    save_file(tensors, victim / "model.safetensors")
+    with refused_at_once("head.norm.weight", "(7,)"):
+        open_classifier(str(victim))
+
+
+def test_a_stream_of_bytes_is_no_image(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.jpg").write_bytes(io.BytesIO(bytes(range(256)) * 64).getvalue())
+    (row,) = predict_files(open_classifier(str(exported)), [tmp_path / "noise.jpg"], top=1, batch=1)
+    assert "error" in row
