@@ -71,7 +71,7 @@ def index_in_place(
             missing = [number for number, path in enumerate(tars) if path.name not in results]
             multi = listing.rows is not None
             jobs = (IndexJob(str(tars[n]), _labels_of(listing, n), options, multi) for n in missing)
-            workers = 1 if int(listing.size.sum()) < _FEW_BYTES else options.workers
+            workers = options.workers or (1 if int(listing.size.sum()) < _FEW_BYTES else 0)
             for result in run_jobs(run_index_job, jobs, workers=workers, count=len(missing)):
                 journal.add(result)
                 results[result.entry.name] = result

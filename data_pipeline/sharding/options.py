@@ -53,7 +53,7 @@ class ShardOptions:
         deduplicate: keep the first of several samples with equal bytes.
         tile_jpeg: rewrite JPEGs without loss so that regions can be decoded alone.
         bad_budget: share of the images that may be skipped before sharding stops.
-        workers: processes; 0 for one per core.
+        workers: processes; 0 for one per core, or a single one where there is little to do.
     """
 
     shard_bytes: int = 128_000_000

@@ -128,7 +128,8 @@ def _write_shards(
             multi = listing.label_kind == "multi"
             yield ShardJob(str(destination / names[number]), int(firsts[number]), items, options, multi)
 
-    workers = 1 if int(listing.size.sum()) < _FEW_BYTES else options.workers
+    small = int(listing.size.sum()) < _FEW_BYTES
+    workers = options.workers or (1 if small else 0)
     for result in run_jobs(run_job, jobs(), workers=workers, count=len(missing)):
         journal.add(result)
         results[result.entry.name] = result

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +18,7 @@ from coatnet.config import UserError
 J = TypeVar("J")
 R = TypeVar("R")
 _JOBS_PER_WORKER = 2  # submitted ahead: their items are copied to the workers
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: int) -> Iterator[R]:
@@ -32,7 +36,8 @@ def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: 
         yield from map(work, jobs)
         return
     # spawn: a fork would inherit the locks of this process' threads
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
         try:
             running = {pool.submit(work, job) for job in islice(jobs, workers * _JOBS_PER_WORKER)}
             while running:
@@ -45,3 +50,10 @@ def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: 
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

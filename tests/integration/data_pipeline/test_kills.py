@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -69,6 +70,20 @@ def test_sharding_killed_again_and_again_ends_with_the_same_bytes(images: Path, 
     assert files(target) == files(tmp_path / "whole")
     assert not [path.name for path in target.iterdir() if path.name.startswith(".")]
     assert Corpus.open(target).samples == 600
+
+
+def test_workers_end_with_a_killed_parent(images: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    arguments = ["shard", str(images), str(target), "--shard-samples", "2", "--workers", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "coatnet.cli", *arguments], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(target.glob("*.tar")):
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 
 READER = """
