@@ -1,0 +1,67 @@
+"""Compilation per block: no graph breaks, shared between blocks of one shape, the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from coatnet.model import ModelConfig, build_model, defer_statistics
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_blocks_compile_without_graph_breaks_and_share_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    compile_module = torch.nn.Module.compile
+    # Dynamo alone traces here: inductor's code would take a minute and adds no graph breaks.
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=counter, **options)
+    )
+    config = ModelConfig(
+        depths=[1, 3, 2, 4, 3], widths=[8, 8, 16, 32, 32], stochastic_depth=0.2, image_size=64, num_classes=5
+    )
+    compiled, plain = (build_model(config, seed=0).train() for _ in range(2))
+    defer_statistics(compiled)
+    defer_statistics(plain)
+    compiled.compile_blocks(fullgraph=True)  # a graph break is an error
+    images, keys = torch.randn(2, 3, 64, 64), torch.arange(2)
+    assert torch.allclose(compiled(images, sample_keys=keys), plain(images, sample_keys=keys), atol=1e-5)
+    # Stem, head, and for each of the four stages its first block and all others.
+    assert counter.frame_count == 2 + 4 * 2
+    compiled.eval()
+    with torch.no_grad():
+        compiled(images)
+    assert counter.frame_count == 2 * (2 + 4 * 2)
+
+
+def test_the_kernel_for_gpus_traces_without_a_graph_break() -> None:
+    from coatnet.model.attention import fused_attention
+
+    compiled = torch.compile(fused_attention, backend="eager", fullgraph=True)
+    q = torch.randn(1, 2, 49, 32)
+    bias = torch.randn(2, 49, 49)
+    assert torch.allclose(compiled(q, q, q, bias), fused_attention(q, q, q, bias), atol=1e-6)
+
+
+def test_checkpointed_stages_give_the_same_gradients() -> None:
+    config = ModelConfig(
+        depths=[1, 1, 1, 2, 1], widths=[8, 8, 16, 32, 32], stochastic_depth=0.2, image_size=64, num_classes=5
+    )
+    kept, recomputed = (build_model(config, seed=0).train() for _ in range(2))
+    recomputed.set_activation_checkpointing(["S2", "S3"])
+    images, keys = torch.randn(2, 3, 64, 64), torch.arange(2)
+    for model in (kept, recomputed):
+        model(images, sample_keys=keys).square().sum().backward()
+    for (name, one), (_, other) in zip(kept.named_parameters(), recomputed.named_parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_every_parameter_is_contiguous() -> None:
+    model = build_model(ModelConfig(name="coatnet_7"), device="meta")
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
