@@ -59,7 +59,7 @@ def _images_per_second(payload: bytes, *, backend: str) -> float:
     out = np.empty((count, _OUT, _OUT, 3), np.uint8)
     best, until = float("inf"), time.perf_counter() + _SECONDS
     while time.perf_counter() < until:
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: other jobs on a login node do not count
         decode_batch([payload] * count, boxes, flips, out, backend=backend)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return count / best
