@@ -156,8 +156,8 @@ class CoAtNet(nn.Module):
         # refused by inductor (its strides of 1×1 maps become symbols that it cannot order).
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, _RECOMPILE_LIMIT)
-        for _, block in self.blocks():
-            block.compile(fullgraph=fullgraph, dynamic=False)
+        for part in (self.stem, *(block for _, block in self.blocks()), self.head):
+            part.compile(fullgraph=fullgraph, dynamic=False)
 
     def resize_head(self, num_classes: int, *, init: str = "normal") -> None:
         """Give the network a new last layer, with normal or zero weights."""
@@ -168,7 +168,7 @@ class CoAtNet(nn.Module):
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
     def _make_drop_rates(self) -> list[float]:
-        """Drop rate of every branch: from 0 linearly in the block's index. Source: paper A.2's lineage."""
+        """Drop rate of every branch: from 0, linear in the block's index, as google-research/maxvit has it."""
         blocks = [block for _, block in self.blocks()]
         rate = self.config.stochastic_depth
         return [
