@@ -34,7 +34,10 @@ from pretrain.stream import Stream
 from pretrain.trainer import StepResult, Trainer
 from pretrain.transfer import TransferProbe
 from pretrain.tune import largest_micro_batch, rehearse
+from pretrain.utilisation import flops_per_image
 from pretrain.watchdog import Watchdog
+
+_UPDATE_NORM_STEPS = 50
 
 
 class Parts:
@@ -75,7 +78,12 @@ class Parts:
         )
         self.metrics = MetricsLog(run, enabled=ranks.is_main)
         self.recorder = Recorder(
-            run, ranks=ranks, account=self.account, metrics=self.metrics, total=self.calendar.total
+            run,
+            ranks=ranks,
+            account=self.account,
+            metrics=self.metrics,
+            total=self.calendar.total,
+            flops_per_image=flops_per_image(model_config, config.augment.image_size),
         )
         self.evaluator = _evaluator(config, classes=classes, ranks=ranks)
         self.transfer = (
@@ -167,6 +175,8 @@ class Parts:
             UserError: the ranks' weights differ.
         """
         self.watchdog.beat()
+        if state.step % _UPDATE_NORM_STEPS == 0:
+            self.recorder.update_norm(self.engine.update_norm(lr=result.learning_rate))
         self.profiler.after_step(state.step)
         self.profiler.before_step(state.step + 1)
         self.checkpoints.raise_errors()

@@ -17,19 +17,32 @@ from data_pipeline.batch import Batch
 from pretrain.guard import Verdict
 from pretrain.state import State
 from pretrain.trainer import StepResult
+from pretrain.utilisation import peak_flops
 
 _RECORD_SECONDS = 0.5
 _FLUSH_SECONDS = 10.0
+_PICTURES = 16
 
 
 class Recorder:
     """Writes metrics at most twice a second, and every event."""
 
     def __init__(
-        self, run: RunDirectory, *, ranks: Ranks, account: TimeAccount, metrics: MetricsLog, total: int
+        self,
+        run: RunDirectory,
+        *,
+        ranks: Ranks,
+        account: TimeAccount,
+        metrics: MetricsLog,
+        total: int,
+        flops_per_image: float,
     ) -> None:
         self._run, self._ranks, self._account, self._metrics = run, ranks, account, metrics
         self._total = total
+        peak = peak_flops()
+        self._mfu_per_rate = flops_per_image / (peak * ranks.world_size) if peak else None
+        self._update_norm: float | None = None
+        self._shown = False
         self._recorded_at = self._flushed_at = time.monotonic()
         self._samples = 0
         self._data_wait_seconds = 0.0
@@ -42,6 +55,10 @@ class Recorder:
 
     def step(self, state: State, batch: Batch, result: StepResult, verdict: Verdict, bar: Progress) -> None:
         """Record a step."""
+        if not self._shown:
+            self._shown = True
+            pictures = batch.images[:_PICTURES].numpy()
+            self._metrics.images("train/images", pictures, samples_seen=state.samples_seen)
         self._bad += len(batch.bad)
         for sample in batch.bad:
             self._run.record_event("bad_sample", rank=self._ranks.rank, **sample.to_dict())
@@ -93,8 +110,19 @@ class Recorder:
             "skipped_steps": self._skipped,
             "bad_samples": self._bad,
             **_memory(),
+            **self._now_and_then(self._samples / seconds),
             "progress": state.samples_seen / self._total,
         }
+
+    def update_norm(self, value: float) -> None:
+        """Note what is computed only every so many steps."""
+        self._update_norm = value
+
+    def _now_and_then(self, rate: float) -> dict[str, float]:
+        found = {} if self._mfu_per_rate is None else {"mfu": rate * self._mfu_per_rate}
+        if self._update_norm is not None:
+            found["train/update_norm"], self._update_norm = self._update_norm, None
+        return found
 
     def _name_samples(self, state: State, batch: Batch, result: StepResult, verdict: Verdict) -> None:
         """Every rank names its own samples of a step that was not in order."""

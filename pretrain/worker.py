@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from coatnet.config import UserError, load_config, to_yaml
+from coatnet.runtime.environment import describe_environment
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
@@ -88,20 +89,11 @@ def _open_run(
 
 
 def _environment(ranks: Ranks) -> dict[str, object]:
-    import platform
-    from importlib.metadata import version
-
     from data_pipeline.decode import backend_name
 
-    names = ("torch", "deepspeed", "numpy")
-    return {
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "device": ranks.device_type,
-        "world_size": ranks.world_size,
-        "decoder": backend_name(),
-        **{name: version(name) for name in names},
-    }
+    return describe_environment(
+        device=ranks.device_type, world_size=ranks.world_size, decoder=backend_name()
+    )
 
 
 def _exit_with(error: UserError) -> None:

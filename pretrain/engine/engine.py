@@ -56,6 +56,7 @@ class Engine:
     ) -> None:
         self.ranks, self.stage, self.precision = ranks, zero.stage, precision
         self.applied_steps = 0
+        self._optimizer = optimizer
         self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
         self._deepspeed, *_ = load_deepspeed().initialize(
             model=model,
@@ -125,6 +126,19 @@ class Engine:
         applied = bool(self._deepspeed.was_step_applied())
         self.applied_steps += applied
         return Update(loss, norm if applied else float("inf"), applied)
+
+    @torch.no_grad()
+    def update_norm(self, *, lr: float) -> float:
+        """Return the norm of the last step's change of the weights, without its weight decay."""
+        first, second = self._optimizer.betas
+        corrections = [1 - beta ** max(1, self.applied_steps) for beta in (first, second)]
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for piece in self.pieces:
+            direction = piece.values["exp_avg"] / corrections[0]
+            scale = (piece.values["exp_avg_sq"] / corrections[1]).sqrt_().add_(self._optimizer.eps)
+            total += (direction / scale).square_().sum(dtype=torch.float64)
+        self.ranks.all_reduce_sum(total)
+        return lr * float(total.sqrt())
 
     def update_ema(self) -> None:
         """Move the moving average after an applied step and after the buffers were agreed on."""

@@ -178,7 +178,7 @@ def pretrain_run(arguments: list[str], stop_after: int = 0) -> str:
     def step(self: Trainer, *given: Any, **options: Any) -> Any:
         if options["learning_rate"] > 0:  # not the rehearsal
             taken.append(None)
-        if len(taken) == stop_after and self.engine.ranks.is_main:
+        if stop_after and len(taken) == stop_after and self.engine.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
         return take_step(self, *given, **options)
 
