@@ -56,7 +56,7 @@ class Succession:
         self._history.note("successor", job_id=self._successor)
 
     def go_on(self, *, excluded: Mapping[str, str]) -> int:
-        """Let the run go on in another life off the `excluded` nodes; return this one's exit status."""
+        """Let the run go on in another life off the `excluded` nodes; return the exit status for that."""
         if self.mode == "requeue":
             slurm.requeue(self._job_id, exclude=self._all_excluded(excluded))
             return 0

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.decide import Action, Ending, decide
+from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import History, Life
 from cluster.job import MARKERS, Job, read_job
 from cluster.launch import Attempt, first_failure, rank_command, rank_environment
@@ -24,6 +25,7 @@ from cluster.preflight import Preflight, PreflightError
 from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
 from cluster.succession import Succession
+from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
 EXIT_HELD = 1
@@ -31,6 +33,26 @@ EXIT_OCCUPIED = 3
 _EXIT_USER_ERROR = 2
 _LEASE_HELD = "held by process"
 _END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
+
+
+_OUTCOMES = {
+    Action.FINISH: "done",
+    Action.LEAVE: "ended",
+    Action.CONTINUE: "stopped",
+    Action.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a life ended. `bad` names nodes that shall not be had again, with the reason."""
+
+    action: Action
+    outcome: str
+    reason: str
+    tries: int
+    status: int
+    bad: dict[str, str]
 
 
 class Supervisor:
@@ -69,7 +91,7 @@ class Supervisor:
         life = self.history.begin(job_id=self.job_id, nodes=nodes, step=step)
         say(f"life {life.number} on {', '.join(nodes)}, from step {max(step, 0)}")
         self.succession.prepare(excluded=self.history.excluded())
-        return self._live(life, nodes=nodes)
+        return self._act(self._live(nodes, life=life), life=life)
 
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""
@@ -78,7 +100,7 @@ class Supervisor:
                 say(f"the run is {name}; nothing to do")
                 return status
         other = (self.run.marker("attempt") or {}).get("job_id")
-        if other and other != self.job_id and slurm.patient_job_state(other) == "RUNNING":
+        if other and other != self.job_id and slurm.patient_job_state(other) == RUNNING:
             say(f"job {other} is running in {self.directory}; leaving it alone")
             return EXIT_OCCUPIED
         if self.succession.predecessor_was_cancelled():
@@ -100,29 +122,38 @@ class Supervisor:
         say(f"held: {reason}")
         return EXIT_HELD
 
-    def _live(self, life: Life, *, nodes: list[str]) -> int:
+    def _live(self, nodes: list[str], *, life: Life) -> _End:
+        """Check the nodes and start the ranks, again after a crash, until the life has an end."""
         bad: dict[str, str] = {}
         for number in range(1, self.job.site.retries + 2):
             attempt = Attempt(self.job_id, life.number, number)
-            try:
-                bad.update(self.preflight.check([node for node in nodes if node not in bad], attempt=attempt))
-            except PreflightError as error:
-                return self._act(
-                    Action.FAIL, life, "failed", f"preflight: {error}", tries=number - 1, bad=bad
-                )
+            unfit = self._check_nodes(nodes, bad, attempt=attempt)
+            if unfit is not None:
+                return unfit
             healthy = [node for node in nodes if node not in bad]
-            if len(healthy) < self.job.site.nodes:
-                reason = "; ".join(f"{node}: {why}" for node, why in bad.items())
-                return self._act(Action.CONTINUE, life, "excluded", reason, tries=number - 1, bad=bad)
             ending = self._attempt(attempt, nodes=healthy[: self.job.site.nodes])
             action, reason = decide(ending)
             say(f"try {number}: {action.value}: {reason}")
             if action is not Action.RETRY:
-                return self._act(
-                    action, life, _outcome(action), reason, tries=number, bad=bad, status=ending.status
-                )
+                return _End(action, _OUTCOMES[action], reason, number, ending.status, bad)
             self.run.record_event("retry", reason=reason, job_id=self.job_id, attempt=attempt.token)
         raise AssertionError("the last try is never retried")
+
+    def _check_nodes(self, nodes: list[str], bad: dict[str, str], *, attempt: Attempt) -> _End | None:
+        """Add unfit nodes to `bad`; return the life's end if too few are left, or none is to blame."""
+        action, outcome, reason = Action.CONTINUE, "excluded", ""
+        try:
+            bad.update(self.preflight.check([node for node in nodes if node not in bad], attempt=attempt))
+        except PreflightError as error:
+            action, outcome, reason = Action.FAIL, "failed", f"preflight: {error}"
+        if not reason and len(nodes) - len(bad) >= self.job.site.nodes:
+            return None
+        if slurm.patient_job_state(self.job_id) != RUNNING:
+            # the checks were cut short; requeueing here would revive a job that its user cancelled
+            return _End(Action.LEAVE, "ended", "SLURM is ending the job", attempt.number - 1, 0, {})
+        reason = reason or "; ".join(f"{node}: {why}" for node, why in bad.items())
+        say(f"preflight: {outcome}: {reason}")
+        return _End(action, outcome, reason, attempt.number - 1, 1, bad)
 
     def _attempt(self, attempt: Attempt, *, nodes: list[str]) -> Ending:
         """Start the ranks, wait for their end and gather what is known of it."""
@@ -179,31 +210,22 @@ class Supervisor:
             say(line.rstrip())
         return self.process.wait(), messages
 
-    def _act(
-        self,
-        action: Action,
-        life: Life,
-        outcome: str,
-        reason: str,
-        *,
-        tries: int,
-        bad: dict[str, str],
-        status: int = 1,
-    ) -> int:
-        """Record how the life ended and leave the queue as the action wants it."""
-        self.history.end(life, outcome=outcome, reason=reason, tries=tries, excluded=bad)
-        self.run.record_event("life", life=life.number, outcome=outcome, reason=reason, excluded=bad)
-        if action is Action.CONTINUE:
-            continued = self.succession.go_on(excluded=bad)
+    def _act(self, end: _End, *, life: Life) -> int:
+        """Record how the life ended, leave the queue as that wants it, and return the exit status."""
+        self.history.end(life, outcome=end.outcome, reason=end.reason, tries=end.tries, excluded=end.bad)
+        self.run.record_event(
+            "life", life=life.number, outcome=end.outcome, reason=end.reason, excluded=end.bad
+        )
+        if end.action is Action.CONTINUE:
+            status = self.succession.go_on(excluded=end.bad)
             if self.job.site.continuation == "requeue":
                 self._wait_for_the_end()
-            return continued if outcome != "excluded" or continued else EXIT_HELD
-        if action is Action.FINISH:
+            return status or (1 if end.outcome == "excluded" else 0)
+        if end.action is Action.FINISH:
             self.succession.finished()
-            return 0
-        if action is Action.FAIL:
+        if end.action is Action.FAIL:
             self.succession.failed()
-            return status or 1
+            return end.status or 1
         return 0
 
     def _wait_for_the_end(self) -> None:
@@ -228,14 +250,14 @@ def say(message: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", flush=True)
 
 
-def _outcome(action: Action) -> str:
-    return {Action.FINISH: "done", Action.LEAVE: "ended", Action.CONTINUE: "stopped"}.get(action, "failed")
-
-
 def main() -> int:
     """Run the job whose file is given by the first argument."""
     job_file = Path(sys.argv[1])
-    return Supervisor(read_job(job_file), job_file=job_file, environment=dict(os.environ)).main()
+    try:
+        return Supervisor(read_job(job_file), job_file=job_file, environment=dict(os.environ)).main()
+    except UserError as error:
+        say(f"error: {error}")
+        return 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_TAG = "# coatnet-test"
 _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 20
 DAEMONS = ("slurmctld", "slurmd", "munged")
@@ -86,6 +85,7 @@ class FakeCluster:
 
     def __init__(self, *, nodes: int = 4, cpus: int = 4) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: sockets allow 107 characters
+        self._tag = f"# {self.root.name}"
         self.names = [f"fake{number}" for number in range(1, nodes + 1)]
         self._cpus = cpus
         self.environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}
@@ -115,7 +115,7 @@ class FakeCluster:
             self.wait_for(lambda: not self.client("squeue", "-h", check=False).strip(), seconds=15, what="")
         for pid in self._pids(lambda command, environment: self._is_ours(command, environment)):
             _signal(pid, signal.SIGKILL)
-        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(_TAG)]
+        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(self._tag)]
         _HOSTS.write_text("\n".join(kept) + "\n")
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -230,8 +230,8 @@ class FakeCluster:
         self._daemon("munged", *options, f"--socket={self.root}/run/munge", "--num-threads=2")
 
     def _name_nodes(self) -> None:
-        lines = [f"127.0.0.1 {name} {_TAG}" for name in self.names]
-        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(_TAG)]
+        lines = [f"127.0.0.1 {name} {self._tag}" for name in self.names]
+        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(self._tag)]
         _HOSTS.write_text("\n".join([*kept, *lines]) + "\n")
 
     def _write_conf(self) -> None:

@@ -8,7 +8,9 @@ import pytest
 from fake_cluster import FakeCluster
 from runs import start, start_array, start_pipeline
 
+from cluster import slurm
 from cluster.site import PreflightConfig
+from cluster.status import read_status
 from coatnet.config import UserError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
@@ -162,12 +164,12 @@ def test_a_chain_goes_on_in_its_successor_and_leaves_none_behind(
     run.reach(30)
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     slurm_cluster.wait_for(lambda: run.marker("done"), seconds=60, what="the end of the chain")
+    slurm_cluster.wait_for(
+        lambda: not slurm_cluster.client("squeue", "-h").strip(), seconds=30, what="an empty queue"
+    )
     assert run.value == run.expected
     first, second = run.lives
     assert (first.outcome, second.outcome) == ("stopped", "done") and first.job_id != second.job_id
-    slurm_cluster.wait_for(
-        lambda: not slurm_cluster.client("squeue", "-h").strip(), seconds=20, what="an empty queue"
-    )
 
 
 def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
@@ -180,6 +182,7 @@ def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp
     ).strip()
     assert slurm_cluster.wait_for_state(twin, "FAILED", "COMPLETED") == "FAILED"
     assert slurm_cluster.state(run.job_id) == "RUNNING"
+    assert read_status(run.directory, queue=slurm.queue()).state == "running"
     slurm_cluster.client("scancel", run.job_id)
     run.ends("CANCELLED")
 
