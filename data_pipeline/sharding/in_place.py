@@ -147,8 +147,7 @@ def _row(
 
 def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, float]]]:
     found: dict[int, int | list[tuple[int, float]]] = {}
-    for number in np.flatnonzero(listing.file == tar):
-        item = listing.item(int(number))
+    for item in listing.items(np.flatnonzero(listing.file == tar)):
         found[item.offset] = item.label if item.rows is None else item.rows.tolist()
     return found
 

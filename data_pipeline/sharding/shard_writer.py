@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,8 +23,7 @@ _WRITE_BYTES = 4 << 20
 _MAX_PARTS = 512  # the kernel takes 1024 in one call
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What is written of a sample; `key` names it in the tar."""
 
     key: bytes

@@ -124,7 +124,7 @@ def _write_shards(
 
     def jobs() -> Iterator[ShardJob]:
         for number in missing:
-            items = [listing.item(int(sample)) for sample in shards[number]]
+            items = listing.items(shards[number])
             multi = listing.label_kind == "multi"
             yield ShardJob(str(destination / names[number]), int(firsts[number]), items, options, multi)
 
