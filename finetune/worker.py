@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +11,11 @@ from coatnet.config import UserError, config_digest, load_config, to_dict, to_ya
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
+from coatnet.runtime.opening import open_run, run_rank
 from coatnet.runtime.ranks import Ranks, already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
+from data_pipeline.decode import backend_name
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import SampleSource
 from finetune.config import FinetuneConfig
@@ -51,7 +51,7 @@ def train(config: FinetuneConfig, *, ranks: Ranks) -> bool:
     """
     run = RunDirectory(config.run.directory)
     digest = config_digest(config, without=NOT_THE_RESULT)
-    lease = _open_run(run, config, digest=digest, ranks=ranks)
+    lease = open_run(run, ranks=ranks, config_yaml=to_yaml(config), digest=digest, decoder=backend_name())
     try:
         with StopFlag() as stop:
             trainer = make_trainer(config, ranks=ranks, run=run, lease=lease, digest=digest)
@@ -93,9 +93,9 @@ def make_trainer(
         num_classes=len(classes),
         class_weights=balanced_weights(corpora) if config.loss.class_weights == "balanced" else None,
     )
-    store = CheckpointStore(
-        run.checkpoints, ranks=ranks, lease=lease, retention=Retention(last=config.save.last)
-    )
+    best = "top1" if config.train.patience else None
+    retention = Retention(last=config.save.last, best=best)
+    store = CheckpointStore(run.checkpoints, ranks=ranks, lease=lease, retention=retention)
     metrics = MetricsLog(run, enabled=ranks.is_main)
     return Trainer(
         config, ranks, run, plan, learner, store, account, metrics, corpora, evaluation, trainer_facts
@@ -115,31 +115,5 @@ def balanced_weights(corpora: Sequence[SampleSource]) -> list[float]:
     return [total / (len(counts) * max(count, 1)) for count in counts]
 
 
-def _open_run(run: RunDirectory, config: FinetuneConfig, *, digest: str, ranks: Ranks) -> Lease | None:
-    """Take the lease and write the config, on the main rank; an error there ends all ranks alike."""
-    lease, trouble = None, None
-    if ranks.is_main:
-        try:
-            lease = Lease.acquire(run.path)
-            run.create_or_resume(to_yaml(config), digest=digest)
-        except UserError as error:
-            trouble = str(error)
-    trouble = ranks.broadcast(trouble)
-    if trouble is not None:
-        if lease is not None:
-            lease.release()
-        raise UserError(trouble)
-    return lease
-
-
-def _exit_with(error: UserError) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        _exit_with(mistake)
+    run_rank(main)

@@ -1,0 +1,52 @@
+"""What a run ran on: the code's commit, versions, machine. Kept in environment.json. Imports no torch."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "numpy", "safetensors", "coatnet")
+_GIT_SECONDS = 5
+
+
+def describe_environment(**more: Any) -> dict[str, Any]:
+    """Return host, Python, versions and the code's commit, with `more` (device, world size, decoder) beside."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "commit": code_commit(),
+        **more,
+        **versions,
+    }
+
+
+def code_commit() -> str:
+    """Return the checkout's commit, with "+changes" where files differ from it, or "unknown" outside of one."""
+    root = Path(__file__).parents[2]
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    if not commit:
+        return "unknown"
+    return f"{commit}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,63 @@
+"""How every run begins and how its ranks fail: the directory is opened once, a user's mistake is said once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from coatnet.config import UserError
+from coatnet.runtime.environment import describe_environment
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
+
+_STATUS = 2
+
+
+def open_run(
+    run: RunDirectory, *, ranks: Ranks, config_yaml: str, digest: str, force: bool = False, **environment: Any
+) -> Lease | None:
+    """Take the lease and write config and environment, on the main rank; an error there ends all alike.
+
+    Args:
+        run: the directory.
+        ranks: all of them call this.
+        config_yaml, digest: the resolved config, and what must not change under a run.
+        force: take a run over whose config was another.
+        environment: what stands in environment.json beside versions and commit.
+
+    Raises:
+        UserError: another job holds the directory, or it belongs to another config.
+    """
+    lease, trouble = None, None
+    if ranks.is_main:
+        try:
+            lease = Lease.acquire(run.path)
+            run.create_or_resume(config_yaml, digest=digest, force=force)
+            run.clear("stopped")
+            described = describe_environment(
+                device=ranks.device_type, world_size=ranks.world_size, **environment
+            )
+            write_atomically(run.environment, json.dumps(described, indent=2) + "\n")
+        except UserError as error:
+            trouble = str(error)
+    trouble = ranks.broadcast(trouble)
+    if trouble is not None:
+        if lease is not None:
+            lease.release()
+        raise UserError(trouble)
+    return lease
+
+
+def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a rank's main; a user's mistake is one line from rank 0 and status 2 from all."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(_STATUS)
+    sys.exit(0)
