@@ -194,7 +194,6 @@ class FinetuneConfig:
         freeze: parts that do not learn, of S0 … S4 and dense; all six make a linear probe.
         ema: decay of the averaged weights, which are then the ones evaluated; 0 is off.
         precision: "fp32", or "bf16" (autocast).
-        zero: ZeRO stage of accelerate's DeepSpeed plug-in; 0 is plain data parallelism.
         seeds: several make one run each, and a summary with mean and deviation; empty for `seed` alone.
     """
 
@@ -216,7 +215,6 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     ema: float = 0.9999
     precision: str = "fp32"
-    zero: int = 0
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -224,14 +222,17 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _one_of("weights", self.weights, ("auto", "ema", "raw"))
         _one_of("precision", self.precision, ("fp32", "bf16"))
-        if self.zero not in (0, 1, 2):
-            raise ValueError(f"zero is {self.zero}; allowed: 0, 1, 2")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
         for part in self.freeze:
             _one_of("freeze", part, FREEZABLE)
         if self.init is None and self.model is None:
             raise ValueError("init is null and model is not given; allowed: a checkpoint, or a model")
+        group = self.norm.group_images
+        if group is not None and self.train.micro_batch % group:
+            raise ValueError(
+                f"train.micro_batch is {self.train.micro_batch}; allowed: multiples of {group} (norm.group_images)"
+            )
         if self.augment.image_size % 32:
             raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")
 

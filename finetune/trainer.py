@@ -85,11 +85,13 @@ class Trainer:
                 self._record(result, batch, phase=phase)
                 bar.advance(after - before)
                 bar.note(f"loss {result.loss:.3f}")
+                worth_keeping = False
                 if is_due(self.plan.evaluate_every, before=before, after=after):
-                    self._evaluate(phase)
+                    worth_keeping = self._evaluate(phase) and self.config.train.patience > 0
                 stopping = self.ranks.any(stop.requested)
                 finished = after >= total or self._is_stale()
-                if stopping or finished or is_due(self.plan.save_every, before=before, after=after):
+                due = is_due(self.plan.save_every, before=before, after=after)
+                if stopping or finished or due or worth_keeping:
                     self._save(wait=stopping or finished)
                 if stopping or finished:
                     break
@@ -147,9 +149,10 @@ class Trainer:
                 samples_seen=seen,
             )
 
-    def _evaluate(self, phase: Phase) -> None:
+    def _evaluate(self, phase: Phase) -> bool:
+        """Evaluate what will be handed on, and say whether it is the best so far."""
         if self.evaluation_corpus is None:
-            return
+            return False
         with self.account.measure("evaluation"), self.learner.averaged():
             result = measure(
                 self.learner.model,
@@ -167,8 +170,10 @@ class Trainer:
             "at": self.state.samples_seen,
             "image_size": phase.augment.image_size,
         }
-        if found.top1 > self.state.best_top1:
-            self.state.best_top1, self.state.best_step = found.top1, self.learner.updates
+        is_best = found.top1 > self.state.best_top1
+        if is_best:
+            step = self.state.samples_seen // self.config.train.global_batch
+            self.state.best_top1, self.state.best_step = found.top1, step
             self.state.stale = 0
         else:
             self.state.stale += 1
@@ -181,6 +186,7 @@ class Trainer:
             },
             samples_seen=self.state.samples_seen,
         )
+        return is_best
 
     def _is_stale(self) -> bool:
         return 0 < self.config.train.patience <= self.state.stale
@@ -229,6 +235,7 @@ class Trainer:
                 "samples": self.state.samples_seen,
                 "seconds": round(self.state.seconds, 2),
                 "best_top1": self.state.best_top1 if evaluated else None,
+                "best_step": self.state.best_step,
                 "steps": self.learner.updates,
                 "evaluation": evaluated,
                 "config_digest": self.facts["config_digest"],

@@ -26,8 +26,9 @@ def odd_batch(px: int = 64, *, images: int = 7) -> torch.Tensor:
 
 
 def own_answers(path: Path, images: torch.Tensor) -> torch.Tensor:
+    classifier = open_classifier(str(path))
     with torch.inference_mode():
-        return open_classifier(str(path)).model(images)
+        return classifier.model(images)
 
 
 def test_safetensors_open_in_their_own_reader_and_hold_the_same_tensors(
@@ -43,6 +44,7 @@ def test_safetensors_open_in_their_own_reader_and_hold_the_same_tensors(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["classes"] == ["amber", "blue", "green"]
 
 
+@pytest.mark.slow
 def test_onnx_runs_in_onnxruntime_at_any_batch_size(exported: Path, photos: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     (certificate,) = export_model(str(exported), tmp_path, formats=["onnx"], data=str(photos))
@@ -54,6 +56,7 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_size(exported: Path, photos: Path
         assert np.abs(theirs - own_answers(exported, images).numpy()).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_torch_export_opens_without_this_code_and_at_another_resolution(
     exported: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +82,7 @@ def test_timm_opens_the_state_dict_and_gives_equal_logits(exported: Path, tmp_pa
         assert (peer(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_weights_of_timms_own_model_are_imported_with_equal_logits(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     from safetensors.torch import save_file

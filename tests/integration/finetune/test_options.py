@@ -1,0 +1,62 @@
+"""What practitioners expect, each in a short real run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet.checkpoint.weights import load_weights
+
+Command = Callable[..., list[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.slow
+def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing_else(
+    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+) -> None:
+    words = command(
+        tmp_path / "probe",
+        init=str(trained),
+        freeze="[S0,S1,S2,S3,S4,dense]",
+        augment__image_size="64",
+        train__duration="3 steps",
+        head__keep_rows="matching",
+        precision="bf16",
+        loss__class_weights="balanced",
+    )
+    coatnet(*words)
+    before, after = load_weights(trained).tensors, load_weights(tmp_path / "probe").tensors
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.logits.weight", "head.logits.bias"}
+    assert json.loads((tmp_path / "probe" / "summary.json").read_text())["evaluation"]["image_size"] == 64
+
+
+@pytest.mark.slow
+def test_seeds_stop_early_and_are_summarised(
+    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+) -> None:
+    words = command(
+        tmp_path / "seeds",
+        init=str(trained),
+        seeds="[0,1]",
+        train__patience="1",
+        train__duration="40 steps",
+        train__phases="[{image_size: 32, share: 1}, {image_size: 64, share: 9}]",
+        optimizer__layer_decay="0.5",
+        optimizer__learning_rate="1e-9",
+        evaluate__every="2 steps",
+        head__keep_rows="matching",
+    )
+    coatnet(*words)
+    summary = json.loads((tmp_path / "seeds" / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1] and len(summary["runs"]) == 2
+    one = json.loads((tmp_path / "seeds" / "seed-0" / "summary.json").read_text())
+    assert one["steps"] < 40, "nothing improves at this rate, so patience ends the run"
+    kept = tmp_path / "seeds" / "seed-0" / "checkpoints" / f"step-{one['best_step']:08d}"
+    assert kept.is_dir()
