@@ -13,7 +13,7 @@ _GIT_SECONDS = 5
 
 
 def describe_environment(**more: Any) -> dict[str, Any]:
-    """Return host, Python, versions and the code's commit, with `more` (device, world size, decoder) beside."""
+    """Return host, Python, versions and the code's commit, and `more` (device, decoder …) beside."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -30,7 +30,7 @@ def describe_environment(**more: Any) -> dict[str, Any]:
 
 
 def code_commit() -> str:
-    """Return the checkout's commit, with "+changes" where files differ from it, or "unknown" outside of one."""
+    """Return the checkout's commit, "+changes" added where files differ, or "unknown" outside of one."""
     root = Path(__file__).parents[2]
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     if not commit:

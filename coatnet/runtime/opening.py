@@ -1,4 +1,4 @@
-"""How every run begins and how its ranks fail: the directory is opened once, a user's mistake is said once."""
+"""How a run begins and how its ranks fail: one opens the directory, a user's mistake is said once."""
 
 from __future__ import annotations
 
