@@ -34,7 +34,7 @@ class RelativeBias(nn.Module):
         return self._cached[1]
 
     def _bias(self, height: int, width: int) -> Tensor:
-        table = self.table.float()
+        table = _at_least_fp32(self.table)
         if table.shape[1:] != (2 * height - 1, 2 * width - 1):
             size = (2 * height - 1, 2 * width - 1)
             table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -48,13 +48,18 @@ class RelativeBias(nn.Module):
         return table.flatten(1)[:, index.reshape(-1)].view(-1, tokens, tokens)
 
 
+def _at_least_fp32(x: Tensor) -> Tensor:
+    """Widen bf16 and fp16; leave float64, the tests' reference, as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q·k/√d + bias)·v, the softmax in fp32; the reference, and the quickest on a CPU.
 
     Shape: q, k, v (B, heads, N, d); bias (heads, N, N) → (B, heads, N, d).
     Source: paper eq. 3.
     """
-    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
+    scores = _at_least_fp32((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1).to(v.dtype) @ v

@@ -168,7 +168,7 @@ class CoAtNet(nn.Module):
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
     def _make_drop_rates(self) -> list[float]:
-        """Drop rate of every branch: from 0, linear in the block's index, as google-research/maxvit has it."""
+        """Drop rate of every branch: 0 at first, linear in the block's index (as google-research/maxvit)."""
         blocks = [block for _, block in self.blocks()]
         rate = self.config.stochastic_depth
         return [

@@ -87,7 +87,7 @@ def check_attention(modules: dict[str, Any]) -> None:
     )
     torch.nn.init.normal_(module.bias.table)
     x = torch.randn(2, GRID, GRID, WIDTH_IN, dtype=torch.float64)
-    assert torch.allclose(module(x), reference(module, x), atol=1e-6)
+    assert torch.allclose(module(x), reference(module, x), atol=1e-12)
 
 
 def check_bias_gradient(modules: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def reference(module: Any, x: Tensor) -> Tensor:
             scores = []
             for j in range(side * side):
                 row, column = i // side - j // side, i % side - j % side
-                w = module.bias.table[head, row + side - 1, column + side - 1].float()
+                w = module.bias.table[head, row + side - 1, column + side - 1]
                 scores.append((q[:, i, part] * k[:, j, part]).sum(-1) / math.sqrt(HEAD_SIZE) + w)
             weights = torch.stack(scores, dim=-1).softmax(dim=-1)
             mixed[:, i, part] = (weights[:, :, None] * v[:, :, part]).sum(1)
