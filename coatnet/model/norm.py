@@ -43,6 +43,16 @@ class GroupBatchNorm(nn.Module):
         # Rows: sum of the groups' means, sum of their variances; the last column counts groups.
         self.register_buffer("sums", torch.zeros(2, width + 1), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupBatchNorm:
+        """Move statistics with the module but never cast them: DeepSpeed's bf16 calls module.bfloat16()."""
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         dtype = x.dtype
         x = x.float()

@@ -100,13 +100,23 @@ def test_bfloat16_activations_have_float32_statistics() -> None:
     assert torch.allclose(y.float(), make(group_images=None)(x.float()), rtol=2**-8)
 
 
-def test_a_model_cast_to_bfloat16_keeps_its_groups_in_float32() -> None:
+def test_a_model_cast_to_bfloat16_as_deepspeed_does_keeps_its_statistics_to_the_bit() -> None:
     config = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32)
     model = build_model(config, norm=NormConfig(group_images=2), seed=0).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(torch.randn(4, 3, 32, 32))
-    logits.float().sum().backward()
-    for module in model.modules():
-        if isinstance(module, GroupBatchNorm):
-            assert module.running_mean.dtype == torch.float32
-            assert module.weight.grad is not None and module.weight.grad.isfinite().all()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model(images)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.bfloat16()
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == torch.float32, name
+        assert torch.equal(buffer, before[name]), name
+    assert next(model.parameters()).dtype == torch.bfloat16
+    defer_statistics(model)
+    model(images.bfloat16()).float().sum().backward()
+    commit_statistics(model)
+    assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_statistics_move_to_another_device_with_the_model() -> None:
+    assert {buffer.device.type for buffer in make().to("meta").buffers()} == {"meta"}
