@@ -129,12 +129,15 @@ def status(
     from cluster.tables import print_status
 
     runs = find_runs(directories or [Path("runs")])
-    queue = _known_jobs(runs) if slurm.available() else {}
+    try:
+        queue, reachable = _known_jobs(runs), True
+    except slurm.SlurmError:  # no SLURM here, or its controller is away: the directories still tell a lot
+        queue, reachable = {}, False
     found = [read_status(run, queue=queue) for run in runs]
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
     else:
-        print_status(found, queue_is_known=bool(slurm.available()))
+        print_status(found, queue_is_known=reachable)
 
 
 def logs(

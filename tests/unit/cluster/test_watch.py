@@ -10,6 +10,7 @@ import pytest
 
 from cluster import slurm
 from cluster.cancel import cancel_run
+from cluster.cli import status
 from cluster.history import History
 from cluster.logs import read_logs
 from cluster.slurm import QueuedJob
@@ -130,3 +131,12 @@ def test_a_finished_run_or_another_folder_cannot_be_cancelled(run: Path, tmp_pat
 def program(path: Path, line: str) -> None:
     path.write_text(f"#!/bin/sh\n{line}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_status_reads_the_directories_when_the_queue_does_not_answer(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program(tmp_path / "squeue", "echo unreachable >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    status([run], as_json=True)
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "lost"
