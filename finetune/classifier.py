@@ -61,6 +61,7 @@ class Classifier:
         return replace(self, augment=resized)
 
 
+@torch.inference_mode(False)  # a caller's inference mode would make the weights inference tensors
 def open_classifier(
     path: str,
     *,

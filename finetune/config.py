@@ -231,7 +231,8 @@ class FinetuneConfig:
         group = self.norm.group_images
         if group is not None and self.train.micro_batch % group:
             raise ValueError(
-                f"train.micro_batch is {self.train.micro_batch}; allowed: multiples of {group} (norm.group_images)"
+                f"train.micro_batch is {self.train.micro_batch}; allowed with norm.group_images {group}: "
+                f"multiples of {group}"
             )
         if self.augment.image_size % 32:
             raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")

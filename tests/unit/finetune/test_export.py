@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,21 @@ from finetune.classifier import Classifier, open_classifier
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model
 from finetune.handover.importing import import_model
+
+PEER = Path(__file__).parents[3] / "benchmarks" / "timm_peer.py"
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    """timm itself, which also imports where torchvision is missing."""
+    spec = importlib.util.spec_from_file_location("timm_peer", PEER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.import_timm()
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 def odd_batch(px: int = 64, *, images: int = 7) -> torch.Tensor:
@@ -68,8 +85,9 @@ def test_torch_export_opens_without_this_code_and_at_another_resolution(
 
 
 @pytest.mark.parametrize("px", [64, 96])
-def test_timm_opens_the_state_dict_and_gives_equal_logits(exported: Path, tmp_path: Path, px: int) -> None:
-    timm = pytest.importorskip("timm")
+def test_timm_opens_the_state_dict_and_gives_equal_logits(
+    timm: Any, exported: Path, tmp_path: Path, px: int
+) -> None:
     from safetensors.torch import load_file
 
     (certificate,) = export_model(str(exported), tmp_path, formats=["timm"], px=px)
@@ -83,8 +101,7 @@ def test_timm_opens_the_state_dict_and_gives_equal_logits(exported: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_weights_of_timms_own_model_are_imported_with_equal_logits(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
