@@ -8,7 +8,7 @@ from coatnet.model.config import ModelConfig
 from coatnet.model.cost import ModelCost, StageCost, model_cost
 
 NAMES, PIXELS = ("coatnet_0", "coatnet_4", "coatnet_7"), 224
-WIDTH, HEIGHT, GAP, TOP, LEFT, ROW = 172, 128, 18, 44, 20, 206
+WIDTH, HEIGHT, GAP, TOP, LEFT, ROW = 192, 128, 18, 44, 20, 206
 INK, LINE, MUTED = "#1b1f24", "#8c959f", "#57606a"
 FILLS = {"conv": "#eef1f4", "mbconv": "#e3f1ec", "transformer": "#e6ebfa", "dense": "#eef1f4"}
 LABELS = {"conv": "convolution", "mbconv": "MBConv", "transformer": "transformer", "dense": "pool, dense"}
@@ -51,7 +51,7 @@ def box(stage: StageCost, left: int, top: int, *, macs: int, arrow: bool) -> lis
         words(stage, kinds),
         f"{stage.side} × {stage.side} × {stage.width}",
         f"{stage.parameters / 1e6:.2f} M parameters",
-        f"{100 * stage.macs / macs:.0f} % of the work" if stage.macs > 0.005 * macs else "< 1 % of the work",
+        f"{100 * stage.macs / macs:.0f} % of the work" if stage.macs > 0.005 * macs else "under 1 % of the work",
     ]
     return [
         f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{FILLS[kind]}" '
