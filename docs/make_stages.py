@@ -51,7 +51,9 @@ def box(stage: StageCost, left: int, top: int, *, macs: int, arrow: bool) -> lis
         words(stage, kinds),
         f"{stage.side} × {stage.side} × {stage.width}",
         f"{stage.parameters / 1e6:.2f} M parameters",
-        f"{100 * stage.macs / macs:.0f} % of the work" if stage.macs > 0.005 * macs else "under 1 % of the work",
+        f"{100 * stage.macs / macs:.0f} % of the work"
+        if stage.macs > 0.005 * macs
+        else "under 1 % of the work",
     ]
     return [
         f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{FILLS[kind]}" '
