@@ -31,7 +31,7 @@ types: $(VENV)/.test
 
 install: $(VENV)/.quickstart
 
-# Real SLURM, a browser, strace and the libjpeg headers: installed where root may, skipped with a reason elsewhere.
+# Real SLURM, a browser and strace: installed where root may; their tests say why they are skipped elsewhere.
 system-packages:
 	@sh .ci/system-packages
 
@@ -43,7 +43,7 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt setuptools wheel numpy torch
 	@touch $@
 
-$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py $(wildcard data_pipeline/decode/*.c)
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py $(wildcard data_pipeline/decode/csrc/*)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[quickstart]'
 	@touch $@
 

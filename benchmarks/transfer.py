@@ -25,7 +25,10 @@ from typing import Any
 SIZES = (64, 96)
 SEEDS = (0, 1, 2)
 PRETRAIN_PX = 32
-MODEL = "{name: coatnet_0, depths: [1,1,1,2,1], widths: [8,12,32,64,128], batch_norm_eps: 1e-5, layer_norm_eps: 1e-6}"
+MODEL = (
+    "{name: coatnet_0, depths: [1,1,1,2,1], widths: [8,12,32,64,128], "
+    "batch_norm_eps: 1e-5, layer_norm_eps: 1e-6}"
+)
 SHARED = (
     f"model={MODEL}",
     "norm.group_images=32",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from coatnet.config.checks import one_of
+
 INTERPOLATIONS = ("bicubic", "bilinear")
 EVALUATE_RESIZES = ("center_crop", "whole")
 ORIENTATIONS = ("ignore", "apply")
@@ -51,9 +53,9 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; allowed: 1 or more pixels")
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("evaluate_resize", self.evaluate_resize, EVALUATE_RESIZES)
-        _one_of("exif_orientation", self.exif_orientation, ORIENTATIONS)
+        one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        one_of("evaluate_resize", self.evaluate_resize, EVALUATE_RESIZES)
+        one_of("exif_orientation", self.exif_orientation, ORIENTATIONS)
         _interval("crop_area", self.crop_area, most=1.0)
         _interval("crop_ratio", self.crop_ratio, most=math.inf)
         if self.randaugment_n < 0:
@@ -72,11 +74,6 @@ class AugmentConfig:
             raise ValueError(f"evaluate_crop is {self.evaluate_crop}; allowed: above 0, up to 1")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
             raise ValueError(f"mean is {self.mean}, std {self.std}; allowed: three numbers each, std above 0")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def _interval(name: str, value: list[float], *, most: float) -> None:

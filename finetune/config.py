@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from coatnet.config import Duration
+from coatnet.config.checks import above_zero, counted, one_of
 from coatnet.model.config import ModelConfig, NormConfig
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
@@ -47,8 +47,8 @@ class HeadConfig:
     keep_rows: str = "none"
 
     def __post_init__(self) -> None:
-        _one_of("init", self.init, ("zero", "normal"))
-        _one_of("keep_rows", self.keep_rows, ("none", "matching"))
+        one_of("init", self.init, ("zero", "normal"))
+        one_of("keep_rows", self.keep_rows, ("none", "matching"))
 
 
 @dataclass
@@ -68,7 +68,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        _above_zero("learning_rate", self.learning_rate)
+        above_zero("learning_rate", self.learning_rate)
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay is {self.layer_decay}; allowed: above 0, up to 1 (off)")
         if self.weight_decay < 0 or self.clip < 0:
@@ -86,8 +86,8 @@ class ScheduleConfig:
     minimum: float = 0.0
 
     def __post_init__(self) -> None:
-        _one_of("shape", self.shape, ("constant", "cosine", "linear"))
-        _counted("warmup", self.warmup)
+        one_of("shape", self.shape, ("constant", "cosine", "linear"))
+        counted("warmup", self.warmup)
 
 
 @dataclass
@@ -103,8 +103,8 @@ class LossConfig:
     class_weights: str = "none"
 
     def __post_init__(self) -> None:
-        _one_of("name", self.name, ("softmax", "sigmoid"))
-        _one_of("class_weights", self.class_weights, ("none", "balanced"))
+        one_of("name", self.name, ("softmax", "sigmoid"))
+        one_of("class_weights", self.class_weights, ("none", "balanced"))
 
 
 @dataclass
@@ -117,7 +117,7 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"image_size is {self.image_size}; allowed: multiples of 32")
-        _above_zero("share", self.share)
+        above_zero("share", self.share)
 
 
 @dataclass
@@ -137,7 +137,7 @@ class TrainConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        _counted("duration", self.duration)
+        counted("duration", self.duration)
         if self.global_batch < 1 or self.micro_batch < 1 or self.patience < 0:
             raise ValueError(
                 f"global_batch is {self.global_batch}, micro_batch {self.micro_batch}, patience "
@@ -153,7 +153,7 @@ class EvaluateConfig:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        _counted("every", self.every)
+        counted("every", self.every)
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; allowed: 1 or more")
 
@@ -166,7 +166,7 @@ class SaveConfig:
     last: int = 2
 
     def __post_init__(self) -> None:
-        _counted("every", self.every)
+        counted("every", self.every)
         if self.last < 1:
             raise ValueError(f"last is {self.last}; allowed: 1 or more")
 
@@ -220,12 +220,12 @@ class FinetuneConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
-        _one_of("weights", self.weights, ("auto", "ema", "raw"))
-        _one_of("precision", self.precision, ("fp32", "bf16"))
+        one_of("weights", self.weights, ("auto", "ema", "raw"))
+        one_of("precision", self.precision, ("fp32", "bf16"))
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
         for part in self.freeze:
-            _one_of("freeze", part, FREEZABLE)
+            one_of("freeze", part, FREEZABLE)
         if self.init is None and self.model is None:
             raise ValueError("init is null and model is not given; allowed: a checkpoint, or a model")
         group = self.norm.group_images
@@ -236,18 +236,3 @@ class FinetuneConfig:
             )
         if self.augment.image_size % 32:
             raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def _above_zero(name: str, value: float) -> None:
-    if not 0.0 < value < float("inf"):
-        raise ValueError(f"{name} is {value}; allowed: above 0")
-
-
-def _counted(name: str, text: str) -> None:
-    if Duration.parse(text).is_time:
-        raise ValueError(f"{name} is {text!r}; allowed: epochs, steps or images")

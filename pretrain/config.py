@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coatnet.config import config_digest
+from coatnet.config.checks import one_of
 from coatnet.model.config import ModelConfig, NormConfig
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
@@ -24,7 +25,6 @@ from pretrain.sections import (
     TrainConfig,
     TuneConfig,
     ZeroConfig,
-    one_of,
 )
 
 # Sections that change where, when and how fast, but not what comes out: they may change under a run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.sections import at_least_one, one_of
+from coatnet.config.checks import at_least_one, one_of
 
 
 @dataclass

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from coatnet.config import Duration
+from coatnet.config.checks import at_least_one, counted, one_of
 
 _STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
@@ -211,21 +212,3 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         one_of("micro_batch", self.micro_batch, ("off", "auto"))
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Check a choice."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def at_least_one(name: str, value: int) -> None:
-    """Check a count."""
-    if value < 1:
-        raise ValueError(f"{name} is {value}; allowed: 1 or more")
-
-
-def counted(name: str, text: str) -> None:
-    """Check a duration in epochs, steps or images."""
-    if Duration.parse(text).is_time:
-        raise ValueError(f"{name} is {text!r}; allowed: epochs, steps or images")

@@ -1,0 +1,31 @@
+"""Checks that config sections share in `__post_init__`; each raises ValueError, which gets its path later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coatnet.config.duration import Duration
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Check a choice."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def above_zero(name: str, value: float) -> None:
+    """Check a finite positive number."""
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}; allowed: above 0")
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Check a count."""
+    if value < 1:
+        raise ValueError(f"{name} is {value}; allowed: 1 or more")
+
+
+def counted(name: str, text: str) -> None:
+    """Check a duration in epochs, steps or images."""
+    if Duration.parse(text).is_time:
+        raise ValueError(f"{name} is {text!r}; allowed: epochs, steps or images")
