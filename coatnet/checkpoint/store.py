@@ -79,9 +79,11 @@ class CheckpointStore:
         self._saves = 0
         self._verified: set[int] = set()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._epoch = ranks.broadcast(lease.epoch if lease else 0)
+        self._epoch = lease.epoch if lease else 0
         if ranks.is_main:
             self._fence_out_others()
+        # No rank gets past this before rank 0 has cleared what earlier jobs left: it would clear theirs too.
+        self._epoch = ranks.broadcast(self._epoch)
 
     def save(
         self,
@@ -244,6 +246,7 @@ class CheckpointStore:
         for rank in range(self._ranks.world_size):
             (temporary / _note(rank)).unlink()
         fsync_directory(temporary)
+        Checkpoint(temporary)  # every file that the manifest names is there, in its size
         if self._lease is not None:
             self._lease.check()
         final = self.path(step)

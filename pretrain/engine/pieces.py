@@ -77,6 +77,8 @@ def publish(engine: Any, *, stage: int, pieces: list[Piece], world_size: int) ->
         engine.optimizer.update_lp_params()
     else:
         zero = engine.optimizer
+        # What an earlier forward pass gathered is still there, and would be read instead of the new weights.
+        zero._partition_all_parameters()
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -16,7 +17,6 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
 from pretrain.engine.engine import Engine
-from pretrain.health import weight_digest
 from pretrain.sections import OptimizerConfig, ZeroConfig
 from pretrain.trainer import Trainer
 from pretrain.worker import main
@@ -157,7 +157,7 @@ def averages(stage: int) -> dict[str, Any]:
     engine = tiny_engine(ranks, stage=stage)
     train(engine, first=0, steps=4, accumulation=1)
     images, _ = own_samples(0, Ranks())
-    before = weight_digest(engine.module)
+    before = [piece.weight.clone() for piece in engine.pieces]
     with engine.evaluating() as forward:
         plain = forward(images)
     with engine.evaluating(ema=True) as forward:
@@ -165,22 +165,33 @@ def averages(stage: int) -> dict[str, Any]:
     with engine.evaluating() as forward:
         again = forward(images)
     return {
-        "plain": float(plain.double().sum()),
-        "averaged": float(averaged.double().sum()),
-        "unchanged": bool(torch.equal(plain, again)) and before == weight_digest(engine.module),
+        "plain": float(plain.double().norm()),
+        "averaged": float(averaged.double().norm()),
+        "unchanged": bool(torch.equal(plain, again))
+        and all(torch.equal(old, piece.weight) for old, piece in zip(before, engine.pieces, strict=True)),
     }
 
 
-def pretrain_run(arguments: list[str], stop_after: int = 0) -> str:
-    """Run the worker of `coatnet pretrain`; `stop_after` steps of this life, rank 0 gets a SIGTERM."""
-    take_step, taken = Trainer.step, []
+def pretrain_run(arguments: list[str], stop_after: int = 0, spike_at: int = 0) -> str:
+    """Run the worker of `coatnet pretrain`.
+
+    Args:
+        arguments: the worker's.
+        stop_after: so many steps into this life, rank 0 gets a SIGTERM.
+        spike_at: the first step from this position reports a hundred times its loss.
+    """
+    take_step, taken, spiked = Trainer.step, [], []
 
     def step(self: Trainer, *given: Any, **options: Any) -> Any:
         if options["learning_rate"] > 0:  # not the rehearsal
             taken.append(None)
         if stop_after and len(taken) == stop_after and self.engine.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(self, *given, **options)
+        result = take_step(self, *given, **options)
+        if spike_at and options["samples_seen"] == spike_at and not spiked:
+            spiked.append(None)
+            return dataclasses.replace(result, losses=[100 * loss for loss in result.losses])
+        return result
 
     Trainer.step = step  # type: ignore[method-assign]
     main(arguments)
