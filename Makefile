@@ -7,10 +7,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export DS_BUILD_OPS = 0
 
-.PHONY: help quickstart test test-unit lint types install clean system-packages
+.PHONY: help quickstart test campaigns test-unit lint types install clean system-packages
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "test-unit         the tests that take seconds"
+	@echo "campaigns         kills, crash states, every SLURM scenario, the quickstart as a test"
 	@echo "lint, types       ruff; mypy"
 
 quickstart: $(VENV)/.quickstart
@@ -21,6 +22,13 @@ test: system-packages $(VENV)/.test lint types
 
 test-unit: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -m "not slow"
+
+# Longer than a commit should wait for; the tables lie in benchmarks/.
+campaigns: system-packages $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m campaign
+	OMP_NUM_THREADS=1 COATNET_SLURM=all $(BIN)/python -m pytest tests/integration/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --kills 40 --seed 7
+	$(BIN)/python benchmarks/crash_states.py --states 20000
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

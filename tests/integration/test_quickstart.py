@@ -22,7 +22,7 @@ def quickstart(directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_the_quickstart_resumes_reaches_its_accuracy_and_is_quick_the_second_time(tmp_path: Path) -> None:
     directory = tmp_path / "quickstart"
