@@ -1,4 +1,4 @@
-"""Ranges in pyproject.toml and exact versions in constraints.txt agree, so that a fresh machine can install."""
+"""Ranges in pyproject.toml and pins in constraints.txt agree, so that a fresh machine can install."""
 
 from __future__ import annotations
 
