@@ -66,11 +66,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, ("fp32", "autocast", "bf16"))
-        if self.precision == "bf16" and self.zero.stage < 2:
-            # DeepSpeed takes another optimizer there (BF16_Optimizer), whose state lies elsewhere.
-            raise ValueError(
-                f"precision is 'bf16' with zero.stage {self.zero.stage}; allowed there: fp32, autocast"
-            )
+        if self.precision == "bf16" and self.zero.stage == 0:
+            raise ValueError("precision is 'bf16' with zero.stage 0; allowed there: fp32, autocast")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
         if not self.data.train:

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coatnet.model.cost import model_cost
-
 from coatnet.config import UserError
+from coatnet.model.cost import model_cost
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks, already_launched
 from finetune.classes import evaluation_columns

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from coatnet.model.cost import model_cost
-
 from finetune.classifier import Classifier
 
 _CLASSES_SHOWN = 20

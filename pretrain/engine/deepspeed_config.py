@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from coatnet.config import UserError
 from pretrain.sections import ZeroConfig
 
 
@@ -12,6 +13,9 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str) -> dict[s
 
     The accumulation is ours: micro-batches are counted by `set_gradient_accumulation_boundary` and scaled by
     us, so that the global batch can change in the middle of a run.
+
+    Raises:
+        UserError: bf16 weights at stage 1.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -30,6 +34,9 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str) -> dict[s
     }
     if zero.stage == 3:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = zero.persist_elements
+    if precision == "bf16" and zero.stage == 1:
+        # DeepSpeed takes its BF16_Optimizer there, which keeps the fp32 state elsewhere than `pieces` looks.
+        raise UserError("precision is 'bf16' with zero.stage 1; set zero.stage=2, or precision=autocast")
     if precision == "bf16":
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fake_cluster import FakeCluster
-from stand_in import fold
-
 from cluster.history import History, Life
 from cluster.job import Job
 from cluster.pipeline import prepare_pipeline, submit_pipeline
 from cluster.site import PreflightConfig, SiteConfig
 from cluster.submission import Prepared, Request, prepare, submit
+
+from fake_cluster import FakeCluster
+from stand_in import fold
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 SITE = {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "time": "00:30:00"}

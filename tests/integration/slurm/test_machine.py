@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeCluster
-from runs import start, start_array, start_pipeline
 
 from cluster import slurm
 from cluster.site import PreflightConfig
 from cluster.status import read_status
 from coatnet.config import UserError
+
+from fake_cluster import FakeCluster
+from runs import start, start_array, start_pipeline
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 

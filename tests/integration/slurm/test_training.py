@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
-from runs import Run
-from training import BATCH, STEPS, final_digest, make_corpus, samples_seen, train
 
 from cluster.cancel import cancel_run
 from cluster.status import read_status
 from coatnet.config import UserError
+
+from fake_cluster import FakeCluster
+from runs import Run
+from training import BATCH, STEPS, final_digest, make_corpus, samples_seen, train
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 every_scenario = pytest.mark.every_scenario

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fake_cluster import FakeCluster
 from PIL import Image
-from runs import SITE, Run
 
 from cluster.site import PreflightConfig, SiteConfig
 from cluster.submission import Request, prepare, submit
+
+from fake_cluster import FakeCluster
+from runs import SITE, Run
 
 STEPS, BATCH, CLASSES, PER_CLASS = 60, 8, 4, 60
 
