@@ -147,7 +147,7 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     on_ranks("pretrain_run", world_size=2, arguments=options, spike_at=8 * 24)
     run = place / "spiky"
     rolled_back = [one for one in read_lines(run / "events.jsonl") if one["kind"] == "rollback"]
-    assert [one["rank"] for one in rolled_back] == [0, 1] and (run / "done").exists()
+    assert sorted(one["rank"] for one in rolled_back) == [0, 1] and (run / "done").exists()
     assert json.loads((run / "exclusions.json").read_text())["ranges"] == [[8 * 24, 9 * 24]]
     assert last(run).facts["data"]["excluded"]
 
