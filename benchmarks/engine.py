@@ -26,8 +26,8 @@ from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistic
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
+from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
-from pretrain.sections import OptimizerConfig, ZeroConfig
 
 RATE, CLIP = 1e-3, 1.0
 _INTERVAL_SECONDS = 60.0

@@ -8,29 +8,23 @@ resized for evaluation. Knows no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
-from coatnet.config.checks import above_zero, counted, one_of
+from coatnet.config.checks import above_zero, at_least_one, counted, one_of
 from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.training.sections import (
+    EvaluateConfig,
+    LaunchConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    SaveConfig,
+    ScheduleConfig,
+)
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
 
-STAGES = ("S0", "S1", "S2", "S3", "S4")
-FREEZABLE = (*STAGES, "dense")  # "dense" is the D→D layer before the logits
-
-
-def _fine_tuning_augment() -> AugmentConfig:
-    return AugmentConfig(image_size=384, evaluate_resize="whole")
-
-
-@dataclass
-class RunConfig:
-    """Where the run lives.
-
-    Attributes:
-        directory: the same directory goes on where it was; another config there is refused.
-    """
-
-    directory: str = "runs/finetune"
+FREEZABLE = ("S0", "S1", "S2", "S3", "S4", "dense")  # "dense" is the D→D layer before the logits
 
 
 @dataclass
@@ -52,58 +46,35 @@ class HeadConfig:
 
 
 @dataclass
-class OptimizerConfig:
+class FinetuneOptimizerConfig(OptimizerConfig):
     """AdamW.
 
     Attributes:
-        clip: bound of the gradient's global norm; 0 is off.
         layer_decay: learning rate of each block relative to the next one towards the head; 1 is off.
     """
 
     learning_rate: float = 5e-5
     weight_decay: float = 1e-8
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    clip: float = 1.0
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        above_zero("learning_rate", self.learning_rate)
+        super().__post_init__()
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay is {self.layer_decay}; allowed: above 0, up to 1 (off)")
-        if self.weight_decay < 0 or self.clip < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, clip {self.clip}; allowed: 0 or more")
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; allowed: two numbers from 0 to below 1")
 
 
 @dataclass
-class ScheduleConfig:
-    """The learning rate over the run."""
-
-    shape: str = "constant"
-    warmup: str = "0 steps"
-    minimum: float = 0.0
-
-    def __post_init__(self) -> None:
-        one_of("shape", self.shape, ("constant", "cosine", "linear"))
-        counted("warmup", self.warmup)
-
-
-@dataclass
-class LossConfig:
+class FinetuneLossConfig(LossConfig):
     """What is minimised.
 
     Attributes:
         class_weights: "none", or "balanced": samples / (classes · samples of the class).
     """
 
-    name: str = "softmax"
-    smoothing: float = 0.1
     class_weights: str = "none"
 
     def __post_init__(self) -> None:
-        one_of("name", self.name, ("softmax", "sigmoid"))
+        super().__post_init__()
         one_of("class_weights", self.class_weights, ("none", "balanced"))
 
 
@@ -138,48 +109,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counted("duration", self.duration)
-        if self.global_batch < 1 or self.micro_batch < 1 or self.patience < 0:
-            raise ValueError(
-                f"global_batch is {self.global_batch}, micro_batch {self.micro_batch}, patience "
-                f"{self.patience}; allowed: 1 or more, 1 or more, 0 or more"
-            )
-
-
-@dataclass
-class EvaluateConfig:
-    """When to evaluate, and in which batches (no result depends on `batch`)."""
-
-    every: str = "1 epochs"
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        counted("every", self.every)
-        if self.batch < 1:
-            raise ValueError(f"batch is {self.batch}; allowed: 1 or more")
-
-
-@dataclass
-class SaveConfig:
-    """When to save, beside the end and a stop; how many of the newest checkpoints stay."""
-
-    every: str = "1 epochs"
-    last: int = 2
-
-    def __post_init__(self) -> None:
-        counted("every", self.every)
-        if self.last < 1:
-            raise ValueError(f"last is {self.last}; allowed: 1 or more")
-
-
-@dataclass
-class LaunchConfig:
-    """Ranks on this machine; null for one per GPU. Ignored under srun and torchrun."""
-
-    ranks: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.ranks is not None and self.ranks < 1:
-            raise ValueError(f"ranks is {self.ranks}; allowed: 1 or more")
+        at_least_one("global_batch", self.global_batch)
+        at_least_one("micro_batch", self.micro_batch)
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}; allowed: 0 or more")
 
 
 @dataclass
@@ -201,22 +134,24 @@ class FinetuneConfig:
     weights: str = "auto"
     seed: int = 0
     seeds: list[int] = field(default_factory=list)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=partial(RunConfig, "runs/finetune"))
     model: ModelConfig | None = None
     norm: NormConfig = field(default_factory=NormConfig)
     stochastic_depth: float | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
     freeze: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=_fine_tuning_augment)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(
+        default_factory=partial(AugmentConfig, image_size=384, evaluate_resize="whole")
+    )
+    loss: FinetuneLossConfig = field(default_factory=FinetuneLossConfig)
+    optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=partial(ScheduleConfig, "constant", "0 steps", 0.0))
     train: TrainConfig = field(default_factory=TrainConfig)
     ema: float = 0.9999
     precision: str = "fp32"
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    save: SaveConfig = field(default_factory=SaveConfig)
+    save: SaveConfig = field(default_factory=partial(SaveConfig, "1 epochs", 2))
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from coatnet.model.network import CoAtNet
 from coatnet.training.parameters import decays
-from finetune.config import OptimizerConfig
+from finetune.config import FinetuneOptimizerConfig
 
 
 def frozen_modules(model: CoAtNet, parts: Sequence[str]) -> list[nn.Module]:
@@ -27,7 +27,7 @@ def frozen_modules(model: CoAtNet, parts: Sequence[str]) -> list[nn.Module]:
     return frozen
 
 
-def scaled_groups(model: CoAtNet, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+def scaled_groups(model: CoAtNet, optimizer: FinetuneOptimizerConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups, each with the `scale` of its learning rate.
 
     The head has scale 1, the last block `layer_decay`, the one before its square, down to the stem.

@@ -10,22 +10,19 @@ from dataclasses import dataclass, field, replace
 from coatnet.config import config_digest
 from coatnet.config.checks import one_of
 from coatnet.model.config import ModelConfig, NormConfig
-from data_pipeline.augment_config import AugmentConfig
-from data_pipeline.config import DataConfig
-from pretrain.guard_config import GuardConfig
-from pretrain.sections import (
-    EvaluateConfig,
+from coatnet.training.sections import (
     LaunchConfig,
     LossConfig,
     OptimizerConfig,
-    ProfileConfig,
     RunConfig,
     SaveConfig,
     ScheduleConfig,
-    TrainConfig,
-    TuneConfig,
     ZeroConfig,
 )
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.config import DataConfig
+from pretrain.guard_config import GuardConfig
+from pretrain.sections import PretrainEvaluateConfig, ProfileConfig, TrainConfig, TuneConfig
 
 # Sections that change where, when and how fast, but not what comes out: they may change under a run.
 _NOT_THE_RESULT = ("run", "launch", "save", "profile", "evaluate", "guard", "compile", "tune", "zero")
@@ -57,7 +54,7 @@ class PretrainConfig:
     precision: str = "fp32"
     ema: float = 0.0
     compile: bool = False
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluate: PretrainEvaluateConfig = field(default_factory=PretrainEvaluateConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

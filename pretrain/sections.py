@@ -1,71 +1,14 @@
-"""The sections of a pretraining config that say how to train. Knows no loop; imports no torch."""
+"""The sections of a config that are pretraining's own. Knows no loop; imports no torch."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
-from coatnet.config import Duration
 from coatnet.config.checks import at_least_one, counted, one_of
+from coatnet.training.sections import EvaluateConfig
 
 _STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
-
-
-@dataclass
-class RunConfig:
-    """Where the run lives: the same directory goes on where it was; another config there is refused."""
-
-    directory: str = "runs/pretrain"
-
-
-@dataclass
-class LossConfig:
-    """What is minimised: softmax for one label per image, sigmoid also for several."""
-
-    name: str = "softmax"
-    smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        one_of("name", self.name, ("softmax", "sigmoid"))
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"smoothing is {self.smoothing}; allowed: 0 ≤ smoothing < 1")
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW. The paper prints no betas; these are the defaults of its lineage.
-
-    Attributes:
-        learning_rate: at its peak.
-        clip: bound of the gradient's global norm; 0 is off.
-    """
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.eps <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, eps {self.eps}; allowed: above 0")
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; allowed: two numbers from 0 to below 1")
-        if self.weight_decay < 0 or self.clip < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, clip {self.clip}; allowed: 0 or more")
-
-
-@dataclass
-class ScheduleConfig:
-    """The learning rate over the run."""
-
-    shape: str = "cosine"
-    warmup: str = "10000 steps"
-    minimum: float = 1e-5
-
-    def __post_init__(self) -> None:
-        one_of("shape", self.shape, ("cosine", "linear", "constant"))
-        counted("warmup", self.warmup)
 
 
 @dataclass
@@ -107,84 +50,21 @@ class TrainConfig:
 
 
 @dataclass
-class ZeroConfig:
-    """How DeepSpeed shards the state of training.
+class PretrainEvaluateConfig(EvaluateConfig):
+    """When and how to evaluate; both the weights and their average (`ema`) are.
 
     Attributes:
-        stage: 0 keeps everything on every rank, 1 shards AdamW's state, 2 the gradients too, 3 the weights
-            too. Stage 1 suffices for every CoAtNet on 80 GB.
-        overlap_communication: reduce gradients while the backward pass still runs (stages 2 and 3).
-        bucket_elements: gradients are reduced in buckets of so many elements.
-        persist_elements: stage 3 keeps parameters below this size on every rank.
-    """
-
-    stage: int = 1
-    overlap_communication: bool = False
-    bucket_elements: int = 200_000_000
-    persist_elements: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.stage not in (0, 1, 2, 3):
-            raise ValueError(f"stage is {self.stage}; allowed: 0, 1, 2, 3")
-        at_least_one("bucket_elements", self.bucket_elements)
-        if self.persist_elements < 0:
-            raise ValueError(f"persist_elements is {self.persist_elements}; allowed: 0 or more")
-
-
-@dataclass
-class EvaluateConfig:
-    """When and how to evaluate; no result depends on `batch`.
-
-    Attributes:
-        every: also always at the end. Both the weights and their average (`ema`) are evaluated.
         transfer: path of a second labelled corpus, of any classes: how well its images' features find
             neighbours of their own class tells how the weights will transfer.
         neighbours: how many of them vote.
     """
 
-    every: str = "1 epochs"
-    batch: int = 64
     transfer: str | None = None
     neighbours: int = 10
 
     def __post_init__(self) -> None:
-        counted("every", self.every)
-        at_least_one("batch", self.batch)
+        super().__post_init__()
         at_least_one("neighbours", self.neighbours)
-
-
-@dataclass
-class SaveConfig:
-    """When to save, beside the end and a stop, and which checkpoints stay.
-
-    Attributes:
-        every: minutes (by rank 0's clock), epochs, steps or images.
-        last: so many of the newest stay.
-        keep_every_steps: those of every so many steps stay for good; null for none.
-        best: the one with the highest figure of this name stays (top1, ema_top1, map …); null for none.
-    """
-
-    every: str = "10 minutes"
-    last: int = 3
-    keep_every_steps: int | None = None
-    best: str | None = None
-
-    def __post_init__(self) -> None:
-        Duration.parse(self.every)
-        at_least_one("last", self.last)
-        if self.keep_every_steps is not None:
-            at_least_one("keep_every_steps", self.keep_every_steps)
-
-
-@dataclass
-class LaunchConfig:
-    """Ranks on this machine; null for one per GPU. Ignored under srun and torchrun."""
-
-    ranks: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.ranks is not None:
-            at_least_one("ranks", self.ranks)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from coatnet.config import UserError
-from pretrain.sections import ZeroConfig
+from coatnet.training.sections import ZeroConfig
 
 
 def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.ema import Ema
+from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.optimizer import make_optimizer
 from pretrain.engine.pieces import MOMENTS, Piece, create_moments, own_pieces, publish, set_step_count
 from pretrain.engine.start import load_deepspeed
-from pretrain.sections import OptimizerConfig, ZeroConfig
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
 LossOf = Callable[[nn.Module, Any], Tensor]

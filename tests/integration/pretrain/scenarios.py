@@ -16,8 +16,8 @@ from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistic
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
+from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
-from pretrain.sections import OptimizerConfig, ZeroConfig
 from pretrain.trainer import Trainer
 from pretrain.worker import main
 

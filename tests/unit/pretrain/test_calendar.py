@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from coatnet.config import UserError
+from coatnet.training.sections import SaveConfig, ScheduleConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from pretrain.batches import cut
 from pretrain.calendar import Calendar, Phase
 from pretrain.config import PretrainConfig
-from pretrain.sections import BatchChange, SaveConfig, ScheduleConfig, TrainConfig
+from pretrain.sections import BatchChange, TrainConfig
 
 
 def config(**sections: object) -> PretrainConfig:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from coatnet.config import UserError
+from coatnet.training.sections import ZeroConfig
 from pretrain.engine.deepspeed_config import deepspeed_config
-from pretrain.sections import ZeroConfig
 
 
 def test_bf16_weights_at_stage_one_are_refused_with_what_to_do() -> None:
