@@ -141,7 +141,7 @@ def _lost_seconds(directory: Path, lives: Sequence[Life], *, running: bool, now:
     if not lives:
         return None
     ended = now if running else (lives[-1].ended or lives[-1].started)
-    account = summarise(directory / "account.jsonl")
+    account = summarise(RunDirectory(directory).account)
     productive = sum(account.get(name, 0.0) for name in _PRODUCTIVE)
     return max(0.0, ended - lives[0].started - productive) if productive else None
 

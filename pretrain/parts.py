@@ -11,7 +11,7 @@ from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError, to_dict
 from coatnet.model.network import build_model
-from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.account import TimeAccount, process_age_seconds
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
@@ -21,9 +21,11 @@ from data_pipeline.record import SampleSource
 from pretrain.batches import settle_group_images
 from pretrain.calendar import Calendar
 from pretrain.checkpoints import Checkpoints
+from pretrain.compiling import CompileClock
 from pretrain.config import PretrainConfig
 from pretrain.continuity import LossContinuity
 from pretrain.engine.engine import Engine
+from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard, Verdict
 from pretrain.health import Health
@@ -52,7 +54,13 @@ class Parts:
             UserError: corpora, batches or model do not fit together.
         """
         self.config, self.ranks, self.run = config, ranks, run
-        self.account = TimeAccount(run.account, rank=ranks.rank, life=ranks.broadcast(uuid.uuid4().hex[:8]))
+        self.account = TimeAccount(
+            run.account,
+            rank=ranks.rank,
+            life=ranks.broadcast(uuid.uuid4().hex[:8]),
+            age_seconds=process_age_seconds(),
+        )
+        self.account.flush(samples_seen=0)
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
         model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
@@ -62,6 +70,7 @@ class Parts:
         )
         model.set_activation_checkpointing(config.train.activation_checkpointing)
         if config.compile:
+            CompileClock(self.account).attach()
             model.compile_blocks()
         self.engine = Engine(
             model,
@@ -71,6 +80,8 @@ class Parts:
             precision=config.precision,
             ema_decay=config.ema or None,
         )
+        self._exposed = ExposedCommunication(self.account)
+        self._exposed.attach()
         self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
         self.stream = Stream(corpora, config, ranks=ranks, calendar=self.calendar, account=self.account)
         self.trainer = Trainer(
@@ -175,6 +186,7 @@ class Parts:
             UserError: the ranks' weights differ.
         """
         self.watchdog.beat()
+        self._exposed.settle()
         if state.step % _UPDATE_NORM_STEPS == 0:
             self.recorder.update_norm(self.engine.update_norm(lr=result.learning_rate))
         self.profiler.after_step(state.step)

@@ -74,6 +74,7 @@ class Recorder:
                 self._scalars(state, result, now - self._recorded_at), samples_seen=state.samples_seen
             )
             self._recorded_at, self._samples = now, 0
+        self._account.flush(samples_seen=state.samples_seen, now=False)
         if now - self._flushed_at >= _FLUSH_SECONDS:
             self.flush(state)
 

@@ -108,7 +108,7 @@ class Trainer:
             dtype=torch.float64,
             device=ranks.device,
         )
-        with self._account.measure("communication"):
+        with self._account.measure(label), self._account.measure("communication", inside="compute"):
             told = self._exchange(own)
             self._settle_statistics(update.applied)
         with self._account.measure(label):

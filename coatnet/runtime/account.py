@@ -1,13 +1,20 @@
-"""The account of time: every second of a rank belongs to one class, kept over restarts. Imports no torch."""
+"""The account of time: every second of a rank belongs to one class, kept over restarts. Imports no torch.
+
+Each rank has one file with one line of fixed width per life, rewritten in place: weeks of training stay a few
+kilobytes, and a killed process leaves the last totals that it wrote.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-
-from coatnet.runtime.run_directory import append_line, read_lines
+from typing import Any
 
 CLASSES = (
     "start",
@@ -20,6 +27,9 @@ CLASSES = (
     "redone",
     "idle",
 )
+_LINE_BYTES = 512
+_FLUSH_SECONDS = 2.0
+_START_TIME_FIELD = 19  # of proc(5)'s stat, counted after the command
 
 
 class TimeAccount:
@@ -28,24 +38,58 @@ class TimeAccount:
     Time outside of every `measure` belongs to `start` before the first step and to `idle` afterwards.
     """
 
-    def __init__(self, path: Path, *, rank: int, life: str) -> None:
-        self._path, self._rank, self._life = path, rank, life
+    def __init__(self, folder: Path, *, rank: int, life: str, age_seconds: float = 0.0) -> None:
+        """Open a life's account.
+
+        Args:
+            folder: the run's.
+            rank: this one.
+            life: a name that all ranks of this start share.
+            age_seconds: time that has passed in this process already; it belongs to `start`.
+        """
+        self._file = folder / f"rank-{rank:05d}.jsonl"
+        self._rank, self._life = rank, life
         self._seconds = dict.fromkeys(CLASSES, 0.0)
+        self._seconds["start"] = age_seconds
         self._stack = ["start"]
         self._since = time.monotonic()
-        self._first_flush_at = time.time()
+        self._began = time.time() - age_seconds
+        self._offset: int | None = None
+        self._flushed_at = 0.0
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Count the time inside to class `name`."""
-        assert name in CLASSES, name
-        self._settle()
-        self._stack.append(name)
+    def measure(self, name: str, *, inside: str | None = None) -> Iterator[None]:
+        """Count the time of the block to class `name`; with `inside`, only where that class is running."""
+        if inside is not None and not self.is_counting(inside):
+            yield
+            return
+        self.enter(name)
         try:
             yield
         finally:
-            self._settle()
-            self._stack.pop()
+            self.leave()
+
+    def is_counting(self, name: str) -> bool:
+        """True while the clock runs for class `name`."""
+        return self._stack[-1] == name
+
+    def enter(self, name: str) -> None:
+        """Begin to count to class `name`, until `leave`."""
+        assert name in CLASSES, name
+        self._settle()
+        self._stack.append(name)
+
+    def leave(self) -> None:
+        """Go back to the class around the present one."""
+        self._settle()
+        self._stack.pop()
+
+    def shift(self, seconds: float, *, source: str, target: str) -> None:
+        """Count seconds to another class: some are known only later, such as those of a GPU."""
+        self._settle()
+        seconds = min(seconds, self._seconds[source])
+        self._seconds[source] -= seconds
+        self._seconds[target] += seconds
 
     def started(self) -> None:
         """Say that the start is over: what is not measured from now on is idle."""
@@ -57,19 +101,31 @@ class TimeAccount:
         self._settle()
         return dict(self._seconds)
 
-    def flush(self, *, samples_seen: int) -> None:
-        """Append the totals of this life: a killed run loses at most one interval."""
-        totals = {name: round(value, 4) for name, value in self.seconds().items()}
-        append_line(
-            self._path,
-            {
-                "time": time.time(),
-                "life": self._life,
-                "rank": self._rank,
-                "samples_seen": samples_seen,
-                "seconds": totals,
-            },
-        )
+    def flush(self, *, samples_seen: int, now: bool = True) -> None:
+        """Write this life's totals; without `now`, only if the last time was two seconds ago."""
+        if not now and time.monotonic() - self._flushed_at < _FLUSH_SECONDS:
+            return
+        self._flushed_at = time.monotonic()
+        row = {
+            "life": self._life,
+            "rank": self._rank,
+            "began": round(self._began, 3),
+            "ended": round(time.time(), 3),
+            "samples_seen": samples_seen,
+            "seconds": {name: round(value, 3) for name, value in self.seconds().items()},
+        }
+        self._write(json.dumps(row, separators=(",", ":")).encode())
+
+    def _write(self, text: bytes) -> None:
+        assert len(text) < _LINE_BYTES
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o640)
+        try:
+            if self._offset is None:
+                self._offset = -(-os.fstat(descriptor).st_size // _LINE_BYTES) * _LINE_BYTES
+            os.pwrite(descriptor, text.ljust(_LINE_BYTES - 1) + b"\n", self._offset)
+        finally:
+            os.close(descriptor)
 
     def _settle(self) -> None:
         now = time.monotonic()
@@ -77,14 +133,62 @@ class TimeAccount:
         self._since = now
 
 
-def summarise(path: Path) -> dict[str, float]:
-    """Add up the last totals of every life and rank, in seconds, averaged over the ranks of each life."""
-    last: dict[tuple[str, int], dict[str, float]] = {}
-    for row in read_lines(path):
-        last[(row["life"], row["rank"])] = row["seconds"]
-    sums = dict.fromkeys(CLASSES, 0.0)
-    for life in {key[0] for key in last}:
-        ranks = [seconds for key, seconds in last.items() if key[0] == life]
-        for name in CLASSES:
-            sums[name] += sum(one[name] for one in ranks) / len(ranks)
+@dataclass(frozen=True)
+class LifeAccount:
+    """One life of a run, averaged over its ranks.
+
+    Units: `began` and `ended` in seconds of the epoch; `ended` is when its last totals were written.
+    """
+
+    life: str
+    began: float
+    ended: float
+    samples_seen: int
+    seconds: dict[str, float]
+
+
+def read_lives(folder: Path) -> list[LifeAccount]:
+    """Return the lives of a run, oldest first."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("rank-*.jsonl")):
+        content = file.read_bytes()
+        for begin in range(0, len(content), _LINE_BYTES):
+            try:
+                row = json.loads(content[begin : begin + _LINE_BYTES])
+            except ValueError:
+                continue  # torn by a crash of the machine
+            rows.setdefault(row["life"], []).append(row)
+    lives = [
+        LifeAccount(
+            life=life,
+            began=sum(row["began"] for row in ranks) / len(ranks),
+            ended=sum(row["ended"] for row in ranks) / len(ranks),
+            samples_seen=max(row["samples_seen"] for row in ranks),
+            seconds={name: sum(row["seconds"][name] for row in ranks) / len(ranks) for name in CLASSES},
+        )
+        for life, ranks in rows.items()
+    ]
+    return sorted(lives, key=lambda one: one.began)
+
+
+def between_seconds(lives: list[LifeAccount]) -> float:
+    """Return the time between lives: in a queue, or after the last totals of one that was killed."""
+    return sum(max(0.0, later.began - earlier.ended) for earlier, later in pairwise(lives))
+
+
+def summarise(folder: Path) -> dict[str, float]:
+    """Add up a run's account; its classes cover the wall time from the first start to the last totals.
+
+    Units: seconds, averaged over the ranks of each life. What lies between lives is `idle`.
+    """
+    lives = read_lives(folder)
+    sums = {name: sum(one.seconds[name] for one in lives) for name in CLASSES}
+    sums["idle"] += between_seconds(lives)
     return sums
+
+
+def process_age_seconds() -> float:
+    """Return how long this process has been there: its imports belong to the start as well."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started_seconds = int(fields[_START_TIME_FIELD]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_seconds)

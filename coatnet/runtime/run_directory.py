@@ -24,7 +24,7 @@ class RunDirectory:
         self.identity = self.path / "identity.json"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
-        self.account = self.path / "account.jsonl"
+        self.account = self.path / "account"
         self.summary = self.path / "summary.json"
         self.plan = self.path / "plan.json"
         self.tensorboard = self.path / "tensorboard"

@@ -1,4 +1,4 @@
-"""Signals only set a flag; the classes of the time account add up to wall time."""
+"""Signals only set a flag."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from coatnet.runtime.account import CLASSES, TimeAccount, summarise
 from coatnet.runtime.stop import StopFlag
 
 
@@ -57,34 +56,3 @@ def test_a_started_program_does_not_inherit_the_handlers() -> None:
         code = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
-
-
-def test_nested_classes_add_up_to_wall_time_within_one_percent(tmp_path: Path) -> None:
-    began = time.monotonic()
-    account = TimeAccount(tmp_path / "account.jsonl", rank=0, life="a")
-    account.started()
-    for _ in range(20):
-        with account.measure("compute"):
-            time.sleep(0.003)
-            with account.measure("data_wait"):
-                time.sleep(0.002)
-        with account.measure("checkpoint"):
-            time.sleep(0.001)
-    seconds = account.seconds()
-    wall = time.monotonic() - began
-    assert abs(sum(seconds.values()) - wall) < 0.01 * wall
-    assert seconds["data_wait"] >= 0.04 and seconds["compute"] >= 0.06
-
-
-def test_lives_are_added_and_ranks_averaged(tmp_path: Path) -> None:
-    path = tmp_path / "account.jsonl"
-    for life in ("a", "b"):
-        for rank in (0, 1):
-            account = TimeAccount(path, rank=rank, life=life)
-            account._seconds["compute"] = 10.0 + rank
-            account.flush(samples_seen=1)
-            account._seconds["compute"] = 20.0 + rank
-            account.flush(samples_seen=2)
-    total = summarise(path)
-    assert set(total) == set(CLASSES)
-    assert total["compute"] == pytest.approx(41.0, abs=0.01)

@@ -1,0 +1,59 @@
+"""What lands in the account's classes `compile` and `communication`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._dynamo.callback import callback_handler
+
+from coatnet.runtime.account import TimeAccount
+from pretrain.compiling import CompileClock
+from pretrain.engine.exposed import ExposedCommunication
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Iterator[TimeAccount]:
+    yield TimeAccount(tmp_path, rank=0, life="a")
+    callback_handler.clear()
+
+
+def test_a_compilation_counts_to_compile_and_not_to_the_step_around_it(account: TimeAccount) -> None:
+    CompileClock(account).attach()
+
+    def slow_backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):  # type: ignore[no-untyped-def]
+        time.sleep(0.05)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: x * 2, backend=slow_backend)
+    with account.measure("start"):
+        compiled(torch.ones(3))
+    after_the_first = account.seconds()["compile"]
+    assert after_the_first >= 0.05
+    with account.measure("compute"):
+        compiled(torch.ones(3))
+    assert account.seconds()["compile"] == after_the_first
+
+
+def test_what_a_step_waits_for_is_communication_whether_called_or_awaited(
+    account: TimeAccount,
+) -> None:
+    def slow(*_: object, async_op: bool = False) -> object:
+        time.sleep(0.0 if async_op else 0.02)
+        return SimpleNamespace(wait=lambda: time.sleep(0.02), is_completed=lambda: False)
+
+    backend = SimpleNamespace(all_reduce=slow)
+    ExposedCommunication(account).attach(backend)
+    with account.measure("evaluation"):
+        backend.all_reduce(None)
+    assert account.seconds()["communication"] == 0.0
+    with account.measure("compute"):
+        backend.all_reduce(None)
+        handle = backend.all_reduce(None, async_op=True)
+        assert not handle.is_completed()
+        handle.wait()
+    assert account.seconds()["communication"] >= 0.04

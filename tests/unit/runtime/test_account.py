@@ -1,0 +1,110 @@
+"""The classes of the time account add up to wall time, over restarts and kills."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coatnet.runtime.account import (
+    CLASSES,
+    TimeAccount,
+    between_seconds,
+    process_age_seconds,
+    read_lives,
+    summarise,
+)
+
+# A life that computes, writes its totals, goes on a little and is killed before it writes them again.
+KILLED_LIFE = """
+import os, signal, sys, time
+from pathlib import Path
+from coatnet.runtime.account import TimeAccount, process_age_seconds
+account = TimeAccount(Path(sys.argv[1]), rank=0, life=sys.argv[2], age_seconds=process_age_seconds())
+account.started()
+with account.measure("compute"):
+    time.sleep(0.2)
+account.flush(samples_seen=8)
+time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nested_classes_add_up_to_wall_time_within_one_percent(tmp_path: Path) -> None:
+    began = time.monotonic()
+    account = TimeAccount(tmp_path, rank=0, life="a")
+    account.started()
+    for _ in range(20):
+        with account.measure("compute"):
+            time.sleep(0.003)
+            with account.measure("data_wait"):
+                time.sleep(0.002)
+        with account.measure("checkpoint"):
+            time.sleep(0.001)
+    seconds = account.seconds()
+    wall = time.monotonic() - began
+    assert abs(sum(seconds.values()) - wall) < 0.01 * wall
+    assert seconds["data_wait"] >= 0.04 and seconds["compute"] >= 0.06
+
+
+def test_killed_lives_and_the_time_between_them_add_up_to_wall_time(tmp_path: Path) -> None:
+    for life in ("a", "b"):
+        command = [sys.executable, "-c", KILLED_LIFE, str(tmp_path), life]
+        assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    lives = read_lives(tmp_path)
+    assert [one.life for one in lives] == ["a", "b"]
+    total, wall = summarise(tmp_path), lives[1].ended - lives[0].began
+    assert abs(sum(total.values()) - wall) < 0.01 * wall
+    assert total["compute"] >= 0.4 and total["start"] > 0
+    assert total["idle"] >= between_seconds(lives) >= 0.1
+
+
+def test_lives_are_added_and_ranks_averaged(tmp_path: Path) -> None:
+    for life in ("a", "b"):
+        for rank in (0, 1):
+            account = TimeAccount(tmp_path, rank=rank, life=life)
+            account._seconds["compute"] = 10.0 + rank
+            account.flush(samples_seen=1)
+            account._seconds["compute"] = 20.0 + rank
+            account.flush(samples_seen=2)
+    total = summarise(tmp_path)
+    assert set(total) == set(CLASSES)
+    assert total["compute"] == pytest.approx(41.0, abs=0.01)
+
+
+def test_the_file_does_not_grow_with_the_time_and_survives_a_torn_line(tmp_path: Path) -> None:
+    account = TimeAccount(tmp_path, rank=3, life="a")
+    for seen in range(50):
+        account.flush(samples_seen=seen)
+    file = tmp_path / "rank-00003.jsonl"
+    once = file.stat().st_size
+    with file.open("ab") as torn:
+        torn.write(b'{"life":"b","ra')
+    TimeAccount(tmp_path, rank=3, life="c").flush(samples_seen=60)
+    assert file.stat().st_size == 3 * once
+    assert [(life.life, life.samples_seen) for life in read_lives(tmp_path)] == [("a", 49), ("c", 60)]
+
+
+def test_a_class_inside_of_another_is_counted_there_alone(tmp_path: Path) -> None:
+    account = TimeAccount(tmp_path, rank=0, life="a")
+    with account.measure("redone"), account.measure("communication", inside="compute"):
+        time.sleep(0.002)
+    with account.measure("compute"), account.measure("communication", inside="compute"):
+        time.sleep(0.002)
+    account.shift(0.001, source="communication", target="compute")
+    seconds = account.seconds()
+    assert seconds["redone"] >= 0.002 and seconds["compute"] >= 0.001
+    assert 0.001 <= seconds["communication"] < seconds["redone"] + seconds["compute"] + 1
+
+
+def test_what_a_process_spent_before_its_account_is_part_of_the_start(tmp_path: Path) -> None:
+    assert process_age_seconds() > 0
+    account = TimeAccount(tmp_path, rank=0, life="a", age_seconds=5.0)
+    assert account.seconds()["start"] >= 5.0
+    account.flush(samples_seen=0)
+    (life,) = read_lives(tmp_path)
+    assert life.ended - life.began == pytest.approx(sum(life.seconds.values()), abs=0.01)
