@@ -1,8 +1,9 @@
-"""Does pretraining transfer, what does resolution add, and which layout transfers better? caltech101 → clothing10.
+"""Does pretraining transfer, what does resolution add, which layout transfers better? caltech101 → clothing10.
 
 Pretrains two layouts of one size on 99 classes of photographs (caltech101) at 64 px, fine-tunes both on ten
-kinds of clothes at two higher resolutions, and trains the first from scratch with the same budget, three seeds
-each, all by the commands that a user would type. What is finished is not done again, so it may be stopped.
+kinds of clothes at two higher resolutions, and trains the first from scratch with the same budget, three
+seeds each, all by the commands that a user would type. What is finished is not done again: stop it and start
+it again as you like.
 
     python benchmarks/transfer.py --data DIRECTORY --runs runs/transfer --jobs 2
 
@@ -49,7 +50,7 @@ PRETRAIN = (
     "evaluate.every=4 epochs",
     "save.every=2 minutes",
 )
-# The same for both ways of starting, but for the rate, which was chosen for each on seed 0 at the lower resolution.
+# The same for both ways of starting but for the rate, chosen for each on seed 0 at the lower resolution.
 FINETUNE = (
     "schedule.warmup=1 epochs",
     "optimizer.weight_decay=0.01",
@@ -124,8 +125,8 @@ def unpack(archive: Path, folder: Path) -> Path:
 def model(layout: str) -> str:
     depths = json.dumps(DEPTHS[layout], separators=(",", ":"))
     return (
-        f"model={{name: coatnet_0, layout: {layout}, depths: {depths}, widths: [16,24,48,96,160], head_size: 16, "
-        "batch_norm_eps: 1e-5, layer_norm_eps: 1e-6}"
+        f"model={{name: coatnet_0, layout: {layout}, depths: {depths}, widths: [16,24,48,96,160], "
+        "head_size: 16, initialization: fan_in, batch_norm_eps: 1e-5, layer_norm_eps: 1e-6}"
     )
 
 
@@ -172,6 +173,8 @@ def run(command: str, *settings: str, directory: Path) -> None:
     words = [sys.executable, "-m", "coatnet.cli", command, str(config), *settings]
     print(f"$ coatnet {' '.join(words[3:])}", flush=True)
     subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if not (directory / "done").exists():
+        raise SystemExit(f"{directory}: stopped before its end; the same command goes on")
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -218,9 +221,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
     pretraining.set_title(f"pretraining on caltech101, {PRETRAIN_PX} px")
     for axes, px in zip(others, SIZES, strict=True):
         for (way, layout), colour in colours.items():
-            chosen = [
-                one for one in record["runs"] if (one["way"], one["layout"], one["px"]) == (way, layout, px)
-            ]
+            key = (way, layout, px)
+            chosen = [one for one in record["runs"] if (one["way"], one["layout"], one["px"]) == key]
             for number, one in enumerate(chosen):
                 seen, top1 = zip(*one["curve"], strict=True)
                 axes.plot(seen, top1, color=colour, label=None if number else f"{way}, {layout}")

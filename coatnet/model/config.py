@@ -15,6 +15,7 @@ _CHOICES = {
     "pooling": ("max", "average"),
     "padding": ("same", "symmetric"),
     "gelu": ("tanh", "exact"),
+    "initialization": ("paper", "fan_in"),
 }
 _SYNC = ("none", "node", "all")
 
@@ -25,7 +26,9 @@ class ModelConfig:
 
     `depths` and `widths` have an entry per stage, the stem's first (whose depth is never read); `layout` is
     four letters, "C-C-T-T". `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can
-    be fed later on. The last six default to the paper's constants; weights of timm's models need others.
+    be fed later on. `initialization` draws kernels with deviation 0.02 as the paper does, or 1/√fan-in: at a
+    miniature's widths 0.02 is far too small, and the first epochs do little but grow the weights. The last
+    six default to the paper's constants; weights of timm's models need others.
     """
 
     name: str = "coatnet_0"
@@ -39,6 +42,7 @@ class ModelConfig:
     layout: str | None = None
     depths: list[int] | None = None
     widths: list[int] | None = None
+    initialization: str = "paper"
     pooling: str = "max"
     padding: str = "same"
     gelu: str = "tanh"

@@ -194,7 +194,7 @@ def build_model(
     device: torch.device | str | None = None,
     seed: int | None = None,
 ) -> CoAtNet:
-    """Build a network and initialise it: N(0, 0.02) for kernels and bias tables, zero biases.
+    """Build a network and initialise it: kernels by `config.initialization`, N(0, 0.02) for bias tables.
 
     Args:
         config: which network.
@@ -207,15 +207,16 @@ def build_model(
     if torch.device(device or "cpu").type != "meta":
         generator = torch.Generator(device=device or "cpu")
         generator.manual_seed(seed if seed is not None else torch.initial_seed() % (1 << 62))
-        _initialise(model, generator)
+        _initialise(model, generator, by_fan_in=config.initialization == "fan_in")
     return model
 
 
 @torch.no_grad()
-def _initialise(model: nn.Module, generator: torch.Generator) -> None:
+def _initialise(model: nn.Module, generator: torch.Generator, *, by_fan_in: bool) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | Conv):
-            module.weight.normal_(std=_INIT_STD, generator=generator)
+            std = module.weight[0].numel() ** -0.5 if by_fan_in else _INIT_STD
+            module.weight.normal_(std=std, generator=generator)
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()  # type: ignore[union-attr]
         elif isinstance(module, RelativeBias):
