@@ -1,4 +1,4 @@
-"""Does pretraining transfer, what does resolution add, which layout transfers better? caltech101 → clothing10.
+"""Does pretraining transfer, does resolution help, which layout transfers better? caltech101 → clothing10.
 
 Pretrains two layouts of one size on 99 classes of photographs (caltech101) at 64 px, fine-tunes both on ten
 kinds of clothes at two higher resolutions, and trains the first from scratch with the same budget, three
