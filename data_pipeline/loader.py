@@ -11,6 +11,8 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+import numpy as np
+
 from coatnet.config import UserError
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
@@ -119,6 +121,12 @@ class TrainLoader:
     def exclude(self, positions: Sequence[int]) -> None:
         """Replace the samples at some positions from now on, as if they were bad, without counting them."""
         self._filler.excluded.update(int(position) for position in positions)
+
+    def name(self, position: int) -> str:
+        """Name the sample at a position of the order, for people; what replaced it is not told."""
+        places = self._order.locate(np.array([position], dtype=np.int64))
+        corpus = self._corpora[int(places.corpus[0])]
+        return corpus.name(int(places.shard[0]), int(places.index[0]))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside `samples_seen`; the same on every rank."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from coatnet.checkpoint.reader import Checkpoint
@@ -95,6 +96,12 @@ class Checkpoints:
                         path.rename(path.with_name(f".abandoned-{path.name}.{time.time_ns()}"))
             self._ranks.barrier()
             return self._load(checkpoint)
+
+    def newest_path(self) -> Path | None:
+        """Return where the newest committed checkpoint lies, once the save under way is done."""
+        self._store.wait()
+        steps = self._store.steps()
+        return self._store.path(steps[-1]) if steps else None
 
     def close(self) -> None:
         """Finish the save under way."""

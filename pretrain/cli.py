@@ -1,4 +1,4 @@
-"""`coatnet pretrain`. Imports nothing heavy at the top."""
+"""`coatnet pretrain` and `coatnet replay`. Imports nothing heavy at the top."""
 
 from __future__ import annotations
 
@@ -24,3 +24,21 @@ def pretrain(
     from pretrain.launch import launch
 
     sys.exit(launch(str(config), overrides or [], force=force))
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one bundle in its folder replays/.")],
+    step: Annotated[int | None, typer.Option(help="Which step; the last bundle if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Take a bad step of a run again on this machine, on one device, and compare with what the run saw.
+
+    Exits with 1 when the step comes out otherwise: then the machine is to be suspected, not the data.
+
+    Example: coatnet replay runs/first --step 1200
+    """
+    from pretrain.replay_table import print_replay, run_replay
+
+    found = run_replay(run, step=step)
+    print_replay(found, as_json=as_json)
+    raise typer.Exit(0 if found["reproduced"] else 1)

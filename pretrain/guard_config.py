@@ -19,6 +19,7 @@ class GuardConfig:
         spike_window: steps that the median is taken over; before half of them nothing is judged.
         spike_steps: so many spiking steps in a row are needed for a rollback.
         max_rollbacks: in the whole run.
+        replays: keep so many bad steps as bundles that `coatnet replay` takes again; 0 is off.
         digest_every: compare the weights of all ranks every so many steps; 0 is off.
         collect_every: Python's garbage collector runs every so many steps, on all ranks at once.
         straggler_ratio: a rank whose median step takes so much longer than the others' is named.
@@ -32,6 +33,7 @@ class GuardConfig:
     spike_window: int = 200
     spike_steps: int = 1
     max_rollbacks: int = 3
+    replays: int = 4
     digest_every: int = 500
     collect_every: int = 200
     straggler_ratio: float = 1.3
@@ -47,7 +49,6 @@ class GuardConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0")
         if self.straggler_ratio <= 1:
             raise ValueError(f"straggler_ratio is {self.straggler_ratio}; allowed: above 1")
-        if self.digest_every < 0 or self.max_rollbacks < 0:
-            raise ValueError(
-                f"digest_every is {self.digest_every}, max_rollbacks {self.max_rollbacks}; allowed: 0 or more"
-            )
+        for name in ("digest_every", "max_rollbacks", "replays"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")

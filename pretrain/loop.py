@@ -30,6 +30,8 @@ def train(run: Parts, stop: StopFlag) -> State:
             state.advance(samples=result.samples, applied=result.applied, digest=result.digest)
             verdict = run.guard.judge(result, state)
             run.recorder.step(state, batch, result, verdict, bar)
+            if verdict.event is not None:
+                run.keep_for_replay(state, result, verdict)
             if verdict.rollback:
                 run.roll_back(state, verdict)
                 continue

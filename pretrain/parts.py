@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError, to_dict
-from coatnet.model.network import build_model
 from coatnet.runtime.account import TimeAccount, process_age_seconds
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
-from data_pipeline.open_corpus import open_corpus, open_train_corpora
+from data_pipeline.open_corpus import open_corpus
 from data_pipeline.record import SampleSource
+from pretrain.assembly import assemble
 from pretrain.batches import settle_group_images
-from pretrain.calendar import Calendar
+from pretrain.bundles import Bundle, find_bundles, write_bundle
 from pretrain.checkpoints import Checkpoints
-from pretrain.compiling import CompileClock
 from pretrain.config import PretrainConfig
 from pretrain.continuity import LossContinuity
-from pretrain.engine.engine import Engine
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard, Verdict
@@ -32,8 +30,7 @@ from pretrain.health import Health
 from pretrain.profiler import StepProfiler
 from pretrain.recorder import Recorder
 from pretrain.state import State, digest_of_range
-from pretrain.stream import Stream
-from pretrain.trainer import StepResult, Trainer
+from pretrain.trainer import StepResult
 from pretrain.transfer import TransferProbe
 from pretrain.tune import largest_micro_batch, rehearse
 from pretrain.utilisation import flops_per_image
@@ -61,32 +58,13 @@ class Parts:
             age_seconds=process_age_seconds(),
         )
         self.account.flush(samples_seen=0)
-        corpora = open_train_corpora(config.data)
-        classes = corpora[0].classes
-        model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
-        self._group_images = group_images = settle_group_images(config, ranks=ranks, run=run)
-        model = build_model(
-            model_config, norm=replace(config.norm, group_images=group_images), seed=config.seed
-        )
-        model.set_activation_checkpointing(config.train.activation_checkpointing)
-        if config.compile:
-            CompileClock(self.account).attach()
-            model.compile_blocks()
-        self.engine = Engine(
-            model,
-            ranks=ranks,
-            zero=config.zero,
-            optimizer=config.optimizer,
-            precision=config.precision,
-            ema_decay=config.ema or None,
-        )
+        group_images = settle_group_images(config, ranks=ranks, run=run)
+        assembly = assemble(config, ranks=ranks, account=self.account, group_images=group_images)
+        self.engine, self.trainer = assembly.engine, assembly.trainer
+        self.calendar, self.stream = assembly.calendar, assembly.stream
+        self._group_images = group_images
         self._exposed = ExposedCommunication(self.account)
         self._exposed.attach()
-        self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
-        self.stream = Stream(corpora, config, ranks=ranks, calendar=self.calendar, account=self.account)
-        self.trainer = Trainer(
-            self.engine, config, num_classes=len(classes), group_images=group_images, account=self.account
-        )
         self.metrics = MetricsLog(run, enabled=ranks.is_main)
         self.recorder = Recorder(
             run,
@@ -94,9 +72,9 @@ class Parts:
             account=self.account,
             metrics=self.metrics,
             total=self.calendar.total,
-            flops_per_image=flops_per_image(model_config, config.augment.image_size),
+            flops_per_image=flops_per_image(assembly.model_config, config.augment.image_size),
         )
-        self.evaluator = _evaluator(config, classes=classes, ranks=ranks)
+        self.evaluator = _evaluator(config, classes=assembly.classes, ranks=ranks)
         self.transfer = (
             TransferProbe(open_corpus(config.evaluate.transfer), config, ranks=ranks)
             if config.evaluate.transfer
@@ -117,8 +95,8 @@ class Parts:
             account=self.account,
             facts={
                 "kind": "pretrain",
-                "model": to_dict(model_config),
-                "classes": classes,
+                "model": to_dict(assembly.model_config),
+                "classes": assembly.classes,
                 "augment": to_dict(config.augment),
                 "norm": to_dict(config.norm),
                 "group_images": group_images,
@@ -203,6 +181,47 @@ class Parts:
                     f"{state.step}: silent corruption. The same command goes on from the last checkpoint; "
                     "leave out the node if it happens again"
                 )
+
+    def keep_for_replay(self, state: State, result: StepResult, verdict: Verdict) -> None:
+        """Write a bundle of a bad step, the first of several in a row, as long as there are few.
+
+        A refused step has changed nothing: the weights are saved now, and it can be taken again exactly. For
+        one that was taken the newest checkpoint from before it must do.
+        """
+        assert verdict.event is not None
+        known = self.ranks.broadcast(find_bundles(self.run.path) if self.ranks.is_main else None)
+        if len(known) >= self.config.guard.replays or state.skipped_in_a_row > 1:
+            return
+        if not result.applied:
+            self.save(state, wait=True)
+        share = result.samples // self.ranks.world_size
+        if self.ranks.is_main:
+            bundle = Bundle(
+                event=verdict.event,
+                step=state.step,
+                samples_seen=state.samples_seen - result.samples,
+                samples=result.samples,
+                applied_steps=state.applied_steps - result.applied,
+                applied=result.applied,
+                loss=result.loss if math.isfinite(result.loss) else str(result.loss),
+                gradient_norm=(
+                    result.gradient_norm if math.isfinite(result.gradient_norm) else str(result.gradient_norm)
+                ),
+                micro_batch=self.trainer.micro_batch or share,
+                world_size=self.ranks.world_size,
+                data=self.stream.state(),
+            )
+            checkpoint = self.checkpoints.newest_path()
+            if checkpoint is not None:
+                self._write_bundle(bundle, checkpoint)
+
+    def _write_bundle(self, bundle: Bundle, checkpoint: Path) -> None:
+        try:
+            folder = write_bundle(self.run.path, bundle, config=self.run.config, checkpoint=checkpoint)
+        except OSError as error:  # a full disk must not end a run that can go on
+            self.recorder.event("alarm", text=f"no replay bundle of step {bundle.step}: {error}")
+            return
+        self.recorder.event("replay_bundle", step=bundle.step, folder=str(folder))
 
     def roll_back(self, state: State, verdict: Verdict) -> None:
         """Go back to before a spike and leave its samples out from now on."""

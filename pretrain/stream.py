@@ -50,6 +50,10 @@ class Stream:
         """Replace the samples at these positions from now on."""
         self._excluded += positions
 
+    def name(self, position: int) -> str:
+        """Name the sample at a position, for people."""
+        return self._loader(self._calendar.phases[0].global_batch).name(position)
+
     def state(self) -> dict[str, Any]:
         """Return what identifies the order of samples."""
         return self._loader(self._calendar.phases[0].global_batch).state()

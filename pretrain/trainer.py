@@ -65,7 +65,8 @@ class Trainer:
         self.engine, self.micro_batch = engine, config.train.micro_batch
         self._seed, self._account = config.seed, account
         self._num_classes, self._group_images = num_classes, group_images
-        self._loss = make_loss(config.loss.name, config.loss.smoothing)
+        self._loss_options = config.loss.name, config.loss.smoothing
+        self._loss = make_loss(*self._loss_options)
         self._transform = DeviceTransform(config.augment, training=True)
         defer_statistics(engine.module)
 
@@ -125,6 +126,18 @@ class Trainer:
             wishes=[int(one) for one in told[:, 2].tolist()],
         )
 
+    def sample_losses(self, batch: Batch) -> Tensor:
+        """Return each sample's own loss, augmented as in training, by the weights as they are.
+
+        Shape: (n,) on the CPU.
+        """
+        each, found = make_loss(*self._loss_options, per_sample=True), []
+        with self.engine.evaluating() as forward:
+            for images, labels, keys in self._micro_batches(batch):
+                pixels, targets = self._transformed(images, labels, keys)
+                found.append(each(forward(pixels), targets).cpu())
+        return torch.cat(found)
+
     def rehearse(self, *, image_size: int, samples: int) -> None:
         """Go through a step on blank images and refuse it: memory and shapes fail before data are read."""
         blank = Batch(
@@ -143,15 +156,18 @@ class Trainer:
 
     def _loss_of(self, model: nn.Module, part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         images, labels, keys = part
+        pixels, targets = self._transformed(images, labels, keys)
+        return self._loss(model(pixels, sample_keys=keys.to(pixels.device, non_blocking=True)), targets)
+
+    def _transformed(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         device = self.engine.ranks.device
-        pixels, targets = self._transform(
+        return self._transform(
             images.to(device, non_blocking=True),
             labels.to(device, non_blocking=True),
             keys,
             self._num_classes,
             self._group_images,
         )
-        return self._loss(model(pixels, sample_keys=keys.to(device, non_blocking=True)), targets)
 
     def _ask_all(self, veto: Veto) -> Callable[[Tensor], bool]:
         def ask(loss: Tensor) -> bool:

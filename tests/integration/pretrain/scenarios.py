@@ -12,12 +12,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.config import UserError
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
+from pretrain.replay import replay
 from pretrain.trainer import Trainer
 from pretrain.worker import main
 
@@ -195,4 +197,18 @@ def pretrain_run(arguments: list[str], stop_after: int = 0, spike_at: int = 0) -
 
     Trainer.step = step  # type: ignore[method-assign]
     main(arguments)
+    return "finished"
+
+
+def replay_bundle(folder: str) -> dict[str, Any]:
+    """Take a run's bad step again."""
+    return replay(Path(folder), ranks=Ranks.start())
+
+
+def failing_run(arguments: list[str]) -> str:
+    """Run the worker of `coatnet pretrain` to the error that ends it."""
+    try:
+        main(arguments)
+    except UserError as error:
+        return str(error)
     return "finished"

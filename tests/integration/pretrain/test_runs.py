@@ -151,6 +151,28 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     assert json.loads((run / "exclusions.json").read_text())["ranges"] == [[8 * 24, 9 * 24]]
     assert last(run).facts["data"]["excluded"]
 
+    # The loss was a fault of the machine: the same step on another comes out otherwise.
+    found = on_ranks("replay_bundle", world_size=1, folder=str(run / "replays" / "step-00000009"))[0]
+    assert found["reproduced"] is False and found["event"] == "rollback"
+    assert found["positions"] == [8 * 24, 9 * 24] and found["checkpoint_step"] == 8
+    again = float(found["steps"][-1]["loss"])
+    assert again == pytest.approx(float(found["observed"]["loss"]) / 100, rel=1e-4)
+    losses = [sample["loss"] for sample in found["worst_samples"]]
+    assert losses == sorted(losses, reverse=True) and "class" in found["worst_samples"][0]["name"]
+
+
+def test_a_refused_step_is_kept_and_comes_out_alike_on_one_device(place: Path, on_ranks: OnRanks) -> None:
+    wild = ["optimizer.learning_rate=1e30", "schedule.minimum=1e30", "schedule.warmup=0 steps"]
+    options = arguments(place, "wild", *wild, "guard.max_skipped=3")
+    for error in on_ranks("failing_run", world_size=2, arguments=options):
+        assert "3 steps in a row were refused" in error
+    run = place / "wild"
+    (bundle,) = sorted((run / "replays").iterdir())
+    found = on_ranks("replay_bundle", world_size=1, folder=str(bundle))[0]
+    assert found["reproduced"] is True and found["event"] == "skipped_step"
+    assert found["observed"]["gradient_norm"] == found["steps"][-1]["gradient_norm"] == "inf"
+    assert len(found["steps"]) == 1 and found["step"] == found["checkpoint_step"]
+
 
 def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, on_ranks: OnRanks) -> None:
     growing = "train.batch_changes=[{at: 4 steps, global_batch: 48}]"

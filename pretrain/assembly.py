@@ -1,0 +1,62 @@
+"""Data, model and engine of a config, put together: what a run and a replay of one of its steps share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.open_corpus import open_train_corpora
+from pretrain.calendar import Calendar
+from pretrain.compiling import CompileClock
+from pretrain.config import PretrainConfig
+from pretrain.engine.engine import Engine
+from pretrain.stream import Stream
+from pretrain.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts that take steps."""
+
+    classes: list[str]
+    model_config: ModelConfig
+    engine: Engine
+    calendar: Calendar
+    stream: Stream
+    trainer: Trainer
+
+
+def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, group_images: int) -> Assembly:
+    """Open the corpora and build the model and its engine.
+
+    Raises:
+        UserError: corpora, batches or model do not fit together.
+    """
+    corpora = open_train_corpora(config.data)
+    classes = corpora[0].classes
+    model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
+    model = build_model(model_config, norm=replace(config.norm, group_images=group_images), seed=config.seed)
+    model.set_activation_checkpointing(config.train.activation_checkpointing)
+    if config.compile:
+        CompileClock(account).attach()
+        model.compile_blocks()
+    engine = Engine(
+        model,
+        ranks=ranks,
+        zero=config.zero,
+        optimizer=config.optimizer,
+        precision=config.precision,
+        ema_decay=config.ema or None,
+    )
+    calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
+    return Assembly(
+        classes=classes,
+        model_config=model_config,
+        engine=engine,
+        calendar=calendar,
+        stream=Stream(corpora, config, ranks=ranks, calendar=calendar, account=account),
+        trainer=Trainer(engine, config, num_classes=len(classes), group_images=group_images, account=account),
+    )
