@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from coatnet.config.errors import UserError
 
 _GROUP = "coatnet.commands"
-_HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart.yaml"
+_HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
 _GROUP_HELP = {"inspect": "Look inside models, shards, checkpoints and the sample order."}
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPTED = 130
