@@ -49,6 +49,15 @@ class DeviceTransform:
             labels = mix_targets(labels, mixing, num_classes=num_classes)
         return pixels, labels
 
+    def as_pictures(self, pixels: Tensor) -> Tensor:
+        """Undo the normalisation, to look at what the model sees.
+
+        Shape: (n, 3, H, W) → (n, H, W, 3) from 0 to 1.
+        """
+        scale = torch.tensor(self._augment.std, device=pixels.device)
+        shift = torch.tensor(self._augment.mean, device=pixels.device)
+        return pixels.permute(0, 2, 3, 1).mul(scale).add(shift).clamp(0.0, 1.0)
+
 
 def normalise(images: Tensor, *, mean: list[float], std: list[float]) -> Tensor:
     """Scale bytes to zero mean and unit variance of the training corpus.

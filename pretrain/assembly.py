@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from coatnet.model.config import ModelConfig
-from coatnet.model.network import build_model
+from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.open_corpus import open_train_corpora
@@ -23,6 +23,7 @@ class Assembly:
 
     classes: list[str]
     model_config: ModelConfig
+    model: CoAtNet
     engine: Engine
     calendar: Calendar
     stream: Stream
@@ -55,6 +56,7 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
     return Assembly(
         classes=classes,
         model_config=model_config,
+        model=model,
         engine=engine,
         calendar=calendar,
         stream=Stream(corpora, config, ranks=ranks, calendar=calendar, account=account),

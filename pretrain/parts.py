@@ -17,6 +17,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
 from data_pipeline.open_corpus import open_corpus
 from data_pipeline.record import SampleSource
+from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble
 from pretrain.batches import settle_group_images
 from pretrain.bundles import Bundle, find_bundles, write_bundle
@@ -65,6 +66,8 @@ class Parts:
         self._group_images = group_images
         self._exposed = ExposedCommunication(self.account)
         self._exposed.attach()
+        self._activations = ActivationStatistics(assembly.model)
+        self._classes = assembly.classes
         self.metrics = MetricsLog(run, enabled=ranks.is_main)
         self.recorder = Recorder(
             run,
@@ -72,6 +75,7 @@ class Parts:
             account=self.account,
             metrics=self.metrics,
             total=self.calendar.total,
+            augmented=self.trainer.augmented,
             flops_per_image=flops_per_image(assembly.model_config, config.augment.image_size),
         )
         self.evaluator = _evaluator(config, classes=assembly.classes, ranks=ranks)
@@ -127,6 +131,7 @@ class Parts:
             rows = list(read_lines(self.run.metrics))
             self._redone_until = max((row.get("samples_seen", 0) for row in rows), default=0)
             self._continuity.remember(rows, after=state.samples_seen)
+            self.recorder.remember(rows)
         self._redone_until = self.ranks.broadcast(self._redone_until)
         self.recorder.event(
             kind,
@@ -135,6 +140,7 @@ class Parts:
             world_size=self.ranks.world_size,
             stage=self.config.zero.stage,
         )
+        self._activations.before_step(state.step + 1)
         self.account.started()
         return state
 
@@ -150,7 +156,9 @@ class Parts:
             state.figures = self.evaluator.measure(self.engine)
             if self.transfer is not None:
                 state.figures |= self.transfer.measure(self.engine)
-        self.recorder.evaluation(state, state.figures, confusion=self.evaluator.confusion)
+        self.recorder.evaluation(
+            state, state.figures, confusion=self.evaluator.confusion, classes=self._classes
+        )
 
     def save(self, state: State, *, wait: bool) -> None:
         """Save, in the background or until it is done."""
@@ -165,8 +173,11 @@ class Parts:
         """
         self.watchdog.beat()
         self._exposed.settle()
-        if state.step % _UPDATE_NORM_STEPS == 0:
-            self.recorder.update_norm(self.engine.update_norm(lr=result.learning_rate))
+        if state.step == 1 or state.step % _UPDATE_NORM_STEPS == 0:
+            norm = self.engine.update_norm(lr=result.learning_rate)
+            self.recorder.occasional(state, {"train/update_norm": norm})
+        self.recorder.occasional(state, self._activations.after_step())
+        self._activations.before_step(state.step + 1)
         self.profiler.after_step(state.step)
         self.profiler.before_step(state.step + 1)
         self.checkpoints.raise_errors()

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
 
-from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.account import CLASSES, TimeAccount, read_lives, summarise
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.batch import Batch
 from pretrain.guard import Verdict
+from pretrain.pictures import account_figure, confusion_figure
 from pretrain.state import State
 from pretrain.trainer import StepResult
 from pretrain.utilisation import peak_flops
 
 _RECORD_SECONDS = 0.5
 _FLUSH_SECONDS = 10.0
-_PICTURES = 16
+_DRAW_SECONDS = 60.0
+_MOST_STRETCHES = 120
 
 
 class Recorder:
@@ -35,18 +38,36 @@ class Recorder:
         account: TimeAccount,
         metrics: MetricsLog,
         total: int,
+        augmented: Callable[[Batch], torch.Tensor],
         flops_per_image: float,
     ) -> None:
         self._run, self._ranks, self._account, self._metrics = run, ranks, account, metrics
-        self._total = total
+        self._total, self._augmented = total, augmented
+        self._show_pictures = True
         peak = peak_flops()
         self._mfu_per_rate = flops_per_image / (peak * ranks.world_size) if peak else None
-        self._update_norm: float | None = None
-        self._shown = False
         self._recorded_at = self._flushed_at = time.monotonic()
+        self._drawn_at = -_DRAW_SECONDS
         self._samples = 0
         self._data_wait_seconds = 0.0
         self._skipped = self._bad = 0
+        self._history = [dict.fromkeys(CLASSES, 0.0)]
+        self._earlier_seconds = dict.fromkeys(CLASSES, 0.0)
+
+    def remember(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Go on counting where the metrics of earlier lives end."""
+        for row in rows:
+            self._skipped = int(row.get("skipped_steps", self._skipped))
+            self._bad = int(row.get("bad_samples", self._bad))
+        known = [row for row in rows if f"account/{CLASSES[0]}" in row]
+        stride = max(1, len(known) * 2 // _MOST_STRETCHES)
+        self._history += [
+            {name: float(row[f"account/{name}"]) for name in CLASSES} for row in known[::stride]
+        ]
+        lives = read_lives(self._run.account)
+        self._earlier_seconds = summarise(self._run.account)
+        for name, seconds in lives[-1].seconds.items() if lives else ():
+            self._earlier_seconds[name] -= seconds  # this life's own
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event of the whole run."""
@@ -55,11 +76,11 @@ class Recorder:
 
     def step(self, state: State, batch: Batch, result: StepResult, verdict: Verdict, bar: Progress) -> None:
         """Record a step."""
-        if not self._shown:
-            self._shown = True
-            pictures = batch.images[:_PICTURES].numpy()
-            self._metrics.images("train/images", pictures, samples_seen=state.samples_seen)
-        self._bad += len(batch.bad)
+        if self._show_pictures and self._ranks.is_main:
+            self._show_pictures = False
+            pictures = self._augmented(batch)
+            self._metrics.images("train/images_as_augmented", pictures, samples_seen=state.samples_seen)
+        self._bad += result.bad
         for sample in batch.bad:
             self._run.record_event("bad_sample", rank=self._ranks.rank, **sample.to_dict())
         if verdict.event is not None:
@@ -79,20 +100,44 @@ class Recorder:
             self.flush(state)
 
     def evaluation(
-        self, state: State, figures: dict[str, float], *, confusion: torch.Tensor | None = None
+        self,
+        state: State,
+        figures: dict[str, float],
+        *,
+        confusion: torch.Tensor | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
-        """Record what an evaluation found; the confusion matrix as a picture, rows being the true classes."""
-        if confusion is not None:
-            shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-            picture = shares[None, :, :, None].expand(-1, -1, -1, 3).numpy()
-            self._metrics.images("evaluate/confusion", picture, samples_seen=state.samples_seen)
+        """Record what an evaluation found, the confusion as a picture, and the time account beside it."""
+        self._show_pictures = True
+        if not self._ranks.is_main:
+            return
         self._metrics.scalars(
             {f"evaluate/{name}": value for name, value in figures.items()}, samples_seen=state.samples_seen
         )
+        self.flush(state)
+        # Drawing takes the main rank half a second, in which the others wait.
+        now = time.monotonic()
+        if now - self._drawn_at < _DRAW_SECONDS and state.samples_seen < self._total:
+            return
+        self._drawn_at = now
+        if confusion is not None:
+            picture = confusion_figure(confusion, classes)
+            self._metrics.figure("evaluate/confusion", picture, samples_seen=state.samples_seen)
+        self._metrics.figure("account", account_figure(self._history), samples_seen=state.samples_seen)
 
     def flush(self, state: State) -> None:
         """Hand metrics and the time account to the file system."""
         self._account.flush(samples_seen=state.samples_seen)
+        if self._ranks.is_main:
+            own = self._account.seconds()
+            spent = {name: self._earlier_seconds[name] + own[name] for name in CLASSES}
+            self._metrics.scalars(
+                {f"account/{name}": round(value, 3) for name, value in spent.items()},
+                samples_seen=state.samples_seen,
+            )
+            self._history.append(spent)
+            if len(self._history) > _MOST_STRETCHES:
+                del self._history[1:-1:2]
         self._metrics.flush()
         self._flushed_at = time.monotonic()
 
@@ -111,19 +156,14 @@ class Recorder:
             "skipped_steps": self._skipped,
             "bad_samples": self._bad,
             **_memory(),
-            **self._now_and_then(self._samples / seconds),
+            **({} if self._mfu_per_rate is None else {"mfu": self._samples / seconds * self._mfu_per_rate}),
             "progress": state.samples_seen / self._total,
         }
 
-    def update_norm(self, value: float) -> None:
-        """Note what is computed only every so many steps."""
-        self._update_norm = value
-
-    def _now_and_then(self, rate: float) -> dict[str, float]:
-        found = {} if self._mfu_per_rate is None else {"mfu": rate * self._mfu_per_rate}
-        if self._update_norm is not None:
-            found["train/update_norm"], self._update_norm = self._update_norm, None
-        return found
+    def occasional(self, state: State, values: Mapping[str, float]) -> None:
+        """Record what is computed only every so many steps."""
+        if values:
+            self._metrics.scalars(dict(values), samples_seen=state.samples_seen)
 
     def _name_samples(self, state: State, batch: Batch, result: StepResult, verdict: Verdict) -> None:
         """Every rank names its own samples of a step that was not in order."""

@@ -32,6 +32,7 @@ class StepResult:
         seconds: the ranks' own times, until they began to wait for each other in the last backward pass.
         gradient_norm: before clipping; infinite when the step was refused.
         digest: of the positions of the step's samples, `state.digest_of_positions`.
+        bad: samples of all ranks that could not be used.
         wishes: which ranks ask for what (see `Wish`), as bits.
     """
 
@@ -43,6 +44,7 @@ class StepResult:
     applied: bool
     digest: int
     wishes: list[int]
+    bad: int = 0
 
     @property
     def loss(self) -> float:
@@ -105,6 +107,7 @@ class Trainer:
                 self.engine.own_seconds,
                 float(wish),
                 float(digest_of_positions(batch.positions.numpy())),
+                float(len(batch.bad)),
             ],
             dtype=torch.float64,
             device=ranks.device,
@@ -124,6 +127,7 @@ class Trainer:
             applied=update.applied,
             digest=sum(int(one) for one in told[:, 3].tolist()),
             wishes=[int(one) for one in told[:, 2].tolist()],
+            bad=int(told[:, 4].sum()),
         )
 
     def sample_losses(self, batch: Batch) -> Tensor:
@@ -137,6 +141,16 @@ class Trainer:
                 pixels, targets = self._transformed(images, labels, keys)
                 found.append(each(forward(pixels), targets).cpu())
         return torch.cat(found)
+
+    def augmented(self, batch: Batch, *, samples: int = 16) -> Tensor:
+        """Return pictures of what the model sees of a batch's first samples.
+
+        Shape: float (n, H, W, 3) from 0 to 1, on the CPU.
+        """
+        groups = -(-samples // self._group_images) * self._group_images  # mixing needs whole groups
+        rows = slice(0, min(groups, len(batch)))
+        pixels, _ = self._transformed(batch.images[rows], batch.labels[rows], batch.keys[rows])
+        return self._transform.as_pictures(pixels[:samples]).cpu()
 
     def rehearse(self, *, image_size: int, samples: int) -> None:
         """Go through a step on blank images and refuse it: memory and shapes fail before data are read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -72,6 +72,9 @@ class Head(nn.Module):
 class CoAtNet(nn.Module):
     """The network. `stages` maps S1…S4 to lists of blocks.
 
+    Attributes:
+        watch: called with a stage's name and the output of each of its blocks, where it is not None.
+
     Shape: images (B, 3, H, W), any memory format, H and W divisible by 32 → logits (B, classes).
     """
 
@@ -95,6 +98,7 @@ class CoAtNet(nn.Module):
         )
         self.stages = nn.ModuleDict(_stages(plan, config, style))
         self.head = Head(plan.width, num_classes=config.num_classes, norm=style.layer_norm(plan.width))
+        self.watch: Callable[[str, Tensor], None] | None = None
         self._checkpointed: frozenset[str] = frozenset()
         self._drop_rates = self._make_drop_rates()
 
@@ -126,6 +130,8 @@ class CoAtNet(nn.Module):
                 x = checkpoint(block, x, own, use_reentrant=False)
             else:
                 x = block(x, own)
+            if self.watch is not None:
+                self.watch(stage, x)
         return x
 
     def blocks(self) -> Iterator[tuple[str, Block]]:

@@ -1,0 +1,145 @@
+"""What a run writes about itself, and that it goes on counting after a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet.model import ModelConfig, NormConfig, build_model
+from coatnet.runtime.account import CLASSES, TimeAccount
+from coatnet.runtime.metrics_log import MetricsLog
+from coatnet.runtime.progress import progress
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory, read_lines
+from data_pipeline.batch import BadSample, Batch
+from pretrain.activations import ActivationStatistics
+from pretrain.guard import Verdict
+from pretrain.recorder import Recorder
+from pretrain.state import State
+from pretrain.trainer import StepResult
+
+WANTED = {
+    "train/loss",
+    "train/loss_max",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/update_norm",
+    "images_per_second",
+    "data_wait_share",
+    "memory_gib",
+    "skipped_steps",
+    "bad_samples",
+    "evaluate/top1",
+    *(f"account/{name}" for name in CLASSES),
+}
+
+
+def make_recorder(run: RunDirectory, *, life: str) -> Recorder:
+    account = TimeAccount(run.account, rank=0, life=life)
+    account.flush(samples_seen=0)
+    return Recorder(
+        run,
+        ranks=Ranks(),
+        account=account,
+        metrics=MetricsLog(run, enabled=True),
+        total=16,
+        augmented=lambda batch: batch.images.float() / 255,
+        flops_per_image=1e9,
+    )
+
+
+def batch(*, bad: int = 0) -> Batch:
+    rows = torch.arange(8)
+    named = [BadSample(number, f"shard:{number}", "truncated", "shard:9") for number in range(bad)]
+    return Batch(torch.zeros(8, 4, 4, 3, dtype=torch.uint8), rows, rows, rows, named)
+
+
+def result(*, bad: int = 0, applied: bool = True) -> StepResult:
+    return StepResult(
+        samples=8,
+        losses=[1.0, 3.0],
+        seconds=[0.1, 0.1],
+        gradient_norm=0.5,
+        learning_rate=1e-3,
+        applied=applied,
+        digest=0,
+        wishes=[0, 0],
+        bad=bad,
+    )
+
+
+def take_step(recorder: Recorder, state: State, *, bad: int = 0, applied: bool = True) -> None:
+    state.advance(samples=8, applied=applied, digest=0)
+    verdict = Verdict() if applied else Verdict("skipped_step")
+    with progress(None, "test", "images", enabled=False) as bar:
+        recorder.step(state, batch(bad=bad), result(bad=bad, applied=applied), verdict, bar)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    found = RunDirectory(tmp_path / "run")
+    found.create_or_resume("seed: 1\n", digest="aa")
+    return found
+
+
+def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recorder, state = make_recorder(run, life="a"), State()
+    for _ in range(2):
+        take_step(recorder, state)
+    recorder.occasional(state, {"train/update_norm": 0.1, "activations/S1/mean": 0.0})
+    confusion = torch.tensor([[3, 1], [0, 4]])
+    recorder.evaluation(state, {"top1": 0.875}, confusion=confusion, classes=["a$", "b"])
+    recorder.flush(state)
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert set(events.Tags()["scalars"]) >= WANTED
+    pictures = {name.split("/")[0] for name in events.Tags()["images"]}
+    assert pictures == {"train", "evaluate", "account"}
+    last = {}
+    for row in read_lines(run.metrics):
+        last.update(row)
+    assert (last["train/loss"], last["train/loss_max"]) == (2.0, 3.0)
+
+
+def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: RunDirectory) -> None:
+    first, state = make_recorder(run, life="a"), State()
+    take_step(first, state, bad=2)
+    take_step(first, state, applied=False)
+    first.flush(state)
+    second = make_recorder(run, life="b")
+    second.remember(list(read_lines(run.metrics)))
+    state.samples_seen = 8
+    take_step(second, state, bad=1)
+    rows = [row for row in read_lines(run.metrics) if "bad_samples" in row]
+    assert (rows[-1]["bad_samples"], rows[-1]["skipped_steps"]) == (3, 1)
+    kinds = [event["kind"] for event in read_lines(run.events)]
+    assert kinds.count("bad_sample") == 3 and kinds.count("skipped_step") == 1
+
+
+def test_the_account_in_the_metrics_goes_on_where_earlier_lives_ended(run: RunDirectory) -> None:
+    first = make_recorder(run, life="a")
+    first._account._seconds["compute"] = 100.0
+    first.flush(State())
+    second = make_recorder(run, life="b")
+    second.remember(list(read_lines(run.metrics)))
+    second._account._seconds["compute"] = 10.0
+    second.flush(State())
+    spent = [row["account/compute"] for row in read_lines(run.metrics)]
+    assert spent == pytest.approx([100.0, 110.0], abs=0.01)
+
+
+def test_every_stage_is_looked_at_in_the_first_step_and_each_hundredth() -> None:
+    config = ModelConfig(depths=[1, 1, 2, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32, num_classes=2)
+    model = build_model(config, norm=NormConfig(group_images=2), seed=0)
+    statistics = ActivationStatistics(model)
+    looked = []
+    for step in (7, 8, 100, 101):
+        statistics.before_step(step)
+        model(torch.randn(2, 3, 32, 32))
+        looked.append(statistics.after_step())
+    assert [bool(found) for found in looked] == [True, False, True, False]
+    assert {name.split("/")[1] for name in looked[0]} == {"S1", "S2", "S3", "S4"}
+    assert all(looked[0][f"activations/S{stage}/deviation"] > 0 for stage in (1, 2, 3, 4))
