@@ -35,7 +35,8 @@ class PretrainConfig:
     Attributes:
         model: `num_classes` and `image_size` follow the data and `augment.image_size`.
         precision: "fp32"; "autocast" computes in bf16 with fp32 weights; "bf16" keeps weights and gradients
-            in bf16 as well (ZeRO 2 and 3), with fp32 master weights. Batch norm is in fp32 in all of them.
+            in bf16 as well, with fp32 master weights; gradients are summed in fp32. Batch norm is in fp32 in
+            all of them.
         ema: decay of a moving average of the weights, also evaluated and saved; 0 is off.
         compile: compile the model's blocks with torch.compile.
     """
@@ -63,8 +64,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, ("fp32", "autocast", "bf16"))
-        if self.precision == "bf16" and self.zero.stage == 0:
-            raise ValueError("precision is 'bf16' with zero.stage 0; allowed there: fp32, autocast")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
         if not self.data.train:

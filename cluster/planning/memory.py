@@ -78,8 +78,9 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     held = _BF16 if layout.precision == "bf16" else _FP32
     weights = parameters * held / (world if stage == 3 else 1)
     gradients = parameters * held / (world if stage >= 2 else 1)
-    if layout.precision == "bf16":
-        gradients += parameters * _FP32 / (world if stage >= 1 else 1)  # the fp32 sums
+    if layout.precision == "bf16":  # summed in fp32; up to stage 1 each bf16 gradient goes at once
+        sums = parameters * _FP32
+        gradients = gradients + sums / world if stage >= 2 else sums
     # from stage 1 on, DeepSpeed steps on an fp32 copy of its own part, even where the weights are fp32
     copies = _MOMENTS + (1 if stage >= 1 or layout.precision == "bf16" else 0)
     optimizer = parameters * _FP32 * copies / (world if stage >= 1 else 1)

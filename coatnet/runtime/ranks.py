@@ -36,6 +36,7 @@ class Ranks:
     @classmethod
     def single(cls) -> Ranks:
         """One process without a process group."""
+        _ask_for_huge_pages()
         return cls(device_type=_device_type())
 
     @classmethod
@@ -48,6 +49,7 @@ class Ranks:
         import torch
         import torch.distributed
 
+        _ask_for_huge_pages()
         place = read_environment(os.environ)
         kind = _device_type()
         if kind == "cuda":
@@ -189,6 +191,15 @@ def slurm_port(job_id: int) -> int:
 def already_launched() -> bool:
     """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
     return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
+
+
+def _ask_for_huge_pages() -> None:
+    """Let torch's CPU allocator ask for huge pages, unless the environment says otherwise.
+
+    torch reads it at its first large allocation. Fresh memory is written once for every activation and
+    gradient: 100 MB took 0.08 to 0.14 s of CPU in pages of 4 KiB and 0.02 s in huge ones (0.01 s when warm).
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _device_type() -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from coatnet.config import UserError
 from coatnet.training.sections import ZeroConfig
 
 
-def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str) -> dict[str, Any]:
+def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str, parameters: int) -> dict[str, Any]:
     """Return DeepSpeed's config.
 
     The accumulation is ours: micro-batches are counted by `set_gradient_accumulation_boundary` and scaled by
     us, so that the global batch can change in the middle of a run.
 
-    Raises:
-        UserError: bf16 weights at stage 1.
+    Args:
+        zero: how to shard.
+        clip: the gradient's greatest norm; 0 is off.
+        precision: of the run.
+        parameters: of the model; a bucket is allocated whole, and need not be larger.
     """
+    bucket = min(zero.bucket_elements, parameters + parameters % 2)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -28,16 +31,14 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str) -> dict[s
             "stage": zero.stage,
             "overlap_comm": zero.overlap_communication and zero.stage > 1,
             "contiguous_gradients": True,
-            "reduce_bucket_size": zero.bucket_elements,
-            "allgather_bucket_size": zero.bucket_elements,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
     }
     if zero.stage == 3:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = zero.persist_elements
-    if precision == "bf16" and zero.stage == 1:
-        # DeepSpeed takes its BF16_Optimizer there, which keeps the fp32 state elsewhere than `pieces` looks.
-        raise UserError("precision is 'bf16' with zero.stage 1; set zero.stage=2, or precision=autocast")
-    if precision == "bf16":
-        config["bf16"] = {"enabled": True}
+    # At stage 0 DeepSpeed would accumulate in bf16; `optimizer.MasterAdamW` keeps its own masters there.
+    if precision == "bf16" and zero.stage > 0:
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

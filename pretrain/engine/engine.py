@@ -18,7 +18,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.ema import Ema
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.deepspeed_config import deepspeed_config
-from pretrain.engine.optimizer import make_optimizer
+from pretrain.engine.optimizer import MasterAdamW, make_optimizer
 from pretrain.engine.pieces import MOMENTS, Piece, create_moments, own_pieces, publish, set_step_count
 from pretrain.engine.start import load_deepspeed
 
@@ -63,15 +63,20 @@ class Engine:
             optimizer=make_optimizer(
                 model,
                 stage=zero.stage,
+                precision=precision,
                 lr=optimizer.learning_rate,
                 betas=(optimizer.betas[0], optimizer.betas[1]),
                 eps=optimizer.eps,
                 weight_decay=optimizer.weight_decay,
                 clip=optimizer.clip,
             ),
-            config=deepspeed_config(zero, clip=optimizer.clip, precision=precision),
+            config=deepspeed_config(
+                zero, clip=optimizer.clip, precision=precision, parameters=_elements(model)
+            ),
             dist_init_required=False,
         )
+        if isinstance(self._deepspeed.optimizer, MasterAdamW):
+            self._deepspeed.optimizer.halve()
         create_moments(self._deepspeed, stage=self.stage)
         self.ema = Ema(ema_decay, self._averaged()) if ema_decay is not None else None
 
@@ -240,3 +245,8 @@ class Engine:
 
 def _key(piece: Piece) -> str:
     return f"{piece.name}@{piece.start}"
+
+
+def _elements(model: nn.Module) -> int:
+    """Count a model's parameters; one that is sharded already is empty and says its size itself."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coatnet.training.parameters import parameter_groups
 
@@ -39,19 +39,59 @@ class ClippedAdamW(torch.optim.AdamW):
         super().step()
 
 
+class MasterAdamW(ClippedAdamW):
+    """Clipped AdamW on fp32 master weights of bf16 parameters, for stage 0.
+
+    Attributes:
+        masters: by parameter, once `halve` has been called; before, an ordinary AdamW.
+    """
+
+    def __init__(self, groups: Any, *, clip: float, **options: Any) -> None:
+        super().__init__(groups, clip=clip, **options)
+        self.masters: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def halve(self) -> None:
+        """Turn the parameters into bf16 and step on fp32 copies from now on.
+
+        torch accumulates their gradients in fp32 (`grad_dtype`), and so DeepSpeed reduces them.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data = parameter.data.bfloat16()
+                parameter.grad_dtype = torch.float32
+                self.masters[parameter] = parameter.data.float()
+            group["params"] = [self.masters[parameter] for parameter in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step on the masters and round them into the parameters."""
+        for parameter, master in self.masters.items():
+            master.grad, parameter.grad = parameter.grad, None
+        super().step(closure)
+        for master in self.masters.values():
+            master.grad = None
+        if self.masters and not self.overflow:
+            torch._foreach_copy_([parameter.data for parameter in self.masters], [*self.masters.values()])
+
+
 def make_optimizer(
     model: nn.Module,
     *,
     stage: int,
+    precision: str,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     clip: float,
 ) -> torch.optim.AdamW:
-    """Return torch's AdamW over two parameter groups; fused on a GPU."""
+    """Return torch's fused AdamW over two parameter groups.
+
+    The other form fills four temporary tensors of the weights' size: 0.5 s of CPU for 25 M flat parameters.
+    """
     groups = parameter_groups(model, weight_decay)
-    options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "fused": torch.cuda.is_available()}
+    options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "fused": True}
     if stage == 0:
-        return ClippedAdamW(groups, clip=clip, **options)
+        return (MasterAdamW if precision == "bf16" else ClippedAdamW)(groups, clip=clip, **options)
     return torch.optim.AdamW(groups, **options)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.engine.optimizer import MasterAdamW
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -51,7 +53,7 @@ def own_pieces(engine: Any, *, stage: int, rank: int, world_size: int) -> list[P
 def create_moments(engine: Any, *, stage: int) -> None:
     """Create AdamW's state at once and not in the first step: it can be loaded, and memory runs out early."""
     inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
-    for tensor in _flat_masters(engine, stage=stage):
+    for tensor in _masters(engine, stage=stage):
         state = inner.state[tensor]
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
@@ -64,7 +66,7 @@ def create_moments(engine: Any, *, stage: int) -> None:
 def set_step_count(engine: Any, *, stage: int, steps: int) -> None:
     """Set AdamW's count of applied steps, on which its bias correction depends."""
     inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
-    for tensor in _flat_masters(engine, stage=stage):
+    for tensor in _masters(engine, stage=stage):
         inner.state[tensor]["step"].fill_(steps)
 
 
@@ -72,7 +74,7 @@ def set_step_count(engine: Any, *, stage: int, steps: int) -> None:
 def publish(engine: Any, *, stage: int, pieces: list[Piece], world_size: int) -> None:
     """Spread weights that were written into the pieces to the parameters that the forward pass reads."""
     if stage == 0:
-        _publish_replicas(engine.module, pieces, world_size=world_size)
+        _publish_replicas(engine, pieces, world_size=world_size)
     elif stage in (1, 2):
         engine.optimizer.update_lp_params()
     else:
@@ -85,34 +87,49 @@ def publish(engine: Any, *, stage: int, pieces: list[Piece], world_size: int) ->
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
-def _flat_masters(engine: Any, *, stage: int) -> list[Tensor]:
-    """The tensors that AdamW updates: parameters, flat partitions, or flat sub-groups."""
+def _masters(engine: Any, *, stage: int) -> list[Tensor]:
+    """The tensors that AdamW updates: parameters or their masters, flat partitions, or flat sub-groups."""
     if stage == 0:
-        return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    if stage in (1, 2):
-        return engine.optimizer.single_partition_of_fp32_groups
-    return engine.optimizer.fp32_partitioned_groups_flat
+        return [_master_of(engine, parameter) for parameter in _trained(engine)]
+    if stage == 3:
+        return engine.optimizer.fp32_partitioned_groups_flat
+    # Stage 1 with bf16 weights is another class of DeepSpeed's, with other names for the same.
+    if hasattr(engine.optimizer, "fp32_groups_flat_partition"):
+        return engine.optimizer.fp32_groups_flat_partition
+    return engine.optimizer.single_partition_of_fp32_groups
+
+
+def _trained(engine: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+
+
+def _master_of(engine: Any, parameter: nn.Parameter) -> Tensor:
+    """At stage 0: what AdamW updates for a parameter, itself unless it is in bf16."""
+    if isinstance(engine.optimizer, MasterAdamW):
+        return engine.optimizer.masters[parameter]
+    return parameter
 
 
 def _pieces_of_replicas(engine: Any, names: dict[int, str], *, rank: int, world_size: int) -> Iterator[Piece]:
     """Every rank holds everything: each takes an equal range of the line of all parameters."""
-    parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    parameters = _trained(engine)
     total = sum(parameter.numel() for parameter in parameters)
     first, end = total * rank // world_size, total * (rank + 1) // world_size
     offset = 0
     for parameter in parameters:
         low, high = max(first - offset, 0), min(end - offset, parameter.numel())
         if low < high:
-            state = engine.optimizer.state[parameter]
+            master = _master_of(engine, parameter)
+            state = engine.optimizer.state[master]
             values = {kind: state[kind].view(-1)[low:high] for kind in MOMENTS}
-            values["weight"] = parameter.data.view(-1)[low:high]
+            values["weight"] = master.data.view(-1)[low:high]
             yield Piece(names[id(parameter)], tuple(parameter.shape), low, values)
         offset += parameter.numel()
 
 
 def _pieces_of_partitions(zero: Any, names: dict[int, str]) -> Iterator[Piece]:
     """Stages 1 and 2: DeepSpeed links each parameter to its window of the rank's flat fp32 partition."""
-    for group in zero.bit16_groups:
+    for group in zero.bf16_groups if hasattr(zero, "bf16_groups") else zero.bit16_groups:
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is not None:
@@ -137,17 +154,19 @@ def _pieces_of_shards(zero: Any, names: dict[int, str], *, rank: int) -> Iterato
                 yield Piece(names[id(parameter)], tuple(parameter.ds_shape), start, values)
 
 
-def _publish_replicas(module: nn.Module, pieces: list[Piece], *, world_size: int) -> None:
-    if world_size == 1:
+def _publish_replicas(engine: Any, pieces: list[Piece], *, world_size: int) -> None:
+    in_bf16 = isinstance(engine.optimizer, MasterAdamW)
+    if world_size == 1 and not in_bf16:
         return
     import torch.distributed as dist
 
     # Summed as integers, what nobody else owns being zero: every bit arrives, the sign of a zero too.
     owned = {piece.name: piece for piece in pieces}
-    for name, parameter in module.named_parameters():
-        whole = torch.zeros_like(parameter.data).view(-1)
+    for name, parameter in engine.module.named_parameters():
+        whole = torch.zeros(parameter.numel(), device=parameter.device)
         if name in owned:
             piece = owned[name]
             whole[piece.start : piece.start + len(piece.weight)] = piece.weight
-        dist.all_reduce(whole.view(torch.int32))
+        if world_size > 1:
+            dist.all_reduce(whole.view(torch.int32))
         parameter.data.view(-1).copy_(whole)

@@ -102,19 +102,19 @@ def ddp_losses(steps: int, clip: float = 1.0) -> list[float]:
     return losses
 
 
-def save_after_training(folder: str, stage: int) -> list[float]:
+def save_after_training(folder: str, stage: int, precision: str = "fp32") -> list[float]:
     """Train three steps, save, and go on for two more."""
     ranks = Ranks.start()
-    engine = tiny_engine(ranks, stage=stage)
+    engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=3, accumulation=2)
     save(engine, Path(folder))
     return train(engine, first=3, steps=2, accumulation=2)
 
 
-def go_on(folder: str, stage: int, again: str) -> list[float]:
+def go_on(folder: str, stage: int, again: str, precision: str = "fp32") -> list[float]:
     """Load into an engine with other weights, save at once, and go on for two steps."""
     ranks = Ranks.start()
-    engine = tiny_engine(ranks, stage=stage, seed=99)
+    engine = tiny_engine(ranks, stage=stage, seed=99, precision=precision)
     checkpoint = CheckpointStore(Path(folder), ranks=ranks).newest()
     assert checkpoint is not None
     engine.load(checkpoint, applied_steps=3)
@@ -129,10 +129,10 @@ def save(engine: Engine, folder: Path) -> None:
     engine.ranks.barrier()
 
 
-def refused_step(stage: int) -> dict[str, Any]:
+def refused_step(stage: int, precision: str) -> dict[str, Any]:
     """Feed one rank a NaN in the middle of a run."""
     ranks = Ranks.start()
-    engine = tiny_engine(ranks, stage=stage)
+    engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=2, accumulation=1)
     before = [piece.weight.clone() for piece in engine.pieces]
     images, labels = own_samples(2, ranks)
@@ -153,10 +153,10 @@ def refused_step(stage: int) -> dict[str, Any]:
     }
 
 
-def averages(stage: int) -> dict[str, Any]:
+def averages(stage: int, precision: str) -> dict[str, Any]:
     """Evaluate weights and EMA; the weights must come back bit-equal."""
     ranks = Ranks.start()
-    engine = tiny_engine(ranks, stage=stage)
+    engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=4, accumulation=1)
     images, _ = own_samples(0, Ranks())
     before = [piece.weight.clone() for piece in engine.pieces]

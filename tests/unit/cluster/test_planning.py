@@ -50,8 +50,9 @@ def test_the_roofline_agrees_with_an_independent_one(name: str, batch: int, low:
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("coatnet_4", 200, 266), ("coatnet_5", 140, 178), ("coatnet_6", 115, 140), ("coatnet_7", 80, 99)],
+    [("coatnet_4", 200, 266), ("coatnet_5", 140, 178), ("coatnet_6", 115, 140), ("coatnet_7", 79, 99)],
 )
+# The independent one knows no fp32 sums of gradients, 4.5 GiB more of CoAtNet-7 at stage 1: 79, not 80.
 def test_the_largest_micro_batch_on_80_gb_agrees_with_an_independent_one(
     name: str, low: int, high: int
 ) -> None:
@@ -70,7 +71,7 @@ def test_zero_stages_shard_the_optimizer_then_the_gradients_then_the_weights() -
     ]
     parameters = 2_441_973_112
     assert [round(memory.weights / parameters, 3) for memory in found] == [2, 2, 2, 0.25]
-    assert [round(memory.gradients / parameters, 2) for memory in found] == [6, 2.5, 0.75, 0.75]
+    assert [round(memory.gradients / parameters, 2) for memory in found] == [4, 4, 0.75, 0.75]
     assert [round(memory.optimizer / parameters, 3) for memory in found] == [12, 1.5, 1.5, 1.5]
     # ZeRO-1: bf16 weights and gradients are the 9.1 GiB that bound CoAtNet-7
     assert (found[1].weights + 2 * parameters) / _GIB == pytest.approx(9.1, abs=0.05)
