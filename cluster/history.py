@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 LIVES_FILE = "lives.jsonl"
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "begin": {"life": int, "job_id": str, "nodes": list, "step": int},
+    "end": {"life": int, "outcome": str, "reason": str, "tries": int, "excluded": dict},
+    "submitted": {"job_id": str, "lives": int},
+    "successor": {"job_id": str},
+}
 
 
 @dataclass
@@ -65,7 +71,7 @@ class History:
         self._append({"event": event, **fields})
 
     def events(self) -> list[dict[str, Any]]:
-        """Return everything recorded, oldest first."""
+        """Return everything recorded, oldest first; what is no record of ours is passed over."""
         found = []
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
         for line in text.splitlines():
@@ -73,7 +79,7 @@ class History:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict):
+            if isinstance(entry, dict) and _is_whole(entry):
                 found.append(entry)
         return found
 
@@ -82,14 +88,14 @@ class History:
         lives: dict[int, Life] = {}
         for entry in self.events():
             if entry["event"] == "begin":
-                number = int(entry["life"])
+                number = entry["life"]
                 lives[number] = Life(
-                    number, str(entry["job_id"]), list(entry["nodes"]), int(entry["step"]), entry["time"]
+                    number, str(entry["job_id"]), list(entry["nodes"]), entry["step"], entry["time"]
                 )
-            elif entry["event"] == "end" and int(entry["life"]) in lives:
-                life = lives[int(entry["life"])]
+            elif entry["event"] == "end" and entry["life"] in lives:
+                life = lives[entry["life"]]
                 life.ended, life.outcome, life.reason = entry["time"], entry["outcome"], entry["reason"]
-                life.tries, life.excluded = int(entry["tries"]), dict(entry["excluded"])
+                life.tries, life.excluded = entry["tries"], dict(entry["excluded"])
         return [lives[number] for number in sorted(lives)]
 
     def lives_without_progress(self, *, step: int) -> int:
@@ -97,7 +103,7 @@ class History:
         first = 0
         for entry in self.events():
             if entry["event"] == "submitted":
-                first = int(entry["lives"])
+                first = entry["lives"]
         counted = 0
         for life in reversed(self.lives()[first:]):
             if life.step != step:
@@ -127,3 +133,8 @@ class History:
         with self._path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+def _is_whole(entry: dict[str, Any]) -> bool:
+    fields = {"event": str, "time": (int, float), **_FIELDS.get(str(entry.get("event")), {})}
+    return all(isinstance(entry.get(name), kind) for name, kind in fields.items())

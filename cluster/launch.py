@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.job import Job
-from cluster.names import check_options
+from cluster.names import check_options, check_path
 
 _FIRST_PORT = 20000
 _LAUNCHER_WAIT_SECONDS = 120  # for the other ranks after the first one ended well
-_EXITED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d+)[\d,-]*: Exited with exit code (\d+)")
+_ENDED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d+)[\d,-]*: (.+?)(?: \(core dumped\))?\s*")
+_EXITED = re.compile(r"Exited with exit code (\d+)")
+_SIGNALED = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
+_BY_SRUN = 128 + signal.SIGTERM  # how srun ends the ranks that are left
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def rank_environment(
 
 @dataclass(frozen=True)
 class Failure:
-    """The first rank that failed, as srun told it."""
+    """The first rank that failed, as srun told it; a status above 128 is 128 and a signal."""
 
     node: str
     rank: int
@@ -95,9 +99,11 @@ class Failure:
 def first_failure(lines: Sequence[str]) -> Failure | None:
     """Find the first rank that failed in srun's messages; those after it were ended by srun."""
     for line in lines:
-        found = _EXITED.search(line)
-        if found:
-            return Failure(found[1], int(found[2]), int(found[3]))
+        ended = _ENDED.fullmatch(line)
+        exited = _EXITED.fullmatch(ended[3]) if ended else None
+        status = int(exited[1]) if exited else _SIGNALED.get(ended[3]) if ended else None
+        if ended and status and status != _BY_SRUN:
+            return Failure(ended[1], int(ended[2]), status)
     return None
 
 
@@ -117,13 +123,18 @@ def _srun(job: Job, *, nodes: Sequence[str], tasks_per_node: int, output: str) -
 
 
 def _container(job: Job) -> list[str]:
-    container = job.site.container
+    """Return what puts the ranks into a container, in the working directory, where relative paths begin."""
+    container, folder = job.site.container, job.working_directory
     mounts = [f"{job.directory}:{job.directory}", *container.mounts]
-    if job.working_directory:
-        mounts.append(f"{job.working_directory}:{job.working_directory}")
+    if folder:
+        mounts.append(f"{check_path(Path(folder), what='working directory')}:{folder}")
     if container.runtime == "pyxis":
-        return [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+        inside = [f"--container-workdir={folder}"] if folder else []
+        return [
+            f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}", *inside,
+        ]  # fmt: skip
     if container.runtime == "apptainer":
         binds = [part for mount in mounts for part in ("--bind", mount)]
-        return ["apptainer", "exec", "--nv", *binds, container.image]
+        inside = ["--pwd", folder] if folder else []
+        return ["apptainer", "exec", "--nv", *binds, *inside, container.image]
     return []

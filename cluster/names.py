@@ -23,6 +23,7 @@ _OWN_OPTIONS = {
     "--wrap", "--parsable", "--output", "--error", "--open-mode", "--signal", "--requeue", "--no-requeue",
     "--export", "--export-file", "--array", "--dependency", "--kill-on-invalid-dep", "--kill-on-bad-exit",
     "--chdir", "--ntasks", "--nodes", "--ntasks-per-node", "--job-name", "--comment", "--input",
+    "--time", "--partition", "--exclude", "--cpus-per-task", "--wait", "--test-only", "--clusters",
     "--propagate", "--bcast", "--multi-prog", "--task-prolog", "--task-epilog", "--prolog", "--epilog",
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _COMMAND_SECONDS = 30.0
+_READ_BYTES = 1 << 20
 _MATRIX = 512
 _MESSAGE_BYTES = 16 << 20
 _ROUNDS = 3
@@ -35,6 +36,7 @@ def main() -> int:
         check_shared_memory,
         check_free_space,
         check_shards,
+        check_interface,
         check_commands,
         check_devices,
     ):
@@ -73,18 +75,32 @@ def check_free_space(limits: dict[str, Any], facts: dict[str, Any]) -> str | Non
 
 
 def check_shards(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
-    """Return what is wrong with a local corpus: its manifest must be readable from here."""
+    """Return what is wrong with a local corpus: its manifest and a shard must be readable from here."""
     if not limits["shards"] or "://" in limits["shards"]:
         return None
     root = Path(limits["shards"])
-    for path in (root / "manifest.json", root):
-        if path.is_file():
-            began = time.monotonic()
+    if not root.is_dir():
+        return f"cannot read {root}: no such folder on this node"
+    began = time.monotonic()
+    read = 0
+    for path in (root / "manifest.json", next(iter(sorted(root.glob("*.tar"))), None)):
+        if path is not None and path.exists():
             with path.open("rb") as file:
-                file.read(1 << 20)
-            facts["read_seconds"] = time.monotonic() - began
-            return None
-    return None if root.is_dir() else f"cannot read {root}"
+                read += len(file.read(_READ_BYTES))
+    facts.update(read_bytes=read, read_seconds=time.monotonic() - began)
+    return None
+
+
+def check_interface(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    """Return what is wrong with the way to the first node: there must be an interface that leads there."""
+    from coatnet.config import UserError
+    from coatnet.runtime.ranks import choose_interface
+
+    try:
+        facts["interface"] = choose_interface(os.environ["MASTER_ADDR"])
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def check_commands(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:

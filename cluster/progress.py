@@ -18,8 +18,9 @@ def newest_step(directory: Path) -> int:
 
     A checkpoint `step-00000045` exists once its manifest does; whether its bytes are right, the ranks verify.
     """
-    found = (directory / "checkpoints").glob("step-*/manifest.json")
-    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
+    found = (path.parent.name for path in (directory / "checkpoints").glob("step-*/manifest.json"))
+    steps = [name.removeprefix("step-") for name in found]
+    return max((int(step) for step in steps if step.isdecimal()), default=-1)
 
 
 def last_lines(path: Path, *, count: int) -> list[str]:

@@ -10,13 +10,14 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import which
-from typing import Any
+from typing import Any, TypeVar
 
 from coatnet.config import UserError
 
+_Answer = TypeVar("_Answer")
 _TIMEOUT_SECONDS = 20.0
 _LEAKING = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_")
 _KEPT = ("SLURM_CONF",)
@@ -24,6 +25,11 @@ _ALIVE = {
     "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
     "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING",
 }  # fmt: skip
+# How SLURM's commands say that the controller does not answer, and our own words for it.
+_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
+         "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
+         "Slurm backup controller in standby")  # fmt: skip
+_AWAY_SECONDS = 900.0
 _JOB_ID = re.compile(r"(\d+)(?:;.*)?")
 
 
@@ -109,37 +115,44 @@ def job_state(job_id: str) -> str | None:
     return found[1] if found else None
 
 
-def patient_job_state(job_id: str, *, patience_seconds: float = 60.0) -> str | None:
-    """Ask for the state as `job_state` does, again while the controller is away for a moment."""
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return job_state(job_id)
-        except SlurmError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
+def patient_job_state(job_id: str) -> str | None:
+    """Ask for the state as `job_state` does, again while the controller is away."""
+    return _patiently(lambda: job_state(job_id))
 
 
 def requeue(job_id: str, *, exclude: Sequence[str] = ()) -> None:
-    """Put a running job back into the queue; `exclude` names nodes that it shall not get again."""
+    """Put a running job back into the queue; `exclude` names nodes that it shall not get again.
+
+    Raises:
+        SlurmError: the site forbids it, or the controller stays away.
+    """
     # ExcNodeList can be changed only while the job is pending, so the requeue comes first.
-    run_command(["scontrol", "requeue", job_id])
+    _patiently(lambda: run_command(["scontrol", "requeue", job_id]))
     if exclude:
         exclude_nodes(job_id, exclude)
 
 
 def exclude_nodes(job_id: str, nodes: Sequence[str]) -> None:
     """Keep a pending job off some nodes."""
-    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    argv = ["scontrol", "update", f"jobid={job_id}", f"ExcNodeList={','.join(nodes)}"]
+    _patiently(lambda: run_command(argv), refusals_seconds=_TIMEOUT_SECONDS)
+
+
+def _patiently(ask: Callable[[], _Answer], *, refusals_seconds: float = 0.0) -> _Answer:
+    """Ask again while the controller is away, which a restart of it can be for minutes.
+
+    Args:
+        refusals_seconds: for how long to ask again although the controller says no.
+    """
+    began = time.monotonic()
     while True:
         try:
-            run_command(["scontrol", "update", f"jobid={job_id}", f"ExcNodeList={','.join(nodes)}"])
-            return
-        except SlurmError:
-            if time.monotonic() > deadline:
+            return ask()
+        except SlurmError as error:
+            away = any(words in str(error) for words in _AWAY)
+            if time.monotonic() - began > (_AWAY_SECONDS if away else refusals_seconds):
                 raise
-            time.sleep(0.2)
+            time.sleep(0.5)
 
 
 def cancel_job(job_id: str) -> None:
@@ -195,21 +208,41 @@ def accounted(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
     return found
 
 
-def partition_limit_seconds(partition: str | None) -> tuple[str, int | None]:
-    """Return a partition's name (the default one for None) and its time limit, None for no limit.
+@dataclass(frozen=True)
+class Partition:
+    """A partition's limits; None where it has none."""
+
+    name: str
+    state: str
+    limit_seconds: int | None
+    most_nodes: int | None
+
+
+def partitions(wanted: str | None) -> list[Partition]:
+    """Return the partitions of a comma-separated list, or the default one for None.
 
     Raises:
-        SlurmError: there is no such partition.
+        SlurmError: one of them does not exist.
     """
     printed = run_command(["scontrol", "--oneliner", "show", "partition"])
-    names = []
+    known, default = {}, None
     for line in printed.splitlines():
         fields = dict(item.split("=", 1) for item in line.split() if "=" in item)
         name = fields.get("PartitionName", "")
-        names.append(name)
-        if name == partition or (partition is None and fields.get("Default") == "YES"):
-            return name, _limit_seconds(fields.get("MaxTime", "UNLIMITED"))
-    raise SlurmError(f"partition {partition or '(default)'} does not exist; there are: {', '.join(names)}")
+        counts = [fields.get("MaxNodes", ""), fields.get("TotalNodes", "")]
+        known[name] = Partition(
+            name,
+            state=fields.get("State", "UP"),
+            limit_seconds=_limit_seconds(fields.get("MaxTime", "UNLIMITED")),
+            most_nodes=min((int(count) for count in counts if count.isdecimal()), default=None),
+        )
+        if fields.get("Default") == "YES":
+            default = name
+    names = wanted.split(",") if wanted else [default or "(default)"]
+    for name in names:
+        if name not in known:
+            raise SlurmError(f"partition {name} does not exist; there are: {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:

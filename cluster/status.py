@@ -70,8 +70,9 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
     job = _job(history, queue)
     state, detail = _state(RunDirectory(directory), lives, job)
     records = [
-        row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS) if "samples_seen" in row
-    ]
+        row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS)
+        if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
+    ]  # fmt: skip
     seen = int(records[-1]["samples_seen"]) if records else None
     total, rate = _total_samples(records), _rate(records, since=lives[-1].started if lives else 0.0)
     remaining = (total - seen) / rate if total and seen is not None and rate and state == "running" else None
@@ -94,11 +95,9 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
 
 
 def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
-    known = jobs_of(history.job_ids(), queue)
+    known = [job for job_id in history.job_ids() for job in jobs_of([job_id], queue)]
     alive = [job for job in known if job.is_alive]
-    if alive:
-        return alive[0]
-    return known[-1] if known else None
+    return next(iter(alive or known[-1:]), None)
 
 
 def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> tuple[str, str]:
@@ -108,14 +107,24 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
             return name, str(found.get("reason", ""))
     if job is not None and job.is_alive:
         state = "requeued" if job.state == "PENDING" and lives else job.state.lower()
-        return state, "" if job.reason in {"None", ""} else job.reason
-    if not lives:
-        return ("lost", "never started") if job is None else (job.state.lower(), job.reason)
-    last = lives[-1]
-    if last.outcome:
-        state = job.state.lower() if job is not None and last.outcome == "ended" else _ENDINGS[last.outcome]
-        return state, last.reason
-    return "lost", f"life {last.number} has no end and SLURM knows no job of this run"
+        return state, _in_brackets(job.reason).strip(" ()")
+    tasks = [RunDirectory(path.parent) for path in run.path.glob(f"task-*/{LIVES_FILE}")]
+    if tasks:
+        done = sum(task.marker("done") is not None for task in tasks)
+        return "ended", f"{done} of {len(tasks)} tasks that began are done; submit again for the others"
+    last = lives[-1] if lives else None
+    if last is not None and last.outcome:
+        if job is not None and last.outcome == "ended":
+            return job.state.lower(), last.reason
+        return _ENDINGS.get(last.outcome, last.outcome), last.reason
+    began = f"life {last.number} has no end" if last is not None else "never started"
+    if job is not None:  # its batch script was killed, or could not even begin
+        return job.state.lower(), f"{began}; SLURM says {job.state}{_in_brackets(job.reason)}"
+    return "lost", f"{began}, and SLURM knows no job of this run"
+
+
+def _in_brackets(reason: str) -> str:
+    return f" ({reason})" if reason not in {"None", ""} else ""
 
 
 def _total_samples(records: Sequence[Mapping[str, Any]]) -> int | None:
@@ -129,7 +138,7 @@ def _total_samples(records: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _rate(records: Sequence[Mapping[str, Any]], *, since: float) -> float | None:
     """Return images/s over the last records of the present life."""
-    recent = [record for record in records if record.get("time", 0.0) >= since]
+    recent = [record for record in records if record["time"] >= since]
     if len(recent) < 2:
         return None
     seconds = recent[-1]["time"] - recent[0]["time"]

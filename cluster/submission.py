@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,26 +119,47 @@ def submit(
     job, directory = prepared.job, Path(prepared.job.directory)
     plan = _plan(prepared)
     _check_limits(job.site)
-    _check_run(directory, release=release)
     if job.site.secrets_file:
         read_secrets(Path(job.site.secrets_file))
     (directory / "logs").mkdir(
         parents=True, exist_ok=True
     )  # without it SLURM fails the job and leaves no log
-    prepared.folder.mkdir(parents=True)
-    if plan is not None:
-        write_plan(directory, plan)
-    if snapshot:
-        job.code = str(snapshot_code(prepared.folder.parent))
-    write_job(job, prepared.folder / "job.json")
-    if prepared.config_yaml is not None:
-        (prepared.folder / "config.yaml").write_text(prepared.config_yaml)
-    script = prepared.folder / "script.sh"
-    script.write_text(prepared.script)
-    history = History(directory)
-    job_id = slurm.sbatch(str(script), *options)
-    history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=len(history.lives()))
+    with _submitting(directory):
+        _check_run(directory, release=release)
+        folder = _next_folder(directory)
+        if folder != prepared.folder:
+            raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
+        folder.mkdir(parents=True)
+        if plan is not None:
+            write_plan(directory, plan)
+        if snapshot:
+            job.code = str(snapshot_code(folder.parent))
+        write_job(job, folder / "job.json")
+        if prepared.config_yaml is not None:
+            (folder / "config.yaml").write_text(prepared.config_yaml)
+        script = folder / "script.sh"
+        script.write_text(prepared.script)
+        history = History(directory)
+        job_id = slurm.sbatch(str(script), *options)
+        history.note("submitted", job_id=job_id, folder=folder.name, lives=len(history.lives()))
     return job_id
+
+
+@contextmanager
+def _submitting(directory: Path) -> Iterator[None]:
+    """Let one submission of a run at a time look at the queue and add to it.
+
+    Raises:
+        UserError: another one is under way.
+    """
+    with (directory / ".submitting").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another submission is under way; wait for it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _plan(prepared: Prepared) -> Plan | None:
@@ -160,12 +184,25 @@ def queued_job(directory: Path) -> str | None:
 
 
 def _check_limits(site: SiteConfig) -> None:
-    name, limit = slurm.partition_limit_seconds(site.partition)
+    """Refuse what SLURM would let wait for ever. With several partitions one that fits suffices."""
+    reasons = [reason for one in slurm.partitions(site.partition) for reason in [_refusal(site, one)]]
+    if None not in reasons:
+        raise UserError("; ".join(reason for reason in reasons if reason))
+
+
+def _refusal(site: SiteConfig, partition: slurm.Partition) -> str | None:
+    limit, nodes = partition.limit_seconds, site.nodes + site.spares
     if limit is not None and site.time_limit_seconds > limit:
-        raise UserError(
-            f"--time {site.time} is longer than partition {name} allows ({limit // 60} minutes); "
-            "SLURM would queue the job for ever. Ask for less: the run goes on in further lives."
+        return (
+            f"--time {site.time} is longer than partition {partition.name} allows ({limit // 60} minutes); "
+            "SLURM would queue the job for ever. Ask for less: the run goes on in further lives"
         )
+    if partition.most_nodes is not None and nodes > partition.most_nodes:
+        spares = f" with {site.spares} spare" if site.spares else ""
+        return f"{nodes} nodes{spares} are more than partition {partition.name} gives, {partition.most_nodes}"
+    if partition.state != "UP":
+        return f"partition {partition.name} is {partition.state}"
+    return None
 
 
 def _check_run(directory: Path, *, release: bool) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.blame import node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import History, Life
 from cluster.job import MARKERS, Job, read_job
@@ -125,17 +126,27 @@ class Supervisor:
     def _live(self, nodes: list[str], *, life: Life) -> _End:
         """Check the nodes and start the ranks, again after a crash, until the life has an end."""
         bad: dict[str, str] = {}
+        crashes: list[Ending] = []
         for number in range(1, self.job.site.retries + 2):
             attempt = Attempt(self.job_id, life.number, number)
             unfit = self._check_nodes(nodes, bad, attempt=attempt)
             if unfit is not None:
                 return unfit
-            healthy = [node for node in nodes if node not in bad]
-            ending = self._attempt(attempt, nodes=healthy[: self.job.site.nodes])
+            used = [node for node in nodes if node not in bad][: self.job.site.nodes]
+            ending = self._attempt(attempt, nodes=used)
             action, reason = decide(ending)
+            outcome = _OUTCOMES.get(action, "")
+            if action is Action.RETRY or (action is Action.FAIL and not ending.user_error):
+                crashes.append(ending)
+                blamed = node_to_blame(crashes, nodes=used, known=self.history.excluded().values())
+                if blamed is not None:
+                    bad[blamed[0]] = blamed[1]
+                    reason = f"{reason}; {blamed[0]} is left out from now on: {blamed[1]}"
+                    if action is Action.FAIL or len(nodes) - len(bad) < self.job.site.nodes:
+                        action, outcome = Action.CONTINUE, "excluded"
             say(f"try {number}: {action.value}: {reason}")
             if action is not Action.RETRY:
-                return _End(action, _OUTCOMES[action], reason, number, ending.status, bad)
+                return _End(action, outcome, reason, number, ending.status, bad)
             self.run.record_event("retry", reason=reason, job_id=self.job_id, attempt=attempt.token)
         raise AssertionError("the last try is never retried")
 
@@ -212,21 +223,36 @@ class Supervisor:
 
     def _act(self, end: _End, *, life: Life) -> int:
         """Record how the life ended, leave the queue as that wants it, and return the exit status."""
-        self.history.end(life, outcome=end.outcome, reason=end.reason, tries=end.tries, excluded=end.bad)
-        self.run.record_event(
-            "life", life=life.number, outcome=end.outcome, reason=end.reason, excluded=end.bad
-        )
+        outcome = end.outcome
+        if outcome == "excluded" and self.succession.mode == "none":
+            outcome = "failed"
+        try:
+            self.history.end(life, outcome=outcome, reason=end.reason, tries=end.tries, excluded=end.bad)
+            self.run.record_event(
+                "life", life=life.number, outcome=outcome, reason=end.reason, excluded=end.bad
+            )
+        except OSError as error:  # a full disk must not keep the run from its next life, which looks again
+            say(f"cannot record the end of this life: {error}")
         if end.action is Action.CONTINUE:
             status = self.succession.go_on(excluded=end.bad)
-            if self.job.site.continuation == "requeue":
+            if self.succession.mode == "requeue":
                 self._wait_for_the_end()
             return status or (1 if end.outcome == "excluded" else 0)
         if end.action is Action.FINISH:
+            self._finish_array()
             self.succession.finished()
         if end.action is Action.FAIL:
             self.succession.failed()
             return end.status or 1
         return 0
+
+    def _finish_array(self) -> None:
+        """Mark the array as done with its last task: whoever is last sees that all the others are."""
+        if self.task is not None:
+            array = Path(self.job.directory)
+            tasks = [RunDirectory(array / f"task-{number:04d}") for number in range(self.job.array)]
+            if all(task.marker("done") is not None for task in tasks):
+                RunDirectory(array).mark("done")
 
     def _wait_for_the_end(self) -> None:
         """Wait for the TERM that a requeue sends: ending before it would end the job for good."""
@@ -255,7 +281,7 @@ def main() -> int:
     job_file = Path(sys.argv[1])
     try:
         return Supervisor(read_job(job_file), job_file=job_file, environment=dict(os.environ)).main()
-    except UserError as error:
+    except (UserError, OSError) as error:
         say(f"error: {error}")
         return 1
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import psutil
 import torch
 
 from coatnet.runtime.account import CLASSES, TimeAccount, read_lives, summarise
@@ -48,7 +48,7 @@ class Recorder:
         self._mfu_per_rate = flops_per_image / (peak * ranks.world_size) if peak else None
         self._recorded_at = self._flushed_at = time.monotonic()
         self._drawn_at = -_DRAW_SECONDS
-        self._samples = 0
+        self._samples = self._steps = 0
         self._data_wait_seconds = 0.0
         self._skipped = self._bad = 0
         self._history = [dict.fromkeys(CLASSES, 0.0)]
@@ -87,6 +87,7 @@ class Recorder:
             self._skipped += not result.applied
             self._name_samples(state, batch, result, verdict)
         self._samples += result.samples
+        self._steps += 1
         bar.advance(result.samples)
         now = time.monotonic()
         if now - self._recorded_at >= _RECORD_SECONDS or state.samples_seen >= self._total:
@@ -94,7 +95,7 @@ class Recorder:
             self._metrics.scalars(
                 self._scalars(state, result, now - self._recorded_at), samples_seen=state.samples_seen
             )
-            self._recorded_at, self._samples = now, 0
+            self._recorded_at, self._samples, self._steps = now, 0, 0
         self._account.flush(samples_seen=state.samples_seen, now=False)
         if now - self._flushed_at >= _FLUSH_SECONDS:
             self.flush(state)
@@ -152,6 +153,7 @@ class Recorder:
             "train/learning_rate": result.learning_rate,
             "train/global_batch": result.samples,
             "images_per_second": self._samples / seconds,
+            "step_seconds": seconds / self._steps,
             "data_wait_share": share,
             "skipped_steps": self._skipped,
             "bad_samples": self._bad,
@@ -181,7 +183,7 @@ class Recorder:
 
 
 def _memory() -> dict[str, float]:
-    """The most memory of the device in use so far, or of the process on a CPU."""
+    """The most memory that this rank had of its device so far, or on a CPU for its process."""
     if torch.cuda.is_available():
         return {"memory_gib": torch.cuda.max_memory_allocated() / 2**30}
-    return {"memory_gib": psutil.Process().memory_info().rss / 2**30}
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # given in KiB

@@ -38,7 +38,10 @@ class MemoryChoice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is predicted for one layout. Seconds and bytes are of one rank; rates of the whole run."""
+    """What is predicted for one layout. Seconds and bytes are of one rank; rates of the whole run.
+
+    `in_process`: a rank's memory is its process's, as on a CPU, and no card's.
+    """
 
     hardware: str
     nodes: int
@@ -50,6 +53,7 @@ class Plan:
     macs: float
     memory: Memory
     memory_limit_bytes: float
+    in_process: bool
     step: Step
     communication: Communication
     images_per_second: float
@@ -70,11 +74,18 @@ class Plan:
         """Return whether a rank's memory suffices."""
         return self.memory.total <= self.memory_limit_bytes
 
+    @property
+    def measurable_bytes(self) -> float:
+        """Return what a run measures of its memory: a GPU's allocator sees neither process nor fragments."""
+        whole = self.memory.total
+        return whole if self.in_process else whole - self.memory.process - self.memory.reserve
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, with the names that metrics and reports use at the top."""
         return {
             **dataclasses.asdict(self),
             "fits": self.fits,
+            "memory_gib": self.measurable_bytes / 2**30,
             "memory_bytes": self.memory.total,
             "memory_components": self.memory.components(),
         }
@@ -118,6 +129,7 @@ def make_plan(
         macs=sum(work.macs for work in works),
         memory=memory,
         memory_limit_bytes=hardware.rank_memory_bytes,
+        in_process=hardware.shares_memory,
         step=step,
         communication=communication,
         images_per_second=rate,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.planning.estimate import MemoryChoice, Plan, make_plan, memory_choices
-from cluster.planning.hardware import load_hardware
+from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.recipe_view import RecipeView, view
 from cluster.recipe import read_recipe
 from coatnet.config import UserError
@@ -38,6 +40,31 @@ def plan_of(command: str, config: Path, given: Sequence[str]) -> tuple[Plan, lis
     hardware = load_hardware(machine.hardware)
     plan = make_plan(recipe, hardware=hardware, nodes=machine.nodes, gpus_per_node=machine.gpus_per_node)
     return plan, memory_choices(recipe, plan=plan, hardware=hardware)
+
+
+def plan_run(config: dict[str, Any], *, world_size: int, device: str) -> dict[str, Any] | None:
+    """Return the plan of a run that begins, as plan.json; None where no profile is of its device.
+
+    Raises:
+        UserError: the config leaves open what a plan needs.
+    """
+    name = "cpu2" if device == "cpu" else _profile_of(device)
+    if name is None:
+        return None
+    hardware = load_hardware(name)
+    per_node = min(world_size, hardware.gpus_per_node)
+    if world_size % per_node:
+        return None
+    recipe = view(config, origin="this run")
+    return make_plan(
+        recipe, hardware=hardware, nodes=world_size // per_node, gpus_per_node=per_node
+    ).to_dict()
+
+
+def _profile_of(device: str) -> str | None:
+    """Return the profile whose name stands in the device's, as h100 in "NVIDIA H100 80GB HBM3"."""
+    words = re.split(r"[ -]", device.lower())
+    return next((name for name in hardware_names() if name in words), None)
 
 
 def compare_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan]:

@@ -157,7 +157,8 @@ def read_lives(folder: Path) -> list[LifeAccount]:
                 row = json.loads(content[begin : begin + _LINE_BYTES])
             except ValueError:
                 continue  # torn by a crash of the machine
-            rows.setdefault(row["life"], []).append(row)
+            if isinstance(row, dict) and set(CLASSES) == set(row.get("seconds", ())):
+                rows.setdefault(row["life"], []).append(row)
     lives = [
         LifeAccount(
             life=life,

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from yaml import safe_load
+
 from coatnet.config import UserError
 from coatnet.runtime.environment import describe_environment
 from coatnet.runtime.lease import Lease
+from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
@@ -42,6 +45,7 @@ def open_run(
                 device=ranks.device_type, world_size=ranks.world_size, **environment
             )
             write_atomically(run.environment, json.dumps(described, indent=2) + "\n")
+            predict(run, config=safe_load(config_yaml), world_size=ranks.world_size, device=ranks.device_name)
         except UserError as error:
             trouble = str(error)
     trouble = ranks.broadcast(trouble)

@@ -56,7 +56,7 @@ class Ranks:
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         # DeepSpeed asks for it, srun does not set it.
         os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
-        _choose_interface(os.environ["MASTER_ADDR"])
+        choose_interface(os.environ["MASTER_ADDR"])
         torch.distributed.init_process_group(
             "nccl" if kind == "cuda" else "gloo",
             rank=place.rank,
@@ -78,6 +78,13 @@ class Ranks:
         if self.device_type == "cuda":
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device(self.device_type)
+
+    @property
+    def device_name(self) -> str:
+        """Return the GPU's name as its driver tells it, "cpu" without one."""
+        import torch
+
+        return torch.cuda.get_device_name(self.device) if self.device_type == "cuda" else "cpu"
 
     def barrier(self, *, timeout_seconds: float = 60.0) -> None:
         """Wait for all ranks, but not for ever.
@@ -208,14 +215,17 @@ def _device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _choose_interface(master: str) -> None:
-    """Tell gloo and NCCL which interface leads to the first node.
+def choose_interface(master: str) -> str:
+    """Tell gloo and NCCL which interface leads to the first node, and return its name.
 
     A host whose own name resolves to 127.0.1.1 (Debian's default) makes gloo fail; asking the kernel for the
     route towards a peer does not depend on names.
+
+    Raises:
+        UserError: there is no route, or no interface of this host has its address.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
+        return os.environ["GLOO_SOCKET_IFNAME"]
     import psutil
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -229,5 +239,5 @@ def _choose_interface(master: str) -> None:
             os.environ["GLOO_SOCKET_IFNAME"] = name
             if name != "lo":
                 os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-            return
+            return name
     raise UserError(f"no network interface has the address {address} that leads to {master}")

@@ -70,11 +70,12 @@ class RunDirectory:
         """Return a marker's fields (none if a person made it by `touch`), or None where it is absent."""
         assert name in MARKERS, name
         try:
-            return json.loads((self.path / name).read_text() or "{}")
+            fields = json.loads((self.path / name).read_text(errors="replace"))
         except FileNotFoundError:
             return None
         except json.JSONDecodeError:
             return {}
+        return fields if isinstance(fields, dict) else {}
 
     def clear(self, name: str) -> None:
         """Remove a marker if it is there."""
@@ -103,12 +104,14 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; a last line that is still under way is left out."""
+    """Read a file of JSON lines; what is no record, as a last line still under way, is left out."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(record, dict):
+                yield record

@@ -33,6 +33,7 @@ exec /opt/coatnet/bin/python3 -m cluster.supervisor /scratch/runs/imagenet/submi
 #   --output=/scratch/runs/imagenet/logs/life-001.try-1.rank-%t.log
 #   --container-image=/images/coatnet.sqsh
 #   --container-mounts=/scratch/runs/imagenet:/scratch/runs/imagenet,/data:/data:ro,/home/me/coatnet:/home/me/coatnet
+#   --container-workdir=/home/me/coatnet
 #   coatnet
 #   pretrain
 #   /scratch/runs/imagenet/submissions/0001/config.yaml

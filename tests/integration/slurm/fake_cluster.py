@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from preloaded import Preloaded
+
 _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 20
 DAEMONS = ("slurmctld", "slurmd", "munged")
@@ -88,6 +90,7 @@ class FakeCluster:
         self._tag = f"# {self.root.name}"
         self.names = [f"fake{number}" for number in range(1, nodes + 1)]
         self._cpus = cpus
+        self.preloaded = Preloaded(self.root, tag=self.root.name[-5:])
         self.environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}
         for name in list(self.environment):
             if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
@@ -113,6 +116,7 @@ class FakeCluster:
         self.client("scancel", "--quiet", f"--user={os.getuid()}", check=False)
         with contextlib.suppress(AssertionError):
             self.wait_for(lambda: not self.client("squeue", "-h", check=False).strip(), seconds=15, what="")
+        self.preloaded.stop()
         for pid in self._pids(lambda command, environment: self._is_ours(command, environment)):
             _signal(pid, signal.SIGKILL)
         kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(self._tag)]
@@ -139,12 +143,36 @@ class FakeCluster:
         self.wait_for(lambda: self.state(job_id) in states, seconds=seconds, what=f"job {job_id} {states}")
         return self.state(job_id)
 
-    def wait_for(self, happened: Callable[[], object], *, seconds: float, what: str) -> None:
-        """Poll until `happened`; a cluster gives no events to wait on."""
+    def waiting(self) -> bool:
+        """Return whether any job waits or runs."""
+        return bool(self.client("squeue", "-h").strip())
+
+    def wait_for(
+        self, happened: Callable[[], object], *, seconds: float, what: str, ask: bool = True
+    ) -> None:
+        """Poll until `happened`; a cluster gives no events. `ask` shows the queue if it does not."""
         deadline = time.monotonic() + seconds
         while not happened():
-            assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}\n{self.client('squeue')}"
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"waited {seconds:g} s for {what}\n{self.client('squeue') if ask else ''}"
+                )
             time.sleep(0.1)
+
+    def kill_controller(self) -> None:
+        """Kill the cluster's controller; jobs go on."""
+        pid = int((self.root / "run" / "slurmctld.pid").read_text())
+        _signal(pid, signal.SIGKILL)
+
+    def start_controller(self) -> None:
+        """Start the controller again, with the state that it left."""
+        self._daemon("slurmctld")
+        self.wait_for(
+            lambda: "UP" in self.client("scontrol", "ping", check=False),
+            seconds=30,
+            what="the controller",
+            ask=False,
+        )
 
     def kill_node(self, name: str) -> None:
         """Cut a node's power: everything on it dies at once."""
@@ -153,19 +181,39 @@ class FakeCluster:
         (self.root / "run" / f"slurmd.{name}.pid").unlink(missing_ok=True)
 
     def kill_ranks(self, name: str) -> None:
-        """Kill the ranks on a node, as a crash would; its daemons stay."""
+        """Kill the ranks on a node, as a crash would; its daemons and a batch script stay."""
+        for pid in self._ranks(name):
+            _signal(pid, signal.SIGKILL)
+
+    def has_ranks(self, name: str) -> bool:
+        """Return whether ranks live on a node, frozen or not."""
+        return bool(self._ranks(name))
+
+    def kill_batch_script(self, name: str) -> None:
+        """Kill the batch script of the job that began on a node."""
         for pid in self._node_pids(name):
-            if _environment(pid).get("SLURM_PROCID") is not None and _is_python(pid):
+            if "cluster.supervisor" in _read(f"/proc/{pid}/cmdline").decode().split("\0"):
                 _signal(pid, signal.SIGKILL)
 
     def freeze_node(self, name: str) -> None:
         """Cut a node off: everything on it stands still, until `thaw_node`."""
         self._stop_node(name)
 
-    def thaw_node(self, name: str) -> None:
-        """Let a frozen node go on, unaware of what happened meanwhile."""
-        for pid in self._node_pids(name):
+    def thaw_node(self, name: str, *, daemons: bool = True) -> None:
+        """Let a frozen node go on, unaware of what happened meanwhile; without `daemons` only its ranks."""
+        for pid in self._node_pids(name) if daemons else self._ranks(name):
             _signal(pid, signal.SIGCONT)
+
+    def _ranks(self, name: str) -> list[int]:
+        """Return the ranks on a node: what srun started, and what that had forked by the preloaded server."""
+        return [
+            pid for pid in self._node_pids(name)
+            if self._is_forked_for(pid, name)
+            or (_environment(pid).get("SLURM_STEP_ID") is not None and _is_python(pid))
+        ]  # fmt: skip
+
+    def _is_forked_for(self, pid: int, name: str) -> bool:
+        return _read(f"/proc/{pid}/comm").decode(errors="replace").strip() == f"{self.preloaded.tag}@{name}"
 
     def restore_node(self, name: str) -> None:
         """Start a dead node again and wait until it is idle."""
@@ -200,7 +248,8 @@ class FakeCluster:
         # a step daemon does not say its node, but it holds the node's log open
         steps = [pid for pid in self._pids(is_step) if log in _open_files(pid)]
         tasks = [pid for pid in self._pids(is_task) if pid not in {*daemons, *steps}]
-        return [*daemons, *steps, *tasks]
+        forked = [pid for pid in self._pids(lambda *_: True) if self._is_forked_for(pid, name)]
+        return [*daemons, *steps, *tasks, *forked]
 
     def _is_of_this_cluster(self, pid: int) -> bool:
         return _environment(pid).get("SLURM_CONF") == self.environment["SLURM_CONF"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import slurm
 from cluster.history import History, Life
 from cluster.job import Job
 from cluster.pipeline import prepare_pipeline, submit_pipeline
@@ -74,9 +75,24 @@ class Run:
         """Wait for the job's end."""
         return self.cluster.wait_for_state(self.job_id, *states, seconds=seconds)
 
+    def has_ended(self) -> bool:
+        """Return whether no job of the run waits or runs."""
+        jobs = slurm.jobs_of(History(self.directory).job_ids(), slurm.queue())
+        return not any(job.is_alive for job in jobs)
+
     def log(self) -> str:
         """Return what the supervisors wrote."""
         return "".join(path.read_text() for path in sorted(self.directory.glob("logs/job-*.log")))
+
+
+def failing_on(node: str, folder: Path) -> PreflightConfig:
+    """Return checks of which a site's own fails on one node."""
+    script = folder / "check"
+    script.write_text(
+        f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {node} ] || {{ echo this node is bad; exit 1; }}\n'
+    )
+    script.chmod(0o755)
+    return PreflightConfig(free_space_bytes=1, shared_memory_bytes=1, commands=[[str(script)]])
 
 
 def _program(directory: Path) -> Path:

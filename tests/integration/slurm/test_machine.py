@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
-from cluster.site import PreflightConfig
 from cluster.status import read_status
 from coatnet.config import UserError
 
 from fake_cluster import FakeCluster
-from runs import start, start_array, start_pipeline
+from runs import failing_on, start, start_array, start_pipeline
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
@@ -208,16 +207,6 @@ def test_a_spare_node_takes_the_place_of_a_bad_one_at_once(
     (life,) = run.lives
     assert len(life.nodes) == 3 and life.outcome == "done" and list(life.excluded) == ["fake1"]
     assert not list((run.directory / "logs").glob("*fake1*"))
-
-
-def failing_on(node: str, folder: Path) -> PreflightConfig:
-    """Return checks of which a site's own fails on one node."""
-    script = folder / "check"
-    script.write_text(
-        f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {node} ] || {{ echo this node is bad; exit 1; }}\n'
-    )
-    script.chmod(0o755)
-    return PreflightConfig(free_space_bytes=1, shared_memory_bytes=1, commands=[[str(script)]])
 
 
 def test_an_array_runs_each_of_its_tasks_once_and_goes_on_after_a_warning(

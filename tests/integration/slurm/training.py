@@ -30,7 +30,7 @@ schedule: {{warmup: 5 steps}}
 optimizer: {{learning_rate: 0.002}}
 train: {{duration: {steps} steps, global_batch: {batch}, micro_batch: 2}}
 zero: {{stage: 1}}
-save: {{every: {every}}}
+save: {{every: {every}, last: 50}}
 evaluate: {{every: 1000 epochs}}
 """
 
@@ -53,9 +53,13 @@ def make_corpus(folder: Path) -> Path:
 
 def train(
     cluster: FakeCluster, directory: Path, shards: Path, *, every: str = "15 steps", steps: int = STEPS,
-    overrides: tuple[str, ...] = (), release: bool = False, **site: Any,
+    overrides: tuple[str, ...] = (), release: bool = False, pace: float | None = 0.1, **site: Any,
 ) -> Run:  # fmt: skip
-    """Submit a training run as a user would."""
+    """Submit a training run as a user would.
+
+    Args:
+        pace: least seconds of a step, in a preloaded process; None starts the installed command itself.
+    """
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     site.setdefault("preflight", PreflightConfig(enabled=False))
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,11 @@ def train(
     chosen = replace(SiteConfig(**SITE), **site)
     request = Request("pretrain", str(config), overrides, chosen, directory=directory)
     run = Run(cluster, directory, steps)
-    run.job_id = submit(prepare(request), release=release)
+    prepared = prepare(request)
+    if pace is not None:
+        program = cluster.preloaded.program(directory.with_suffix(".program"), pace=pace)
+        prepared.job.program = str(program)
+    run.job_id = submit(prepared, release=release)
     return run
 
 

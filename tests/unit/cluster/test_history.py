@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from cluster.history import History
 from cluster.progress import last_records, newest_step
+from cluster.status import read_status
 
 
 def commit(directory: Path, step: int) -> None:
@@ -52,11 +55,38 @@ def test_a_torn_last_line_loses_itself_alone(tmp_path: Path) -> None:
     assert [life.step for life in history.lives()] == [-1, 7]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]", "7", "null", "{}", '{"event": "begin"}', '{"event": 3, "time": 1}', "\0\0\0", "é\udcff",
+        '{"event": "begin", "time": 1, "life": "x", "job_id": "1", "nodes": [], "step": 0}',
+        '{"event": "begin", "time": null, "life": 2, "job_id": "1", "nodes": [], "step": 0}',
+        '{"event": "end", "time": 1, "life": 1, "outcome": null, "reason": "", "tries": 1, "excluded": {}}',
+        '{"event": "submitted", "time": 1, "job_id": "1", "lives": null}',
+        '{"event": "somebody else", "time": 1}',
+    ],
+)  # fmt: skip
+def test_garbage_in_the_history_changes_nothing(line: str, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.note("submitted", job_id="1", folder="0001", lives=0)
+    history.begin(job_id="1", nodes=["n1"], step=-1)
+    with (tmp_path / "lives.jsonl").open("a", errors="surrogateescape") as file:
+        file.write(f"{line}\n")
+    history.begin(job_id="1", nodes=["n1"], step=-1)
+    assert [life.number for life in history.lives()] == [1, 2]
+    assert history.lives_without_progress(step=-1) == 2
+    assert history.job_ids() == ["1"] and history.excluded() == {}
+    assert read_status(tmp_path, queue={}).state == "lost"
+
+
 def test_progress_is_the_newest_committed_checkpoint(tmp_path: Path) -> None:
     assert newest_step(tmp_path) == -1
     commit(tmp_path, 900)
     commit(tmp_path, 1000)
     (tmp_path / "checkpoints" / "step-00001100").mkdir()  # not committed
+    for name in ("step-copy", "step-", "step--1"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "manifest.json").touch()
     assert newest_step(tmp_path) == 1000
 
 

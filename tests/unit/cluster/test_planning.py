@@ -12,9 +12,10 @@ import pytest
 from cluster.planning.communication import predict_communication
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.memory import Layout, largest_micro_batch, predict_memory
-from cluster.planning.request import compare_plans, plan_of, scaling_plans
+from cluster.planning.request import compare_plans, plan_of, plan_run, scaling_plans
 from cluster.planning.speed import predict_step
 from cluster.planning.workload import workload
+from cluster.recipe import read_recipe
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 
@@ -131,6 +132,34 @@ def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Pa
     rates = [plan.images_per_second / plan.world_size for plan in plans]
     assert plans[0].world_size == 1 and plans[-1].world_size == 1024
     assert rates[-1] < rates[3] <= rates[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "profile"),
+    [
+        ("cpu", "cpu2"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_run_that_begins_is_planned_for_the_device_that_it_has(
+    device: str, profile: str | None, config: Path
+) -> None:
+    resolved, _ = read_recipe("pretrain", config, overrides=["train.micro_batch=1"])
+    plan = plan_run(resolved, world_size=2, device=device)
+    assert (plan or {}).get("hardware") == profile
+    if plan is not None:
+        assert plan["memory_gib"] > 0 and plan["step_seconds"] > 0
+
+
+def test_a_gpu_measures_neither_its_process_nor_its_fragments(config: Path) -> None:
+    gpu, _ = plan_of("pretrain", config, ["hardware=h100"])
+    assert gpu.measurable_bytes == pytest.approx(gpu.memory.total - gpu.memory.process - gpu.memory.reserve)
+    cpu, _ = plan_of("pretrain", config, ["hardware=cpu2", "train.micro_batch=1"])
+    assert cpu.measurable_bytes == cpu.memory.total
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,21 @@ def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:
     assert first_failure(["fine\n"]) is None
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [("Killed", 137), ("Segmentation fault (core dumped)", 139), ("Bus error", 135), ("Aborted", 134)],
+)
+def test_a_rank_that_a_signal_killed_is_the_first_and_not_its_peer_that_lost_it(
+    words: str, status: int
+) -> None:
+    lines = [
+        "srun: error: fake1: task 0: Terminated\n",
+        f"srun: error: fake2: task 1: {words}\n",
+        "srun: error: fake3: task 2: Exited with exit code 1\n",
+    ]
+    assert first_failure(lines) == Failure("fake2", 1, status)
+
+
 def test_a_missing_command_is_a_clear_error() -> None:
     with pytest.raises(slurm.SlurmError, match="not installed here"):
         slurm.run_command(["no-such-slurm-command"])

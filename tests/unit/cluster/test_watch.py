@@ -60,6 +60,60 @@ def test_a_failed_life_tells_its_reason(run: Path) -> None:
     assert found.state == "failed" and "boom" in found.last_error
 
 
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"])
+def test_a_life_whose_script_was_killed_has_the_state_that_slurm_gives_it(run: Path, state: str) -> None:
+    found = read_status(run, queue=queued(state, reason="NonZeroExitCode"))
+    assert found.state == state.lower()
+    assert found.detail == f"life 1 has no end; SLURM says {state} (NonZeroExitCode)"
+
+
+def test_of_several_jobs_the_newest_tells_the_state(run: Path) -> None:
+    History(run).note("submitted", job_id="5", folder="0002", lives=1)  # ids may wrap around
+    known = {**queued("FAILED", job_id="5"), **queued("CANCELLED", job_id="7")}
+    assert read_status(run, queue=known).state == "failed"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '"x"', "{", "\0", "null"])
+@pytest.mark.parametrize("marker", ["done", "cancelled", "held"])
+def test_a_marker_counts_whatever_it_holds(run: Path, marker: str, text: str) -> None:
+    (run / marker).write_text(text)
+    assert read_status(run, queue={}).state == marker
+
+
+def test_garbage_in_metrics_and_account_is_passed_over(run: Path) -> None:
+    rows = [
+        "[]",
+        "3",
+        "{",
+        '{"samples_seen": "x", "time": 1}',
+        '{"time": 2}',
+        '{"samples_seen": 8, "time": null}',
+    ]
+    rows += ['{"samples_seen": 800, "time": 5, "progress": 0.5}']
+    (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    (run / "account.jsonl").write_text(
+        '[]\n{}\n{"life": "a", "rank": 0, "seconds": {"compute": 3}}\n{"seconds": 1}\n'
+    )
+    found = read_status(run, queue={})
+    assert (found.samples_seen, found.total_samples) == (800, 1600)
+
+
+def test_a_clock_that_went_backwards_loses_no_negative_time(run: Path) -> None:
+    (run / "account.jsonl").write_text('{"life": "a", "rank": 0, "seconds": {"compute": 3}}\n')
+    assert read_status(run, queue=queued("RUNNING"), now=1.0).lost_seconds == 0.0
+
+
+def test_an_array_counts_the_tasks_that_are_done(tmp_path: Path) -> None:
+    History(tmp_path).note("submitted", job_id="7", folder="0001", lives=0)
+    for number in (0, 1):
+        task = tmp_path / f"task-{number:04d}"
+        task.mkdir()
+        History(task).begin(job_id="7", nodes=["n1"], step=-1)
+    RunDirectory(task).mark("done")
+    found = read_status(tmp_path, queue={})
+    assert found.state == "ended" and found.detail.startswith("1 of 2 tasks")
+
+
 def test_progress_rate_and_remaining_time_come_from_the_metrics(run: Path) -> None:
     began = History(run).lives()[0].started
     rows = [{"time": began + n, "samples_seen": 100 * n, "progress": n / 100} for n in range(1, 11)]

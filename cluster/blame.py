@@ -1,0 +1,51 @@
+"""Which node a crash is to be blamed on: a pure function from what was seen of the crashes of one life.
+
+A program's own mistake fails anywhere, so an exit status alone blames nobody. Two things do blame a node: the
+words by which drivers and kernels report broken hardware, and ranks that were killed by a signal there in two
+tries in a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from cluster.decide import Ending
+
+# From the messages of CUDA, cuDNN, NCCL and the kernel; "out of memory" is the program's own affair.
+_HARDWARE = re.compile(
+    r"uncorrectable|\bECC\b|\bXid\b|CUDA error: (unspecified launch failure|unknown error|hardware)"
+    r"|CUDA-capable device\(s\) is/are busy|no CUDA-capable device|GPU is lost|fallen off the bus"
+    r"|NVLink|system not yet initialized|driver shutting down|Input/output error|Stale file handle"
+    r"|Read-only file system",
+    re.IGNORECASE,
+)
+_FIRST_SIGNAL_STATUS = 129
+_CRASHES = 2
+KILLED_TWICE = "killed by a signal there in two tries"
+
+
+def node_to_blame(
+    crashes: Sequence[Ending], *, nodes: Sequence[str], known: Collection[str] = ()
+) -> tuple[str, str] | None:
+    """Return a node and why, None where the crashes name none.
+
+    Args:
+        crashes: of one life, the last of them new.
+        nodes: on which ranks ran.
+        known: why nodes were left out before. Who was killed on other nodes as well has a mistake of his own.
+    """
+    last = crashes[-1]
+    if last.node not in nodes:
+        return None
+    if _HARDWARE.search(last.message):
+        return last.node, f"a crash: {last.message}"
+    recent = crashes[-_CRASHES:]
+    if len(nodes) < 2 or len(recent) < _CRASHES or any(KILLED_TWICE in reason for reason in known):
+        return None
+    if all(one.node == last.node and one.status >= _FIRST_SIGNAL_STATUS for one in recent):
+        return (
+            last.node,
+            f"a rank was {KILLED_TWICE}, now by signal {last.status - 128}",
+        )
+    return None

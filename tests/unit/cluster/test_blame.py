@@ -1,0 +1,60 @@
+"""A node is blamed for broken hardware and for ranks that die there alone, never for a program's mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.blame import KILLED_TWICE, node_to_blame
+from cluster.decide import Ending
+
+NODES = ["n1", "n2"]
+
+
+def crash(node: str = "n2", *, status: int = 139, message: str = "") -> Ending:
+    return Ending(
+        status=status, node=node, message=message, done=False, stopped=False, cancelled=False,
+        state="RUNNING", warned=False, user_error=False, retries_left=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RuntimeError: CUDA error: uncorrectable ECC error encountered",
+        "torch.AcceleratorError: CUDA error: unspecified launch failure",
+        "RuntimeError: No CUDA GPUs are available: no CUDA-capable device is detected",
+        "OSError: [Errno 5] Input/output error: 'shards/train/00007.tar'",
+        "NCCL WARN Cuda failure 'GPU is lost'",
+    ],
+)
+def test_the_words_of_broken_hardware_blame_their_node_at_once(message: str) -> None:
+    found = node_to_blame([crash(status=1, message=message)], nodes=NODES)
+    assert found == ("n2", f"a crash: {message}")
+    assert node_to_blame([crash("n1", status=1, message=message)], nodes=["n1"]) is not None
+
+
+@pytest.mark.parametrize(
+    "message", ["ValueError: bad", "torch.OutOfMemoryError: CUDA out of memory", "KeyError: 'x'", ""]
+)
+def test_a_programs_own_mistake_blames_nobody(message: str) -> None:
+    assert node_to_blame([crash(status=1, message=message)] * 3, nodes=NODES) is None
+
+
+def test_ranks_killed_twice_on_one_node_blame_it() -> None:
+    assert node_to_blame([crash()], nodes=NODES) is None
+    blamed = node_to_blame([crash(), crash(status=137)], nodes=NODES)
+    assert blamed is not None and blamed[0] == "n2" and KILLED_TWICE in blamed[1]
+
+
+def test_ranks_killed_on_several_nodes_or_on_the_only_one_blame_none() -> None:
+    assert node_to_blame([crash("n1"), crash("n2")], nodes=NODES) is None
+    assert node_to_blame([crash("n1"), crash("n1")], nodes=["n1"]) is None
+
+
+def test_who_is_killed_again_after_a_node_was_left_out_for_it_has_a_mistake_of_his_own() -> None:
+    known = [f"a rank was {KILLED_TWICE}"]
+    assert node_to_blame([crash(), crash()], nodes=NODES, known=known) is None
+
+
+def test_a_crash_whose_node_is_unknown_blames_none() -> None:
+    assert node_to_blame([crash("", message="uncorrectable ECC error")], nodes=NODES) is None
