@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -16,6 +17,8 @@ from coatnet.runtime.run_directory import write_atomically
 _BEAT_SECONDS = 1.0
 # A holder on another host is believed dead after this long without a beat, seen on our own monotonic clock.
 _SILENCE_SECONDS = 4.0
+_ATTEMPT_VARIABLE = "COATNET_ATTEMPT"  # job id, life, try
+_ATTEMPT = re.compile(r"\d+\.(\d+)\.(\d+)")
 
 
 class LeaseHeld(UserError):
@@ -38,13 +41,16 @@ class Lease:
     def acquire(cls, directory: Path) -> Lease:
         """Take the lease, or find within five seconds that it is held.
 
+        A later start of the same run under SLURM, as the attempts' tokens tell, does not wait for an earlier one:
+        it would not have been started if SLURM did not hold that for dead. What is left of it is fenced.
+
         Raises:
             LeaseHeld: a living job has it; the message names host and process.
         """
         path = directory / "lease.json"
         directory.mkdir(parents=True, exist_ok=True)
         known = _read(path)
-        if known is not None and _is_alive(path, known):
+        if known is not None and not _is_outranked(known) and _is_alive(path, known):
             raise LeaseHeld(
                 f"{directory}: held by process {known['pid']} on {known['host']}; "
                 "wait for it, cancel it, or choose another run.directory"
@@ -92,6 +98,7 @@ class Lease:
             "started": _started(os.getpid()),
             "beat": beat,
             "released": released,
+            "attempt": os.environ.get(_ATTEMPT_VARIABLE, ""),
         }
         write_atomically(self.path, json.dumps(record) + "\n")
 
@@ -101,6 +108,16 @@ def _read(path: Path) -> dict | None:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+
+
+def _is_outranked(known: dict) -> bool:
+    """Return whether this process belongs to a later life, or a later try of the same life, than the holder."""
+    theirs, ours = (
+        _ATTEMPT.fullmatch(text) for text in (known.get("attempt", ""), os.environ.get(_ATTEMPT_VARIABLE, ""))
+    )
+    if theirs is None or ours is None:
+        return False
+    return tuple(map(int, ours.groups())) > tuple(map(int, theirs.groups()))
 
 
 def _is_alive(path: Path, known: dict) -> bool:

@@ -19,6 +19,10 @@ from cluster.submission import Prepared, Request, prepare, submit
 from fake_cluster import FakeCluster
 from stand_in import fold
 
+_ARRAY_TASK = """\
+if [ "$2" = output-0 ] && [ ! -e begun ]; then touch begun; sleep 60; fi
+echo "$1" > "$2"
+"""
 STAND_IN = Path(__file__).with_name("stand_in.py")
 SITE = {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "time": "00:30:00"}
 
@@ -128,12 +132,12 @@ def start(
 
 
 def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
-    """Submit an array whose tasks each write a file of their own."""
+    """Submit an array whose tasks each write a file of their own, the first of them only in its second life."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     directory.mkdir()
     request = Request("shard", "output-{task}", (), _site(), directory=directory, array=tasks)
     prepared = prepare(request)
-    prepared.job.program = str(_shell(directory, 'sleep 0.2; echo "$1" > "$2"'))
+    prepared.job.program = str(_shell(directory, _ARRAY_TASK))
     prepared.job.working_directory = str(directory)
     return Run(cluster, directory, 0, submit(prepared, snapshot=False))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
+from cluster.history import History
 from cluster.status import read_status
 from coatnet.config import UserError
 
@@ -213,14 +214,13 @@ def test_an_array_runs_each_of_its_tasks_once_and_goes_on_after_a_warning(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
     run = start_array(slurm_cluster, tmp_path / "array", tasks=3)
-    done = [tmp_path / "array" / f"task-{number:04d}" / "done" for number in range(3)]
-    slurm_cluster.wait_for(lambda: all(path.exists() for path in done), seconds=60, what="three tasks")
-    written = sorted(path.name for path in (tmp_path / "array").glob("output-*"))
-    assert written == ["output-0", "output-1", "output-2"]
-    slurm_cluster.wait_for(
-        lambda: not slurm_cluster.client("squeue", "-h").strip(), seconds=20, what="no jobs"
-    )
-    assert run.job_id
+    slurm_cluster.wait_for((run.directory / "begun").exists, seconds=60, what="the first task")
+    slurm_cluster.client("scancel", "--signal=USR1", "--batch", f"{run.job_id}_0")
+    slurm_cluster.wait_for(run.has_ended, seconds=60, what="three tasks")
+    assert [(run.directory / f"output-{number}").read_text() for number in range(3)] == ["shard\n"] * 3
+    lives = [History(run.directory / f"task-{number:04d}").lives() for number in range(3)]
+    assert [[life.outcome for life in task] for task in lives] == [["stopped", "done"], ["done"], ["done"]]
+    assert read_status(run.directory, queue=slurm.queue()).state == "done"
 
 
 def test_a_pipeline_runs_its_stages_one_after_the_other(slurm_cluster: FakeCluster, tmp_path: Path) -> None:

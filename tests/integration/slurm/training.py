@@ -36,19 +36,24 @@ evaluate: {{every: 1000 epochs}}
 
 
 def make_corpus(folder: Path) -> Path:
-    """Write a folder of noisy images in four colours and pack it into shards."""
+    """Write noisy images in four colours and pack them into shards."""
     from data_pipeline.sharding.sharder import shard_corpus
 
-    generator = np.random.default_rng(0)
+    make_photos(folder / "images", seed=0, per_class=PER_CLASS)
+    shard_corpus(folder / "images", folder / "shards", quiet=True)
+    return folder / "shards"
+
+
+def make_photos(folder: Path, *, seed: int, per_class: int) -> None:
+    """Write a folder of noisy images for each of the classes."""
+    generator = np.random.default_rng(seed)
     for label in range(CLASSES):
-        directory = folder / "images" / f"class{label}"
+        directory = folder / f"class{label}"
         directory.mkdir(parents=True)
-        for number in range(PER_CLASS):
+        for number in range(per_class):
             pixels = generator.integers(0, 120, (40, 40, 3), dtype=np.uint8)
             pixels[..., label % 3] += np.uint8(40 * (label + 1) // 2)
             Image.fromarray(pixels).save(directory / f"{number}.jpg")
-    shard_corpus(folder / "images", folder / "shards", quiet=True)
-    return folder / "shards"
 
 
 def train(
@@ -78,7 +83,12 @@ def train(
 
 def samples_seen(run: Run) -> int:
     """Return how far the run is, by its metrics."""
-    path = run.directory / "metrics.jsonl"
+    return samples_seen_in(run.directory)
+
+
+def samples_seen_in(directory: Path) -> int:
+    """Return how far a run directory says that its run is."""
+    path = directory / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return max((json.loads(line).get("samples_seen", 0) for line in lines), default=0)
 

@@ -100,3 +100,35 @@ def test_a_job_that_lost_its_lease_notices_before_it_commits(tmp_path: Path) -> 
         lease.check()
     lease.release()
     assert json.loads((tmp_path / "lease.json").read_text())["token"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("holder", "ours", "taken"),
+    [
+        ("7.1.1", "7.2.1", True),  # the next life
+        ("7.1.1", "7.1.2", True),  # the next try
+        ("7.2.1", "9.3.1", True),  # the successor in a chain
+        ("7.2.1", "7.1.3", False),  # a life that was held for dead
+        ("7.1.1", "7.1.1", False),
+        ("", "7.1.1", False),  # started by hand
+        ("7.1.1", "", False),
+        ("garbage", "7.1.1", False),
+    ],
+)
+def test_a_later_start_of_a_run_fences_an_earlier_one_that_still_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: str, ours: str, taken: bool
+) -> None:
+    monkeypatch.setenv("COATNET_ATTEMPT", holder)
+    first = Lease.acquire(tmp_path)
+    monkeypatch.setenv("COATNET_ATTEMPT", ours)
+    try:
+        if not taken:
+            with pytest.raises(LeaseHeld):
+                Lease.acquire(tmp_path)
+            return
+        second = Lease.acquire(tmp_path)
+        with pytest.raises(LeaseLost):
+            first.check()
+        second.release()
+    finally:
+        first.release()
