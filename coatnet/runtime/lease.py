@@ -41,8 +41,8 @@ class Lease:
     def acquire(cls, directory: Path) -> Lease:
         """Take the lease, or find within five seconds that it is held.
 
-        A later start of the same run under SLURM, as the attempts' tokens tell, does not wait for an earlier one:
-        it would not have been started if SLURM did not hold that for dead. What is left of it is fenced.
+        A later start of the same run under SLURM, by the attempts' tokens, waits for no earlier one: it would not
+        have been started if SLURM did not hold that for dead. What is left of it is fenced.
 
         Raises:
             LeaseHeld: a living job has it; the message names host and process.
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict | None:
 
 
 def _is_outranked(known: dict) -> bool:
-    """Return whether this process belongs to a later life, or a later try of the same life, than the holder."""
+    """Return whether this process belongs to a later life than the holder, or to a later try of it."""
     theirs, ours = (
         _ATTEMPT.fullmatch(text) for text in (known.get("attempt", ""), os.environ.get(_ATTEMPT_VARIABLE, ""))
     )

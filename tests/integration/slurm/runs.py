@@ -132,7 +132,7 @@ def start(
 
 
 def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
-    """Submit an array whose tasks each write a file of their own, the first of them only in its second life."""
+    """Submit an array whose tasks each write a file, the first of them only in its second life."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     directory.mkdir()
     request = Request("shard", "output-{task}", (), _site(), directory=directory, array=tasks)

@@ -1,4 +1,4 @@
-"""Photographs to an evaluated model by one file on a real SLURM: an array of shards, two trainings, figures."""
+"""Photographs to figures by one file on a real SLURM: an array of shards, two trainings, an evaluation."""
 
 from __future__ import annotations
 

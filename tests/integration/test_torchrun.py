@@ -1,0 +1,107 @@
+"""Without SLURM: torchrun on two machines and on one gives the bits of the local launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory, read_lines
+
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
+
+BIN = Path(sys.executable).parent
+CONFIG = """\
+seed: 3
+model: {{depths: [1, 1, 1, 1, 1], widths: [8, 16, 16, 32, 32], stochastic_depth: 0.1}}
+norm: {{group_images: 2}}
+augment: {{image_size: 32}}
+data: {{train: [{{path: {images}}}], threads: 1}}
+train: {{duration: 150 steps, global_batch: 8, micro_batch: 4}}
+save: {{every: 1000 steps}}
+evaluate: {{every: 1000 epochs}}
+launch: {{ranks: 2}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        label = tmp_path / "images" / f"class{number % 3}"
+        label.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(label / f"{number}.jpg")
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(images=tmp_path / "images"))
+    return path
+
+
+def start(*command: str | Path) -> subprocess.Popen[bytes]:
+    path = f"{BIN}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        [str(word) for word in command], env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def torchrun(config: Path, run: Path, *, nodes: int, ranks: int, port: int) -> subprocess.Popen[bytes]:
+    """Start what docs/slurm.md says, on one machine of `nodes`."""
+    return start(
+        BIN / "torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", f"localhost:{port}", "--no-python",
+        "coatnet", "pretrain", config, f"run.directory={run}",
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_metrics(run: RunDirectory, machines: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 300
+    while not run.metrics.exists():
+        assert time.monotonic() < deadline and all(one.poll() is None for one in machines)
+        time.sleep(0.05)
+
+
+def assert_bit_equal(one: Path, other: Path) -> None:
+    first, second = (CheckpointStore(run / "checkpoints", ranks=Ranks()).newest() for run in (one, other))
+    assert first is not None and second is not None and first.samples_seen == second.samples_seen == 1200
+    for kind in ("weight", "exp_avg", "exp_avg_sq", "buffer"):
+        for name in first.names(kind):
+            assert torch.equal(first.tensor(kind, name), second.tensor(kind, name)), (kind, name)
+
+
+def test_torchrun_on_two_machines_saves_when_it_is_stopped_and_goes_on_on_one(
+    config: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "local"
+    assert start(BIN / "coatnet", "pretrain", config, f"run.directory={local}").wait(timeout=400) == 0
+
+    run, port = RunDirectory(tmp_path / "run"), free_port()
+    machines = [torchrun(config, run.path, nodes=2, ranks=1, port=port) for _ in range(2)]
+    wait_for_metrics(run, machines)
+    for one in machines:
+        one.send_signal(signal.SIGTERM)
+    for one in machines:
+        one.wait(timeout=120)
+    assert run.marker("stopped") is not None and run.marker("done") is None
+    assert torchrun(config, run.path, nodes=1, ranks=2, port=free_port()).wait(timeout=400) == 0
+    assert run.marker("done") is not None
+    assert [event["kind"] for event in read_lines(run.events) if event["kind"] in {"start", "resume"}] == [
+        "start",
+        "resume",
+    ]
+    assert_bit_equal(run.path, local)
