@@ -15,11 +15,10 @@ _RANK_LOG = re.compile(r"life-(\d+)\.try-(\d+)\.(?:rank-(\d+)|preflight-\d+)\.lo
 def read_logs(
     directory: Path, *, rank: int | None, tail: int, follow: bool, finished: Callable[[], bool]
 ) -> Iterator[str]:
-    """Yield lines, each headed by its source where that changes.
+    """Yield lines, each headed by its source.
 
     Args:
-        rank: only this rank and no job log; None for the job's log and rank 0, and every rank that failed to
-            keep silent is in its own file.
+        rank: only this rank and no job log; None for rank 0 and the job's log.
         tail: so many last lines of what is there; 0 for all.
         follow: go on with what is added, until `finished` says so.
     """
@@ -36,7 +35,7 @@ def read_logs(
 
 
 def _files(directory: Path, *, rank: int | None) -> list[Path]:
-    """Return the logs in the order of their lives, the jobs' own first."""
+    """Return the logs in the order of their lives, then the jobs' own, which tell how they ended."""
     logs = [*directory.glob("logs/*.log"), *directory.glob("task-*/logs/*.log")]
     wanted = [path for path in logs if _is_wanted(path, rank=rank)]
     return sorted(

@@ -8,36 +8,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cluster.status import RunStatus
 
-_COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red"}
+_COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red",
+            "failed": "red", "lost": "red"}  # fmt: skip
+_BAR = 12  # characters
 
 
 def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
-    """Print one line per run."""
+    """Print one line per run, and below the table what each has to say."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None)
-    for heading in ("run", "state", "job", "life", "step", "progress", "images/s", "left", "lost", "last"):
+    for heading in ("run", "state", "job"):
         table.add_column(heading, overflow="fold")
+    for heading in ("life", "step"):
+        table.add_column(heading, justify="right")
+    table.add_column("progress")
+    for heading in ("images/s", "left", "lost"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
-        colour = _COLOURS.get(run.state, "white")
         table.add_row(
             escape(run.directory),
-            f"[{colour}]{run.state}[/{colour}]",
+            _coloured(run.state),
             run.job_id or "–",
             str(run.lives),
-            "–" if run.step is None else str(run.step),
+            "–" if run.step is None else f"{run.step:,}",
             _progress(run),
             "–" if run.images_per_second is None else f"{run.images_per_second:,.0f}",
             duration(run.remaining_seconds),
             duration(run.lost_seconds),
-            escape(run.detail or run.last_error),
         )
     console = Console()
     console.print(table if runs else "no runs found")
+    for run in runs:
+        words = run.detail or run.last_error
+        if words and run.state != "done":
+            console.print(
+                f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}", highlight=False
+            )
     if not queue_is_known:
-        console.print("no SLURM here: states are read from the run directories alone", style="dim")
+        console.print("\nno SLURM answers here: states are read from the run directories alone", style="dim")
+
+
+def _coloured(state: str) -> str:
+    colour = _COLOURS.get(state, "white")
+    return f"[{colour}]{state}[/{colour}]"
 
 
 def duration(seconds: float | None) -> str:
@@ -57,4 +73,6 @@ def _progress(run: RunStatus) -> str:
         return "–"
     if not run.total_samples:
         return f"{run.samples_seen:,} images"
-    return f"{100 * run.samples_seen / run.total_samples:.1f} %"
+    share = run.samples_seen / run.total_samples
+    full = round(_BAR * min(share, 1.0))
+    return f"[green]{'━' * full}[/green][bright_black]{'━' * (_BAR - full)}[/bright_black] {share:.1%}"

@@ -41,8 +41,8 @@ class Lease:
     def acquire(cls, directory: Path) -> Lease:
         """Take the lease, or find within five seconds that it is held.
 
-        A later start of the same run under SLURM, by the attempts' tokens, waits for no earlier one: it would not
-        have been started if SLURM did not hold that for dead. What is left of it is fenced.
+        A later start of the same run under SLURM, as its token tells, waits for no earlier one: SLURM
+        would not have started it without holding that for dead. What is left of it is fenced.
 
         Raises:
             LeaseHeld: a living job has it; the message names host and process.
