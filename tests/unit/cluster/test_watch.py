@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cluster.logs import read_logs
 from cluster.slurm import QueuedJob
 from cluster.status import find_runs, read_status
 from coatnet.config import UserError
+from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory
 
 
@@ -91,15 +93,18 @@ def test_garbage_in_metrics_and_account_is_passed_over(run: Path) -> None:
     ]
     rows += ['{"samples_seen": 800, "time": 5, "progress": 0.5}']
     (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
-    (run / "account.jsonl").write_text(
-        '[]\n{}\n{"life": "a", "rank": 0, "seconds": {"compute": 3}}\n{"seconds": 1}\n'
-    )
+    account = RunDirectory(run).account
+    account.mkdir()
+    (account / "rank-00000.jsonl").write_text('[]\n{}\n{"life": "a", "rank": 0}\n{"seconds": 1}\n')
     found = read_status(run, queue={})
     assert (found.samples_seen, found.total_samples) == (800, 1600)
 
 
 def test_a_clock_that_went_backwards_loses_no_negative_time(run: Path) -> None:
-    (run / "account.jsonl").write_text('{"life": "a", "rank": 0, "seconds": {"compute": 3}}\n')
+    account = TimeAccount(RunDirectory(run).account, rank=0, life="a")
+    with account.measure("compute"):
+        time.sleep(0.01)
+    account.flush(samples_seen=8)
     assert read_status(run, queue=queued("RUNNING"), now=1.0).lost_seconds == 0.0
 
 
