@@ -7,30 +7,43 @@ from collections.abc import Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 460, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 30
-_TICKS = 4
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
+_LEGEND_HEIGHT, _LETTER_WIDTH = 16, 6.2
+_MOST_STEPS = 5
 
 
-def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, x_label: str = "images seen") -> str:
-    """Draw up to four curves over one axis, with a legend where there is more than one."""
+def line_chart(
+    series: dict[str, Sequence[tuple[float, float]]],
+    *,
+    marks: Sequence[float] = (),
+    x_label: str = "images seen",
+) -> str:
+    """Draw up to four curves over one axis, with a legend where there is more than one.
+
+    Args:
+        series: (x, y) by name.
+        marks: places on the x axis that get a thin line, such as restarts.
+        x_label: below the axis.
+    """
     points = [point for curve in series.values() for point in curve if math.isfinite(point[1])]
     if not points:
         return ""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_low, x_high = min(xs), max(xs)
-    y_low, y_high = _padded(min(ys), max(ys))
+    ticks = _round_ticks(min(ys), max(ys))
+    y_low, y_high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
+    top = _TOP + (_LEGEND_HEIGHT if len(series) > 1 else 0)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / ((x_high - x_low) or 1)
         up = (y - y_low) / ((y_high - y_low) or 1)
         return (
             _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
+            _HEIGHT - _BOTTOM - up * (_HEIGHT - top - _BOTTOM),
         )
 
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(", ".join(series))}">']
-    for number in range(_TICKS + 1):
-        value = y_low + (y_high - y_low) * number / _TICKS
+    for value in ticks:
         _, y = place(x_low, value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number_text(value)}</text>')
@@ -40,19 +53,21 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, x_label: str
         anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
         y_text = _HEIGHT - _BOTTOM + 15
         parts.append(f'<text x="{x:.1f}" y="{y_text}" text-anchor="{anchor}">{number_text(value)}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    for mark in marks:
+        if x_low < mark < x_high:
+            x, _ = place(mark, y_low)
+            parts.append(f'<path class="mark" d="M{x:.1f} {top}V{_HEIGHT - _BOTTOM}"/>')
     for number, (name, curve) in enumerate(series.items()):
         placed = [place(x, y) for x, y in curve if math.isfinite(y)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         if len(placed) == 1:
-            parts.append(
-                f'<circle class="c{number} dot" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3"/>'
-            )
+            parts.append(f'<circle class="d{number}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3"/>')
         parts.append(f'<polyline class="c{number}" points="{path}"/>')
         if len(series) > 1:
-            y = _TOP + 4 + 14 * number
-            parts.append(f'<path class="c{number}" d="M{_WIDTH - 120} {y}h14"/>')
-            parts.append(f'<text x="{_WIDTH - 102}" y="{y + 3.5}">{escape(name)}</text>')
+            begin = _LEFT + sum(len(one) * _LETTER_WIDTH + 34 for one in list(series)[:number])
+            parts.append(f'<path class="c{number}" d="M{begin:.0f} {_TOP}h14"/>')
+            parts.append(f'<text x="{begin + 19:.0f}" y="{_TOP + 3.5}">{escape(name)}</text>')
     parts.append("</svg>")
     return "".join(parts)
 
@@ -64,15 +79,46 @@ def stacked_bar(parts_by_name: dict[str, float]) -> str:
         return ""
     pieces, legend, left = [], [], 0.0
     for number, (name, value) in enumerate(parts_by_name.items()):
+        if value <= 0:
+            continue
         share = value / total
-        pieces.append(
-            f'<rect class="f{number}" x="{left * 1000:.1f}" width="{share * 1000:.1f}" y="0" height="26">'
-            f"<title>{escape(name)}: {share:.1%}</title></rect>"
-        )
+        pieces.append(_piece(left, share, colour=number, title=f"{name}: {share:.1%}"))
         legend.append(f'<li><span class="key f{number}"></span>{escape(name)} <b>{share:.1%}</b></li>')
         left += share
-    bar = f'<svg class="bar" viewBox="0 0 1000 26" preserveAspectRatio="none">{"".join(pieces)}</svg>'
-    return f'{bar}<ul class="legend">{"".join(legend)}</ul>'
+    return f'{_bar(pieces)}<ul class="legend">{"".join(legend)}</ul>'
+
+
+def timeline(lives: Sequence[tuple[float, float, dict[str, float]]]) -> str:
+    """Draw lives along the wall time, each cut by the classes of its seconds; gaps stay empty.
+
+    Args:
+        lives: begin and end on one clock, and seconds by class, in the order of `stacked_bar`'s colours.
+    """
+    if not lives:
+        return ""
+    first, last = lives[0][0], max(end for _, end, _ in lives)
+    span = max(last - first, 1e-9)
+    pieces = []
+    for number, (begin, end, seconds) in enumerate(lives):
+        left, own = (begin - first) / span, max(sum(seconds.values()), 1e-9)
+        for colour, (name, value) in enumerate(seconds.items()):
+            if value > 0:
+                share = value / own * (end - begin) / span
+                title = f"life {number + 1}, {name}: {value:,.1f} s"
+                pieces.append(_piece(left, share, colour=colour, title=title))
+                left += share
+    return _bar(pieces)
+
+
+def _piece(left: float, share: float, *, colour: int, title: str) -> str:
+    return (
+        f'<rect class="f{colour}" x="{left * 1000:.2f}" width="{share * 1000:.2f}" y="0" height="26">'
+        f"<title>{escape(title)}</title></rect>"
+    )
+
+
+def _bar(pieces: Sequence[str]) -> str:
+    return f'<svg class="bar" viewBox="0 0 1000 26" preserveAspectRatio="none">{"".join(pieces)}</svg>'
 
 
 def number_text(value: float) -> str:
@@ -82,14 +128,20 @@ def number_text(value: float) -> str:
         if size >= limit:
             divisor = 1e3 if suffix == "k" else limit
             return f"{value / divisor:.3g}{suffix}"
+    if not math.isfinite(value):
+        return str(value)
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Return places for grid lines: multiples of 1, 2 or 5 of a power of ten that enclose a range."""
     if low == high:
         margin = abs(low) * 0.1 or 1.0
-        return low - margin, high + margin
-    margin = (high - low) * 0.05
-    return (low if low == 0 else low - margin), high + margin
+        low, high = low - margin, high + margin
+    rough = (high - low) / _MOST_STEPS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]

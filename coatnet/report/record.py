@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from coatnet.config import UserError
-from coatnet.runtime.account import summarise
+from coatnet.runtime.account import LifeAccount, between_seconds, read_lives, summarise
 from coatnet.runtime.run_directory import MARKERS, RunDirectory, read_lines
 
 _LIFE_EVENTS = ("start", "resume", "life")
@@ -24,15 +26,27 @@ class RunRecord:
     """
 
     name: str
+    path: Path
     series: dict[str, list[tuple[int, float]]]
     events: list[dict[str, Any]]
     account: dict[str, float]
-    config: str
+    life_accounts: list[LifeAccount]
+    config_text: str
     environment: dict[str, Any]
     summary: dict[str, Any]
     plan: dict[str, Any]
     markers: dict[str, Any]
+    facts: dict[str, Any]
     counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config as plain containers."""
+        try:
+            found = yaml.safe_load(self.config_text)
+        except yaml.YAMLError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def samples_seen(self) -> int:
@@ -52,8 +66,13 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all lives together."""
+        """Wall time since the first start, the time between lives included."""
         return sum(self.account.values())
+
+    @property
+    def between_seconds(self) -> float:
+        """Time between lives, part of the account's idle."""
+        return between_seconds(self.life_accounts)
 
 
 def read_run(path: Path) -> RunRecord:
@@ -69,14 +88,17 @@ def read_run(path: Path) -> RunRecord:
     markers = {name: run.marker(name) for name in MARKERS}
     return RunRecord(
         name=path.resolve().name,
+        path=path,
         series=_series(run.metrics),
         events=events,
         account=summarise(run.account),
-        config=run.config.read_text(),
+        life_accounts=read_lives(run.account),
+        config_text=run.config.read_text(),
         environment=_read_json(run.environment),
         summary=_read_json(run.summary),
         plan=_read_json(run.plan),
         markers={name: value for name, value in markers.items() if value is not None},
+        facts=_newest_facts(run.checkpoints),
         counts=Counter(str(event.get("kind")) for event in events),
     )
 
@@ -93,17 +115,34 @@ def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Keep a page small: at most 600 points of a curve, the last among them."""
-    stride = max(1, -(-len(points) // _MAX_POINTS))
-    return (
-        points[::stride]
-        if not points or points[::stride][-1] == points[-1]
-        else [*points[::stride], points[-1]]
-    )
+    """Keep a page small: of each stretch its lowest and highest point, so that no spike is lost."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    stride = -(-len(points) * 2 // _MAX_POINTS)
+    kept = {points[0], points[-1]}
+    for begin in range(0, len(points), stride):
+        stretch = points[begin : begin + stride]
+        kept |= {
+            min(stretch, key=lambda point: point[1]),
+            max(stretch, key=lambda point: point[1]),
+        }
+    return sorted(kept)
+
+
+def _newest_facts(checkpoints: Path) -> dict[str, Any]:
+    """Return what the newest checkpoint says of itself; its bytes are not verified for a report."""
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            body = json.loads(_read_json(folder / "manifest.json")["body"])
+            return {**body["facts"], "checkpoint": folder.name}
+        except (KeyError, TypeError, json.JSONDecodeError):
+            continue
+    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -1,41 +1,61 @@
-"""The report: figures first, then curves, time, what happened, and how it was made. HTML and Markdown."""
+"""The report of a run: what stands in it, in which order. HTML and Markdown come of the same sections."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from coatnet.report.chart import line_chart, number_text, stacked_bar
+from coatnet.report.blocks import (
+    Block,
+    Chart,
+    Code,
+    Fold,
+    Section,
+    Table,
+    Text,
+    Tiles,
+    html_page,
+    markdown,
+)
+from coatnet.report.card import model_card, model_line
+from coatnet.report.chart import number_text, stacked_bar, timeline
+from coatnet.report.curves import curves
 from coatnet.report.record import RunRecord, read_run
-from coatnet.report.style import STYLE
 from coatnet.runtime.progress import clock
 from coatnet.runtime.run_directory import write_atomically
 
-_FIRST = ("loss", "top1", "images_per_second", "gradient_norm", "learning_rate", "data_wait")
-_TROUBLE = (
-    "bad_sample",
-    "skipped_step",
-    "alarm",
-    "retry",
-    "rollback",
-    "held",
-    "straggler",
-    "loss_continuity",
-)
-_MAX_EVENTS = 200
+_TROUBLE = {
+    "skipped_step": "steps refused for a loss or gradient that was not finite",
+    "skipped_spike": "steps refused for a loss spike",
+    "spike": "loss spikes",
+    "rollback": "rollbacks",
+    "replay_bundle": "replay bundles, for `coatnet replay`",
+    "silent_corruption": "silent corruptions",
+    "straggler": "slow ranks",
+    "alarm": "alarms, such as a save that failed",
+    "retry": "retries",
+    "held": "holds",
+}
+_MOST_ROWS = 200
+_MOST_BAD = 100
+_GIB = 2**30
 
 
 def write_report(path: Path) -> Path:
     """Write report.html and report.md into a run directory and return the page's path."""
     record = read_run(Path(path))
     page = Path(path) / "report.html"
-    write_atomically(page, _html(record))
-    write_atomically(page.with_suffix(".md"), _markdown(record))
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    subtitle = ", ".join(part for part in (model_line(record), f"report of {now}") if part) + "."
+    sections = _sections(record)
+    options: dict[str, Any] = {"state": record.state, "subtitle": subtitle, "sections": sections}
+    write_atomically(page, html_page(record.name, **options))
+    write_atomically(page.with_suffix(".md"), markdown(record.name, **options))
     return page
 
 
@@ -46,6 +66,7 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "samples_seen": record.samples_seen,
         "seconds": round(record.seconds, 3),
+        "between_lives_seconds": round(record.between_seconds, 3),
         "lives": len(record.lives),
         "account_seconds": {name: round(value, 3) for name, value in record.account.items() if value},
         "last": {name: points[-1][1] for name, points in record.series.items() if points},
@@ -56,157 +77,205 @@ def figures(record: RunRecord) -> dict[str, Any]:
 
 
 def comparison(record: RunRecord) -> dict[str, dict[str, float]]:
-    """Set the plan's numbers beside the run's, where plan.json and the metrics know the same name."""
-    found = {}
-    for name, predicted in record.plan.items():
-        points = record.series.get(name)
-        if points and isinstance(predicted, int | float) and predicted:
-            values = sorted(value for _, value in points)
-            measured = values[len(values) // 2]
-            found[name] = {"predicted": predicted, "measured": measured, "error": measured / predicted - 1}
-    return found
+    """Set the plan's numbers beside the run's, where both know the same name."""
+    measured = {name: _median(points) for name, points in record.series.items() if points}
+    if "memory_gib" in record.series:
+        measured["memory_bytes"] = max(value for _, value in record.series["memory_gib"]) * _GIB
+    batch, rate = measured.get("train/global_batch"), measured.get("images_per_second")
+    if batch and rate:
+        measured["step_seconds"] = batch / rate
+    return {
+        name: {
+            "predicted": predicted,
+            "measured": measured[name],
+            "error": measured[name] / predicted - 1,
+        }
+        for name, predicted in record.plan.items()
+        if name in measured
+        and isinstance(predicted, int | float)
+        and not isinstance(predicted, bool)
+        and predicted
+    }
 
 
-def _html(record: RunRecord) -> str:
-    sections = [
-        _head(record),
-        _section("Curves", _curves(record)),
-        _section("Where the time went", _time(record)),
-        _section("Predicted against measured", _table(_comparison_rows(record))),
-        _section("What happened", _happened(record)),
-        _section("Environment", _table([(key, _text(value)) for key, value in record.environment.items()])),
-        _section("Config", f"<pre>{escape(record.config)}</pre>"),
+def _sections(record: RunRecord) -> list[Section]:
+    return [
+        Section("", [Tiles(_headline(record))]),
+        Section("Curves", curves(record)),
+        Section("Where the time went", _time(record)),
+        Section("Lives", _lives(record)),
+        Section("Bad samples", _bad_samples(record)),
+        Section("What happened", _happened(record)),
+        Section("Predicted against measured", _compared(record)),
+        Section("Model card", model_card(record)),
+        Section("Environment", _environment(record)),
+        Section("Config", [Code(record.config_text, "yaml")]),
     ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(record.name)}</title><style>{STYLE}</style><main>{''.join(sections)}</main></html>\n"
-    )
-
-
-def _head(record: RunRecord) -> str:
-    tiles = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-        for label, value in _headline(record)
-    )
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    state = f'<span class="state {record.state.split()[0]}">{escape(record.state)}</span>'
-    title = f"<h1>{escape(record.name)} {state}</h1>"
-    return f'<header>{title}<p>report of {now}</p></header><div class="tiles">{tiles}</div>'
 
 
 def _headline(record: RunRecord) -> list[tuple[str, str]]:
-    rows = [
-        ("images seen", number_text(record.samples_seen)),
-        ("wall time", clock(record.seconds)),
-        ("lives", str(max(1, len(record.lives)))),
-    ]
+    rows = [("images seen", number_text(record.samples_seen))]
+    progress = record.series.get("progress")
+    if progress and record.state != "done":
+        rows.append(("of the run", f"{progress[-1][1]:.1%}"))
+    rows += [("wall time", clock(record.seconds)), ("lives", str(max(1, len(record.lives))))]
     useful = record.account.get("compute", 0.0) + record.account.get("communication", 0.0)
     if record.seconds:
-        rows.append(("training time", f"{useful / record.seconds:.1%}"))
-    for name, label in (("top1", "top-1"), ("loss", "loss"), ("images_per_second", "images/s")):
-        key = next((one for one in record.series if one.split("/")[-1] == name), None)
-        if key is not None:
-            value = record.series[key][-1][1]
-            rows.append((label, f"{value:.2%}" if name == "top1" else number_text(value)))
-    rows.append(("bad samples", str(record.counts.get("bad_sample", 0))))
+        rows.append(("of it training", f"{useful / record.seconds:.1%}"))
+    for name, label in (
+        ("evaluate/top1", "top-1"),
+        ("evaluate/ema_top1", "top-1, average"),
+        ("evaluate/map", "mAP"),
+        ("train/loss", "loss"),
+        ("images_per_second", "images/s, median"),
+        ("mfu", "MFU, median"),
+    ):
+        points = record.series.get(name)
+        if points:
+            value = _median(points) if "median" in label else points[-1][1]
+            share = name.startswith("evaluate/") or name == "mfu"
+            rows.append((label, f"{value:.2%}" if share else number_text(value)))
+    rows.append(("bad samples", f"{record.counts.get('bad_sample', 0):,}"))
     return rows
 
 
-def _curves(record: RunRecord) -> str:
-    def rank(name: str) -> tuple[int, str]:
-        leaf = name.split("/")[-1]
-        return (next((i for i, word in enumerate(_FIRST) if leaf.startswith(word)), len(_FIRST)), name)
-
-    figures_html = []
-    for name in sorted(record.series, key=rank):
-        chart = line_chart({name: record.series[name]})
-        if chart:
-            last = record.series[name][-1][1]
-            caption = f"<figcaption>{escape(name)} <b>{number_text(last)}</b></figcaption>"
-            figures_html.append(f"<figure>{caption}{chart}</figure>")
-    shown, rest = figures_html[:6], figures_html[6:]
-    more = f"<details><summary>{len(rest)} more</summary><div class='grid2'>{''.join(rest)}</div></details>"
-    return f'<div class="grid2">{"".join(shown)}</div>{more if rest else ""}' if shown else ""
-
-
-def _time(record: RunRecord) -> str:
-    spent = {name: value for name, value in record.account.items() if value > 0}
-    if not spent:
-        return ""
-    rows = [(name, f"{value:,.1f} s", f"{value / record.seconds:.1%}") for name, value in spent.items()]
+def _time(record: RunRecord) -> list[Block]:
+    if not record.seconds:
+        return []
+    rows = [
+        (name.replace("_", " "), f"{value:,.1f} s", f"{value / record.seconds:.1%}")
+        for name, value in record.account.items()
+        if value > 0
+    ]
+    if record.between_seconds:
+        between = record.between_seconds
+        rows.append(("… of idle, between lives", f"{between:,.1f} s", f"{between / record.seconds:.1%}"))
     rows.append(("all", f"{record.seconds:,.1f} s", "100.0%"))
-    return stacked_bar(spent) + _table(rows, head=("class", "seconds per rank", "share"))
-
-
-def _comparison_rows(record: RunRecord) -> list[tuple[str, ...]]:
+    bar = stacked_bar({name.replace("_", " "): value for name, value in record.account.items()})
     return [
-        (name, number_text(one["predicted"]), number_text(one["measured"]), f"{one['error']:+.1%}")
-        for name, one in comparison(record).items()
+        Chart("every second of an average rank since the first start", bar, wide=True),
+        Table(rows, ("class", "seconds per rank", "share"), right=(1, 2)),
     ]
 
 
-def _happened(record: RunRecord) -> str:
-    trouble = [(kind, str(record.counts[kind])) for kind in _TROUBLE if record.counts.get(kind)]
-    counted = (
-        _table(trouble, head=("what", "times")) if trouble else "<p>No bad sample, skipped step or alarm.</p>"
-    )
+def _lives(record: RunRecord) -> list[Block]:
+    lives = record.life_accounts
+    if not lives:
+        return []
+    events = list(record.lives)
     rows = []
-    for event in record.events[-_MAX_EVENTS:]:
-        rest = {key: value for key, value in event.items() if key not in ("time", "kind")}
-        rows.append((_moment(event.get("time")), str(event.get("kind")), _text(rest)))
-    listed = _table(rows, head=("when", "what", "details"))
-    unfolded = "open" if len(rows) <= 12 else ""
-    return f"{counted}<details {unfolded}><summary>{len(rows)} events</summary>{listed}</details>"
+    for number, life in enumerate(lives):
+        event = events[number] if number < len(events) else {}
+        gap = lives[number + 1].began - life.ended if number + 1 < len(lives) else 0.0
+        rows.append(
+            (
+                str(number + 1),
+                _moment(life.began),
+                clock(life.ended - life.began),
+                number_text(float(event.get("samples_seen", 0))),
+                number_text(life.samples_seen),
+                str(event.get("world_size", "–")),
+                f"{life.seconds['start'] + life.seconds['compile']:,.1f} s",
+                f"{life.seconds['redone']:,.1f} s",
+                f"{gap:,.1f} s" if number + 1 < len(lives) else "–",
+            )
+        )
+    head = (
+        "life",
+        "began (UTC)",
+        "lasted",
+        "from image",
+        "to image",
+        "ranks",
+        "start",
+        "redone",
+        "then nothing for",
+    )
+    chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
+    return [
+        Chart("lives along the wall time, in the colours of above", chart, wide=True),
+        Table(rows[-_MOST_ROWS:], head, right=(0, 2, 3, 4, 5, 6, 7, 8)),
+    ]
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+def _bad_samples(record: RunRecord) -> list[Block]:
+    found = [event for event in record.events if event.get("kind") == "bad_sample"]
+    if not found:
+        return []
+    times = Counter((str(event.get("name", "–")), str(event.get("reason", "–"))) for event in found)
+    rows = [(name, reason, f"{count:,}") for (name, reason), count in times.most_common(_MOST_BAD)]
+    more = f"; the {_MOST_BAD} most frequent" if len(times) > _MOST_BAD else ""
+    counted = (
+        f"{len(times):,} samples could not be used, {len(found):,} times in all{more}. Others took their "
+        "place; which, and at which position, stands in events.jsonl."
+    )
+    return [Text(counted), Table(rows, ("sample", "what is wrong", "times"), right=(2,))]
 
 
-def _table(rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...] = ()) -> str:
+def _happened(record: RunRecord) -> list[Block]:
+    counted = [
+        (label, f"{record.counts[kind]:,}") for kind, label in _TROUBLE.items() if record.counts.get(kind)
+    ]
+    blocks: list[Block] = [
+        Table(counted, ("what", "events"), right=(1,))
+        if counted
+        else Text("No refused step, spike, rollback or alarm.")
+    ]
+    for event in record.events:
+        if event.get("kind") == "loss_continuity" and not event.get("continuous"):
+            difference = number_text(float(event.get("relative_difference", 0.0)))
+            blocks.append(
+                Text(f"After a resume the loss at image {event.get('samples_seen')} was {difference} off.")
+            )
+    rows = [
+        (
+            _moment(event.get("time")),
+            str(event.get("kind")),
+            _said({key: value for key, value in event.items() if key not in ("time", "kind")}),
+        )
+        for event in record.events[-_MOST_ROWS:]
+    ]
+    if rows:
+        title = f"{len(record.events):,} events" + (
+            f", the last {_MOST_ROWS}" if len(record.events) > _MOST_ROWS else ""
+        )
+        blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))]))
+    return blocks
+
+
+def _compared(record: RunRecord) -> list[Block]:
+    rows = [
+        (
+            name.replace("_", " "),
+            number_text(one["predicted"]),
+            number_text(one["measured"]),
+            f"{one['error']:+.1%}",
+        )
+        for name, one in comparison(record).items()
+    ]
     if not rows:
-        return ""
-    titles = f"<tr>{''.join(f'<th>{escape(one)}</th>' for one in head)}</tr>" if head else ""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{titles}{body}</table></div>'
+        return [Text("The run has no plan.json: `coatnet submit` writes one where the site names a profile.")]
+    return [Table(rows, ("", "predicted", "measured", "error"), right=(1, 2, 3))]
 
 
-def _text(value: Any) -> str:
+def _environment(record: RunRecord) -> list[Block]:
+    rows = [(key.replace("_", " "), _said(value)) for key, value in record.environment.items()]
+    return [Table(rows)] if rows else []
+
+
+def _median(points: Sequence[tuple[int, float]]) -> float:
+    values = sorted(value for _, value in points)
+    return values[len(values) // 2]
+
+
+def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
-    return value if isinstance(value, str) else json.dumps(value)
+        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 400 else f"{text[:400]} …"
 
 
 def _moment(seconds: Any) -> str:
     if not isinstance(seconds, int | float):
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
-
-
-def _markdown(record: RunRecord) -> str:
-    lines = [f"# {record.name}", "", f"State: {record.state}.", "", "| | |", "|---|---|"]
-    lines += [f"| {label} | {value} |" for label, value in _headline(record)]
-    if record.seconds:
-        lines += ["", "## Where the time went", "", "| class | seconds per rank | share |", "|---|---:|---:|"]
-        lines += [
-            f"| {name} | {value:,.1f} | {value / record.seconds:.1%} |"
-            for name, value in record.account.items()
-            if value > 0
-        ]
-    rows = _comparison_rows(record)
-    if rows:
-        lines += [
-            "",
-            "## Predicted against measured",
-            "",
-            "| | predicted | measured | error |",
-            "|---|---:|---:|---:|",
-        ]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", "## What happened", ""]
-    lines += [f"- {kind}: {count}" for kind, count in sorted(record.counts.items())] or ["- nothing"]
-    lines += ["", "## Environment", ""]
-    lines += [f"- {key}: {_text(value)}" for key, value in record.environment.items()]
-    lines += ["", "## Config", "", "```yaml", record.config.rstrip(), "```", ""]
-    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def make_run(path: Path) -> RunDirectory:
 def test_the_page_needs_nothing_from_outside_and_lets_no_markup_through(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     page = write_report(tmp_path / "run").read_text()
-    assert not re.search(r"(?:src|href)=|@import|url\(", page)
+    assert not re.search(r"(?:src|href)=[\"'](?!#)|@import|url\(", page)
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;bold" in page
     assert page.count("<svg") >= 3
     assert len(page) < 200_000
@@ -55,7 +56,73 @@ def test_the_figures_say_state_lives_time_and_the_plans_error(tmp_path: Path) ->
 def test_the_markdown_holds_the_same_numbers(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     text = write_report(tmp_path / "run").with_suffix(".md").read_text()
-    assert "| compute | 90.0 | 90.0% |" in text and "| top-1 | 75.00% |" in text
+    assert "| compute | 90.0 s | 90.0% |" in text and "| top-1 | 75.00% |" in text
+
+
+HOSTILE = "</td><script>alert(1)</script>|`x`\n# not a title ${HOME} [a](javascript:b)"
+
+
+def test_hostile_names_stay_text_in_both_forms(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "<img src=x onerror=alert(1)>")
+    run.record_event("bad_sample", name=HOSTILE, reason=HOSTILE, substitute=HOSTILE, position=3)
+    run.record_event("alarm", text=HOSTILE)
+    run.config.write_text(f"model: {{name: coatnet_0}}\ndata: {{evaluate: '{HOSTILE[:29]}'}}\n# ```\n")
+    append_line(run.metrics, {"samples_seen": 1, HOSTILE: 1.0})
+    folder = run.checkpoints / "step-00000001"
+    folder.mkdir()
+    body = {"facts": {"model": {"name": "coatnet_0"}, "classes": [HOSTILE, "b"]}}
+    (folder / "manifest.json").write_text(json.dumps({"xxh3": "0", "body": json.dumps(body)}))
+    page = write_report(run.path)
+    tags = set(re.findall(r"<([a-zA-Z]+)", page.read_text()))
+    assert not tags & {"script", "img", "a onerror"} and "javascript:b" in page.read_text()
+    assert not re.search(r"<[^>]*onerror", page.read_text())
+    text = page.with_suffix(".md").read_text()
+    outside = "".join(text.split("````")[::2])
+    assert "<script" not in outside and "\n# not a title" not in text and "| `x`" not in text
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    page = write_report(run.path)
+    assert "running or interrupted" in page.read_text() and figures(read_run(run.path))["lives"] == 0
+
+
+def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    with run.metrics.open("w") as file:
+        for step in range(40_000):
+            loss = 50.0 if step == 27_777 else 1.0 + 0.001 * (step % 7)
+            file.write(json.dumps({"samples_seen": step, "train/loss": loss, "time": step}) + "\n")
+    record = read_run(run.path)
+    assert (27_777, 50.0) in record.series["train/loss"] and len(record.series["train/loss"]) <= 620
+    assert write_report(run.path).stat().st_size < 100_000
+
+
+def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    for number, (begin, end) in enumerate(((1000.0, 1060.0), (1090.0, 1200.0))):
+        account = TimeAccount(run.account, rank=0, life=f"life{number}")
+        account._seconds["compute"], account._began = end - begin - 10 * number, begin
+        account._seconds["redone"] = 10.0 * number
+        account.flush(samples_seen=100 * (number + 1))
+    run.record_event("start", samples_seen=0, world_size=2)
+    run.record_event("resume", samples_seen=90, world_size=1)
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert "| life | began" in text and "1970-01-01 00:16:40" in text and "| 10.0 s |" in text
+
+
+def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.config.write_text(
+        "model: {name: coatnet_1, num_classes: 7}\naugment: {image_size: 224}\n"
+        "train: {duration: 3 epochs, global_batch: 32}\ndata: {train: [{path: shards/a}]}\n"
+    )
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert "coatnet_1, C-C-T-T" in text and "3 epochs, global batch 32" in text
+    assert "top1 75.00%" in text and "shards/a" in text
 
 
 def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:
