@@ -21,7 +21,7 @@ ALLOWED = {
     "coatnet.doctor": ["coatnet.config"],
     "coatnet.quickstart": ["coatnet.config", "coatnet.runtime"],
     "coatnet.runtime": ["coatnet.config"],
-    "coatnet.report": ["coatnet.config", "coatnet.runtime"],
+    "coatnet.report": ["coatnet.config", "coatnet.runtime", "coatnet.model.config", "coatnet.model.cost"],
     "coatnet.model": ["coatnet.config"],
     "coatnet.training": ["coatnet.config", "coatnet.model"],
     "coatnet.checkpoint": ["coatnet.config", "coatnet.runtime", "coatnet.model"],
