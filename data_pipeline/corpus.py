@@ -123,7 +123,8 @@ class Corpus:
         rows = None
         if loaded.labels is not None:
             rows, label = loaded.labels[label : label + labels], 0
-        return Record(record[image_at : image_at + image_bytes], width, height, turn, label, rows)
+        payload = memoryview(record)[image_at : image_at + image_bytes]
+        return Record(payload, width, height, turn, label, rows)
 
     def name(self, shard: int, index: int) -> str:
         """Name a sample: shard, number and, if it can be read, its key."""

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
-class Record:
-    """A sample's bytes and what is known about them.
+class Record(NamedTuple):
+    """A sample's bytes and what is known about them; a tuple, since one is made for every image read.
 
     Attributes:
+        payload: the image's bytes; of a shard a view of what was read, since a copy costs as much as its hash.
         label: the class of a single-label corpus; 0 in a multi-label one.
         labels: rows of (label, weight) of a multi-label corpus.
     """
 
-    payload: bytes
+    payload: bytes | memoryview
     width: int
     height: int
     orientation: int

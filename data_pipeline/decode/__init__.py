@@ -17,7 +17,7 @@ from data_pipeline.decode import kernel, pillow
 from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
 from data_pipeline.decode.header import ImageInfo, probe
 from data_pipeline.decode.jpeg_header import is_jpeg, read_jpeg_header
-from data_pipeline.decode.kernel import Status
+from data_pipeline.decode.kernel import Payload, Status
 
 __all__ = [
     "BACKENDS",
@@ -50,7 +50,7 @@ def backend_name(backend: str = "auto") -> str:
 
 
 def decode_batch(
-    payloads: Sequence[bytes],
+    payloads: Sequence[Payload],
     boxes: NDArray[np.integer],
     flips: NDArray[np.bool_],
     out: NDArray[np.uint8],
@@ -93,7 +93,7 @@ def decode_batch(
             continue
         try:
             pillow.decode_into(
-                payloads[row],
+                bytes(payloads[row]),
                 tuple(boxes[row].tolist()),
                 out[row],
                 flip=bool(flips[row]),
@@ -118,7 +118,7 @@ def decode_image(
     return pillow.decode_rgb(payload, limits=limits, orientation=orientation)
 
 
-def check_image(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodeError | None:
+def check_image(payload: Payload, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodeError | None:
     """Decode one whole image and say what is wrong with it: None, damage (`usable`), or an error.
 
     Without the kernel, damage that Pillow repairs in silence is not seen.
@@ -129,14 +129,14 @@ def check_image(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Dec
         if kernel.is_available():
             status = kernel.check(payload, limits=limits)
         if status is not Status.OK:
-            pillow.decode_rgb(payload, limits=limits)
+            pillow.decode_rgb(bytes(payload), limits=limits)
     except DecodeError as error:
         return error
     return _damage(status)
 
 
 def _run_kernel(
-    payloads: Sequence[bytes],
+    payloads: Sequence[Payload],
     boxes: NDArray[np.integer],
     flips: NDArray[np.bool_],
     out: NDArray[np.uint8],
@@ -157,9 +157,9 @@ def _run_kernel(
     return statuses
 
 
-def _is_turned(payload: bytes) -> bool:
+def _is_turned(payload: Payload) -> bool:
     try:
-        return is_jpeg(payload) and read_jpeg_header(payload).orientation != 1
+        return is_jpeg(payload) and read_jpeg_header(bytes(payload)).orientation != 1
     except DecodeError:
         return False
 
@@ -172,7 +172,7 @@ def _damage(status: Status) -> DecodeError | None:
 
 
 def _check(
-    payloads: Sequence[bytes],
+    payloads: Sequence[Payload],
     boxes: NDArray[np.integer],
     flips: NDArray[np.bool_],
     out: NDArray[np.uint8],

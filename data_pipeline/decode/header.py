@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -25,8 +25,7 @@ _RECOGNISED_ONLY = (
 )
 
 
-@dataclass(frozen=True)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """A header's facts.
 
     Attributes:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.decode.errors import DecodeLimits
 
+Payload = bytes | memoryview  # a view of a shard's record need not be copied for the kernel
+
 _native: ModuleType | None
 try:
     import data_pipeline.decode._kernel as _native
@@ -44,7 +46,7 @@ def describe() -> str:
 
 
 def decode(
-    payloads: Sequence[bytes],
+    payloads: Sequence[Payload],
     boxes: NDArray[np.integer],
     flips: NDArray[np.bool_],
     out: NDArray[np.uint8],
@@ -69,7 +71,7 @@ def decode(
     return [Status(status) for status in statuses]
 
 
-def check(payload: bytes, *, limits: DecodeLimits) -> Status:
+def check(payload: Payload, *, limits: DecodeLimits) -> Status:
     """Entropy-decode a whole image and keep nothing."""
     assert _native is not None
     return Status(_native.check(payload, limits.max_pixels))

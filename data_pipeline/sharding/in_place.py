@@ -130,7 +130,7 @@ def _row(
     if judged.action == "convert":
         raise UserError(f"{image.name}: policy convert would change a tar that stays in place; re-pack it")
     if judged.kinds:
-        odd.append(Oddity(image.name, judged.kinds, judged.action, judged.detail))
+        odd.append(Oddity(image.name, list(judged.kinds), judged.action, judged.detail))
     if judged.info is None:
         return None
     label = job.labels[image.data]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from data_pipeline.decode import DecodeError, ImageInfo, check_image, decode_image, probe
 from data_pipeline.index import Flag
@@ -36,8 +37,7 @@ class StopSharding(Exception):
     """The policy stops at this image."""
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """An image as it will be written, or None in `info` where it is skipped.
 
     Attributes:
@@ -48,7 +48,7 @@ class Judged:
     payload: bytes
     info: ImageInfo | None
     flags: int = 0
-    kinds: list[str] = field(default_factory=list)
+    kinds: Sequence[str] = ()
     detail: str = ""
     action: str = "keep"
 
@@ -85,7 +85,7 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
     if action == "skip":
         return Judged(payload, None, kinds=kinds, detail=detail, action=action)
     assert info is not None
-    flags = sum(_FLAGS.get(kind, 0) for kind in set(kinds))
+    flags = sum(_FLAGS.get(kind, 0) for kind in set(kinds)) if kinds else 0
     if action == "convert":
         try:
             payload = _convert(payload)
@@ -101,20 +101,22 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
 
 def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
     suffix = name.rpartition(".")[2].lower()
-    found = {
-        "progressive": info.progressive,
-        "gray": info.components <= 2,
-        "cmyk": info.format == "JPEG" and info.components == 4,
-        "animated": info.animated,
-        "deep": info.bits > 8,
-        "oriented": info.orientation != 1,
-        "renamed": _FORMAT_OF.get(suffix, info.format) != info.format,
-    }
-    return [kind for kind, is_so in found.items() if is_so]
+    found = (
+        ("progressive", info.progressive),
+        ("gray", info.components <= 2),
+        ("cmyk", info.format == "JPEG" and info.components == 4),
+        ("animated", info.animated),
+        ("deep", info.bits > 8),
+        ("oriented", info.orientation != 1),
+        ("renamed", _FORMAT_OF.get(suffix, info.format) != info.format),
+    )
+    return [kind for kind, is_so in found if is_so]
 
 
 def _action(kinds: list[str], policy: OddPolicy) -> str:
     """Return the strictest action for any of the kinds; "box" cannot happen for a whole image."""
+    if not kinds:
+        return "keep"
     actions = {getattr(policy, kind, "skip") for kind in kinds}
     return next((action for action in ("stop", "skip", "convert") if action in actions), "keep")
 

@@ -69,7 +69,7 @@ def _samples(job: ShardJob, odd: list[Oddity]) -> Iterator[Sample]:
         except OSError as error:
             judged = Judged(b"", None, kinds=["unreadable"], detail=str(error.strerror), action="skip")
         if judged.kinds:
-            odd.append(Oddity(item.name, judged.kinds, judged.action, judged.detail))
+            odd.append(Oddity(item.name, list(judged.kinds), judged.action, judged.detail))
         if judged.info is not None:
             yield Sample(sample_key(number, item.name), judged, item.label, item.rows)
 

@@ -61,7 +61,7 @@ def cache_config(tmp_path: Path, **changes) -> CacheConfig:
 
 def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
     records = [corpus.read(s, i) for s, count in enumerate(corpus.counts) for i in range(count)]
-    return [(record.payload, record.label) for record in records]
+    return [(bytes(record.payload), record.label) for record in records]
 
 
 def test_a_remote_corpus_reads_as_the_local_one_and_each_file_is_fetched_once(

@@ -30,7 +30,7 @@ def everything(corpus: Corpus) -> list[tuple[bytes, int]]:
     records = [
         corpus.read(number, index) for number, count in enumerate(corpus.counts) for index in range(count)
     ]
-    return [(record.payload, record.label) for record in records]
+    return [(bytes(record.payload), record.label) for record in records]
 
 
 def files(folder: Path) -> dict[str, bytes]:
