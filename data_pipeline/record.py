@@ -12,7 +12,7 @@ class Record(NamedTuple):
     """A sample's bytes and what is known about them; a tuple, since one is made for every image read.
 
     Attributes:
-        payload: the image's bytes; of a shard a view of what was read, since a copy costs as much as its hash.
+        payload: the image's bytes; of a shard, a view of what was read: a copy costs as much as its hash.
         label: the class of a single-label corpus; 0 in a multi-label one.
         labels: rows of (label, weight) of a multi-label corpus.
     """
