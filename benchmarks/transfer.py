@@ -7,7 +7,7 @@ it again as you like.
 
     python benchmarks/transfer.py --data DIRECTORY --runs runs/transfer --jobs 2
 
-DIRECTORY holds caltech101.tar and clothing10.tar (train/CLASS/*.jpg and val/CLASS/*.jpg in each). The figures
+DIRECTORY holds caltech101.tar (train/CLASS/*.jpg, val/CLASS/*.jpg) and clothing10.tar (train, test). The figures
 go to RUNS/transfer.json and transfer.md, the curves to RUNS/transfer.png; benchmarks/transfer.md shows a run.
 """
 
@@ -65,7 +65,7 @@ RATES = {"finetuned": 1e-3, "scratch": 2e-3}
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning, or training from scratch. `top1` is of the validation set, after the last epoch."""
+    """One fine-tuning, or training from scratch. `top1` is of the test set, after the last epoch."""
 
     way: str
     layout: str
@@ -159,7 +159,7 @@ def finetune(runs: Path, data: dict[str, Path], trial: Trial, *, epochs: int) ->
         f"optimizer.learning_rate={RATES[trial.way]}",
         f"train.duration={epochs} epochs",
         f"data.train=[{{path: {data['clothing10'] / 'train'}}}]",
-        f"data.evaluate={data['clothing10'] / 'val'}",
+        f"data.evaluate={data['clothing10'] / 'test'}",
         f"run.directory={directory}",
         directory=directory,
     )
@@ -232,7 +232,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("images seen")
         axes.grid(alpha=0.3)
         axes.legend()
-    pretraining.set_ylabel("top-1 on the validation set")
+    pretraining.set_ylabel("top-1 on the held-out set")
     figure.savefig(path, dpi=120)
 
 

@@ -20,7 +20,8 @@ def settle_group_images(config: PretrainConfig, *, ranks: Ranks, run: RunDirecto
         UserError: batches that cannot be cut evenly.
     """
     file = run.path / "group_images.json"
-    settled = ranks.broadcast(json.loads(file.read_text()) if ranks.is_main and file.exists() else None)
+    known = ranks.is_main and run.has_begun and file.exists()
+    settled = ranks.broadcast(json.loads(file.read_text()) if known else None)
     group = cut(config, world_size=ranks.world_size, settled=settled)
     if ranks.is_main and settled is None:
         write_atomically(file, f"{group}\n")

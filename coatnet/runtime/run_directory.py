@@ -31,6 +31,12 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
 
+    @property
+    def has_begun(self) -> bool:
+        """True once a step was recorded or saved: before, nothing binds the run to its config."""
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return recorded or any(self.checkpoints.glob("step-*"))
+
     def create_or_resume(self, config_yaml: str, *, digest: str, force: bool = False) -> bool:
         """Make the directory, or check that it belongs to this config; return True when it existed.
 
@@ -39,7 +45,7 @@ class RunDirectory:
         """
         if self.identity.exists():
             known = json.loads(self.identity.read_text()).get("digest")
-            if known != digest and not force:
+            if known != digest and self.has_begun and not force:
                 raise UserError(
                     f"{self.path}: holds a run with another config (digest {known}, now {digest}); "
                     f"compare {self.config}, choose another run.directory, or give --force"

@@ -20,10 +20,21 @@ def test_the_second_start_finds_the_first_ones_run(tmp_path: Path) -> None:
 def test_another_config_is_refused_unless_it_is_forced(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create_or_resume("seed: 1\n", digest="aa")
+    append_line(run.metrics, {"step": 1})
     with pytest.raises(UserError, match=r"another config.*--force"):
         run.create_or_resume("seed: 2\n", digest="bb")
     assert run.config.read_text() == "seed: 1\n"
     assert run.create_or_resume("seed: 2\n", digest="bb", force=True) is True
+
+
+def test_a_mistake_that_was_refused_before_the_first_step_may_be_mended_in_place(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("data: misspelled\n", digest="aa")
+    run.create_or_resume("data: right\n", digest="bb")
+    assert run.config.read_text() == "data: right\n"
+    (run.checkpoints / "step-00000004").mkdir()
+    with pytest.raises(UserError, match="another config"):
+        run.create_or_resume("data: misspelled\n", digest="aa")
 
 
 def test_checkpoints_without_an_identity_are_never_started_over(tmp_path: Path) -> None:
