@@ -7,8 +7,9 @@ it again as you like.
 
     python benchmarks/transfer.py --data DIRECTORY --runs runs/transfer --jobs 2
 
-DIRECTORY holds caltech101.tar (train/CLASS/*.jpg, val/CLASS/*.jpg) and clothing10.tar (train, test). The figures
-go to RUNS/transfer.json and transfer.md, the curves to RUNS/transfer.png; benchmarks/transfer.md shows a run.
+DIRECTORY holds caltech101.tar (train/CLASS/*.jpg, val/CLASS/*.jpg) and clothing10.tar (train, test). The
+figures go to RUNS/transfer.json and transfer.md, the curves to transfer.png; a run of it is shown in
+benchmarks/transfer.md.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--pretrain-epochs", type=int, default=80)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1, help="how many trainings at once, a thread each")
     return parser.parse_args()
 
