@@ -13,6 +13,7 @@ from pretrain.calendar import Calendar
 from pretrain.compiling import CompileClock
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
+from pretrain.engine.sharding import sharder
 from pretrain.stream import Stream
 from pretrain.trainer import Trainer
 
@@ -39,7 +40,12 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
     corpora = open_train_corpora(config.data)
     classes = corpora[0].classes
     model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
-    model = build_model(model_config, norm=replace(config.norm, group_images=group_images), seed=config.seed)
+    model = build_model(
+        model_config,
+        norm=replace(config.norm, group_images=group_images),
+        seed=config.seed,
+        placed=sharder(config.zero, ranks=ranks, precision=config.precision),
+    )
     model.set_activation_checkpointing(config.train.activation_checkpointing)
     if config.compile:
         CompileClock(account).attach()

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from coatnet.config import UserError
-from coatnet.model.attention import RelativeBias
 from coatnet.model.blocks import Conv, MBConv, NormFactory, Style, TransformerBlock
 from coatnet.model.config import ModelConfig, NormConfig, architecture
 from coatnet.model.family import Architecture
+from coatnet.model.initial import INIT_STD, Placed, materialise
 from coatnet.model.norm import GroupBatchNorm
 from coatnet.model.stochastic_depth import keep_scales, uniform
 
 Block = MBConv | TransformerBlock
-_INIT_STD = 0.02
 _TOTAL_STRIDE = 32
 _RECOMPILE_LIMIT = 64
 
@@ -170,7 +169,7 @@ class CoAtNet(nn.Module):
         old = self.head.logits.weight
         self.head.logits = nn.Linear(old.shape[1], num_classes, device=old.device, dtype=old.dtype)
         nn.init.zeros_(self.head.logits.bias)
-        nn.init.normal_(self.head.logits.weight, std=_INIT_STD if init == "normal" else 0.0)
+        nn.init.normal_(self.head.logits.weight, std=INIT_STD if init == "normal" else 0.0)
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
     def _make_drop_rates(self) -> list[float]:
@@ -199,6 +198,7 @@ def build_model(
     norm: NormConfig | None = None,
     device: torch.device | str | None = None,
     seed: int | None = None,
+    placed: Placed | None = None,
 ) -> CoAtNet:
     """Build a network and initialise it: kernels by `config.initialization`, N(0, 0.02) for bias tables.
 
@@ -207,26 +207,17 @@ def build_model(
         norm: batch norm's groups and constants.
         device: "meta" builds shapes only.
         seed: makes the weights a pure function of (config, seed) without touching torch's global state.
+        placed: called with each module when its weights are there, and before those of the next one are.
     """
-    with torch.device(device or "cpu"):
+    place = torch.device(device or "cpu")
+    with torch.device("meta"):
         model = CoAtNet(config, norm=norm or NormConfig())
-    if torch.device(device or "cpu").type != "meta":
-        generator = torch.Generator(device=device or "cpu")
+    if place.type != "meta":
+        generator = torch.Generator(device=place)
         generator.manual_seed(seed if seed is not None else torch.initial_seed() % (1 << 62))
-        _initialise(model, generator, by_fan_in=config.initialization == "fan_in")
+        by_fan_in = config.initialization == "fan_in"
+        materialise(model, device=place, generator=generator, by_fan_in=by_fan_in, placed=placed)
     return model
-
-
-@torch.no_grad()
-def _initialise(model: nn.Module, generator: torch.Generator, *, by_fan_in: bool) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Linear | Conv):
-            std = module.weight[0].numel() ** -0.5 if by_fan_in else _INIT_STD
-            module.weight.normal_(std=std, generator=generator)
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()  # type: ignore[union-attr]
-        elif isinstance(module, RelativeBias):
-            module.table.normal_(std=_INIT_STD, generator=generator)
 
 
 def _style(config: ModelConfig, plan: Architecture, batch_norm: NormFactory) -> Style:

@@ -36,12 +36,21 @@ class GroupBatchNorm(nn.Module):
         self.sync = sync
         self.group_images, self.momentum, self.eps = group_images, momentum, eps
         self.deferred = False
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.register_buffer("running_mean", torch.empty(width))
+        self.register_buffer("running_var", torch.empty(width))
         # Rows: sum of the groups' means, sum of their variances; the last column counts groups.
-        self.register_buffer("sums", torch.zeros(2, width + 1), persistent=False)
+        self.register_buffer("sums", torch.empty(2, width + 1), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Begin with the identity and the statistics of a standard normal distribution."""
+        for one, zero in ((self.weight, self.bias), (self.running_var, self.running_mean)):
+            one.fill_(1.0)
+            zero.zero_()
+        self.sums.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupBatchNorm:
         """Move statistics with the module but never cast them: DeepSpeed's bf16 calls module.bfloat16()."""

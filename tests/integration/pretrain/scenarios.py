@@ -14,11 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
+from coatnet.model.initial import Placed
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
+from pretrain.engine.sharding import sharder
+from pretrain.engine.start import load_deepspeed
 from pretrain.replay import replay
 from pretrain.trainer import Trainer
 from pretrain.worker import main
@@ -28,8 +31,8 @@ GROUP, GLOBAL_BATCH, RATE = 2, 16, 1e-3
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 
 
-def tiny_model(seed: int = 1) -> torch.nn.Module:
-    model = build_model(TINY, norm=NormConfig(group_images=GROUP), seed=seed)
+def tiny_model(seed: int = 1, placed: Placed | None = None) -> torch.nn.Module:
+    model = build_model(TINY, norm=NormConfig(group_images=GROUP), seed=seed, placed=placed)
     defer_statistics(model)
     return model
 
@@ -37,10 +40,11 @@ def tiny_model(seed: int = 1) -> torch.nn.Module:
 def tiny_engine(
     ranks: Ranks, *, stage: int, clip: float = 1.0, precision: str = "fp32", seed: int = 1
 ) -> Engine:
+    zero = ZeroConfig(stage=stage, bucket_elements=50_000, persist_elements=100)
     return Engine(
-        tiny_model(seed),
+        tiny_model(seed, sharder(zero, ranks=ranks, precision=precision)),
         ranks=ranks,
-        zero=ZeroConfig(stage=stage, bucket_elements=50_000, persist_elements=100),
+        zero=zero,
         optimizer=OptimizerConfig(learning_rate=RATE, clip=clip),
         precision=precision,
         ema_decay=0.99,
@@ -100,6 +104,29 @@ def ddp_losses(steps: int, clip: float = 1.0) -> list[float]:
         ranks.all_reduce_sum(total)
         losses.append(float(total) / ranks.world_size)
     return losses
+
+
+def sharded_build(precision: str) -> dict[str, Any]:
+    """Build at stage 3: the most elements held at once, and whether they are those of a whole build."""
+    ranks = Ranks.start()
+    shard = sharder(ZeroConfig(stage=3), ranks=ranks, precision=precision)
+    assert shard is not None
+    parameters: list[torch.nn.Parameter] = []
+    held, largest = [], []
+
+    def placed(module: torch.nn.Module) -> None:
+        own = list(module.parameters(recurse=False))
+        parameters.extend(own)
+        largest.append(sum(one.numel() for one in own))
+        held.append(sum(one.numel() for one in parameters))
+        shard(module)
+
+    model, whole = tiny_model(placed=placed), tiny_model()
+    equal = all(torch.equal(one, other) for one, other in zip(model.buffers(), whole.buffers(), strict=True))
+    for sharded, parameter in zip(model.parameters(), whole.parameters(), strict=True):
+        with load_deepspeed().zero.GatheredParameters([sharded]):
+            equal &= torch.equal(sharded.data, parameter.data.to(sharded.dtype))
+    return {"held": max(held), "largest": max(largest), "equal": bool(equal)}
 
 
 def save_after_training(folder: str, stage: int, precision: str = "fp32") -> list[float]:

@@ -51,6 +51,12 @@ def test_bf16_follows_fp32_closely(on_ranks: OnRanks, stage: int, precision: str
     assert found == pytest.approx(expected, rel=0.02) and found != expected
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stage_three_never_holds_more_than_one_whole_module(on_ranks: OnRanks, precision: str) -> None:
+    for answer in on_ranks("sharded_build", world_size=2, precision=precision):
+        assert answer["held"] == answer["largest"] and answer["equal"] is True
+
+
 # Four writers; together their readers are all twelve pairs of {1, 2, 4} ranks and stages 0 to 3.
 GRID = {
     (1, 0): [(1, 0), (2, 2), (4, 3)],
