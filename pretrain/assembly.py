@@ -10,7 +10,7 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.open_corpus import open_train_corpora
 from pretrain.calendar import Calendar
-from pretrain.compiling import CompileClock
+from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
@@ -48,7 +48,7 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
     )
     model.set_activation_checkpointing(config.train.activation_checkpointing)
     if config.compile:
-        CompileClock(account).attach()
+        on_compilation(lambda: account.enter("compile"), account.leave)
         model.compile_blocks()
     engine = Engine(
         model,

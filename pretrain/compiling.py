@@ -1,25 +1,13 @@
-"""Gives torch.compile its own class in the time account, whenever it happens. Knows no model."""
+"""Says when torch.compile is at work: its time has a class of its own, and is no hang. Knows no model."""
 
 from __future__ import annotations
 
-from torch._dynamo.callback import CallbackArgs, callback_handler
+from collections.abc import Callable
 
-from coatnet.runtime.account import TimeAccount
+from torch._dynamo.callback import callback_handler
 
 
-class CompileClock:
-    """Counts what dynamo and inductor take, also for backward passes and later variants, to `compile`."""
-
-    def __init__(self, account: TimeAccount) -> None:
-        self._account = account
-
-    def attach(self) -> None:
-        """Be told of every compilation in this process."""
-        callback_handler.register_start_callback(self._begin)
-        callback_handler.register_end_callback(self._end)
-
-    def _begin(self, about: CallbackArgs) -> None:
-        self._account.enter("compile")
-
-    def _end(self, about: CallbackArgs) -> None:
-        self._account.leave()
+def on_compilation(begin: Callable[[], None], end: Callable[[], None]) -> None:
+    """Call `begin` and `end` around every compilation here, of backward passes and later variants too."""
+    callback_handler.register_start_callback(lambda about: begin())
+    callback_handler.register_end_callback(lambda about: end())

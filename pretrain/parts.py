@@ -22,6 +22,7 @@ from pretrain.assembly import assemble
 from pretrain.batches import settle_group_images
 from pretrain.bundles import Bundle, find_bundles, write_bundle
 from pretrain.checkpoints import Checkpoints
+from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.continuity import LossContinuity
 from pretrain.engine.exposed import ExposedCommunication
@@ -117,6 +118,8 @@ class Parts:
             hang_seconds=config.guard.hang_seconds,
             start_seconds=config.guard.start_seconds,
         )
+        if config.compile:
+            on_compilation(self.watchdog.hold, self.watchdog.release)
         self._continuity = LossContinuity()
         self._redone_until = 0
 
@@ -141,6 +144,7 @@ class Parts:
             stage=self.config.zero.stage,
         )
         self._activations.before_step(state.step + 1)
+        self.profiler.before_step(state.step + 1)
         self.account.started()
         return state
 

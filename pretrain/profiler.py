@@ -16,8 +16,12 @@ class StepProfiler:
         self._profiler: Any = None
 
     def before_step(self, step: int) -> None:
-        """Begin at the window's first step (the number that the step will have when it is done)."""
-        if self._profiler is None and self._window and step == self._window.start:
+        """Begin at the window's first step, or at the first one that this life takes of it.
+
+        Args:
+            step: the number that the step will have when it is done.
+        """
+        if self._profiler is None and step in self._window:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)

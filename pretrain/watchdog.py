@@ -27,6 +27,7 @@ class Watchdog:
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
         self._beaten_at = time.monotonic()
         self._patience_seconds = start_seconds
+        self._begun, self._held = False, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -36,24 +37,32 @@ class Watchdog:
         self._thread.start()
 
     def beat(self) -> None:
-        """Say that a step is done."""
+        """Say that a step is done. The first is not counted: it loads and warms up what the others find."""
         now = time.monotonic()
-        self._steps.append(now - self._beaten_at)
-        self._beaten_at = now
-        if len(self._steps) < _LEAST_STEPS:
-            self._patience_seconds = max(self._hang_seconds, self._start_seconds / 10)
-        elif len(self._steps) % _LEAST_STEPS == 0:
-            p99 = sorted(self._steps)[int(len(self._steps) * 0.99)]
+        if self._begun:
+            self._steps.append(now - self._beaten_at)
+        self._begun, self._beaten_at = True, now
+        if len(self._steps) <= _LEAST_STEPS or len(self._steps) % _LEAST_STEPS == 0:
+            p99 = sorted(self._steps)[int(len(self._steps) * 0.99)] if self._steps else 0.0
             self._patience_seconds = max(self._hang_seconds, _P99_FACTOR * p99)
 
     @contextmanager
     def patience(self) -> Iterator[None]:
         """Wait as long as for the first step: what happens inside is no step."""
-        usual, self._patience_seconds = self._patience_seconds, self._start_seconds
+        self.hold()
         try:
             yield
         finally:
-            self._beaten_at, self._patience_seconds = time.monotonic(), usual
+            self.release()
+
+    def hold(self) -> None:
+        """Be patient until `release`; may be nested."""
+        self._held += 1
+
+    def release(self) -> None:
+        """Expect steps again, from now on."""
+        self._beaten_at = time.monotonic()
+        self._held -= 1
 
     def stop(self) -> None:
         """End the thread."""
@@ -64,7 +73,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(_POLL_SECONDS):
             silence = time.monotonic() - self._beaten_at
-            if silence > self._patience_seconds:
+            if silence > (self._start_seconds if self._held else self._patience_seconds):
                 self._give_up(silence)
 
     def _give_up(self, silence_seconds: float) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.callback import callback_handler
 
 from coatnet.runtime.account import TimeAccount
-from pretrain.compiling import CompileClock
+from pretrain.compiling import on_compilation
 from pretrain.engine.exposed import ExposedCommunication
 
 
@@ -23,7 +23,7 @@ def account(tmp_path: Path) -> Iterator[TimeAccount]:
 
 
 def test_a_compilation_counts_to_compile_and_not_to_the_step_around_it(account: TimeAccount) -> None:
-    CompileClock(account).attach()
+    on_compilation(lambda: account.enter("compile"), account.leave)
 
     def slow_backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):  # type: ignore[no-untyped-def]
         time.sleep(0.05)

@@ -1,0 +1,95 @@
+"""Slow ranks, collection at one moment, and traces of chosen steps."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from coatnet.runtime.ranks import Ranks
+from pretrain.guard_config import GuardConfig
+from pretrain.health import Health, weight_digest
+from pretrain.profiler import StepProfiler
+from pretrain.state import State
+from pretrain.trainer import StepResult
+
+
+@pytest.fixture(autouse=True)
+def collector() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def result(seconds: list[float]) -> StepResult:
+    ranks = len(seconds)
+    return StepResult(8, [1.0] * ranks, seconds, 1.0, 1e-3, True, 0, [0] * ranks)
+
+
+def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_slow_step_is_not() -> None:
+    health = Health(GuardConfig(digest_every=0), ranks=Ranks(world_size=4), stage=1)
+    state, findings = State(), []
+    for step in range(1, 101):
+        state.step = step
+        slow = 0.2 if step > 50 else 0.1
+        findings += health.check(nn.Identity(), state, result([0.1, 5.0 if step == 7 else 0.1, slow, 0.1]))
+    assert [(one.kind, one.fields["straggler"]) for one in findings] == [("straggler", 2)]
+    assert findings[0].fields["seconds"] == pytest.approx(0.2)
+
+
+def test_garbage_is_collected_at_the_same_steps_everywhere_and_never_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    health = Health(GuardConfig(collect_every=10, digest_every=0), ranks=Ranks(), stage=1)
+    assert not gc.isenabled()
+    state, collected = State(), []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(state.step))
+    for step in range(1, 31):
+        state.step = step
+        health.check(nn.Identity(), state, result([0.1]))
+    assert collected == [10, 20, 30]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_flipped_bit_changes_the_digest_of_the_weights(dtype: torch.dtype) -> None:
+    model = nn.Linear(5, 3).to(dtype)
+    before = weight_digest(model)
+    kind = torch.int16 if dtype == torch.bfloat16 else torch.int32
+    for bit in (0, 7, 15):
+        model.weight.data.view(kind)[1, 2] ^= 1 << bit if bit < 15 else -(1 << 15)
+        assert weight_digest(model) != before
+        model.weight.data.view(kind)[1, 2] ^= 1 << bit if bit < 15 else -(1 << 15)
+    assert weight_digest(model) == before
+
+
+def trace(window: range, folder: Path, *, first: int = 1) -> StepProfiler:
+    profiler = StepProfiler(window, folder=folder, rank=3)
+    profiler.before_step(first)
+    for step in range(first, 6):
+        with torch.profiler.record_function(f"step number {step}"):
+            torch.ones(4) @ torch.ones(4)
+        profiler.after_step(step)
+        profiler.before_step(step + 1)
+    return profiler
+
+
+@pytest.mark.parametrize(("window", "first"), [(range(1, 3), 1), (range(2, 4), 1), (range(2, 4), 3)])
+def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
+    tmp_path: Path, window: range, first: int
+) -> None:
+    trace(window, tmp_path, first=first)
+    (file,) = tmp_path.iterdir()
+    assert file.name == f"steps-{window.start}-{window.stop - 1}-rank3.json"
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    traced = {step for step in range(1, 6) if f"step number {step}" in names}
+    assert traced == {step for step in window if step >= first}
+
+
+def test_nothing_is_traced_or_written_when_it_is_off(tmp_path: Path) -> None:
+    assert trace(range(0), tmp_path / "profile")._profiler is None
+    assert not (tmp_path / "profile").exists()

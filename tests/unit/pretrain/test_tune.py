@@ -1,0 +1,46 @@
+"""The dry run before any data, and the largest micro-batch that fits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from coatnet.config import UserError
+from coatnet.runtime.ranks import Ranks
+from pretrain.tune import largest_micro_batch, rehearse
+
+
+def trainer_that_fits(most: int) -> Any:
+    """A trainer whose rehearsal runs out of memory above `most` samples, as torch does."""
+
+    def take(*, image_size: int, samples: int) -> None:
+        tried.append(samples)
+        if samples > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tried: list[int] = []
+    return SimpleNamespace(engine=SimpleNamespace(ranks=Ranks()), rehearse=take, tried=tried)
+
+
+@pytest.mark.parametrize(
+    ("most", "share", "group", "found"), [(16, 48, 4, 16), (1000, 48, 4, 48), (7, 48, 4, 4), (20, 60, 6, 12)]
+)
+def test_the_largest_divisor_in_whole_groups_that_fits_is_taken(
+    most: int, share: int, group: int, found: int
+) -> None:
+    trainer = trainer_that_fits(most)
+    assert largest_micro_batch(trainer, image_size=32, share=share, group_images=group) == found
+    assert all(share % tried == 0 and tried % group == 0 for tried in trainer.tried)
+
+
+def test_a_group_that_does_not_fit_is_an_error_that_says_what_to_change() -> None:
+    with pytest.raises(UserError, match="activation_checkpointing"):
+        largest_micro_batch(trainer_that_fits(2), image_size=32, share=48, group_images=4)
+
+
+def test_a_dry_run_out_of_memory_names_the_micro_batch_and_the_remedies() -> None:
+    with pytest.raises(UserError, match=r"train\.micro_batch=64 at 224 px.*tune\.micro_batch=auto"):
+        rehearse(trainer_that_fits(32), image_size=224, samples=64)

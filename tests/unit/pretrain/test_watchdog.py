@@ -1,0 +1,79 @@
+"""A rank that hangs writes down its stacks and ends; one that is slow for a reason does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.watchdog import EXIT_HANG, Watchdog
+
+HANGING = """
+import sys, threading, time
+from pathlib import Path
+from pretrain.watchdog import Watchdog
+
+def a_thread_that_waits(): time.sleep(60)
+def a_step_that_never_ends(): time.sleep(60)
+
+threading.Thread(target=a_thread_that_waits, daemon=True).start()
+watchdog = Watchdog(Path(sys.argv[1]), hang_seconds=0.2, start_seconds=60.0)
+watchdog.start()
+watchdog.beat()
+with watchdog.patience():
+    time.sleep(1.0)
+watchdog.beat()
+print("patient", flush=True)
+a_step_that_never_ends()
+"""
+
+
+def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) -> None:
+    stacks = tmp_path / "logs" / "stacks-rank0.txt"
+    began = time.monotonic()
+    command = [sys.executable, "-c", HANGING, str(stacks)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == EXIT_HANG and time.monotonic() - began < 30
+    assert "patient" in done.stdout and str(stacks) in done.stdout
+    text = stacks.read_text()
+    assert "a_step_that_never_ends" in text and "a_thread_that_waits" in text
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("pretrain.watchdog.time.monotonic", lambda: now[0])
+    return now
+
+
+def steps(watchdog: Watchdog, clock: list[float], *durations: float) -> None:
+    for duration in durations:
+        clock[0] += duration
+        watchdog.beat()
+
+
+def test_the_patience_is_thirty_seconds_or_five_times_the_slowest_hundredth(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
+    watchdog._beaten_at = clock[0]
+    assert watchdog._patience_seconds == 1800.0
+    steps(watchdog, clock, 100.0)  # the first step says nothing about the others
+    assert watchdog._patience_seconds == 30.0
+    steps(watchdog, clock, *[2.0] * 200)
+    assert watchdog._patience_seconds == 30.0
+    steps(watchdog, clock, *[10.0] * 20)
+    assert watchdog._patience_seconds == pytest.approx(50.0)
+
+
+def test_what_is_no_step_does_not_count_as_one(tmp_path: Path, clock: list[float]) -> None:
+    watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
+    steps(watchdog, clock, 1.0, 1.0)
+    with watchdog.patience(), watchdog.patience():
+        clock[0] += 500.0
+    assert watchdog._held == 0
+    steps(watchdog, clock, 1.0)
+    assert list(watchdog._steps) == [1.0, 1.0] and watchdog._patience_seconds == 30.0
