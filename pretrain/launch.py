@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,10 +29,9 @@ def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
     directory = Path(config.run.directory)
     # Asked here as well, so that a second start ends at once and not after torch has been loaded.
     Lease.acquire(directory).release()
-    logs = directory / "logs"
-    return run_ranks(
-        "pretrain.worker", arguments, ranks=config.launch.ranks or _devices(), log_directory=logs
-    )
+    logs, ranks = directory / "logs", config.launch.ranks or _devices()
+    print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
+    return run_ranks("pretrain.worker", arguments, ranks=ranks, log_directory=logs)
 
 
 def _devices() -> int:

@@ -143,6 +143,11 @@ class Parts:
             world_size=self.ranks.world_size,
             stage=self.config.zero.stage,
         )
+        place = "starts" if kind == "start" else f"resumes after step {state.step:,}"
+        self.recorder.say(
+            f"{self.run.path} {place}: {self.ranks.world_size} ranks, ZeRO {self.config.zero.stage}, "
+            f"{state.samples_seen:,} of {self.calendar.total:,} images seen"
+        )
         self._activations.before_step(state.step + 1)
         self.profiler.before_step(state.step + 1)
         self.account.started()

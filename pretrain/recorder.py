@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,6 +70,11 @@ class Recorder:
         for name, seconds in lives[-1].seconds.items() if lives else ():
             self._earlier_seconds[name] -= seconds  # this life's own
 
+    def say(self, text: str) -> None:
+        """Print a line for whoever looks on; above the bar where there is one."""
+        if self._ranks.is_main:
+            print(text, file=sys.stderr, flush=True)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event of the whole run."""
         if self._ranks.is_main:
@@ -85,6 +91,7 @@ class Recorder:
             self._run.record_event("bad_sample", rank=self._ranks.rank, **sample.to_dict())
         if verdict.event is not None:
             self._skipped += not result.applied
+            self.say(f"step {state.step}: {verdict.event.replace('_', ' ')}, loss {result.loss:.4g}")
             self._name_samples(state, batch, result, verdict)
         self._samples += result.samples
         self._steps += 1
@@ -116,6 +123,8 @@ class Recorder:
             {f"evaluate/{name}": value for name, value in figures.items()}, samples_seen=state.samples_seen
         )
         self.flush(state)
+        found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "samples" not in name)
+        self.say(f"evaluated after {state.samples_seen:,} images: {found}")
         # Drawing takes the main rank half a second, in which the others wait.
         now = time.monotonic()
         if now - self._drawn_at < _DRAW_SECONDS and state.samples_seen < self._total:

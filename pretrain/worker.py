@@ -69,6 +69,9 @@ def _train(
             run.mark("done", samples_seen=state.samples_seen)
         else:
             run.mark("stopped", samples_seen=state.samples_seen, reason=stop.reason)
+            parts.recorder.say(
+                f"stopped and saved after {state.samples_seen:,} images; the same command goes on from there"
+            )
     ranks.barrier()
 
 

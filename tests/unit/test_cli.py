@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -9,6 +10,8 @@ from importlib.metadata import entry_points
 import pytest
 
 COMMANDS = sorted(point.name for point in entry_points(group="coatnet.commands"))
+
+TABLES = ("doctor", "evaluate", "plan", "predict", "quickstart", "replay", "report", "shard", "status")
 
 
 def coatnet(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -20,6 +23,12 @@ def coatnet(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_help_of_every_command_shows_an_example(name: str) -> None:
     function = next(iter(entry_points(group="coatnet.commands", name=name))).load()
     assert "Example: coatnet " + name.replace(".", " ") in function.__doc__
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name in TABLES or name.startswith("inspect.")])
+def test_every_command_that_prints_a_table_takes_json(name: str) -> None:
+    function = next(iter(entry_points(group="coatnet.commands", name=name))).load()
+    assert "as_json" in inspect.signature(function).parameters
 
 
 def test_every_command_is_listed_without_importing_torch() -> None:

@@ -33,15 +33,25 @@ def rank_server() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def on_ranks(rank_server: subprocess.Popen[str]) -> OnRanks:
-    """Run a function of scenarios.py on `world_size` ranks and return each rank's result."""
+def ask_ranks(rank_server: subprocess.Popen[str]) -> Callable[..., list[dict[str, Any]]]:
+    """Run a function of scenarios.py on `world_size` ranks and return each rank's result or error."""
 
-    def run(name: str, *, world_size: int, **arguments: Any) -> list[Any]:
+    def ask(name: str, *, world_size: int, **arguments: Any) -> list[dict[str, Any]]:
         assert rank_server.stdin is not None and rank_server.stdout is not None
         command = {"name": name, "world_size": world_size, "arguments": arguments}
         rank_server.stdin.write(json.dumps(command) + "\n")
         rank_server.stdin.flush()
-        answers = json.loads(rank_server.stdout.readline())
+        return json.loads(rank_server.stdout.readline())
+
+    return ask
+
+
+@pytest.fixture
+def on_ranks(ask_ranks: Callable[..., list[dict[str, Any]]]) -> OnRanks:
+    """Run a function of scenarios.py on `world_size` ranks and return each rank's result."""
+
+    def run(name: str, *, world_size: int, **arguments: Any) -> list[Any]:
+        answers = ask_ranks(name, world_size=world_size, **arguments)
         for rank, answer in enumerate(answers):
             assert "error" not in answer, f"rank {rank}:\n{answer['error']}"
         return [answer["result"] for answer in answers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
 from pretrain.engine.start import load_deepspeed
+from pretrain.guard_config import GuardConfig
+from pretrain.health import Health
 from pretrain.replay import replay
 from pretrain.trainer import Trainer
 from pretrain.worker import main
@@ -239,3 +242,33 @@ def failing_run(arguments: list[str]) -> str:
     except UserError as error:
         return str(error)
     return "finished"
+
+
+def flipped_bit(stage: int) -> list[Any]:
+    """Flip the lowest bit of one weight on rank 1 and let the ranks compare."""
+    ranks = Ranks.start()
+    engine = tiny_engine(ranks, stage=stage)
+    health = Health(GuardConfig(), ranks=ranks, stage=stage)
+    before = health.compare_weights(engine.module)
+    if ranks.rank == 1:
+        next(iter(engine.module.parameters())).data.view(torch.int32).view(-1)[0] ^= 1
+    return [before, [(one.kind, one.fields["ranks"]) for one in health.compare_weights(engine.module)]]
+
+
+def hanging_run(arguments: list[str]) -> str:
+    """Run the worker; rank 1 never comes back from its fifth step."""
+    take_step, taken = Trainer.step, []
+
+    def step(self: Trainer, *given: Any, **options: Any) -> Any:
+        taken.append(None)
+        if len(taken) == 6 and self.engine.ranks.rank == 1:
+            a_driver_that_hangs()
+        return take_step(self, *given, **options)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    main(arguments)
+    return "finished"
+
+
+def a_driver_that_hangs() -> None:
+    threading.Event().wait()

@@ -182,14 +182,34 @@ def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, o
     assert (summary["samples"], summary["steps"]) == (STEPS * 24, 4 + 6)
 
 
+def test_a_flipped_bit_in_one_ranks_weights_is_found_and_the_rank_named(on_ranks: OnRanks) -> None:
+    for before, after in on_ranks("flipped_bit", world_size=3, stage=1):
+        assert before == [] and after == [["silent_corruption", [1]]]
+
+
+def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
+    place: Path, ask_ranks: Callable[..., Any]
+) -> None:
+    options = [*arguments(place, "hanging"), "guard.hang_seconds=3"]
+    answers = ask_ranks("hanging_run", world_size=2, arguments=options)
+    assert all("error" in answer for answer in answers)
+    stacks = [(place / "hanging" / "logs" / f"stacks-rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert "a_driver_that_hangs" in stacks[1] and "all stacks of process" in stacks[0]
+    assert not (place / "hanging" / "done").exists()
+
+
 @pytest.mark.timeout(600)
-def test_five_random_kills_leave_no_trace(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--kills", "5", "--seed", "5", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+def test_five_random_kills_of_a_rank_of_the_quickstart_leave_no_trace(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn (extra `quickstart`) holds the digits")
+    program = ROOT / "tests/integration/programs/quickstart_kills.py"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": path}
+    command = [sys.executable, str(program), "4", "5", "5"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout)
+    result = json.loads(done.stdout.splitlines()[-1])
     assert result.pop("median_recovery_seconds") is not None
+    assert result.pop("account_error") < 0.01 and result.pop("lives") >= 6
     assert result == {
         "kills": 5,
         "unrecoverable": 0,
