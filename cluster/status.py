@@ -128,12 +128,12 @@ def _in_brackets(reason: str) -> str:
 
 
 def _total_samples(records: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the run's length, which the last record tells by its progress, a share of the whole."""
-    last = records[-1] if records else {}
-    progress = last.get("progress")
-    return (
-        round(last["samples_seen"] / progress) if isinstance(progress, float | int) and progress > 0 else None
-    )
+    """Return the run's length, which records tell by their progress, a share of the whole."""
+    for record in reversed(records):
+        progress = record.get("progress")
+        if isinstance(progress, float | int) and progress > 0:
+            return round(record["samples_seen"] / progress)
+    return None
 
 
 def _rate(records: Sequence[Mapping[str, Any]], *, since: float) -> float | None:

@@ -80,7 +80,9 @@ def compare_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan
     plans, trouble = [], "nothing to compare"
     for words in combinations:
         try:
-            plans.append(plan_of(command, config, words)[0])
+            plan, _ = plan_of(command, config, words)
+            if plan not in plans:  # a micro-batch above a rank's share is that share
+                plans.append(plan)
         except UserError as error:
             trouble = str(error)
     if not plans:

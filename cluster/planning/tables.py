@@ -76,16 +76,18 @@ def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
     rates = [plan.images_per_second for plan in plans]
     first = rates[0] / gpus[0]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    left.loglog(gpus, rates, "o-", label="predicted")
-    left.loglog(gpus, [first * count for count in gpus], "--", color="grey", label="linear")
+    left.semilogy(gpus, rates, "o-", label="predicted")
+    left.semilogy(gpus, [first * count for count in gpus], "--", color="grey", label="linear")
     left.set(
         xlabel="GPUs", ylabel="images/s", title=f"{name}, {plans[0].hardware}, batch {plans[0].global_batch}"
     )
     left.legend()
     efficiency = [100 * rate / count / first for rate, count in zip(rates, gpus, strict=True)]
-    right.semilogx(gpus, efficiency, "o-")
+    right.plot(gpus, efficiency, "o-")
     right.set(xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 105), title="per GPU, against the smallest")
     for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(gpus, [str(count) for count in gpus], rotation=45)
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -128,10 +130,13 @@ def _speed_table(plan: Plan) -> Table:
 
 
 def _facts(plan: Plan) -> list[str]:
+    stages = ", ".join(f"{stage} {size / _GIB:.2f}" for stage, size in plan.memory.activations.items())
     lines = [
+        f"activations by stage, GiB: {stages}",
         f"{plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.0%}",
         f"loader: {plan.loader_images_per_second_per_node:,.0f} images/s per node, "
-        f"{plan.loader_cores_needed_per_node:.1f} of {plan.loader_cores_per_node} cores",
+        f"{plan.loader_cores_needed_per_node:.1f} of {plan.loader_cores_per_node} cores "
+        f"at {plan.loader_images_per_second_per_node / plan.loader_cores_needed_per_node:,.0f} each",
         f"checkpoint: {plan.checkpoint_bytes / _GIB:.2f} GiB, written in {plan.checkpoint_seconds:.1f} s",
     ]
     if plan.shards_per_rank is not None:

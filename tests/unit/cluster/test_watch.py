@@ -122,6 +122,7 @@ def test_an_array_counts_the_tasks_that_are_done(tmp_path: Path) -> None:
 def test_progress_rate_and_remaining_time_come_from_the_metrics(run: Path) -> None:
     began = History(run).lives()[0].started
     rows = [{"time": began + n, "samples_seen": 100 * n, "progress": n / 100} for n in range(1, 11)]
+    rows.append({"time": began + 10, "samples_seen": 1000, "evaluate/top1": 0.5})  # not every record has it
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_status(run, queue=queued("RUNNING"))
     assert (found.samples_seen, found.total_samples) == (1000, 10_000)
