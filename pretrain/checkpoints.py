@@ -103,6 +103,10 @@ class Checkpoints:
         steps = self._store.steps()
         return self._store.path(steps[-1]) if steps else None
 
+    def has(self, step: int) -> bool:
+        """Return whether a step is committed, as rank 0 sees it; all ranks ask."""
+        return self._ranks.broadcast(step in self._store.steps())
+
     def close(self) -> None:
         """Finish the save under way."""
         self._store.close()

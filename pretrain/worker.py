@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coatnet.config import load_config, to_yaml
+from coatnet.config import UserError, load_config, to_yaml
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import open_run, run_rank
 from coatnet.runtime.ranks import Ranks
@@ -63,8 +63,14 @@ def _train(
         state = train(parts, stop)
     finally:
         parts.close(state)
+    finished = state.samples_seen >= parts.calendar.total
+    if finished and not parts.checkpoints.has(state.step):
+        raise UserError(
+            f"{run.checkpoints}: the last checkpoint, of step {state.step}, could not be saved (the reason is in "
+            "events.jsonl). Make room and give the same command again"
+        )
     if ranks.is_main:
-        if state.samples_seen >= parts.calendar.total:
+        if finished:
             parts.finish(state)
             run.mark("done", samples_seen=state.samples_seen)
         else:

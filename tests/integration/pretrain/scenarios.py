@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import threading
@@ -204,13 +205,16 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
     }
 
 
-def pretrain_run(arguments: list[str], stop_after: int = 0, spike_at: int = 0) -> str:
+def pretrain_run(
+    arguments: list[str], stop_after: int = 0, spike_at: int = 0, disk_is_full: bool = False
+) -> str:
     """Run the worker of `coatnet pretrain`.
 
     Args:
         arguments: the worker's.
         stop_after: so many steps into this life, rank 0 gets a SIGTERM.
         spike_at: the first step from this position reports a hundred times its loss.
+        disk_is_full: no checkpoint finds room; the answer is then the run's error.
     """
     take_step, taken, spiked = Trainer.step, [], []
 
@@ -226,8 +230,19 @@ def pretrain_run(arguments: list[str], stop_after: int = 0, spike_at: int = 0) -
         return result
 
     Trainer.step = step  # type: ignore[method-assign]
-    main(arguments)
+    if disk_is_full:
+        CheckpointStore._require_space = no_space  # type: ignore[method-assign]
+    try:
+        main(arguments)
+    except UserError as error:
+        if not disk_is_full:
+            raise
+        return str(error)
     return "finished"
+
+
+def no_space(self: CheckpointStore, own_bytes: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def replay_bundle(folder: str) -> dict[str, Any]:

@@ -141,6 +141,18 @@ def test_a_run_that_changes_its_stage_in_the_middle_ends_where_it_would_have(
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
+def test_a_run_whose_last_checkpoint_finds_no_room_is_not_done(
+    place: Path, undisturbed: Path, on_ranks: OnRanks
+) -> None:
+    given = arguments(place, "full")
+    endings = on_ranks("pretrain_run", world_size=2, arguments=given, disk_is_full=True)
+    assert all("could not be saved" in ending for ending in endings)
+    assert not (place / "full" / "done").exists() and "alarm" in kinds(place / "full")
+    on_ranks("pretrain_run", world_size=2, arguments=given)
+    assert (place / "full" / "done").exists()
+    assert_bit_equal(last(place / "full"), last(undisturbed))
+
+
 def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Path, on_ranks: OnRanks) -> None:
     guard = ["guard.spike=rollback", "guard.spike_window=4", "guard.spike_score=2000", "guard.spike_steps=1"]
     options = arguments(place, "spiky", *guard, "save.every=1 steps")

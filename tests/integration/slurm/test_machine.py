@@ -17,6 +17,7 @@ from runs import failing_on, start, start_array, start_pipeline
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
 
+@pytest.mark.every_scenario
 def test_a_run_completes(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     run = start(slurm_cluster, tmp_path / "run", steps=20)
     assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
@@ -24,6 +25,7 @@ def test_a_run_completes(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     assert [life.outcome for life in run.lives] == ["done"]
 
 
+@pytest.mark.every_scenario
 def test_a_warned_run_saves_is_requeued_and_goes_on_at_the_same_step(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(
     assert [life.outcome for life in run.lives] == ["ended"]
 
 
+@pytest.mark.every_scenario
 def test_a_rank_that_crashes_once_is_started_again_in_place(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:

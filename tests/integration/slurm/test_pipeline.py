@@ -14,7 +14,7 @@ from cluster.status import read_status
 from fake_cluster import FakeCluster
 from training import CONFIG, STEPS, make_photos, samples_seen_in
 
-pytestmark = [pytest.mark.slurm, pytest.mark.every_scenario, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.every_scenario, pytest.mark.timeout(1200)]
 
 PIPELINE = """\
 stages:
@@ -68,10 +68,10 @@ def test_a_pipeline_goes_from_photographs_to_figures_although_a_stage_is_warned(
 
     jobs = submit(slurm_cluster, tmp_path)
     pretrain = Path("runs/pretrain")
-    slurm_cluster.wait_for(lambda: samples_seen_in(pretrain) > 0, seconds=120, what="pretraining")
+    slurm_cluster.wait_for(lambda: samples_seen_in(pretrain) > 0, seconds=300, what="pretraining")
     assert submit(slurm_cluster, tmp_path) == {**jobs, "shard": "done"}, "what is queued is waited for"
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", jobs["pretrain"])
-    slurm_cluster.wait_for_state(jobs["evaluate"], "COMPLETED", "FAILED", "CANCELLED", seconds=240)
+    slurm_cluster.wait_for_state(jobs["evaluate"], "COMPLETED", "FAILED", "CANCELLED", seconds=900)
 
     for stage, lives in (("pretrain", 2), ("finetune", 1), ("evaluate", 1)):
         found = read_status(Path("runs") / stage, queue=slurm.queue())

@@ -17,7 +17,7 @@ from fake_cluster import FakeCluster
 from runs import Run, failing_on
 from training import BATCH, final_digest, make_corpus, samples_seen, train
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 every_scenario = pytest.mark.every_scenario
 
 
@@ -36,13 +36,13 @@ def undisturbed(slurm_cluster: FakeCluster, shards: Path, tmp_path_factory: pyte
 def begin(cluster: FakeCluster, directory: Path, shards: Path, **options: Any) -> Run:
     """Submit a run and wait until it has taken a step."""
     run = train(cluster, directory, shards, **options)
-    cluster.wait_for(lambda: samples_seen(run) > 0, seconds=120, what="the first metrics")
+    cluster.wait_for(lambda: samples_seen(run) > 0, seconds=300, what="the first metrics")
     return run
 
 
 def finish(run: Run, *, outcomes: list[str] | None = None, lives: int | None = None) -> str:
     """Wait for the run's end, check what it tells of itself and return its digest."""
-    run.cluster.wait_for(lambda: run.has_ended(), seconds=240, what="the end of the run")
+    run.cluster.wait_for(lambda: run.has_ended(), seconds=900, what="the end of the run")
     assert run.marker("done"), f"{status_of(run)}\n{run.log()}"
     assert status_of(run).state == "done"
     if outcomes is not None:
@@ -191,7 +191,7 @@ def kill_in_every_try(run: Run, places: list[int]) -> None:
             lambda attempt=attempt, node=node: (
                 (run.marker("attempt") or {}).get("token") == attempt and run.cluster.has_ranks(node)
             ),
-            seconds=60,
+            seconds=300,
             what=f"ranks of try {number}",
         )
         run.cluster.kill_ranks(node)
@@ -234,12 +234,12 @@ def test_ranks_of_a_frozen_node_that_comes_back_are_fenced(
     (victim,) = run.lives[0].nodes
     slurm_cluster.freeze_node(victim)
     try:
-        slurm_cluster.wait_for(lambda: len(run.lives) == 2, seconds=120, what="the second life")
-        slurm_cluster.wait_for(lambda: epoch(run) == 2, seconds=60, what="the second life's lease")
+        slurm_cluster.wait_for(lambda: len(run.lives) == 2, seconds=300, what="the second life")
+        slurm_cluster.wait_for(lambda: epoch(run) == 2, seconds=300, what="the second life's lease")
         slurm_cluster.thaw_node(victim, daemons=False)  # nobody but the fence keeps the ranks from committing
         assert finish(run, lives=2) == undisturbed
         slurm_cluster.wait_for(
-            lambda: not slurm_cluster.has_ranks(victim), seconds=60, what="the end of the fenced ranks"
+            lambda: not slurm_cluster.has_ranks(victim), seconds=300, what="the end of the fenced ranks"
         )
         assert epoch(run) == 2
     finally:
@@ -300,7 +300,7 @@ def test_a_run_outlives_the_controller(
 ) -> None:
     run = begin(slurm_cluster, tmp_path / "headless", shards)
     slurm_cluster.kill_controller()
-    slurm_cluster.wait_for(lambda: run.marker("done"), seconds=60, what="the end of training", ask=False)
+    slurm_cluster.wait_for(lambda: run.marker("done"), seconds=300, what="the end of training", ask=False)
     slurm_cluster.start_controller()
     assert finish(run, outcomes=["done"]) == undisturbed
     assert run.ends("COMPLETED", "FAILED") == "COMPLETED"
