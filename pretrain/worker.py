@@ -66,8 +66,8 @@ def _train(
     finished = state.samples_seen >= parts.calendar.total
     if finished and not parts.checkpoints.has(state.step):
         raise UserError(
-            f"{run.checkpoints}: the last checkpoint, of step {state.step}, could not be saved (the reason is in "
-            "events.jsonl). Make room and give the same command again"
+            f"{run.checkpoints}: the last checkpoint, of step {state.step}, could not be saved; events.jsonl "
+            "says why. Make room and give the same command again"
         )
     if ranks.is_main:
         if finished:
