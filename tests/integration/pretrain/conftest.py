@@ -29,7 +29,7 @@ def rank_server() -> Iterator[subprocess.Popen[str]]:
     yield server
     assert server.stdin is not None
     server.stdin.close()
-    server.wait(timeout=30)
+    server.wait(timeout=120)
 
 
 @pytest.fixture

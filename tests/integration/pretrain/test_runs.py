@@ -216,7 +216,7 @@ def test_five_random_kills_of_a_rank_of_the_quickstart_leave_no_trace(tmp_path: 
     program = ROOT / "tests/integration/programs/quickstart_kills.py"
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": path}
-    command = [sys.executable, str(program), "4", "5", "5"]
+    command = [sys.executable, str(program), "3", "5", "5"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])

@@ -33,11 +33,11 @@ def main(epochs: int, count: int, seed: int) -> None:
     kills.write_images = write_images
     kills.TARGETS = ("rank 0", "rank 1")
     kills.GLOBAL_BATCH = config.train.global_batch
-    kills.CONFIG = f"extends: {CONFIG}\ntrain: {{duration: {epochs} epochs}}\nsave: {{every: 2 seconds}}\n"
+    kills.CONFIG = f"extends: {CONFIG}\ntrain: {{duration: {epochs} epochs}}\nsave: {{every: 1 seconds}}\n"
     with tempfile.TemporaryDirectory(prefix="quickstart-kills-") as name:
         folder = Path(name)
         kills.warm_up()
-        kills.STEPS = epochs * 718 // kills.GLOBAL_BATCH
+        kills.STEPS = round(epochs * 718 / kills.GLOBAL_BATCH)
         result = kills.campaign(folder, kills=count, seed=seed, start=kills.start_warm, quiet=True)
         errors, lives = [], 0
         for account in folder.glob("run-*/account"):
