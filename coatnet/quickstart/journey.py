@@ -129,9 +129,12 @@ def _pretrain(journey: Journey, *, config: Path) -> None:
     )
 
     def until_interrupted() -> int:
+        if (run / "stopped").exists():
+            return _samples_seen(run)  # it was interrupted before, by someone else
+        began = time.time()  # what a killed attempt left in the metrics is not this one's progress
         process = journey.command(*arguments)
         try:
-            while process.poll() is None and _progress(run) < _INTERRUPT_AT:
+            while process.poll() is None and _progress(run, since=began) < _INTERRUPT_AT:
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             process.wait()
@@ -206,8 +209,8 @@ def _samples_seen(run: Path) -> int:
     return max((int(row.get("samples_seen", 0)) for row in _rows(run / "metrics.jsonl")), default=0)
 
 
-def _progress(run: Path) -> float:
-    rows = _rows(run / "metrics.jsonl")
+def _progress(run: Path, *, since: float) -> float:
+    rows = [row for row in _rows(run / "metrics.jsonl") if float(row.get("time", 0.0)) >= since]
     return max((float(row.get("progress", 0.0)) for row in rows), default=0.0)
 
 
