@@ -126,6 +126,14 @@ class Corpus:
         payload = memoryview(record)[image_at : image_at + image_bytes]
         return Record(payload, width, height, turn, label, rows)
 
+    def labels(self) -> NDArray[np.int64]:
+        """Return every sample's label, by the indexes alone.
+
+        Raises:
+            BadSampleError: one of them is gone or does not match the manifest.
+        """
+        return np.concatenate([self.index(shard).samples["label"] for shard in range(len(self._counts))])
+
     def name(self, shard: int, index: int) -> str:
         """Name a sample: shard, number and, if it can be read, its key."""
         entry = self.manifest.shards[shard]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
 from data_pipeline.erasing import erase
 from data_pipeline.mixing import draw_mixing, mix_images, mix_targets
 from data_pipeline.randaugment import randaugment
@@ -48,6 +49,15 @@ class DeviceTransform:
             pixels = mix_images(pixels, mixing)
             labels = mix_targets(labels, mixing, num_classes=num_classes)
         return pixels, labels
+
+    def of_batch(
+        self, batch: Batch, rows: slice, *, device: torch.device, num_classes: int, group_images: int
+    ) -> tuple[Tensor, Tensor]:
+        """Transform some rows of a loader's batch on a device. Shape: as `__call__`."""
+        images, labels = batch.images[rows], batch.labels[rows]
+        if device.type != "cpu":
+            images, labels = (each.to(device, non_blocking=True) for each in (images, labels))
+        return self(images, labels, batch.keys[rows], num_classes, group_images)
 
     def as_pictures(self, pixels: Tensor) -> Tensor:
         """Undo the normalisation, to look at what the model sees.

@@ -82,6 +82,10 @@ class FolderCorpus:
             raise BadSampleError(f"{self._folder / path}: {error}") from None
         return Record(payload, info.width, info.height, info.orientation, label)
 
+    def labels(self) -> NDArray[np.int64]:
+        """Return every file's label."""
+        return np.array([label for _, label, _ in self._files], dtype=np.int64)
+
     def name(self, shard: int, index: int) -> str:
         """Return the file's path within the folder."""
         return self._files[index][0]

@@ -33,6 +33,20 @@ def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> Sample
     return FolderCorpus(folder)
 
 
+def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSource | None:
+    """Open what a run is evaluated on, if there is anything.
+
+    Raises:
+        UserError: it has other classes than the training data.
+    """
+    if data.evaluate is None:
+        return None
+    corpus = open_corpus(data.evaluate, cache=data.cache)
+    if corpus.classes != classes:
+        raise UserError(f"data.evaluate: {data.evaluate} has other classes than data.train[0]")
+    return corpus
+
+
 def open_train_corpora(data: DataConfig) -> list[SampleSource]:
     """Open the corpora of the training mixture, in the config's order."""
     return [open_corpus(entry.path, cache=data.cache) for entry in data.train]

@@ -57,6 +57,14 @@ class SampleSource(Protocol):
         """
         ...
 
+    def labels(self) -> NDArray[np.int64]:
+        """Return every sample's label, of a corpus with one label per image, without reading an image.
+
+        Raises:
+            BadSampleError: an index is damaged or gone.
+        """
+        ...
+
     def name(self, shard: int, index: int) -> str:
         """Name a sample for reports; never fails."""
         ...

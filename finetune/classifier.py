@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from coatnet.checkpoint.weights import load_weights
+from coatnet.checkpoint.classes import check_class_names
+from coatnet.checkpoint.weights import load_tensors, load_weights
 from coatnet.config import UserError, from_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
-from finetune.classes import check_class_names
-from finetune.start import load_tensors
 
 _WEIGHTS = {"auto": None, "ema": True, "raw": False}
 

@@ -49,6 +49,11 @@ def evaluate(
 
     Example: coatnet evaluate runs/second photos/validation --px 224 --px 384
     """
+    from coatnet.checkpoint.inspection import check_model
+    from finetune.evaluation.sources import check_evaluation_set
+
+    check_model(model)
+    check_evaluation_set(data, labels=labels, real=real)
     from finetune.evaluation.request import EvaluationRequest, run_request
     from finetune.evaluation.table import print_reports
 
@@ -85,10 +90,17 @@ def predict(
 
     Example: coatnet predict runs/second photos/validation/shirt --top 3
     """
-    from finetune.classifier import open_classifier
-    from finetune.prediction import predict_files, print_predictions
+    from coatnet.checkpoint.inspection import check_model
+    from finetune.image_files import image_files, print_predictions, refused_images
 
-    rows = predict_files(open_classifier(str(model), weights=weights, px=px), images, top=top, batch=batch)
+    check_model(model)
+    rows = refused_images(image_files(images))
+    if not rows:
+        from finetune.classifier import open_classifier
+        from finetune.prediction import predict_files
+
+        classifier = open_classifier(str(model), weights=weights, px=px)
+        rows = predict_files(classifier, images, top=top, batch=batch)
     if as_json:
         _print_json(rows)
     else:
@@ -112,6 +124,9 @@ def export(
 
     Example: coatnet export runs/second exported --format safetensors --format onnx --data photos/validation
     """
+    from coatnet.checkpoint.inspection import check_model
+
+    check_model(model)
     from finetune.handover.export import export_model, print_certificates
 
     certificates = export_model(
@@ -142,6 +157,9 @@ def import_weights(
 
     Example: coatnet import coatnet_0.safetensors imported --name coatnet_0
     """
+    from coatnet.checkpoint.inspection import check_source
+
+    check_source(source, classes=classes, trust_pickle=trust_pickle)
     from finetune.handover.importing import import_model
 
     print(import_model(source, destination, name=name, px=px, classes=classes, trust_pickle=trust_pickle))
@@ -157,6 +175,9 @@ def demo(
 
     Example: coatnet demo runs/second --port 8000
     """
+    from coatnet.checkpoint.inspection import check_model
+
+    check_model(model)
     from finetune.classifier import open_classifier
     from finetune.demo.answer import make_answer
     from finetune.demo.server import make_server

@@ -125,6 +125,8 @@ class FinetuneConfig:
         model: null takes the checkpoint's; given, it must agree with it. Needed where `init` is null.
         stochastic_depth: null keeps the model's.
         freeze: parts that do not learn, of S0 … S4 and dense; all six make a linear probe.
+        zero: stage of accelerate's DeepSpeed plug-in for models that need it: 1 shards AdamW's state over the
+            ranks, 2 the gradients too; 0 is plain data parallelism.
         ema: decay of the averaged weights, which are then the ones evaluated; 0 is off.
         precision: "fp32", or "bf16" (autocast).
         seeds: several make one run each, and a summary with mean and deviation; empty for `seed` alone.
@@ -148,6 +150,7 @@ class FinetuneConfig:
     optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=partial(ScheduleConfig, "constant", "0 steps", 0.0))
     train: TrainConfig = field(default_factory=TrainConfig)
+    zero: int = 0
     ema: float = 0.9999
     precision: str = "fp32"
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -157,6 +160,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         one_of("weights", self.weights, ("auto", "ema", "raw"))
         one_of("precision", self.precision, ("fp32", "bf16"))
+        if self.zero not in (0, 1, 2):
+            raise ValueError(f"zero is {self.zero}; allowed: 0, 1, 2")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
         for part in self.freeze:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError, load_config
-from coatnet.runtime.launch import run_ranks
+from coatnet.runtime.launch import device_count, run_ranks
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.run_directory import write_atomically
 from finetune.config import FinetuneConfig
@@ -25,13 +25,13 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
     if not config.seeds:
-        return _run(path, overrides, ranks=config.launch.ranks)
+        return _run(config, path, overrides)
     if already_launched():
         raise UserError("seeds: several runs under srun or torchrun; give `seed` and one job for each")
     directories = [Path(config.run.directory) / f"seed-{seed}" for seed in config.seeds]
     for seed, directory in zip(config.seeds, directories, strict=True):
         own = [*overrides, "seeds=[]", f"seed={seed}", f"run.directory={directory}"]
-        status = _run(path, own, ranks=config.launch.ranks)
+        status = _run(config, path, own)
         if status or not (directory / "done").exists():
             return status
     summary = summarise([json.loads((each / "summary.json").read_text()) for each in directories])
@@ -52,16 +52,11 @@ def summarise(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _run(path: str, overrides: Sequence[str], *, ranks: int | None) -> int:
-    if already_launched() or (ranks or _devices()) == 1:
+def _run(config: FinetuneConfig, path: str, overrides: Sequence[str]) -> int:
+    ranks = config.launch.ranks or device_count()
+    if already_launched() or (ranks == 1 and not config.zero and not config.seeds):
         from finetune.worker import main
 
         main([path, *overrides])
         return 0
-    return run_ranks("finetune.worker", [path, *overrides], ranks=ranks or _devices())
-
-
-def _devices() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
+    return run_ranks("finetune.worker", [path, *overrides], ranks=ranks)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
-from coatnet.config import UserError
 from coatnet.runtime.progress import progress
 from data_pipeline.crops import evaluation_boxes
 from data_pipeline.decode import DecodeError, decode_batch, probe
-from data_pipeline.decode.errors import DEFAULT_LIMITS
 from data_pipeline.device import normalise
 from finetune.classifier import Classifier
 from finetune.evaluation.measure import top_classes
+from finetune.image_files import image_files, read_image
 
 _PROGRESS_FROM = 64
 
@@ -33,7 +29,7 @@ def predict_files(
     Raises:
         UserError: a path does not exist, or a folder holds no files.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = image_files(paths)
     rows: list[dict[str, Any]] = []
     with progress(len(files), "predict", "images", enabled=len(files) >= _PROGRESS_FROM) as bar:
         for start in range(0, len(files), batch):
@@ -83,27 +79,13 @@ def guesses(logits: Tensor, classifier: Classifier, *, top: int) -> list[dict[st
     return [{"class": names[place], "index": place, "probability": float(shares[place])} for place in best]
 
 
-def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table."""
-    table = Table(title="predictions", title_justify="left")
-    for heading in ("image", "class", "probability"):
-        table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
-    for row in rows:
-        if "error" in row:
-            table.add_row(escape(row["image"]), f"[red]{escape(row['error'])}[/red]", "")
-        for place, guess in enumerate(row.get("guesses", [])):
-            image = "" if place else escape(row["image"])
-            table.add_row(image, escape(guess["class"]), f"{guess['probability']:.1%}")
-    Console().print(table)
-
-
 @torch.inference_mode()
 def _predict_batch(classifier: Classifier, files: Sequence[Path], *, top: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     squares: list[Tensor] = []
     for file in files:
         try:
-            squares.append(load_square(_read(file), classifier))
+            squares.append(load_square(read_image(file), classifier))
             rows.append({"image": str(file)})
         except (OSError, DecodeError) as error:
             rows.append({"image": str(file), "error": str(error)})
@@ -113,20 +95,3 @@ def _predict_batch(classifier: Classifier, files: Sequence[Path], *, top: int) -
             if "error" not in row:
                 row["guesses"] = guesses(next(logits), classifier, top=top)
     return rows
-
-
-def _read(file: Path) -> bytes:
-    DEFAULT_LIMITS.check_bytes(file.stat().st_size)
-    return file.read_bytes()
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
-        if not found:
-            raise UserError(f"{path}: holds no file")
-        yield from found
-    elif path.exists():
-        yield path
-    else:
-        raise UserError(f"{path}: no such image or folder")

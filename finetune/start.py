@@ -1,23 +1,26 @@
-"""The model that fine-tuning begins with: a checkpoint's weights under a new head, or fresh ones."""
+"""What fine-tuning begins with: a checkpoint's weights under a new head, frozen parts, the calendar."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from coatnet.checkpoint.weights import Weights, load_weights
-from coatnet.config import UserError
+from coatnet.checkpoint.classes import match_classes
+from coatnet.checkpoint.inspection import CONFIG
+from coatnet.checkpoint.weights import LOGITS, Weights, load_tensors, load_weights
+from coatnet.config import Duration, UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
-from finetune.classes import match_classes
+from coatnet.training.calendar import Calendar, Change
 from finetune.config import FinetuneConfig, HeadConfig
+from finetune.handover.importing import foreign_weights
 
 _HEAD_STD = 0.02
-_LOGITS = ("head.logits.weight", "head.logits.bias")
 _NOT_ARCHITECTURE = {"num_classes": 1, "image_size": 224, "stochastic_depth": 0.0}
 
 
@@ -41,34 +44,15 @@ def starting_model(
             stochastic_depth=_depth(config, config.model),
         )
         return build_model(fresh, norm=config.norm, seed=config.seed), fresh, {"init": None}
-    weights = load_weights(config.init, ema={"auto": None, "ema": True, "raw": False}[config.weights])
-    _check_architecture(config, weights)
+    weights = _initial_weights(config, config.init)
     base = config.model or weights.model
     model_config = replace(weights.model, num_classes=len(classes), stochastic_depth=_depth(config, base))
     model = build_model(model_config, norm=config.norm, seed=config.seed)
-    body = {name: tensor for name, tensor in weights.tensors.items() if name not in _LOGITS}
+    body = {name: tensor for name, tensor in weights.tensors.items() if name not in LOGITS}
     load_tensors(model, body, origin=config.init)
     kept = new_head(model, config.head, weights=weights, classes=classes, seed=config.seed)
-    return model, model_config, {"init": str(config.init), "rows_kept": kept, **_history(weights)}
-
-
-@torch.no_grad()
-def load_tensors(model: CoAtNet, tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy tensors into the model, except the logits' layer where none is given for it.
-
-    Raises:
-        UserError: a tensor is missing, unknown or of another shape.
-    """
-    own = model.state_dict()
-    expected = own.keys() if tensors.keys() & set(_LOGITS) else own.keys() - set(_LOGITS)
-    for name in sorted(expected | tensors.keys()):
-        if name not in own or name not in tensors:
-            where = "the model" if name not in own else "the checkpoint"
-            raise UserError(f"{origin}: {where} has no tensor {name}")
-        if own[name].shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
-            raise UserError(f"{origin}: {name} has shape {shapes}")
-        own[name].copy_(tensors[name])
+    facts = {key: weights.facts.get(key) for key in ("step", "samples_seen", "config_digest")}
+    return model, model_config, {"init": config.init, "rows_kept": kept, **facts}
 
 
 @torch.no_grad()
@@ -94,27 +78,61 @@ def new_head(model: CoAtNet, head: HeadConfig, *, weights: Weights, classes: Seq
             f"{len(weights.classes)}; allowed: none"
         )
     new, old = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    logits.weight[new] = weights.tensors[_LOGITS[0]].float()[old]
-    logits.bias[new] = weights.tensors[_LOGITS[1]].float()[old]
+    logits.weight[new] = weights.tensors[LOGITS[0]].float()[old]
+    logits.bias[new] = weights.tensors[LOGITS[1]].float()[old]
     return len(pairs)
 
 
-def _check_architecture(config: FinetuneConfig, weights: Weights) -> None:
-    if config.model is None:
-        return
-    wanted, found = (replace(one, **_NOT_ARCHITECTURE) for one in (config.model, weights.model))  # type: ignore[arg-type]
+def frozen_modules(model: CoAtNet, parts: Sequence[str]) -> list[nn.Module]:
+    """Stop the parts (S0 … S4, dense) from learning and return their modules."""
+    frozen: list[nn.Module] = []
+    for part in parts:
+        if part == "S0":
+            frozen.append(model.stem)
+        elif part == "dense":
+            frozen += [model.head.norm, model.head.dense]
+        else:
+            frozen.append(model.stages[part])
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def make_calendar(config: FinetuneConfig, *, epoch_samples: int) -> Calendar:
+    """Return the run's calendar; `train.phases` share its duration.
+
+    Raises:
+        UserError: a run without a step.
+    """
+    batch, shares = config.train.global_batch, [phase.share for phase in config.train.phases]
+    total = Duration.parse(config.train.duration).in_samples(epoch_samples=epoch_samples, global_batch=batch)
+    changes = [
+        Change(round(total * sum(shares[:number]) / sum(shares)), batch, phase.image_size)
+        for number, phase in enumerate(config.train.phases)
+    ]
+    return Calendar.make(config, epoch_samples=epoch_samples, changes=changes)
+
+
+def _initial_weights(config: FinetuneConfig, init: str) -> Weights:
+    """Load a run's, a checkpoint's or an exported model's weights; or timm's, by `model.name` alone."""
+    path = Path(init)
+    if config.model and path.suffix == ".safetensors" and not (path.parent / CONFIG).exists():
+        return foreign_weights(path, name=config.model.name, px=config.model.image_size)
+    weights = load_weights(path, ema={"auto": None, "ema": True, "raw": False}[config.weights])
+    if config.model is not None:
+        _check_architecture(config.model, weights, origin=init)
+    return weights
+
+
+def _check_architecture(model: ModelConfig, weights: Weights, *, origin: str) -> None:
+    wanted, found = (replace(one, **_NOT_ARCHITECTURE) for one in (model, weights.model))  # type: ignore[arg-type]
     for key in vars(wanted):
         if getattr(wanted, key) != getattr(found, key):
             raise UserError(
-                f"model.{key} is {getattr(wanted, key)}, but {config.init} holds a model with "
+                f"model.{key} is {getattr(wanted, key)}, but {origin} holds a model with "
                 f"{getattr(found, key)}; leave out `model` to take the checkpoint's"
             )
 
 
 def _depth(config: FinetuneConfig, model: ModelConfig) -> float:
     return model.stochastic_depth if config.stochastic_depth is None else config.stochastic_depth
-
-
-def _history(weights: Weights) -> dict[str, Any]:
-    known = ("step", "samples_seen", "config_digest")
-    return {key: weights.facts[key] for key in known if key in weights.facts}

@@ -1,50 +1,56 @@
-"""The fine-tuning loop and what it keeps: progress, evaluations, checkpoints, the summary."""
+"""The fine-tuning loop: steps, evaluations, the best one, the summary."""
 
 from __future__ import annotations
 
 import json
+import operator
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
-from coatnet.checkpoint.store import CheckpointStore
+import torch
+from torch import Tensor, nn
+
 from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
-from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
 from coatnet.runtime.stop import StopFlag
-from data_pipeline.augment_config import AugmentConfig
+from coatnet.training.calendar import Calendar
+from coatnet.training.checkpoints import Checkpoints
+from coatnet.training.losses import make_loss
+from coatnet.training.recorder import Recorder, StepResult
+from coatnet.training.state import RunState
 from data_pipeline.batch import Batch
-from data_pipeline.loader import TrainLoader
+from data_pipeline.device import DeviceTransform
 from data_pipeline.record import SampleSource
+from data_pipeline.stream import Stream
 from finetune.config import FinetuneConfig
-from finetune.evaluation.figures import figures
-from finetune.evaluation.measure import measure
-from finetune.learner import Learner, StepResult
-from finetune.plan import Phase, Plan, is_due
+from finetune.engine import Engine
+from finetune.evaluation.during import measure_figures
 
 _MAX_SKIPPED_IN_A_ROW = 10
-_RECORD_EVERY_SECONDS = 1.0
+_PICTURES = 16
+_STOP, _SAVE = 1, 2  # what a rank may ask of all at the end of a step
 
 
 @dataclass
-class State:
+class State(RunState):
     """What a checkpoint keeps beside the tensors.
 
     Attributes:
         seconds: of all lives together.
         stale: evaluations since the best one.
+        evaluation: the last one.
     """
 
-    samples_seen: int = 0
     seconds: float = 0.0
     best_top1: float = -1.0
     best_step: int = 0
     stale: int = 0
-    skipped_in_a_row: int = 0
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,192 +60,141 @@ class Trainer:
     config: FinetuneConfig
     ranks: Ranks
     run: RunDirectory
-    plan: Plan
-    learner: Learner
-    store: CheckpointStore
+    calendar: Calendar
+    stream: Stream
+    engine: Engine
+    checkpoints: Checkpoints[State]
     account: TimeAccount
-    metrics: MetricsLog
-    corpora: list[SampleSource]
+    recorder: Recorder
     evaluation_corpus: SampleSource | None
-    facts: dict[str, Any]
+    classes: list[str]
+    class_weights: Tensor | None
 
     def __post_init__(self) -> None:
-        self.state = State()
-        self.last_evaluation: dict[str, Any] = {}
-        self._recorded = 0.0
+        loss = self.config.loss
+        self._losses = make_loss(loss.name, loss.smoothing, per_sample=True)
+        self._transform = DeviceTransform(self.config.augment, training=True)
 
-    def train(self, stop: StopFlag) -> bool:
-        """Train to the end, or until all ranks agree to stop; return True at the end."""
-        self._resume()
-        began = time.monotonic() - self.state.seconds
-        done, total = self.state.samples_seen, self.plan.total
-        with progress(total, "fine-tune", "images", done=done, enabled=self.ranks.is_main) as bar:
-            for phase, batch in self._batches():
-                before = self.state.samples_seen
-                self.state.samples_seen = after = before + self.config.train.global_batch
-                with self.account.measure("compute"):
-                    result = self.learner.step(
-                        batch, augment=phase.augment, learning_rate=self.plan.learning_rate(after)
+    def train(self, stop: StopFlag) -> None:
+        """Train to the end, or until a rank was told to stop; leave the summary and a marker."""
+        resumed = self.checkpoints.resume()
+        state = resumed or State()
+        self.engine.applied_steps = state.applied_steps
+        kind = "start" if resumed is None else "resume"
+        if self.ranks.is_main:
+            self.recorder.remember(list(read_lines(self.run.metrics)))
+        self.recorder.event(kind, samples_seen=state.samples_seen, world_size=self.ranks.world_size)
+        self.account.started()
+        began, total = time.monotonic() - state.seconds, self.calendar.total
+        done, shown = state.samples_seen, self.ranks.is_main
+        with progress(total, "fine-tune", "images", done=done, enabled=shown) as bar:
+            for batch in self.stream.follow(state) if not self._is_finished(state) else ():
+                before = state.samples_seen
+                wish = _STOP * stop.requested + _SAVE * self.checkpoints.time_is_up
+                result, wishes = self._step(batch, before=before, wish=wish)
+                state.count(samples=result.samples, applied=result.applied)
+                state.seconds, state.figures = time.monotonic() - began, {}
+                event = None if result.applied else "skipped_step"
+                self.recorder.step(state, batch, result, bar, event=event)
+                if state.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+                    raise UserError(
+                        f"{self.run.path}: {_MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient; "
+                        "lower optimizer.learning_rate"
                     )
-                self.state.seconds = time.monotonic() - began
-                self._record(result, batch, phase=phase)
-                bar.advance(after - before)
-                bar.note(f"loss {result.loss:.3f}")
-                worth_keeping = False
-                if is_due(self.plan.evaluate_every, before=before, after=after):
-                    worth_keeping = self._evaluate(phase) and self.config.train.patience > 0
-                stopping = self.ranks.any(stop.requested)
-                finished = after >= total or self._is_stale()
-                due = is_due(self.plan.save_every, before=before, after=after)
-                if stopping or finished or due or worth_keeping:
-                    self._save(wait=stopping or finished)
-                if stopping or finished:
+                is_best = False
+                if self.calendar.evaluation_due(before=before, after=state.samples_seen):
+                    is_best = self._evaluate(state, image_size=self.calendar.phase_at(before).image_size)
+                ending = bool(wishes & _STOP) or self._is_finished(state)
+                due = self.calendar.save_due(before=before, after=state.samples_seen) or wishes & _SAVE
+                if ending or due or (is_best and self.config.train.patience):
+                    self.checkpoints.save(state, wait=ending, evaluation=state.evaluation)
+                self.checkpoints.raise_errors()
+                if ending:
                     break
-        return self._finish() if self.state.samples_seen >= total or self._is_stale() else False
+        self.recorder.flush(state)
+        if self.ranks.is_main:
+            self._finish(state)
 
-    def _batches(self) -> Iterator[tuple[Phase, Batch]]:
-        """Yield the batches of all phases from the present position on."""
-        for phase in self.plan.phases:
-            if self.state.samples_seen >= phase.end:
-                continue
-            stream = self.make_loader(phase.augment).from_sample(self.state.samples_seen)
-            try:
-                while self.state.samples_seen < phase.end:
-                    with self.account.measure("data_wait"):
-                        batch = next(stream)
-                    yield phase, batch
-            finally:
-                stream.close()
+    def _is_finished(self, state: State) -> bool:
+        """True at the end of the calendar, or when patience is."""
+        return state.samples_seen >= self.calendar.total or 0 < self.config.train.patience <= state.stale
 
-    def make_loader(self, augment: AugmentConfig) -> TrainLoader:
-        """Return the training stream at one resolution; all streams have one order."""
-        return TrainLoader(
-            self.corpora,
-            self.config.data,
-            augment,
-            seed=self.config.seed,
-            global_batch=self.config.train.global_batch,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
+    def _finish(self, state: State) -> None:
+        if not self._is_finished(state):
+            self.run.mark("stopped", samples_seen=state.samples_seen)
+            return
+        summary = {
+            **{key: state.evaluation.get(key) for key in ("top1", "top5")},
+            "samples": state.samples_seen,
+            "seconds": round(state.seconds, 2),
+            "best_top1": state.best_top1 if state.evaluation else None,
+            "best_step": state.best_step,
+            "steps": state.applied_steps,
+            "evaluation": state.evaluation,
+        }
+        write_atomically(self.run.summary, json.dumps(summary, indent=2) + "\n")
+        self.run.mark("done", samples_seen=state.samples_seen)
+
+    def _step(self, batch: Batch, *, before: int, wish: int) -> tuple[StepResult, int]:
+        """Train on this rank's share and hear what the ranks wish."""
+        samples, micro = len(batch) * self.ranks.world_size, self.config.train.micro_batch
+        rate = self.calendar.learning_rate(before + samples)
+        starts = range(0, len(batch), micro)
+        parts = [partial(self._loss, batch=batch, rows=slice(start, start + micro)) for start in starts]
+        with self.account.measure("compute"):
+            loss, norm, applied = self.engine.step(parts, learning_rate=rate)
+            own = torch.tensor([float(loss), wish, len(batch.bad)], device=self.ranks.device)
+        with self.account.measure("communication"):
+            losses, wishes, bad = self.ranks.table(own).T.tolist()
+        result = StepResult(
+            samples=samples,
+            losses=losses,
+            gradient_norm=norm,
+            learning_rate=rate,
+            applied=applied,
+            bad=int(sum(bad)),
         )
+        return result, reduce(operator.or_, map(int, wishes))
 
-    def _record(self, result: StepResult, batch: Batch, *, phase: Phase) -> None:
-        seen = self.state.samples_seen
-        for sample in batch.bad:
-            self.run.record_event("bad_sample", rank=self.ranks.rank, **sample.to_dict())
-        self.state.skipped_in_a_row = 0 if result.applied else self.state.skipped_in_a_row + 1
-        if not result.applied and self.ranks.is_main:
-            self.run.record_event("skipped_step", samples_seen=seen, gradient_norm=str(result.gradient_norm))
-        if self.state.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{self.run.path}: {_MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient; "
-                "lower optimizer.learning_rate"
-            )
-        if time.monotonic() - self._recorded >= _RECORD_EVERY_SECONDS or seen >= self.plan.total:
-            self._recorded = time.monotonic()
-            self.metrics.scalars(
-                {
-                    "train/loss": result.loss,
-                    "train/gradient_norm": result.gradient_norm,
-                    "train/learning_rate": result.learning_rate,
-                    "train/image_size": phase.augment.image_size,
-                    "progress": seen / self.plan.total,
-                    "images_per_second": seen / max(self.state.seconds, 1e-9),
-                },
-                samples_seen=seen,
-            )
+    def augmented(self, batch: Batch) -> Tensor:
+        """Return pictures of what the model sees of a first micro-batch. Shape: float (n, H, W, 3)."""
+        pixels, _ = self._transformed(batch, slice(0, self.config.train.micro_batch))
+        return self._transform.as_pictures(pixels[:_PICTURES]).cpu()
 
-    def _evaluate(self, phase: Phase) -> bool:
+    def _loss(self, model: nn.Module, *, batch: Batch, rows: slice) -> Tensor:
+        """Return a micro-batch's part of the mean loss over this rank's images."""
+        images, targets = self._transformed(batch, rows)
+        logits = model(images, sample_keys=batch.keys[rows].to(images.device))
+        losses = self._losses(logits, targets)
+        if (weights := self.class_weights) is not None:
+            losses = losses * (targets.float() @ weights if targets.ndim == 2 else weights[targets])
+        return losses.sum() / len(batch)
+
+    def _transformed(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor]:
+        classes, group = len(self.classes), self.config.train.micro_batch
+        device = self.ranks.device
+        return self._transform.of_batch(batch, rows, device=device, num_classes=classes, group_images=group)
+
+    def _evaluate(self, state: State, *, image_size: int) -> bool:
         """Evaluate what will be handed on, and say whether it is the best so far."""
         if self.evaluation_corpus is None:
             return False
-        with self.account.measure("evaluation"), self.learner.averaged():
-            result = measure(
-                self.learner.model,
+        augment = replace(self.config.augment, image_size=image_size)
+        with self.account.measure("evaluation"), self.engine.state.averaged_weights():
+            found = measure_figures(
+                self.engine.model,
                 self.evaluation_corpus,
-                phase.augment,
+                augment,
                 batch=self.config.evaluate.batch,
                 ranks=self.ranks,
                 precision=self.config.precision,
                 threads=self.config.data.threads,
-                show_progress=False,
             )
-        found = figures(result.predictions, classes=len(self.evaluation_corpus.classes))
-        self.last_evaluation = {
-            **found.to_json(),
-            "at": self.state.samples_seen,
-            "image_size": phase.augment.image_size,
-        }
-        is_best = found.top1 > self.state.best_top1
+        state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": image_size}
+        state.figures = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "ece": found.ece}
+        self.recorder.evaluation(state, state.figures)
+        is_best = found.top1 > state.best_top1
+        state.stale = 0 if is_best else state.stale + 1
         if is_best:
-            step = self.state.samples_seen // self.config.train.global_batch
-            self.state.best_top1, self.state.best_step = found.top1, step
-            self.state.stale = 0
-        else:
-            self.state.stale += 1
-        self.metrics.scalars(
-            {
-                "evaluate/top1": found.top1,
-                "evaluate/top5": found.top5,
-                "evaluate/loss": found.loss,
-                "evaluate/ece": found.ece,
-            },
-            samples_seen=self.state.samples_seen,
-        )
+            state.best_top1, state.best_step = found.top1, state.step
         return is_best
-
-    def _is_stale(self) -> bool:
-        return 0 < self.config.train.patience <= self.state.stale
-
-    def _save(self, *, wait: bool) -> None:
-        self.store.raise_errors()
-        with self.account.measure("checkpoint"):
-            self.store.save(
-                step=self.state.samples_seen // self.config.train.global_batch,
-                samples_seen=self.state.samples_seen,
-                fragments=self.learner.fragments(),
-                facts={
-                    **self.facts,
-                    "updates": self.learner.updates,
-                    "data": self.make_loader(self.config.augment).state(),
-                    "progress": asdict(self.state),
-                    "evaluation": self.last_evaluation,
-                    "figures": {"top1": self.last_evaluation.get("top1")},
-                },
-                wait=wait,
-            )
-        self.account.flush(samples_seen=self.state.samples_seen)
-
-    def _resume(self) -> None:
-        checkpoint = self.store.newest()
-        if checkpoint is not None:
-            self.learner.restore(checkpoint)
-            self.make_loader(self.config.augment).restore(checkpoint.facts["data"])
-            self.state = State(**checkpoint.facts["progress"])
-            self.last_evaluation = checkpoint.facts["evaluation"]
-        if self.ranks.is_main:
-            kind = "start" if checkpoint is None else "resume"
-            self.run.record_event(
-                kind, samples_seen=self.state.samples_seen, world_size=self.ranks.world_size
-            )
-        self.account.started()
-
-    def _finish(self) -> bool:
-        if self.last_evaluation.get("at") != self.state.samples_seen:
-            self._evaluate(self.plan.phases[-1])
-        if self.ranks.is_main:
-            evaluated = self.last_evaluation
-            summary = {
-                "top1": evaluated.get("top1"),
-                "top5": evaluated.get("top5"),
-                "samples": self.state.samples_seen,
-                "seconds": round(self.state.seconds, 2),
-                "best_top1": self.state.best_top1 if evaluated else None,
-                "best_step": self.state.best_step,
-                "steps": self.learner.updates,
-                "evaluation": evaluated,
-                "config_digest": self.facts["config_digest"],
-            }
-            write_atomically(self.run.summary, json.dumps(summary, indent=2) + "\n")
-            self.run.mark("done", samples_seen=self.state.samples_seen)
-        return True

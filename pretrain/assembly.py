@@ -8,13 +8,14 @@ from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.calendar import Calendar
 from data_pipeline.open_corpus import open_train_corpora
-from pretrain.calendar import Calendar
+from data_pipeline.stream import Stream
+from pretrain.batches import make_calendar
 from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
-from pretrain.stream import Stream
 from pretrain.trainer import Trainer
 
 
@@ -58,13 +59,21 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
         precision=config.precision,
         ema_decay=config.ema or None,
     )
-    calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
+    calendar = make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     return Assembly(
         classes=classes,
         model_config=model_config,
         model=model,
         engine=engine,
         calendar=calendar,
-        stream=Stream(corpora, config, ranks=ranks, calendar=calendar, account=account),
+        stream=Stream(
+            corpora,
+            config.data,
+            config.augment,
+            seed=config.seed,
+            phases=calendar.phases,
+            ranks=ranks,
+            account=account,
+        ),
         trainer=Trainer(engine, config, num_classes=len(classes), group_images=group_images, account=account),
     )

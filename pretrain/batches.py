@@ -1,13 +1,28 @@
-"""How a step's images are cut: into ranks, micro-batches and the groups of batch norm."""
+"""How a run's images are cut: into steps, ranks, micro-batches and the groups of batch norm."""
 
 from __future__ import annotations
 
 import json
 
-from coatnet.config import UserError
+from coatnet.config import Duration, UserError
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.training.calendar import Calendar, Change
 from pretrain.config import PretrainConfig
+
+
+def make_calendar(config: PretrainConfig, *, epoch_samples: int) -> Calendar:
+    """Return the run's calendar.
+
+    Raises:
+        UserError: a run without a step, or batch changes out of order.
+    """
+    unit = {"epoch_samples": epoch_samples, "global_batch": config.train.global_batch}
+    changes = [
+        Change(Duration.parse(one.at).in_samples(**unit), one.global_batch, config.augment.image_size)
+        for one in config.train.batch_changes
+    ]
+    return Calendar.make(config, epoch_samples=epoch_samples, changes=changes)
 
 
 def settle_group_images(config: PretrainConfig, *, ranks: Ranks, run: RunDirectory) -> int:

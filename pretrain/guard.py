@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from coatnet.config import UserError
 from pretrain.guard_config import GuardConfig
 from pretrain.state import State
-from pretrain.trainer import StepResult, Veto
+from pretrain.trainer import PretrainResult, Veto
 
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 # A loss that hardly moves has a tiny deviation: less than this share of the median is never a spike.
@@ -48,7 +48,7 @@ class Guard:
             return None
         return lambda loss: self._is_spike(robust_score(loss, state.losses), state.losses)
 
-    def judge(self, result: StepResult, state: State) -> Verdict:
+    def judge(self, result: PretrainResult, state: State) -> Verdict:
         """Judge the step that led to `state`, and remember an accepted one.
 
         Raises:
@@ -70,7 +70,7 @@ class Guard:
             del history[: -self._config.spike_window]
         return Verdict(score=score)
 
-    def _on_spike(self, result: StepResult, state: State, *, score: float) -> Verdict:
+    def _on_spike(self, result: PretrainResult, state: State, *, score: float) -> Verdict:
         if self._config.spike != "rollback" or self._spiking < self._config.spike_steps:
             return Verdict("spike", score=score)
         self._rollbacks += 1
@@ -93,7 +93,7 @@ class Guard:
     def _is_spike(self, score: float, history: list[float]) -> bool:
         return score > self._config.spike_score and len(history) * 2 >= self._config.spike_window
 
-    def _check_skipped(self, result: StepResult, state: State) -> None:
+    def _check_skipped(self, result: PretrainResult, state: State) -> None:
         if state.skipped_in_a_row >= self._config.max_skipped:
             raise UserError(
                 f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "

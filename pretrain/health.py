@@ -14,7 +14,7 @@ from torch import nn
 from coatnet.runtime.ranks import Ranks
 from pretrain.guard_config import GuardConfig
 from pretrain.state import State
-from pretrain.trainer import StepResult
+from pretrain.trainer import PretrainResult
 
 _STRAGGLER_STEPS = 50
 
@@ -37,7 +37,7 @@ class Health:
         gc.disable()
         gc.freeze()
 
-    def check(self, model: nn.Module, state: State, result: StepResult) -> list[Finding]:
+    def check(self, model: nn.Module, state: State, result: PretrainResult) -> list[Finding]:
         """Look after the step that led to `state`."""
         findings = []
         self._seconds.append(result.seconds)

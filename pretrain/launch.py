@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config import load_config
-from coatnet.runtime.launch import run_ranks
+from coatnet.runtime.launch import device_count, run_ranks
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import already_launched
 from pretrain.config import PretrainConfig
@@ -29,12 +29,6 @@ def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
     directory = Path(config.run.directory)
     # Asked here as well, so that a second start ends at once and not after torch has been loaded.
     Lease.acquire(directory).release()
-    logs, ranks = directory / "logs", config.launch.ranks or _devices()
+    logs, ranks = directory / "logs", config.launch.ranks or device_count()
     print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
     return run_ranks("pretrain.worker", arguments, ranks=ranks, log_directory=logs)
-
-
-def _devices() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())

@@ -29,7 +29,7 @@ def train(run: Parts, stop: StopFlag) -> State:
             )
             state.advance(samples=result.samples, applied=result.applied, digest=result.digest)
             verdict = run.guard.judge(result, state)
-            run.recorder.step(state, batch, result, verdict, bar)
+            run.recorder.step(state, batch, result, bar, event=verdict.event, score=verdict.score)
             if verdict.event is not None:
                 run.keep_for_replay(state, result, verdict)
             if verdict.rollback:

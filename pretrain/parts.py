@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import uuid
 from pathlib import Path
 
-from coatnet.checkpoint.retention import Retention
-from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError, to_dict
-from coatnet.runtime.account import TimeAccount, process_age_seconds
+from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
-from data_pipeline.open_corpus import open_corpus
-from data_pipeline.record import SampleSource
+from coatnet.training.checkpoints import Checkpoints
+from coatnet.training.recorder import Recorder
+from coatnet.training.utilisation import flops_per_image
+from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus
 from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble
 from pretrain.batches import settle_group_images
 from pretrain.bundles import Bundle, find_bundles, write_bundle
-from pretrain.checkpoints import Checkpoints
 from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.continuity import LossContinuity
@@ -30,12 +28,10 @@ from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard, Verdict
 from pretrain.health import Health
 from pretrain.profiler import StepProfiler
-from pretrain.recorder import Recorder
 from pretrain.state import State, digest_of_range
-from pretrain.trainer import StepResult
+from pretrain.trainer import PretrainResult
 from pretrain.transfer import TransferProbe
 from pretrain.tune import largest_micro_batch, rehearse
-from pretrain.utilisation import flops_per_image
 from pretrain.watchdog import Watchdog
 
 _UPDATE_NORM_STEPS = 50
@@ -53,13 +49,7 @@ class Parts:
             UserError: corpora, batches or model do not fit together.
         """
         self.config, self.ranks, self.run = config, ranks, run
-        self.account = TimeAccount(
-            run.account,
-            rank=ranks.rank,
-            life=ranks.broadcast(uuid.uuid4().hex[:8]),
-            age_seconds=process_age_seconds(),
-        )
-        self.account.flush(samples_seen=0)
+        self.account = TimeAccount.of_run(run, ranks=ranks)
         group_images = settle_group_images(config, ranks=ranks, run=run)
         assembly = assemble(config, ranks=ranks, account=self.account, group_images=group_images)
         self.engine, self.trainer = assembly.engine, assembly.trainer
@@ -69,17 +59,17 @@ class Parts:
         self._exposed.attach()
         self._activations = ActivationStatistics(assembly.model)
         self._classes = assembly.classes
-        self.metrics = MetricsLog(run, enabled=ranks.is_main)
         self.recorder = Recorder(
             run,
             ranks=ranks,
             account=self.account,
-            metrics=self.metrics,
+            metrics=MetricsLog(run, enabled=ranks.is_main),
             total=self.calendar.total,
             augmented=self.trainer.augmented,
             flops_per_image=flops_per_image(assembly.model_config, config.augment.image_size),
         )
-        self.evaluator = _evaluator(config, classes=assembly.classes, ranks=ranks)
+        evaluated = open_evaluation_corpus(config.data, classes=assembly.classes)
+        self.evaluator = None if evaluated is None else Evaluator(evaluated, config, ranks=ranks)
         self.transfer = (
             TransferProbe(open_corpus(config.evaluate.transfer), config, ranks=ranks)
             if config.evaluate.transfer
@@ -87,16 +77,12 @@ class Parts:
         )
         self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
         self.checkpoints = Checkpoints(
-            CheckpointStore(
-                run.checkpoints,
-                ranks=ranks,
-                lease=lease,
-                retention=Retention(config.save.last, config.save.keep_every_steps, config.save.best),
-                alarm=lambda text: self.recorder.event("alarm", text=text),
-            ),
+            run.checkpoints,
+            config.save,
             engine=self.engine,
             stream=self.stream,
             ranks=ranks,
+            lease=lease,
             account=self.account,
             facts={
                 "kind": "pretrain",
@@ -107,7 +93,8 @@ class Parts:
                 "group_images": group_images,
                 "config_digest": digest,
             },
-            every_seconds=self.calendar.save_seconds,
+            alarm=lambda text: self.recorder.event("alarm", text=text),
+            state_type=State,
         )
         self._exclusions = run.path / "exclusions.json"
         rollbacks = self._read_exclusions()
@@ -174,7 +161,7 @@ class Parts:
         with self.watchdog.patience():
             self.checkpoints.save(state, wait=wait)
 
-    def look_after(self, state: State, result: StepResult) -> None:
+    def look_after(self, state: State, result: PretrainResult) -> None:
         """Do what is done at every step without touching its result.
 
         Raises:
@@ -202,7 +189,7 @@ class Parts:
                     "leave out the node if it happens again"
                 )
 
-    def keep_for_replay(self, state: State, result: StepResult, verdict: Verdict) -> None:
+    def keep_for_replay(self, state: State, result: PretrainResult, verdict: Verdict) -> None:
         """Write a bundle of a bad step, the first of several in a row, as long as there are few.
 
         A refused step has changed nothing: the weights are saved now, and it can be taken again exactly. For
@@ -270,7 +257,7 @@ class Parts:
         self.checkpoints.close()
         if state is not None:
             self.recorder.flush(state)
-        self.metrics.close()
+        self.recorder.close()
 
     def _rehearse(self) -> None:
         """Find out-of-memory and bad shapes before data are touched, or the largest micro-batch."""
@@ -292,12 +279,3 @@ class Parts:
 
 def _read_ranges(path: Path) -> list[list[int]]:
     return json.loads(path.read_text())["ranges"] if path.exists() else []
-
-
-def _evaluator(config: PretrainConfig, *, classes: list[str], ranks: Ranks) -> Evaluator | None:
-    if config.data.evaluate is None:
-        return None
-    corpus: SampleSource = open_corpus(config.data.evaluate, cache=config.data.cache)
-    if corpus.classes != classes:
-        raise UserError(f"data.evaluate: {config.data.evaluate} has other classes than data.train[0]")
-    return Evaluator(corpus, config, ranks=ranks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from coatnet.model.norm import commit_statistics, defer_statistics
 from coatnet.runtime.account import TimeAccount
 from coatnet.training.losses import make_loss
+from coatnet.training.recorder import StepResult
 from data_pipeline.batch import Batch
 from data_pipeline.device import DeviceTransform
 from data_pipeline.permutation import derive_key
@@ -23,33 +23,19 @@ _STEP_KEY = 17  # purpose of the key that seeds torch for a step
 Veto = Callable[[float], bool]
 
 
-@dataclass(frozen=True)
-class StepResult:
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult(StepResult):
     """What a step did, equal on all ranks.
 
     Attributes:
-        losses: the ranks' mean losses, in order of rank.
         seconds: the ranks' own times, until they began to wait for each other in the last backward pass.
-        gradient_norm: before clipping; infinite when the step was refused.
         digest: of the positions of the step's samples, `state.digest_of_positions`.
-        bad: samples of all ranks that could not be used.
         wishes: which ranks ask for what (see `Wish`), as bits.
     """
 
-    samples: int
-    losses: list[float]
     seconds: list[float]
-    gradient_norm: float
-    learning_rate: float
-    applied: bool
     digest: int
     wishes: list[int]
-    bad: int = 0
-
-    @property
-    def loss(self) -> float:
-        """The mean over all samples of the step."""
-        return sum(self.losses) / len(self.losses)
 
 
 class Trainer:
@@ -81,7 +67,7 @@ class Trainer:
         wish: int = 0,
         veto: Veto | None = None,
         label: str = "compute",
-    ) -> StepResult:
+    ) -> PretrainResult:
         """Train on this rank's share of a step.
 
         Args:
@@ -113,12 +99,12 @@ class Trainer:
             device=ranks.device,
         )
         with self._account.measure(label), self._account.measure("communication", inside="compute"):
-            told = self._exchange(own)
+            told = ranks.table(own)
             self._settle_statistics(update.applied)
         with self._account.measure(label):
             if update.applied:
                 self.engine.update_ema()
-        return StepResult(
+        return PretrainResult(
             samples=len(batch) * ranks.world_size,
             losses=told[:, 0].tolist(),
             seconds=told[:, 1].tolist(),
@@ -198,10 +184,3 @@ class Trainer:
             commit_statistics(self.engine.module, reduce, step=step)
         else:
             defer_statistics(self.engine.module)
-
-    def _exchange(self, own: Tensor) -> Any:
-        ranks = self.engine.ranks
-        everyone = torch.zeros(ranks.world_size, len(own), dtype=own.dtype, device=own.device)
-        everyone[ranks.rank] = own
-        ranks.all_reduce_sum(everyone)
-        return everyone.cpu()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from coatnet.config import UserError, load_config, to_yaml
 from coatnet.runtime.lease import Lease
-from coatnet.runtime.opening import open_run, run_rank
+from coatnet.runtime.opening import opened_run, run_rank
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
@@ -25,19 +25,15 @@ def main(arguments: Sequence[str]) -> None:
         ranks = Ranks.start()
         run = RunDirectory(config.run.directory)
         digest = run_digest(config)
-        lease = open_run(
+        with opened_run(
             run,
             ranks=ranks,
             config_yaml=to_yaml(config),
             digest=digest,
             force=force,
             decoder=backend_name(),
-        )
-        try:
+        ) as lease:
             _train(config, ranks=ranks, run=run, lease=lease, digest=digest, stop=stop)
-        finally:
-            if lease is not None:
-                lease.release()
         ranks.stop()
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from coatnet.checkpoint.format import MANIFEST, CheckpointError
+from coatnet.checkpoint.inspection import CONFIG, TENSORS, check_safetensors, read_exported_config
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
 
-TENSORS = "model.safetensors"
-CONFIG = "config.json"
-_MAX_HEADER_BYTES = 64 << 20
+LOGITS = ("head.logits.weight", "head.logits.bias")
 
 
 @dataclass
@@ -100,6 +101,25 @@ def export_safetensors(weights: Weights, destination: Path | str) -> Path:
     return destination
 
 
+@torch.no_grad()
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copy tensors into the model, except the logits' layer where none is given for it.
+
+    Raises:
+        UserError: a tensor is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    expected = own.keys() if tensors.keys() & set(LOGITS) else own.keys() - set(LOGITS)
+    for name in sorted(expected | tensors.keys()):
+        if name not in own or name not in tensors:
+            where = "the model" if name not in own else "the checkpoint"
+            raise UserError(f"{origin}: {where} has no tensor {name}")
+        if own[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
+            raise UserError(f"{origin}: {name} has shape {shapes}")
+        own[name].copy_(tensors[name])
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read a .safetensors file after a look at its header.
 
@@ -109,15 +129,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            first = file.read(1)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if size < 10 or header_bytes > min(size - 8, _MAX_HEADER_BYTES) or first != b"{":
-        raise UserError(f"{path}: not a safetensors file")
+    check_safetensors(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -125,20 +137,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_exported(directory: Path, file: Path) -> Weights:
-    config = directory / CONFIG
-    try:
-        described = json.loads(config.read_text())
-        model, classes = described["model"], described.get("classes")
-    except OSError as error:
-        raise UserError(f"{config}: {error.strerror}; it must lie beside {file.name}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{config}: does not describe a model of this project") from None
-    return Weights(
-        from_dict(ModelConfig, model, origin=str(config)),
-        read_safetensors(file),
-        classes,
-        described.get("facts", {}),
-    )
+    described = read_exported_config(directory / CONFIG)
+    return Weights(described["model"], read_safetensors(file), described["classes"], described["facts"])
 
 
 def _newest(checkpoints: Path) -> Checkpoint | None:

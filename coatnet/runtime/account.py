@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
 
 CLASSES = (
     "start",
@@ -56,6 +60,14 @@ class TimeAccount:
         self._began = time.time() - age_seconds
         self._offset: int | None = None
         self._flushed_at = 0.0
+
+    @classmethod
+    def of_run(cls, run: RunDirectory, *, ranks: Ranks) -> TimeAccount:
+        """Begin a life of a run, which this process was started for; all ranks call this."""
+        life = ranks.broadcast(uuid.uuid4().hex[:8])
+        account = cls(run.account, rank=ranks.rank, life=life, age_seconds=process_age_seconds())
+        account.flush(samples_seen=0)
+        return account
 
     @contextmanager
     def measure(self, name: str, *, inside: str | None = None) -> Iterator[None]:

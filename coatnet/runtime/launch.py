@@ -61,6 +61,13 @@ def run_ranks(
         _end(group)
 
 
+def device_count() -> int:
+    """Return how many ranks this machine is for: one per GPU, or one."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def _start_rank(
     module: str,
     arguments: Sequence[str],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from yaml import safe_load
@@ -54,6 +55,17 @@ def open_run(
             lease.release()
         raise UserError(trouble)
     return lease
+
+
+@contextmanager
+def opened_run(run: RunDirectory, *, ranks: Ranks, **facts: Any) -> Iterator[Lease | None]:
+    """Open a run as `open_run` does, and give its lease back at the end."""
+    lease = open_run(run, ranks=ranks, **facts)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
 
 
 def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:

@@ -119,6 +119,15 @@ class Ranks:
 
             dist.all_reduce(tensor)
 
+    def table(self, own: torch.Tensor) -> torch.Tensor:
+        """Return every rank's numbers, one row each, on the CPU. Shape: (n,) → (world size, n)."""
+        import torch
+
+        everyone = torch.zeros(self.world_size, len(own), dtype=own.dtype, device=own.device)
+        everyone[self.rank] = own
+        self.all_reduce_sum(everyone)
+        return everyone.cpu()
+
     def broadcast(self, value: Any, *, source: int = 0) -> Any:
         """Return rank `source`'s JSON-able value on every rank."""
         return self.gather(value)[source]

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coatnet.checkpoint.classes import evaluation_columns
 from coatnet.config import UserError
 from coatnet.model.cost import model_cost
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks, already_launched
-from finetune.classes import evaluation_columns
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.figures import confusion, figures, most_confused, per_class
 from finetune.evaluation.measure import measure

@@ -1,7 +1,7 @@
 """The forms in which evaluation sets lie about: shards, image folders, flat folders with a file of labels.
 
 ImageNet's validation set comes as folders of synset ids or flat with a label file; -V2 as folders of numbers,
--A and -R as folders of some synsets: `finetune.classes` matches their names. Knows no model.
+-A and -R as folders of some synsets: `coatnet.checkpoint.classes` matches their names. Knows no model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coatnet.checkpoint.classes import class_key
 from coatnet.config import UserError
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.open_corpus import open_corpus
 from data_pipeline.record import BadSampleError, Record, SampleSource
-from finetune.classes import class_key
 from finetune.evaluation.predictions import Predictions
 
 _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -60,12 +60,31 @@ class LabelledFolder:
             raise BadSampleError(f"{path}: {error}") from None
         return Record(payload, info.width, info.height, info.orientation, self._labels[index])
 
+    def labels(self) -> NDArray[np.int64]:
+        """Return every file's label."""
+        return np.array(self._labels, dtype=np.int64)
+
     def name(self, shard: int, index: int) -> str:
         """Return the file's name."""
         return self._names[index]
 
     def prepare(self, shards: list[int]) -> None:
         """Do nothing: the file system reads ahead."""
+
+
+def check_evaluation_set(path: Path, *, labels: Path | None, real: Path | None) -> None:
+    """Look at the files of an evaluation, before a model is loaded.
+
+    Raises:
+        UserError: one is not what it should be.
+    """
+    if labels is not None:
+        for row, line in enumerate(_text(labels).splitlines(), start=1):
+            _check_name(line.strip().partition(" ")[0], origin=f"{labels}:{row}")
+    if real is not None:
+        read_real_labels(real)
+    if "://" not in str(path) and not path.is_dir():
+        raise UserError(f"{path}: no such folder of shards or images")
 
 
 def open_evaluation_set(
@@ -104,9 +123,13 @@ def _label_line(line: str, *, origin: str, places: dict[str, int], classes: int)
         number = int(label)
     if number is None:
         raise UserError(f"{origin}: {label[:60]!a} is no class and no number below {classes}")
+    _check_name(name, origin=origin)
+    return name, number
+
+
+def _check_name(name: str, *, origin: str) -> None:
     if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{origin}: {name[:200]!a} leads out of the folder")
-    return name, number
 
 
 def _text(path: Path) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coatnet.checkpoint.classes import evaluation_columns
 from coatnet.config import to_dict
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.open_corpus import open_corpus
-from finetune.classes import evaluation_columns
 from finetune.classifier import Classifier
 from finetune.evaluation.measure import measure
 

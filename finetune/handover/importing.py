@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from coatnet.checkpoint.classes import read_class_names
+from coatnet.checkpoint.inspection import is_pickle, refuse_pickle
 from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_config
-from coatnet.checkpoint.weights import Weights, export_safetensors, read_safetensors
+from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from data_pipeline.augment_config import AugmentConfig
-from finetune.classes import check_class_names
-from finetune.start import load_tensors
 
-_PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
-_MAX_CLASS_FILE_BYTES = 16 * 1024 * 1024
 _TIMM_LOGITS, _OWN_LOGITS = "head.fc.weight", "head.logits.weight"
 
 
@@ -41,38 +38,32 @@ def import_model(
     Raises:
         UserError: a pickle without trust, a damaged file, or tensors that do not fit the model.
     """
-    state = _read_pickle(source, trusted=trust_pickle) if _is_pickle(source) else read_safetensors(source)
-    names = None if classes is None else read_class_names(classes)
+    weights = foreign_weights(source, name=name, px=px, trust_pickle=trust_pickle)
+    if classes is not None:
+        weights.classes = read_class_names(classes)
+        if len(weights.classes) != weights.model.num_classes:
+            outputs = weights.model.num_classes
+            raise UserError(f"{classes}: {len(weights.classes)} names for {outputs} outputs of {source}")
+    weights.facts["augment"] = to_dict(AugmentConfig(image_size=px))
+    return export_safetensors(weights, destination)
+
+
+def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = False) -> Weights:
+    """Read weights of timm's models, or a bare state dict of ours; both carry no description of their own.
+
+    Raises:
+        UserError: a pickle without trust, a damaged file, or tensors that do not fit the model.
+    """
+    state = _read_pickle(source, trusted=trust_pickle) if is_pickle(source) else read_safetensors(source)
     is_timm = _TIMM_LOGITS in state
     logits = state.get(_TIMM_LOGITS if is_timm else _OWN_LOGITS)
     if logits is None or logits.ndim != 2:
         raise UserError(f"{source}: holds neither {_TIMM_LOGITS} (timm) nor {_OWN_LOGITS} (this project)")
-    if names is not None and len(names) != len(logits):
-        raise UserError(f"{classes}: {len(names)} names for {len(logits)} outputs of {source}")
     config = _config(name, is_timm=is_timm, num_classes=len(logits), px=px)
     tensors = from_timm(state, config) if is_timm else dict(state)
     load_tensors(build_model(config, device="meta"), tensors, origin=str(source))
-    facts: dict[str, Any] = {"origin": {"imported": source.name, "form": "timm" if is_timm else "native"}}
-    facts["augment"] = to_dict(AugmentConfig(image_size=px))
-    return export_safetensors(Weights(config, tensors, names, facts), destination)
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Read one class name per line.
-
-    Raises:
-        UserError: no such file, no text, or a name that is not fit to be shown.
-    """
-    try:
-        if path.stat().st_size > _MAX_CLASS_FILE_BYTES:
-            raise UserError(f"{path}: more than {_MAX_CLASS_FILE_BYTES >> 20} MiB")
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text") from None
-    lines = text.removesuffix("\n").split("\n")  # not splitlines, which hides control characters
-    return check_class_names([line.removesuffix("\r") for line in lines], origin=str(path))
+    origin = {"imported": source.name, "form": "timm" if is_timm else "native"}
+    return Weights(config, tensors, None, {"origin": origin})
 
 
 def _config(name: str, *, is_timm: bool, num_classes: int, px: int) -> ModelConfig:
@@ -85,16 +76,9 @@ def _config(name: str, *, is_timm: bool, num_classes: int, px: int) -> ModelConf
         raise UserError(f"--name or --px: {error}") from None
 
 
-def _is_pickle(source: Path) -> bool:
-    return source.suffix.lower() in _PICKLES
-
-
 def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
     if not trusted:
-        raise UserError(
-            f"{source}: a pickle can run any program when it is read; convert it to safetensors, or give "
-            "--trust-pickle, which reads tensors alone"
-        )
+        refuse_pickle(source)
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:

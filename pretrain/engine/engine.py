@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.ema import Ema
+from coatnet.training.optimizer import MasterAdamW, make_optimizer
+from coatnet.training.pieces import Piece
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
+from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.deepspeed_config import deepspeed_config
-from pretrain.engine.optimizer import MasterAdamW, make_optimizer
-from pretrain.engine.pieces import MOMENTS, Piece, create_moments, own_pieces, publish, set_step_count
 from pretrain.engine.start import load_deepspeed
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
@@ -60,16 +60,7 @@ class Engine:
         self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
         self._deepspeed, *_ = load_deepspeed().initialize(
             model=model,
-            optimizer=make_optimizer(
-                model,
-                stage=zero.stage,
-                precision=precision,
-                lr=optimizer.learning_rate,
-                betas=(optimizer.betas[0], optimizer.betas[1]),
-                eps=optimizer.eps,
-                weight_decay=optimizer.weight_decay,
-                clip=optimizer.clip,
-            ),
+            optimizer=make_optimizer(model, optimizer, stage=zero.stage, precision=precision),
             config=deepspeed_config(
                 zero, clip=optimizer.clip, precision=precision, parameters=_elements(model)
             ),
@@ -77,20 +68,22 @@ class Engine:
         )
         if isinstance(self._deepspeed.optimizer, MasterAdamW):
             self._deepspeed.optimizer.halve()
-        create_moments(self._deepspeed, stage=self.stage)
-        self.ema = Ema(ema_decay, self._averaged()) if ema_decay is not None else None
+        self._state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)
 
     @property
     def module(self) -> nn.Module:
         """The model as the forward pass sees it."""
         return self._deepspeed.module
 
-    @cached_property
+    @property
     def pieces(self) -> list[Piece]:
         """This rank's part of all parameters and moments."""
-        return own_pieces(
-            self._deepspeed, stage=self.stage, rank=self.ranks.rank, world_size=self.ranks.world_size
-        )
+        return self._state.pieces
+
+    @property
+    def ema(self) -> Ema | None:
+        """The moving average of this rank's pieces and of the buffers, where there is one."""
+        return self._state.ema
 
     def step(
         self,
@@ -147,89 +140,26 @@ class Engine:
 
     def update_ema(self) -> None:
         """Move the moving average after an applied step and after the buffers were agreed on."""
-        if self.ema is not None:
-            self.ema.update(self._averaged(), step=self.applied_steps)
+        self._state.update_ema(step=self.applied_steps)
 
     @contextmanager
     def evaluating(self, *, ema: bool = False) -> Iterator[Callable[[Tensor], Tensor]]:
         """Yield a forward function in evaluation mode, of the weights or of their moving average."""
         self._deepspeed.eval()
         try:
-            with torch.no_grad(), self._averaged_weights() if ema else nullcontext():
+            with torch.no_grad(), self._state.averaged_weights() if ema else nullcontext():
                 yield self._evaluate
         finally:
             self._deepspeed.train()
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield what this rank has to save; every element of the state comes from exactly one rank."""
-        for piece in self.pieces:
-            for kind, data in piece.values.items():
-                yield Fragment(kind, piece.name, piece.shape, piece.start, data)
-            if self.ema is not None:
-                average = self.ema.tensors[_key(piece)]
-                yield Fragment("ema", piece.name, piece.shape, piece.start, average)
-        if self.ranks.is_main:
-            for name, buffer in self._buffers():
-                yield Fragment("buffer", name, tuple(buffer.shape), 0, buffer.reshape(-1))
-                if self.ema is not None and buffer.is_floating_point():
-                    average = self.ema.tensors[name].reshape(-1)
-                    yield Fragment("ema", name, tuple(buffer.shape), 0, average)
+        return self._state.fragments()
 
-    @torch.no_grad()
     def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         """Take over a checkpoint written at any world size and stage."""
-        saved = {kind: set(checkpoint.names(kind)) for kind in ("weight", "ema", "buffer", *MOMENTS)}
-        for piece in self._held_pieces():
-            for kind, data in piece.values.items():
-                data.copy_(checkpoint.read(kind, piece.name, piece.start, piece.start + len(data)))
-        for name, buffer in self._buffers():
-            if name in saved["buffer"]:
-                buffer.copy_(checkpoint.read("buffer", name).reshape(buffer.shape))
         self.applied_steps = applied_steps
-        set_step_count(self._deepspeed, stage=self.stage, steps=applied_steps)
-        self._publish()
-        if self.ema is not None:
-            self._load_ema(checkpoint, saved=saved["ema"])
-
-    def _load_ema(self, checkpoint: Checkpoint, *, saved: set[str]) -> None:
-        """Read the average; where the run had none until now, it starts at the weights."""
-        assert self.ema is not None
-        for name, tensor in self._averaged().items():
-            self.ema.tensors[name].copy_(tensor)
-        if not saved:
-            return
-        for piece in self.pieces:
-            average = self.ema.tensors[_key(piece)]
-            average.copy_(checkpoint.read("ema", piece.name, piece.start, piece.start + len(average)))
-        for name, _ in self._buffers():
-            if name in saved:
-                average = self.ema.tensors[name]
-                average.copy_(checkpoint.read("ema", name).reshape(average.shape))
-
-    def _averaged(self) -> dict[str, Tensor]:
-        """What the moving average follows: this rank's pieces, and the buffers (running statistics)."""
-        tensors = {_key(piece): piece.weight for piece in self.pieces}
-        return tensors | {name: buffer for name, buffer in self._buffers() if buffer.is_floating_point()}
-
-    def _buffers(self) -> list[tuple[str, Tensor]]:
-        """The buffers that belong to the state: running statistics, not the sums under way."""
-        persistent = set(self.module.state_dict())
-        return [(name, buffer) for name, buffer in self.module.named_buffers() if name in persistent]
-
-    @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        assert self.ema is not None
-        with self.ema.in_place_of(self._averaged()):
-            self._publish()
-            yield
-        self._publish()
-
-    def _held_pieces(self) -> list[Piece]:
-        """What this rank has to fill on loading: at stage 0 it holds, and updates, more than it saves."""
-        return own_pieces(self._deepspeed, stage=0, rank=0, world_size=1) if self.stage == 0 else self.pieces
-
-    def _publish(self) -> None:
-        publish(self._deepspeed, stage=self.stage, pieces=self.pieces, world_size=self.ranks.world_size)
+        self._state.load(checkpoint, applied_steps=applied_steps)
 
     def _evaluate(self, images: Tensor) -> Tensor:
         with self._forward_context():
@@ -241,10 +171,6 @@ class Engine:
         # At stage 3 a gathered weight is gone after its layer; its cached copy would stay.
         kind, cache = self.ranks.device_type, self.stage < 3
         return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=cache)
-
-
-def _key(piece: Piece) -> str:
-    return f"{piece.name}@{piece.start}"
 
 
 def _elements(model: nn.Module) -> int:

@@ -23,7 +23,7 @@ ALLOWED = {
     "coatnet.runtime": ["coatnet.config"],
     "coatnet.report": ["coatnet.config", "coatnet.runtime", "coatnet.model.config", "coatnet.model.cost"],
     "coatnet.model": ["coatnet.config"],
-    "coatnet.training": ["coatnet.config", "coatnet.model"],
+    "coatnet.training": ["coatnet.config", "coatnet.runtime", "coatnet.model", "coatnet.checkpoint"],
     "coatnet.checkpoint": ["coatnet.config", "coatnet.runtime", "coatnet.model"],
     "data_pipeline": ["coatnet.config", "coatnet.runtime"],
     "pretrain": ["data_pipeline", "coatnet"],

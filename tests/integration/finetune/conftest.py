@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,10 +96,10 @@ def coatnet() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def trained(
     command: Callable[..., list[str]],
-    coatnet: Callable[..., subprocess.CompletedProcess[str]],
+    on_ranks: Callable[..., list[Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A finished run, trained from scratch without interruption."""
     directory = tmp_path_factory.mktemp("runs") / "trained"
-    coatnet(*command(directory))
+    on_ranks("finetune_run", world_size=1, arguments=command(directory)[4:])
     return directory

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,12 @@ from coatnet.runtime.run_directory import read_lines
 ROOT = Path(__file__).parents[3]
 Command = Callable[..., list[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+OnRanks = Callable[..., list[Any]]
+
+
+def arguments(words: list[str]) -> list[str]:
+    """Return what the worker gets of a command line."""
+    return words[words.index("finetune") + 1 :]
 
 
 def last_checkpoint(directory: Path) -> Checkpoint:
@@ -35,8 +42,9 @@ def assert_equal_to_the_bit(first: Path, second: Path) -> None:
             assert torch.equal(one.tensor(kind, name), other.tensor(kind, name)), f"{kind} {name}"
             compared += 1
     assert compared > 100
-    for key in ("updates", "data", "evaluation", "figures"):
+    for key in ("data", "evaluation", "figures"):
         assert one.facts[key] == other.facts[key]
+    assert one.facts["progress"]["applied_steps"] == other.facts["progress"]["applied_steps"]
 
 
 def kill_after_a_checkpoint(words: list[str], directory: Path, *, steps: int) -> None:
@@ -51,8 +59,8 @@ def kill_after_a_checkpoint(words: list[str], directory: Path, *, steps: int) ->
     assert any((directory / "checkpoints").glob("step-*")), "killed before the first checkpoint"
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(
+@pytest.mark.campaign
+def test_a_killed_command_resumes_to_the_same_bits(
     trained: Path, command: Command, coatnet: Run, tmp_path: Path
 ) -> None:
     words = command(tmp_path / "killed")
@@ -65,32 +73,45 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
-    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+def test_a_run_killed_twice_resumes_to_the_same_bits(
+    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
-    words = command(tmp_path / "stopped", save__every="6 steps")
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (tmp_path / "stopped" / "metrics.jsonl").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
-    coatnet(*command(tmp_path / "stopped", save__every="6 steps"))
+    words = arguments(command(tmp_path / "killed"))
+    for life in ({"kill_after": 4, "dies": True}, {"kill_after": 5, "dies": True}, {}):
+        on_ranks("finetune_run", world_size=1, arguments=words, **life)
+    assert_equal_to_the_bit(trained, tmp_path / "killed")
+    kinds = [row["kind"] for row in read_lines(tmp_path / "killed" / "events.jsonl")]
+    assert kinds.count("start") == 1 and kinds.count("resume") == 2
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
+    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
+) -> None:
+    words = arguments(command(tmp_path / "stopped", save__every="6 steps"))
+    on_ranks("finetune_run", world_size=1, arguments=words, stop_after=3)
+    assert (tmp_path / "stopped" / "stopped").exists() and last_checkpoint(tmp_path / "stopped").step == 4
+    on_ranks("finetune_run", world_size=1, arguments=words)
     assert_equal_to_the_bit(trained, tmp_path / "stopped")
 
 
 @pytest.mark.slow
-def test_two_ranks_killed_and_resumed_end_with_the_same_bits_and_nearly_those_of_one(
-    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_zero(
+    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
-    coatnet(*command(tmp_path / "whole", ranks=2, train__micro_batch="8"))
-    words = command(tmp_path / "killed", ranks=2, train__micro_batch="8")
-    kill_after_a_checkpoint(words, tmp_path / "killed", steps=4)
-    coatnet(*words)
-    assert_equal_to_the_bit(tmp_path / "whole", tmp_path / "killed")
-    one, two = last_checkpoint(trained), last_checkpoint(tmp_path / "whole")
-    for name in one.names("weight"):
-        assert torch.allclose(one.tensor("weight", name), two.tensor("weight", name), atol=2e-3), name
+    def train(name: str, **changes: str) -> Path:
+        words = arguments(command(tmp_path / name, **changes))
+        for life in ({"kill_after": 7, "dies": True}, {}) if "killed" in name else ({},):
+            on_ranks("finetune_run", world_size=2, arguments=words, **life)
+        return tmp_path / name
+
+    whole, sharded = train("whole"), train("whole-1", zero="1")
+    assert_equal_to_the_bit(whole, train("killed"))
+    assert_equal_to_the_bit(sharded, train("killed-1", zero="1"))
+    one = last_checkpoint(trained)
+    for other in map(last_checkpoint, (whole, sharded, train("whole-2", zero="2"))):
+        for name in one.names("weight"):
+            assert torch.allclose(one.tensor("weight", name), other.tensor("weight", name), atol=5e-3), name
 
 
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from coatnet.checkpoint.classes import evaluation_columns, match_classes
 from coatnet.config import UserError
-from finetune.classes import evaluation_columns, match_classes
 from finetune.evaluation.figures import confusion, figures, most_confused, per_class, wilson_interval
 from finetune.evaluation.measure import top_classes
 from finetune.evaluation.predictions import Predictions

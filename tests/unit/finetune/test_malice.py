@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +17,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from coatnet.checkpoint.classes import read_class_names
 from coatnet.config import UserError
 from finetune.classifier import open_classifier
 from finetune.evaluation.sources import open_evaluation_set
-from finetune.handover.importing import import_model, read_class_names
+from finetune.handover.importing import import_model
 from finetune.prediction import predict_files
+
+# A GIF of 65,535 × 65,535 pixels.
+IMAGE_BOMB = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;"
 
 
 class Payload:
@@ -83,9 +90,7 @@ def test_a_header_whose_tensor_is_larger_than_the_file_is_refused(victim: Path) 
 
 def test_an_image_bomb_is_named_and_not_decoded(exported: Path, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.gif"
-    bomb.write_bytes(
-        b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;"
-    )
+    bomb.write_bytes(IMAGE_BOMB)
     classifier = open_classifier(str(exported))
     began = time.monotonic()
     (row,) = predict_files(classifier, [bomb], top=1, batch=1)
@@ -135,3 +140,36 @@ def test_a_stream_of_bytes_is_no_image(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.jpg").write_bytes(io.BytesIO(bytes(range(256)) * 64).getvalue())
     (row,) = predict_files(open_classifier(str(exported)), [tmp_path / "noise.jpg"], top=1, batch=1)
     assert "error" in row
+
+
+def test_the_commands_refuse_in_one_line_before_torch_is_loaded(exported: Path, tmp_path: Path) -> None:
+    proof, evil = tmp_path / "ran", tmp_path / "evil"
+    shutil.copytree(exported, evil)
+    (evil / "model.safetensors").write_bytes(pickle.dumps(Payload(proof)))
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Payload(proof)))
+    (tmp_path / "names.txt").write_bytes(b"good\nb\x1b[31mad\n")
+    (tmp_path / "labels.txt").write_text("../../etc/passwd amber\n")
+    (tmp_path / "bomb.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{" + b" " * 100)
+    (tmp_path / "bomb.gif").write_bytes(IMAGE_BOMB)
+    good = exported / "model.safetensors"
+    commands: list[tuple[str, tuple[str | Path, ...]]] = [
+        ("not a safetensors file", ("evaluate", evil, tmp_path)),
+        ("not a safetensors file", ("import", tmp_path / "bomb.safetensors", tmp_path / "out")),
+        ("--trust-pickle", ("import", tmp_path / "w.pth", tmp_path / "out")),
+        ("U+001B", ("import", good, tmp_path / "out", "--classes", tmp_path / "names.txt")),
+        ("leads out", ("evaluate", exported, tmp_path, "--labels", tmp_path / "labels.txt")),
+        ("pixels", ("predict", exported, tmp_path / "bomb.gif")),
+    ]
+    for words, command in commands:
+        # As a blocked module torch cannot be imported: whoever tried would end in a traceback.
+        code = "import sys; sys.modules['torch'] = None; from coatnet.cli import main; main()"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=250
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert words in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == (1 if command[0] == "predict" else 2)
+        assert done.stderr.count("\n") == (0 if command[0] == "predict" else 1)
+        assert after.ru_utime - before.ru_utime < 1.0
+    assert not proof.exists() and not (tmp_path / "out").exists()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from coatnet.config import UserError
+from coatnet.training.calendar import Calendar, Phase
 from coatnet.training.sections import SaveConfig, ScheduleConfig
 from data_pipeline.config import CorpusConfig, DataConfig
-from pretrain.batches import cut
-from pretrain.calendar import Calendar, Phase
+from pretrain.batches import cut, make_calendar
 from pretrain.config import PretrainConfig
 from pretrain.sections import BatchChange, TrainConfig
 
@@ -20,18 +20,18 @@ def config(**sections: object) -> PretrainConfig:
 
 
 def calendar(*, epoch_samples: int = 100, **sections: object) -> Calendar:
-    return Calendar.make(config(**sections), epoch_samples=epoch_samples)
+    return make_calendar(config(**sections), epoch_samples=epoch_samples)
 
 
 def test_epochs_become_whole_steps() -> None:
     made = calendar(train=TrainConfig(duration="3 epochs", global_batch=16))
-    assert made.phases == [Phase(0, 304, 16)] and made.total == 304
+    assert made.phases == [Phase(0, 304, 16, 224)] and made.total == 304
 
 
 def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
     changes = [BatchChange("4 steps", 32), BatchChange("12 steps", 64)]
     made = calendar(train=TrainConfig("320 images", 16, batch_changes=changes))
-    assert made.phases == [Phase(0, 64, 16), Phase(64, 192, 32), Phase(192, 320, 64)]
+    assert made.phases == [Phase(0, 64, 16, 224), Phase(64, 192, 32, 224), Phase(192, 320, 64, 224)]
     assert [made.phase_at(at).global_batch for at in (0, 63, 64, 319)] == [16, 16, 32, 64]
 
 
@@ -53,9 +53,9 @@ def test_evaluation_falls_due_when_its_time_is_crossed_and_at_the_end() -> None:
 
 
 def test_saves_go_by_the_clock_or_by_samples() -> None:
-    assert calendar(save=SaveConfig("5 minutes")).save_seconds == 300.0
+    assert calendar(save=SaveConfig("5 minutes")).save_samples is None
     by_samples = calendar(save=SaveConfig("10 steps"), train=TrainConfig("9 epochs", 10))
-    assert by_samples.save_samples == 100 and by_samples.save_seconds is None
+    assert by_samples.save_samples == 100
 
 
 def test_the_warm_up_is_never_longer_than_the_run() -> None:

@@ -10,11 +10,11 @@ from coatnet.config import UserError
 from pretrain.guard import Guard, robust_score
 from pretrain.guard_config import GuardConfig
 from pretrain.state import State
-from pretrain.trainer import StepResult
+from pretrain.trainer import PretrainResult
 
 
-def result(loss: float, *, norm: float = 1.0, applied: bool = True) -> StepResult:
-    return StepResult(
+def result(loss: float, *, norm: float = 1.0, applied: bool = True) -> PretrainResult:
+    return PretrainResult(
         samples=8,
         losses=[loss, loss],
         seconds=[0.1, 0.1],
@@ -35,7 +35,7 @@ def after_steps(guard: Guard, count: int) -> State:
     return state
 
 
-def step(guard: Guard, state: State, taken: StepResult):  # type: ignore[no-untyped-def]
+def step(guard: Guard, state: State, taken: PretrainResult):  # type: ignore[no-untyped-def]
     state.advance(samples=taken.samples, applied=taken.applied, digest=0)
     return guard.judge(taken, state)
 

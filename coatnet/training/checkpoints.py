@@ -3,36 +3,81 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
+from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
-from coatnet.config import UserError
+from coatnet.config import Duration, UserError
 from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
-from pretrain.engine.engine import Engine
-from pretrain.state import State
-from pretrain.stream import Stream
+from coatnet.training.sections import SaveConfig
+from coatnet.training.state import RunState
+
+State = TypeVar("State", bound=RunState)
 
 
-class Checkpoints:
-    """One run's checkpoints."""
+class Engine(Protocol):
+    """What trains."""
+
+    def fragments(self) -> Iterable[Fragment]:
+        """Yield this rank's part of the state."""
+
+    def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
+        """Take a state over."""
+
+
+class Stream(Protocol):
+    """What gives samples."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what identifies their order."""
+
+    def check(self, saved: dict[str, Any]) -> None:
+        """Refuse another order."""
+
+
+class Checkpoints(Generic[State]):
+    """One run's checkpoints.
+
+    Args:
+        directory, save: where they lie; when one falls due by the clock, and which stay.
+        engine, stream: whose state they hold.
+        ranks, lease, account: of the run.
+        facts: what stands in each of them.
+        alarm: called with a line for everything that went wrong and was survived.
+        state_type: what progress is read into.
+    """
 
     def __init__(
         self,
-        store: CheckpointStore,
+        directory: Path,
+        save: SaveConfig,
         *,
         engine: Engine,
         stream: Stream,
         ranks: Ranks,
+        lease: Lease | None,
         account: TimeAccount,
         facts: dict[str, Any],
-        every_seconds: float | None,
+        alarm: Callable[[str], None],
+        state_type: type[State],
     ) -> None:
-        self._store, self._engine, self._stream = store, engine, stream
-        self._ranks, self._account = ranks, account
-        self._facts, self._every_seconds = facts, every_seconds
+        self._store = CheckpointStore(
+            directory,
+            ranks=ranks,
+            lease=lease,
+            retention=Retention(save.last, save.keep_every_steps, save.best),
+            alarm=alarm,
+        )
+        self._engine, self._stream, self._state_type = engine, stream, state_type
+        self._ranks, self._account, self._facts = ranks, account, facts
+        every = Duration.parse(save.every)
+        self._every_seconds = every.value if every.is_time else None
         self._saved_at = time.monotonic()
         self.last_step = -1
 
@@ -42,8 +87,8 @@ class Checkpoints:
         age = time.monotonic() - self._saved_at
         return self._ranks.is_main and self._every_seconds is not None and age >= self._every_seconds
 
-    def save(self, state: State, *, wait: bool = False) -> None:
-        """Take a snapshot and write it in the background, or wait for it.
+    def save(self, state: State, *, wait: bool = False, **facts: Any) -> None:
+        """Take a snapshot and write it in the background, or wait for it. `facts` travel with it.
 
         Raises:
             LeaseLost: another job has taken over the run.
@@ -59,6 +104,7 @@ class Checkpoints:
                         "data": self._stream.state(),
                         "progress": state.to_json(),
                         "figures": state.figures,
+                        **facts,
                     },
                 )
                 self.last_step = state.step
@@ -114,14 +160,14 @@ class Checkpoints:
     def _load(self, checkpoint: Checkpoint) -> State:
         facts = checkpoint.facts
         if facts.get("kind") != self._facts["kind"]:
-            raise UserError(f"{checkpoint.directory}: was not written by pretraining ({facts.get('kind')})")
-        if facts["group_images"] != self._facts["group_images"]:
             raise UserError(
-                f"norm.group_images is {self._facts['group_images']}, the run has {facts['group_images']}: "
-                "give the former one"
+                f"{checkpoint.directory}: was written by {facts.get('kind')}, not by {self._facts['kind']}"
             )
+        group, former = (one.get("group_images") for one in (self._facts, facts))
+        if group != former:
+            raise UserError(f"norm.group_images is {group}, the run has {former}: give the former one")
         self._stream.check(facts["data"])
-        state = State(**facts["progress"])
+        state = self._state_type(**facts["progress"])
         self._engine.load(checkpoint, applied_steps=state.applied_steps)
         self.last_step = state.step
         return state

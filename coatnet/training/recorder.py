@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +16,37 @@ from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
-from data_pipeline.batch import Batch
-from pretrain.guard import Verdict
-from pretrain.pictures import account_figure, confusion_figure
-from pretrain.state import State
-from pretrain.trainer import StepResult
-from pretrain.utilisation import peak_flops
+from coatnet.training.pictures import account_figure, confusion_figure
+from coatnet.training.state import RunState
+from coatnet.training.utilisation import peak_flops
 
 _RECORD_SECONDS = 0.5
 _FLUSH_SECONDS = 10.0
 _DRAW_SECONDS = 60.0
 _MOST_STRETCHES = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did, equal on all ranks.
+
+    Attributes:
+        losses: the ranks' mean losses, in order of rank.
+        gradient_norm: before clipping; infinite when the step was refused.
+        bad: samples of all ranks that could not be used.
+    """
+
+    samples: int
+    losses: list[float]
+    gradient_norm: float
+    learning_rate: float
+    applied: bool
+    bad: int = 0
+
+    @property
+    def loss(self) -> float:
+        """The mean over all samples of the step."""
+        return sum(self.losses) / len(self.losses)
 
 
 class Recorder:
@@ -39,7 +60,7 @@ class Recorder:
         account: TimeAccount,
         metrics: MetricsLog,
         total: int,
-        augmented: Callable[[Batch], torch.Tensor],
+        augmented: Callable[[Any], torch.Tensor],
         flops_per_image: float,
     ) -> None:
         self._run, self._ranks, self._account, self._metrics = run, ranks, account, metrics
@@ -80,8 +101,17 @@ class Recorder:
         if self._ranks.is_main:
             self._run.record_event(kind, **fields)
 
-    def step(self, state: State, batch: Batch, result: StepResult, verdict: Verdict, bar: Progress) -> None:
-        """Record a step."""
+    def step(
+        self,
+        state: RunState,
+        batch: Any,
+        result: StepResult,
+        bar: Progress,
+        *,
+        event: str | None = None,
+        score: float = 0.0,
+    ) -> None:
+        """Record a step; `event` is the kind of one that was not in order, whose samples are named."""
         if self._show_pictures and self._ranks.is_main:
             self._show_pictures = False
             pictures = self._augmented(batch)
@@ -89,10 +119,10 @@ class Recorder:
         self._bad += result.bad
         for sample in batch.bad:
             self._run.record_event("bad_sample", rank=self._ranks.rank, **sample.to_dict())
-        if verdict.event is not None:
+        if event is not None:
             self._skipped += not result.applied
-            self.say(f"step {state.step}: {verdict.event.replace('_', ' ')}, loss {result.loss:.4g}")
-            self._name_samples(state, batch, result, verdict)
+            self.say(f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}")
+            self._name_samples(state, batch, result, event=event, score=score)
         self._samples += result.samples
         self._steps += 1
         bar.advance(result.samples)
@@ -109,7 +139,7 @@ class Recorder:
 
     def evaluation(
         self,
-        state: State,
+        state: RunState,
         figures: dict[str, float],
         *,
         confusion: torch.Tensor | None = None,
@@ -135,7 +165,7 @@ class Recorder:
             self._metrics.figure("evaluate/confusion", picture, samples_seen=state.samples_seen)
         self._metrics.figure("account", account_figure(self._history), samples_seen=state.samples_seen)
 
-    def flush(self, state: State) -> None:
+    def flush(self, state: RunState) -> None:
         """Hand metrics and the time account to the file system."""
         self._account.flush(samples_seen=state.samples_seen)
         if self._ranks.is_main:
@@ -151,7 +181,11 @@ class Recorder:
         self._metrics.flush()
         self._flushed_at = time.monotonic()
 
-    def _scalars(self, state: State, result: StepResult, seconds: float) -> dict[str, float]:
+    def close(self) -> None:
+        """Close the event files."""
+        self._metrics.close()
+
+    def _scalars(self, state: RunState, result: StepResult, seconds: float) -> dict[str, float]:
         waited = self._account.seconds()["data_wait"]
         share = (waited - self._data_wait_seconds) / seconds
         self._data_wait_seconds = waited
@@ -171,22 +205,23 @@ class Recorder:
             "progress": state.samples_seen / self._total,
         }
 
-    def occasional(self, state: State, values: Mapping[str, float]) -> None:
+    def occasional(self, state: RunState, values: Mapping[str, float]) -> None:
         """Record what is computed only every so many steps."""
         if values:
             self._metrics.scalars(dict(values), samples_seen=state.samples_seen)
 
-    def _name_samples(self, state: State, batch: Batch, result: StepResult, verdict: Verdict) -> None:
+    def _name_samples(
+        self, state: RunState, batch: Any, result: StepResult, *, event: str, score: float
+    ) -> None:
         """Every rank names its own samples of a step that was not in order."""
-        assert verdict.event is not None
         self._run.record_event(
-            verdict.event,
+            event,
             rank=self._ranks.rank,
             step=state.step,
             samples_seen=state.samples_seen,
             loss=str(result.losses[self._ranks.rank]),
             gradient_norm=str(result.gradient_norm),
-            score=str(round(verdict.score, 2)),
+            score=str(round(score, 2)),
             positions=batch.positions.tolist(),
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 OnRanks = Callable[..., list[Any]]
 
 
@@ -32,7 +32,7 @@ def rank_server() -> Iterator[subprocess.Popen[str]]:
     server.wait(timeout=120)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ask_ranks(rank_server: subprocess.Popen[str]) -> Callable[..., list[dict[str, Any]]]:
     """Run a function of scenarios.py on `world_size` ranks and return each rank's result or error."""
 
@@ -46,14 +46,15 @@ def ask_ranks(rank_server: subprocess.Popen[str]) -> Callable[..., list[dict[str
     return ask
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def on_ranks(ask_ranks: Callable[..., list[dict[str, Any]]]) -> OnRanks:
-    """Run a function of scenarios.py on `world_size` ranks and return each rank's result."""
+    """Run a function of scenarios.py on `world_size` ranks and return its results, None of the dead."""
 
-    def run(name: str, *, world_size: int, **arguments: Any) -> list[Any]:
+    def run(name: str, *, world_size: int, dies: bool = False, **arguments: Any) -> list[Any]:
         answers = ask_ranks(name, world_size=world_size, **arguments)
         for rank, answer in enumerate(answers):
-            assert "error" not in answer, f"rank {rank}:\n{answer['error']}"
-        return [answer["result"] for answer in answers]
+            lived = "error" not in answer or (dies and answer["error"] == "died")
+            assert lived, f"rank {rank}:\n{answer['error']}"
+        return [answer.get("result") for answer in answers]
 
     return run

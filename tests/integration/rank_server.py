@@ -21,7 +21,13 @@ import torch
 from pretrain.engine.start import load_deepspeed
 
 load_deepspeed()
-for name in ("torch._dynamo", "torch.utils.tensorboard", "pretrain.loop", "deepspeed.runtime.zero.stage3"):
+for name in (
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "pretrain.loop",
+    "finetune.worker",
+    "deepspeed.runtime.zero.stage3",
+):
     importlib.import_module(name)  # each fork would load them again: 3 s of CPU
 torch.set_num_threads(1)
 

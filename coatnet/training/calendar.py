@@ -1,65 +1,75 @@
-"""When things happen in a run: batches, rates, evaluations, saves, the end; by samples seen alone."""
+"""When things happen in a run: batches, sizes, rates, evaluations, saves, the end; by samples seen alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from coatnet.config import Duration, UserError
 from coatnet.training.schedule import LearningRate
-from pretrain.config import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Change:
+    """From sample `at` on a run has another global batch or image size."""
+
+    at: int
+    global_batch: int
+    image_size: int
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run with one global batch, from sample `begin` up to `end`."""
+    """A stretch of the run with one global batch and image size, from sample `begin` up to `end`."""
 
     begin: int
     end: int
     global_batch: int
+    image_size: int
 
 
 @dataclass(frozen=True)
 class Calendar:
     """A run's calendar.
 
-    Units: samples, except `save_seconds`.
+    Units: samples.
 
     Attributes:
-        phases: stretches of one global batch, each a whole number of steps.
-        save_samples, save_seconds: distance between saves; one of them is None.
+        phases: stretches of one global batch and image size, each a whole number of steps.
+        save_samples: distance between saves; None where they go by the clock.
     """
 
     phases: list[Phase]
     epoch_samples: int
     evaluate_samples: int
     save_samples: int | None
-    save_seconds: float | None
     learning_rate: LearningRate
 
     @classmethod
-    def make(cls, config: PretrainConfig, *, epoch_samples: int) -> Calendar:
-        """Turn the config's durations into samples.
+    def make(cls, config: Any, *, epoch_samples: int, changes: Sequence[Change] = ()) -> Calendar:
+        """Turn a config's durations into samples.
+
+        Args:
+            config: a root schema with the sections train, augment, optimizer, schedule, evaluate and save.
+            epoch_samples: samples in an epoch.
+            changes: in order of time.
 
         Raises:
-            UserError: a run without a step, or batch changes out of order.
+            UserError: a run without a step, or changes out of order.
         """
-        train, batch = config.train, config.train.global_batch
+        batch = config.train.global_batch
 
         def samples(text: str) -> int:
             return Duration.parse(text).in_samples(epoch_samples=epoch_samples, global_batch=batch)
 
-        phases = _phases(
-            batch,
-            changes=[(samples(change.at), change.global_batch) for change in train.batch_changes],
-            total=samples(train.duration),
-        )
+        phases = _phases(Change(0, batch, config.augment.image_size), changes, samples(config.train.duration))
         save = Duration.parse(config.save.every)
         return cls(
             phases=phases,
             epoch_samples=epoch_samples,
             evaluate_samples=max(batch, samples(config.evaluate.every)),
             save_samples=None if save.is_time else max(batch, samples(config.save.every)),
-            save_seconds=save.value if save.is_time else None,
             learning_rate=LearningRate(
                 peak=config.optimizer.learning_rate,
                 minimum=min(config.schedule.minimum, config.optimizer.learning_rate),
@@ -88,22 +98,24 @@ class Calendar:
         return after >= self.total or bool(crossed)
 
 
-def _phases(global_batch: int, *, changes: list[tuple[int, int]], total: int) -> list[Phase]:
+def _phases(first: Change, changes: Sequence[Change], total: int) -> list[Phase]:
     phases: list[Phase] = []
-    begin, batch = 0, global_batch
-    for at, later_batch in [*changes, (total, 0)]:
-        steps = round((at - begin) / batch)
-        if steps < 0 or (at >= total and later_batch):
+    begin, now = 0, first
+    for later in [*changes, Change(total, 0, 0)]:
+        steps = round((later.at - begin) / now.global_batch)
+        if steps < 0 or (later.at >= total and later.global_batch):
             raise UserError(
-                f"train.batch_changes: one at sample {at} comes after sample {max(begin, total)}; "
-                "put them in order, before the end"
+                f"train: a change at sample {later.at} comes after sample {max(begin, total)}; "
+                "put train.batch_changes and train.phases in order, before the end"
             )
         if steps:
-            phases.append(Phase(begin, begin + steps * batch, batch))
-            begin += steps * batch
-        batch = later_batch
+            end = begin + steps * now.global_batch
+            phases.append(Phase(begin, end, now.global_batch, now.image_size))
+            begin = end
+        now = later
     if not phases:
         raise UserError(
-            f"train.duration comes to {total} samples, less than a step of {global_batch}; make it longer"
+            f"train.duration comes to {total} samples, less than a step of {first.global_batch}; "
+            "make it longer"
         )
     return phases

@@ -21,6 +21,8 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
+from finetune.trainer import Trainer as Finetuner
+from finetune.worker import main as finetune
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
 from pretrain.engine.start import load_deepspeed
@@ -287,3 +289,26 @@ def hanging_run(arguments: list[str]) -> str:
 
 def a_driver_that_hangs() -> None:
     threading.Event().wait()
+
+
+def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0) -> str:
+    """Run the worker of `coatnet finetune`.
+
+    Args:
+        arguments: the worker's.
+        stop_after: so many steps into this life, rank 0 gets a SIGTERM.
+        kill_after: so many steps into this life, every rank gets a SIGKILL.
+    """
+    take_step, taken = Finetuner._step, []
+
+    def step(self: Finetuner, *given: Any, **options: Any) -> Any:
+        taken.append(None)
+        if len(taken) == stop_after and self.ranks.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(taken) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take_step(self, *given, **options)
+
+    Finetuner._step = step  # type: ignore[method-assign]
+    finetune(arguments)
+    return "finished"

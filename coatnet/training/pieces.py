@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.engine.optimizer import MasterAdamW
+from coatnet.training.optimizer import MasterAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -163,6 +163,8 @@ def _publish_replicas(engine: Any, pieces: list[Piece], *, world_size: int) -> N
     # Summed as integers, what nobody else owns being zero: every bit arrives, the sign of a zero too.
     owned = {piece.name: piece for piece in pieces}
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         whole = torch.zeros(parameter.numel(), device=parameter.device)
         if name in owned:
             piece = owned[name]

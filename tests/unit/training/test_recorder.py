@@ -13,12 +13,11 @@ from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
+from coatnet.training.recorder import Recorder
 from data_pipeline.batch import BadSample, Batch
 from pretrain.activations import ActivationStatistics
-from pretrain.guard import Verdict
-from pretrain.recorder import Recorder
 from pretrain.state import State
-from pretrain.trainer import StepResult
+from pretrain.trainer import PretrainResult
 
 WANTED = {
     "train/loss",
@@ -56,8 +55,8 @@ def batch(*, bad: int = 0) -> Batch:
     return Batch(torch.zeros(8, 4, 4, 3, dtype=torch.uint8), rows, rows, rows, named)
 
 
-def result(*, bad: int = 0, applied: bool = True) -> StepResult:
-    return StepResult(
+def result(*, bad: int = 0, applied: bool = True) -> PretrainResult:
+    return PretrainResult(
         samples=8,
         losses=[1.0, 3.0],
         seconds=[0.1, 0.1],
@@ -72,9 +71,9 @@ def result(*, bad: int = 0, applied: bool = True) -> StepResult:
 
 def take_step(recorder: Recorder, state: State, *, bad: int = 0, applied: bool = True) -> None:
     state.advance(samples=8, applied=applied, digest=0)
-    verdict = Verdict() if applied else Verdict("skipped_step")
+    event = None if applied else "skipped_step"
     with progress(None, "test", "images", enabled=False) as bar:
-        recorder.step(state, batch(bad=bad), result(bad=bad, applied=applied), verdict, bar)
+        recorder.step(state, batch(bad=bad), result(bad=bad, applied=applied), bar, event=event)
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 from coatnet.config import UserError
 
 _WORDNET = re.compile(r"n\d{8}")
 _MAX_NAME = 500
+_MAX_CLASS_FILE_BYTES = 16 * 1024 * 1024
 _SHOWN = 60
 
 
@@ -32,6 +34,24 @@ def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:
                 f"mend the name {name[:_SHOWN]!a}"
             )
     return list(names)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read one class name per line.
+
+    Raises:
+        UserError: no such file, no text, or a name that is not fit to be shown.
+    """
+    try:
+        if path.stat().st_size > _MAX_CLASS_FILE_BYTES:
+            raise UserError(f"{path}: more than {_MAX_CLASS_FILE_BYTES >> 20} MiB")
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no UTF-8 text") from None
+    lines = text.removesuffix("\n").split("\n")  # not splitlines, which hides control characters
+    return check_class_names([line.removesuffix("\r") for line in lines], origin=str(path))
 
 
 def class_key(name: str) -> str:

@@ -1,0 +1,40 @@
+"""Where a run stands. Everything here is plain JSON and travels in every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class RunState:
+    """The position of a run.
+
+    Attributes:
+        samples_seen: the only clock.
+        step: optimizer steps tried, skipped ones included.
+        applied_steps: those that changed the weights.
+        skipped_in_a_row: until now.
+        figures: of the last evaluation.
+    """
+
+    samples_seen: int = 0
+    step: int = 0
+    applied_steps: int = 0
+    skipped_in_a_row: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def count(self, *, samples: int, applied: bool) -> None:
+        """Move on by one step."""
+        self.samples_seen += samples
+        self.step += 1
+        self.applied_steps += applied
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+
+    def become(self, other: RunState) -> None:
+        """Take over another state, keeping the object that everyone holds."""
+        self.__dict__.update(other.__dict__)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint's facts."""
+        return asdict(self)

@@ -1,0 +1,23 @@
+"""How much each class weighs so that a rare one counts as much as another. Knows no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from coatnet.config import UserError
+from data_pipeline.record import SampleSource
+
+
+def balanced_weights(corpora: Sequence[SampleSource]) -> list[float]:
+    """Return samples / (classes · samples of the class), by class.
+
+    Raises:
+        UserError: a corpus has several labels per image.
+    """
+    if any(corpus.label_kind != "single" for corpus in corpora):
+        raise UserError("loss.class_weights is 'balanced', but a corpus has several labels per image")
+    classes = len(corpora[0].classes)
+    counts = sum(np.bincount(corpus.labels(), minlength=classes) for corpus in corpora)
+    return (np.sum(counts) / (classes * np.maximum(counts, 1))).tolist()

@@ -1,0 +1,99 @@
+"""The batches of a run that may change its global batch or image size, and jump back. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.config import DataConfig
+from data_pipeline.loader import TrainLoader
+from data_pipeline.record import SampleSource
+
+
+class Phase(Protocol):
+    """A stretch of the run up to sample `end`."""
+
+    @property
+    def end(self) -> int: ...
+    @property
+    def global_batch(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+
+
+class Position(Protocol):
+    """Where the run stands; whoever holds it moves it."""
+
+    samples_seen: int
+
+
+class Stream:
+    """Yields the batch at `position.samples_seen`, wherever that has gone since the last one."""
+
+    def __init__(
+        self,
+        corpora: Sequence[SampleSource],
+        data: DataConfig,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        phases: Sequence[Phase],
+        ranks: Ranks,
+        account: TimeAccount,
+    ) -> None:
+        self._corpora, self._data, self._augment, self._seed = corpora, data, augment, seed
+        self._phases, self._ranks, self._account = phases, ranks, account
+        self._excluded: list[int] = []
+
+    def follow(self, position: Position) -> Iterator[Batch]:
+        """Yield batches until the run's end; the loop advances the position or sets it back in between."""
+        while position.samples_seen < self._phases[-1].end:
+            phase = next(phase for phase in self._phases if position.samples_seen < phase.end)
+            batches = self._loader(phase).from_sample(position.samples_seen)
+            expected, excluded = position.samples_seen, len(self._excluded)
+            try:
+                while position.samples_seen == expected < phase.end and excluded == len(self._excluded):
+                    with self._account.measure("data_wait"):
+                        batch = next(batches)
+                    yield batch
+                    expected += phase.global_batch
+            finally:
+                batches.close()
+
+    def exclude(self, positions: Sequence[int]) -> None:
+        """Replace the samples at these positions from now on."""
+        self._excluded += positions
+
+    def name(self, position: int) -> str:
+        """Name the sample at a position, for people."""
+        return self._loader(self._phases[0]).name(position)
+
+    def state(self) -> dict[str, Any]:
+        """Return what identifies the order of samples."""
+        return self._loader(self._phases[0]).state()
+
+    def check(self, saved: dict[str, Any]) -> None:
+        """Make sure that a checkpoint's order of samples is this one.
+
+        Raises:
+            UserError: it is another one, so that the run could not go on exactly.
+        """
+        self._loader(self._phases[0]).restore(saved)
+
+    def _loader(self, phase: Phase) -> TrainLoader:
+        loader = TrainLoader(
+            self._corpora,
+            self._data,
+            replace(self._augment, image_size=phase.image_size),
+            seed=self._seed,
+            global_batch=phase.global_batch,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+        )
+        loader.exclude(self._excluded)
+        return loader

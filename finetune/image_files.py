@@ -1,0 +1,76 @@
+"""Image files: found, bounded, looked at before a model is loaded; and the table of what they show.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coatnet.config import UserError
+from data_pipeline.decode import DecodeError, probe
+from data_pipeline.decode.errors import DEFAULT_LIMITS
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files among paths and below folders.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no files.
+    """
+    return [file for path in paths for file in _files(path)]
+
+
+def read_image(file: Path) -> bytes:
+    """Read a file that is not too large for an image.
+
+    Raises:
+        OSError, DecodeError: it cannot be read, or is too large.
+    """
+    DEFAULT_LIMITS.check_bytes(file.stat().st_size)
+    return file.read_bytes()
+
+
+def refused_images(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return a row with an `error` per file if each is refused by its header alone, else nothing."""
+    rows = []
+    for file in files:
+        try:
+            probe(read_image(file))
+        except (OSError, DecodeError) as error:
+            rows.append({"image": str(file), "error": str(error)})
+        else:
+            return []
+    return rows
+
+
+def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table."""
+    table = Table(title="predictions", title_justify="left")
+    for heading in ("image", "class", "probability"):
+        table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
+    for row in rows:
+        if "error" in row:
+            table.add_row(escape(row["image"]), f"[red]{escape(row['error'])}[/red]", "")
+        for place, guess in enumerate(row.get("guesses", [])):
+            image = "" if place else escape(row["image"])
+            table.add_row(image, escape(guess["class"]), f"{guess['probability']:.1%}")
+    Console().print(table)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        found = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
+        if not found:
+            raise UserError(f"{path}: holds no file")
+        yield from found
+    elif path.exists():
+        yield path
+    else:
+        raise UserError(f"{path}: no such image or folder")

@@ -1,0 +1,95 @@
+"""The forms in which ImageNet's evaluation sets lie about, each in a small imitation with known answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
+from coatnet.config import UserError
+from coatnet.runtime.ranks import Ranks
+from finetune.evaluation.request import EvaluationRequest, evaluate
+
+SYNSETS = ["n01440764 tench", "n01443537 goldfish", "n01484850 shark"]
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with names as ImageNet has them."""
+    weights = load_weights(exported)
+    weights.classes = SYNSETS
+    return export_safetensors(
+        Weights(weights.model, weights.tensors, SYNSETS, weights.facts),
+        tmp_path_factory.mktemp("imagenet") / "model",
+    )
+
+
+@pytest.fixture(scope="module")
+def flat(jpeg: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve validation images in one folder; image n belongs to class n mod 3."""
+    folder = tmp_path_factory.mktemp("flat")
+    for number in range(IMAGES):
+        (folder / name(number)).write_bytes(jpeg(100 + number))
+    return folder
+
+
+def name(number: int) -> str:
+    return f"ILSVRC2012_val_{number + 1:08d}.JPEG"
+
+
+def in_folders(flat: Path, destination: Path, folders: list[str], *, classes: int = 3) -> Path:
+    for number in range(IMAGES):
+        if number % 3 < classes:
+            (destination / folders[number % 3]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(flat / name(number), destination / folders[number % 3])
+    return destination
+
+
+def report(model: Path, data: Path, **options: Any) -> dict[str, Any]:
+    request = EvaluationRequest(model=str(model), data=str(data), sizes=[], batch=5, **options)
+    return evaluate(request, ranks=Ranks())[0]
+
+
+def test_synset_folders_numbered_folders_and_a_flat_folder_give_one_answer(
+    model: Path, flat: Path, tmp_path: Path
+) -> None:
+    synsets = report(model, in_folders(flat, tmp_path / "val", [one.split()[0] for one in SYNSETS]))
+    numbered = report(model, in_folders(flat, tmp_path / "v2", ["0", "1", "2"]))
+    lines = [f"{name(number)} {SYNSETS[number % 3].split()[0]}" for number in range(IMAGES)]
+    (tmp_path / "val.txt").write_text("\n".join(lines) + "\n")
+    by_file = report(model, flat, labels=str(tmp_path / "val.txt"))
+    (tmp_path / "numbers.txt").write_text("".join(f"{name(n)} {n % 3}\n" for n in range(IMAGES)))
+    by_number = report(model, flat, labels=str(tmp_path / "numbers.txt"))
+    assert synsets["samples"] == IMAGES
+    assert 0 < synsets["top1"] < 1, "a model that is always right or wrong tells nothing"
+    for other in (numbered, by_file, by_number):
+        assert (other["samples"], other["top1"], other["top5"]) == (IMAGES, synsets["top1"], synsets["top5"])
+        assert other["loss"] == pytest.approx(synsets["loss"], abs=1e-6)
+
+
+def test_a_set_of_some_classes_is_judged_among_these_alone(model: Path, flat: Path, tmp_path: Path) -> None:
+    some = report(model, in_folders(flat, tmp_path / "a", [one.split()[0] for one in SYNSETS], classes=2))
+    assert some["judged_among"] == 2 and some["samples"] == 8
+    assert some["top5"] == 1.0, "there are only two classes to guess"
+
+
+def test_reassessed_labels_count_any_right_answer_and_leave_out_images_without(
+    model: Path, flat: Path, tmp_path: Path
+) -> None:
+    data = in_folders(flat, tmp_path / "val", [one.split()[0] for one in SYNSETS])
+    (tmp_path / "real.json").write_text(json.dumps([[0, 1, 2]] * 6 + [[]] * (IMAGES - 6)))
+    assert report(model, data, real=str(tmp_path / "real.json"))["real_top1"] == 1.0
+    (tmp_path / "real.json").write_text(json.dumps([[number % 3] for number in range(IMAGES)]))
+    found = report(model, data, real=str(tmp_path / "real.json"))
+    assert found["real_top1"] == found["top1"]
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error(model: Path, flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="n09999999"):
+        report(model, in_folders(flat, tmp_path / "val", ["n01440764", "n01443537", "n09999999"]))

@@ -1,0 +1,96 @@
+"""What a fine-tuned model begins with: whose weights, which rows of the head, what learns and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from coatnet.checkpoint.interchange.timm import timm_config, to_timm
+from coatnet.checkpoint.weights import Weights, export_safetensors
+from coatnet.config import UserError
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from coatnet.training.parameters import parameter_groups
+from data_pipeline.class_weights import balanced_weights
+from data_pipeline.open_corpus import open_corpus
+from finetune.config import FinetuneConfig, HeadConfig
+from finetune.start import frozen_modules, starting_model
+
+# ImageNet-21K names its classes by synset and often by word, 1K in another order and by synset alone.
+CLASSES_21K = ["n00004475 organism", "n01440764 tench", "n01443537 goldfish", "n02084071 dog"]
+CLASSES_1K = ["n01443537", "n01440764"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four classes of the larger set, whose head has learned something."""
+    config = replace(tiny, num_classes=4)
+    model = build_model(config, seed=5)
+    torch.nn.init.normal_(model.head.logits.weight)
+    torch.nn.init.normal_(model.head.logits.bias)
+    weights = Weights(config, dict(model.state_dict()), CLASSES_21K)
+    return export_safetensors(weights, tmp_path_factory.mktemp("pretrained") / "model")
+
+
+def test_rows_of_the_head_follow_wordnet_ids_from_the_larger_set_to_the_smaller(pretrained: Path) -> None:
+    from coatnet.checkpoint.weights import load_weights
+
+    config = FinetuneConfig(init=str(pretrained), head=HeadConfig(keep_rows="matching"))
+    model, described, origin = starting_model(config, classes=[*CLASSES_1K, "n09999999 new"])
+    known = load_weights(pretrained).tensors
+    assert torch.equal(model.head.logits.weight[:2], known["head.logits.weight"][[2, 1]])
+    assert torch.equal(model.head.logits.bias[:2], known["head.logits.bias"][[2, 1]])
+    assert not model.head.logits.weight[2].any()
+    assert described.num_classes == 3 and origin["rows_kept"] == 2
+    assert torch.equal(model.head.dense.weight, known["head.dense.weight"])
+
+
+def test_a_new_head_is_zero_or_normal(pretrained: Path) -> None:
+    def head(kind: str) -> torch.Tensor:
+        config = FinetuneConfig(init=str(pretrained), head=HeadConfig(init=kind))
+        return starting_model(config, classes=[str(number) for number in range(50)])[0].head.logits.weight
+
+    assert not head("zero").any()
+    assert float(head("normal").detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_rows_cannot_be_kept_where_no_class_is_known(pretrained: Path) -> None:
+    config = FinetuneConfig(init=str(pretrained), head=HeadConfig(keep_rows="matching"))
+    with pytest.raises(UserError, match="none of the 1 classes is among"):
+        starting_model(config, classes=["n09999999"])
+
+
+def test_weights_in_timms_form_are_taken_as_they_are_by_the_models_name(tmp_path: Path) -> None:
+    theirs = timm_config("coatnet_0_224", num_classes=7, image_size=224)
+    state = build_model(theirs, seed=2).state_dict()
+    form = {name: tensor.contiguous() for name, tensor in to_timm(state, theirs).items()}
+    save_file(form, tmp_path / "timm.safetensors")
+    config = FinetuneConfig(init=str(tmp_path / "timm.safetensors"), model=ModelConfig(name="coatnet_0"))
+    model, described, _ = starting_model(config, classes=["a", "b"])
+    assert described.num_classes == 2
+    assert torch.equal(model.head.dense.weight, state["head.dense.weight"])
+    with pytest.raises(UserError, match=r"config\.json"):
+        starting_model(replace(config, model=None), classes=["a", "b"])
+
+
+def test_rates_fall_from_the_head_to_the_stem_and_frozen_parts_are_in_no_group(tiny: ModelConfig) -> None:
+    model = build_model(tiny, seed=0)
+    frozen_modules(model, ["S1", "dense"])
+    groups = parameter_groups(model, 0.1, layer_decay=0.5)
+    scale = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    blocks = len(list(model.blocks()))
+    assert scale[id(model.head.logits.weight)] == 1.0
+    assert scale[id(model.stem.get_parameter(next(iter(model.stem.state_dict()))))] == 0.5 ** (blocks + 1)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sorted(scale) == sorted(map(id, learning))
+    assert not {id(parameter) for parameter in model.head.dense.parameters()} & set(scale)
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
+
+
+def test_balanced_weights_make_every_class_count_alike(photos: Path) -> None:
+    weights = balanced_weights([open_corpus(photos)])  # 8, 8 and 7 images
+    assert weights == pytest.approx([23 / 24, 23 / 24, 23 / 21])
