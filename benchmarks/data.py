@@ -6,8 +6,9 @@
 
 (a) decode + crop + flip, by benchmarks/decode.py. (b) reading hot samples in random order, and seeking.
 (c) writing. (d) knowing the first sample after a resume. (e) the loader, end to end.
-Reading and writing count CPU seconds, per core, whoever else uses the machine; ours verifies a checksum
-of every sample on reading and hashes every byte twice on writing, the peers do neither.
+Reading and writing count CPU seconds, per core, whoever else uses the machine; ours verifies a checksum of
+every sample on reading, which no peer does, and hashes every byte twice on writing (MosaicML's writer: once).
+The peers are those that are installed; benchmarks/data.md says how to have them all.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from contextlib import closing
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import data_peers
 import decode as decode_benchmark
+import decode_peers
 import numpy as np
-import webdataset
+from data_peers import Reader
 
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
@@ -45,13 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "data.json"
 SHARD_BYTES = 100_000_000
 GLOBAL_BATCH = 4096
 SAMPLES_PER_SHARD = 9000  # 1 GB shards of 110 KB: what a JFT-like corpus would use
-PEERS = ("webdataset", "wids")
-UNMEASURED = (
-    "mosaicml-streaming",
-    "litdata",
-    "megatron-energon",
-    "DALI (each needs formats or drivers of its own)",
-)
+STREAMING_SAMPLES = 14_000_000  # at 300 million its order takes minutes, and gigabytes
 
 
 def main() -> None:
@@ -73,22 +70,26 @@ def main() -> None:
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """Return all figures; the first six are those that the issue names."""
-    images, rounds = (400, 3) if quick else (2000, 7)
+    images, rounds = (400, 3) if quick else (1000, 5)
     decoding = decode_benchmark.measure(count=40 if quick else 100, rounds=2 if quick else 5)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = _write_images(folder / "images", images, distinct=40 if quick else 200)
         writing = measure_writing(folder / "images", folder, rounds=rounds)
         shards = folder / "shards"
-        reading = measure_reading(shards, rounds=rounds)
-        loading = measure_loader(shards, seconds=2.0 if quick else 8.0)
-    order = {f"{samples // 10**6}m": measure_order(samples) for samples in (14_000_000, 300_000_000)}
+        reading = measure_reading(folder, shards, sorted((folder / "images").rglob("*.jpg")), rounds=rounds)
+        loading = measure_loader(shards, seconds=2.0 if quick else 6.0)
+    order: dict[str, Any] = {
+        f"{samples // 10**6}m": measure_order(samples) for samples in (14_000_000, 300_000_000)
+    }
+    if not quick and data_peers.versions()["mosaicml-streaming"]:
+        order["mosaicml_streaming_14m_seconds"] = round(_timed(_streaming_resume), 2)
     return {
         "decode_vs_pillow": decoding["decode_vs_pillow"],
         "decode_tiled_vs_pillow": decoding["decode_tiled_vs_pillow"],
         "read_gb_per_s": reading["ours_gb_per_s"],
         "write_gb_per_s": writing["ours_gb_per_s"],
-        "seek_ms": reading["seek_ms"],
+        "seek_ms": reading["ours_seek_ms"],
         "order_300m_seconds": order["300m"]["seconds"],
         "decoding": decoding,
         "reading": reading,
@@ -111,51 +112,37 @@ def measure_writing(images: Path, folder: Path, *, rounds: int) -> dict[str, Any
         shutil.rmtree(shards, ignore_errors=True)
         shard_corpus(images, shards, options=options, quiet=True)
 
-    def theirs() -> None:
-        shutil.rmtree(folder / "peer", ignore_errors=True)
-        (folder / "peer").mkdir()
-        pattern = str(folder / "peer" / "%06d.tar")
-        with webdataset.ShardWriter(pattern, maxsize=SHARD_BYTES, verbose=0) as writer:
-            for number, path in enumerate(paths):
-                writer.write({"__key__": f"{number:09d}", "jpg": path.read_bytes(), "cls": number % 10})
-
     def without_hashes() -> None:
         with (folder / "copy").open("wb", buffering=0) as file:
             for path in paths:
                 file.write(path.read_bytes())
 
-    seconds = _interleaved({"ours": ours, "webdataset": theirs, "copy": without_hashes}, rounds=rounds)
+    works = {"ours": ours, **data_peers.writers(folder / "peers", paths, shard_bytes=SHARD_BYTES)}
+    seconds = _interleaved({**works, "copy": without_hashes}, rounds=rounds)
     (folder / "copy").unlink()
-    shutil.rmtree(folder / "peer")
+    shutil.rmtree(folder / "peers")
     return {f"{name}_gb_per_s": round(total / best, 3) for name, best in seconds.items()}
 
 
-def measure_reading(shards: Path, *, rounds: int) -> dict[str, Any]:
-    """Read all samples once: ours and wids in random order, webdataset in the only order that it has."""
+def measure_reading(folder: Path, shards: Path, paths: list[Path], *, rounds: int) -> dict[str, Any]:
+    """Read all samples once, in random order or, where that is not for a library, in its own; seek one."""
     corpus = Corpus.open(shards)
     places = [(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)]
-    order = np.random.default_rng(0).permutation(len(places))
+    order = np.random.default_rng(0).permutation(len(places)).tolist()
     total = sum(len(corpus.read(*place).payload) for place in places) / 1e9
-    tars = [str(shards / shard.name) for shard in corpus.manifest.shards]
-
-    def ours() -> None:
-        for number in order:
-            corpus.read(*places[number])
-
-    def theirs() -> None:
-        for _ in webdataset.WebDataset(tars, shardshuffle=False):
-            pass
-
-    works: dict[str, Callable[[], None]] = {"ours": ours, "webdataset": theirs}
-    with _wids(corpus, shards) as indexed:
-        if indexed is not None:
-            works["wids"] = lambda: [indexed[int(number)] for number in order] and None
-        seconds = _interleaved(works, rounds=rounds)
-    last = (0, int(corpus.counts[0]) - 1)
+    readers = {
+        "ours": Reader(read=lambda number: corpus.read(*places[number]).payload),
+        **data_peers.readers(folder / "peers", shards, corpus, paths),
+    }
+    seconds = _interleaved(
+        {name: partial(_read_all, reader, order) for name, reader in readers.items()}, rounds=rounds
+    )
+    last = int(corpus.counts[0]) - 1
+    seeks = {name: _seek_seconds(reader, last) for name, reader in readers.items()}
+    shutil.rmtree(folder / "peers")
     return {
         **{f"{name}_gb_per_s": round(total / best, 2) for name, best in seconds.items()},
-        "seek_ms": round(1000 * _seek_seconds(corpus, *last), 4),
-        "webdataset_seek_ms": round(1000 * _webdataset_seek_seconds(tars[0], last[1]), 1),
+        **{f"{name}_seek_ms": round(1000 * value, 4) for name, value in seeks.items()},
     }
 
 
@@ -184,11 +171,12 @@ def measure_loader(shards: Path, *, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     for threads in (1, 2):
         data = DataConfig(train=[CorpusConfig(str(shards))], threads=threads)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         loader = TrainLoader.open(data, AugmentConfig(), seed=0, global_batch=64)
         with closing(loader.from_sample(12_345 * 64)) as stream:
             next(stream)
             found["first_batch_seconds"] = round(time.perf_counter() - began, 3)
+            found["first_batch_cpu_seconds"] = round(time.process_time() - used, 3)
             began, used, images = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - began < seconds:
                 images += len(next(stream))
@@ -199,30 +187,47 @@ def measure_loader(shards: Path, *, seconds: float) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print the issue's table."""
-    reading, writing, loading = result["reading"], result["writing"], result["loading"]
+    """Print the issue's table, the peers below ours."""
+    rates, reading, writing = (
+        result["decoding"]["images_per_second"],
+        result["reading"],
+        result["writing"],
+    )
+    order, loading = result["order"], result["loading"]
+    times = {name: round(rate / rates["pillow"], 2) for name, rate in rates.items()}
     rows = [
         ("decode + crop + flip, any JPEG, times Pillow", result["decode_vs_pillow"], "≥ 2.4"),
         ("the same from tiled JPEGs", result["decode_tiled_vs_pillow"], "≥ 3"),
-        ("read hot samples in random order, GB/s per core", result["read_gb_per_s"], "≥ 5"),
-        ("    webdataset, in order", reading["webdataset_gb_per_s"], ""),
-        ("    wids", reading.get("wids_gb_per_s", "–"), ""),
+        *((f"    {name}", value, "") for name, value in times.items() if not name.startswith("ours")),
+        ("rewriting to tiles, images/s per core", result["decoding"]["tile_images_per_second"], "≥ 200"),
+        ("read hot samples, random order, GB/s per core", result["read_gb_per_s"], "≥ 5"),
+        *_peers(reading, "_gb_per_s"),
         ("seek to a shard's last sample, ms", result["seek_ms"], "< 0.1"),
-        ("    webdataset", reading["webdataset_seek_ms"], ""),
+        *_peers(reading, "_seek_ms"),
         ("write, GB/s per core", result["write_gb_per_s"], "≥ 1.2"),
-        ("    webdataset's ShardWriter", writing["webdataset_gb_per_s"], ""),
-        ("    reading and writing the same bytes with nothing else", writing["copy_gb_per_s"], ""),
-        ("order known after resume, 14 M samples, s", result["order"]["14m"]["seconds"], ""),
+        *_peers(writing, "_gb_per_s"),
+        ("order known after resume, 14 M samples, s", order["14m"]["seconds"], ""),
+        ("    mosaicml_streaming", order.get("mosaicml_streaming_14m_seconds", "–"), ""),
         ("order known after resume, 300 M samples, s", result["order_300m_seconds"], "< 0.1"),
-        ("    memory for it, MB", result["order"]["300m"]["megabytes"], "< 10"),
+        ("    memory for it, MB", order["300m"]["megabytes"], "< 10"),
         ("first batch after resume, warm cache, s", loading["first_batch_seconds"], "< 1"),
+        ("    CPU seconds of it", loading["first_batch_cpu_seconds"], ""),
         ("loader, 2 threads, images/s", loading["2_threads_images_per_s"], ""),
         ("    per CPU second", loading["2_threads_images_per_cpu_s"], ""),
     ]
     print(f"{result['photographs']}; {result['machine']['processor']}, load {result['machine']['load']}")
     for name, value, wanted in rows:
         print(f"{name:<58} {value!s:>9}  {wanted}")
-    print(f"not measured: {', '.join(UNMEASURED)}")
+    absent = [name for name, found in data_peers.versions().items() if found is None]
+    print(f"not installed: {', '.join([*absent, *decode_peers.missing()]) or 'none'}")
+
+
+def _peers(figures: dict[str, Any], suffix: str) -> list[tuple[str, Any, str]]:
+    return [
+        (f"    {name.removesuffix(suffix)}", value, "")
+        for name, value in figures.items()
+        if name.endswith(suffix) and not name.startswith("ours")
+    ]
 
 
 def _write_images(folder: Path, count: int, *, distinct: int) -> str:
@@ -245,35 +250,25 @@ def _interleaved(works: dict[str, Callable[[], None]], *, rounds: int) -> dict[s
     return best
 
 
-def _seek_seconds(corpus: Corpus, shard: int, index: int) -> float:
-    return statistics.median(_timed(lambda: corpus.read(shard, index)) for _ in range(200))
-
-
-def _webdataset_seek_seconds(tar: str, index: int) -> float:
-    def seek() -> None:
-        for number, _ in enumerate(webdataset.WebDataset([tar], shardshuffle=False)):
-            if number == index:
-                return
-
-    return statistics.median(_timed(seek) for _ in range(3))
-
-
-@contextmanager
-def _wids(corpus: Corpus, shards: Path) -> Iterator[Any]:
-    """Open the shards by wids, webdataset's own indexed reader, as raw bytes."""
-    try:
-        import wids
-    except ImportError:
-        yield None
+def _read_all(reader: Reader, order: list[int]) -> None:
+    if reader.walk is not None:
+        reader.walk()
         return
-    lists = [{"url": str(shards / s.name), "nsamples": s.samples} for s in corpus.manifest.shards]
-    try:
-        with redirect_stdout(sys.stderr):  # it prints while it opens
-            dataset = wids.ShardListDataset(lists, transformations=[], keep=True)
-        yield dataset
-    except (TypeError, ValueError, OSError) as error:
-        print(f"wids: {error}", file=sys.stderr)
-        yield None
+    assert reader.read is not None
+    for number in order:
+        reader.read(number)
+
+
+def _seek_seconds(reader: Reader, number: int) -> float:
+    """Return the median time to the shard's last sample; without random access a walk goes up to it."""
+    if reader.read is None:
+        assert reader.walk_to is not None
+        return statistics.median(_timed(partial(reader.walk_to, number)) for _ in range(3))
+    return statistics.median(_timed(partial(reader.read, number)) for _ in range(200))
+
+
+def _streaming_resume() -> None:
+    data_peers.streaming_order(STREAMING_SAMPLES, SAMPLES_PER_SHARD, seen=STREAMING_SAMPLES // 3)
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -290,18 +285,13 @@ def _machine() -> dict[str, Any]:
         cwd=Path(__file__).parent,
         check=False,
     )
-    versions: dict[str, str | None] = {"python": platform.python_version(), "numpy": np.__version__}
-    for name in PEERS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "processor": names[0].partition(":")[2].strip() if names else platform.machine(),
         "load": round(os.getloadavg()[0], 1),
+        "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **data_peers.versions()},
     }
 
 

@@ -1,16 +1,15 @@
 """Decode + RandomResizedCrop(224) + flip, one core, side by side: python benchmarks/decode.py --json
 
-Peers, in one interleaved run on the same photographs: Pillow, Pillow with draft, OpenCV, simplejpeg and
-torchvision where installed, the C kernel, and the C kernel on tiled copies. The photographs have ImageNet's
-statistics (500×375, about 110 KB): those of ../shared/data/caltech101.tar, enlarged and given a little film
-grain, because enlarged images are too smooth to weigh 110 KB; without that file they are drawn. `source` in
-the result says which. Times are the process's CPU time: per core, whoever else uses the machine.
+In one interleaved run on the same photographs: the peers of `decode_peers.py` that are installed, the C
+kernel, and the C kernel on tiled copies. The photographs have ImageNet's statistics (500×375, about 110 KB):
+those of ../shared/data/caltech101.tar, enlarged and given a little film grain, because enlarged images are
+too smooth to weigh 110 KB; without that file they are drawn. `source` in the result says which. Times are
+the process's CPU time: per core, whoever else uses the machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import decode_peers
 import numpy as np
 from PIL import Image
 
@@ -28,11 +28,8 @@ from data_pipeline.decode import backend_name, decode_batch, kernel
 from data_pipeline.tile import TILE_WIDTH, tile_jpeg
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[1] / "../shared/data/caltech101.tar"
-SIDE = 224
 GRAIN = 6.0  # standard deviation, in levels
 QUALITY = 96
-_Pixels = np.ndarray
-_Decoder = Callable[[bytes, list[int], bool, _Pixels], None]
 
 
 def photographs(count: int) -> tuple[list[bytes], str]:
@@ -49,7 +46,7 @@ def measure(*, count: int = 100, rounds: int = 5) -> dict[str, object]:
     """Measure every decoder, interleaved, and return images/s per core and the ratios to Pillow."""
     payloads, source = photographs(count)
     tiled = [tile_jpeg(payload).payload for payload in payloads] if kernel.is_available() else payloads
-    runs = {name: _runner(decoder, payloads) for name, decoder in _peers().items()}
+    runs = decode_peers.runs(payloads, *_crops(payloads))
     runs["ours"] = _ours(payloads)
     runs["ours_tiled"] = _ours(tiled)
     best = dict.fromkeys(runs, float("inf"))
@@ -111,79 +108,12 @@ def _crops(payloads: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 def _ours(payloads: list[bytes]) -> Callable[[], None]:
     boxes, flips = _crops(payloads)
-    out = np.empty((len(payloads), SIDE, SIDE, 3), np.uint8)
+    out = np.empty((len(payloads), decode_peers.SIDE, decode_peers.SIDE, 3), np.uint8)
 
     def run() -> None:
         assert not any(decode_batch(payloads, boxes, flips, out))
 
     return run
-
-
-def _runner(decoder: _Decoder, payloads: list[bytes]) -> Callable[[], None]:
-    boxes, flips = _crops(payloads)
-    out = np.empty((len(payloads), SIDE, SIDE, 3), np.uint8)
-
-    def run() -> None:
-        for payload, box, flip, target in zip(payloads, boxes.tolist(), flips.tolist(), out, strict=True):
-            decoder(payload, box, flip, target)
-
-    return run
-
-
-def _peers() -> dict[str, _Decoder]:
-    peers: dict[str, _Decoder] = {"pillow": _pillow, "pillow_draft": _pillow_draft}
-    optional = {"cv2": _opencv, "simplejpeg": _simplejpeg, "torchvision": _torchvision}
-    peers.update({name: peer for name, peer in optional.items() if importlib.util.find_spec(name)})
-    return peers
-
-
-def _finish(image: Image.Image, box: list[int], flip: bool, out: _Pixels) -> None:
-    pixels = np.asarray(image.crop(tuple(box)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    out[:] = pixels[:, ::-1] if flip else pixels
-
-
-def _pillow(payload: bytes, box: list[int], flip: bool, out: _Pixels) -> None:
-    _finish(Image.open(io.BytesIO(payload)).convert("RGB"), box, flip, out)
-
-
-def _pillow_draft(payload: bytes, box: list[int], flip: bool, out: _Pixels) -> None:
-    """Let libjpeg halve the image where the crop is at least twice the output (rarely, at this size)."""
-    image = Image.open(io.BytesIO(payload))
-    scale = 2 if min(box[2] - box[0], box[3] - box[1]) >= 2 * SIDE else 1
-    image.draft("RGB", (image.width // scale, image.height // scale))
-    _finish(image.convert("RGB"), [side // scale for side in box], flip, out)
-
-
-def _opencv(payload: bytes, box: list[int], flip: bool, out: _Pixels) -> None:
-    """Resize by area, OpenCV's only antialiased way."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    image = cv2.imdecode(
-        np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    )
-    pixels = cv2.resize(image[box[1] : box[3], box[0] : box[2]], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    out[:] = pixels[:, ::-1] if flip else pixels
-
-
-def _simplejpeg(payload: bytes, box: list[int], flip: bool, out: _Pixels) -> None:
-    """Decode by simplejpeg, resize by Pillow."""
-    import simplejpeg
-
-    _finish(Image.fromarray(simplejpeg.decode_jpeg(payload)), box, flip, out)
-
-
-def _torchvision(payload: bytes, box: list[int], flip: bool, out: _Pixels) -> None:
-    import torch
-    from torchvision.io import decode_jpeg
-    from torchvision.transforms.v2 import functional
-
-    image = decode_jpeg(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    resized = functional.resized_crop(
-        image, box[1], box[0], box[3] - box[1], box[2] - box[0], [SIDE, SIDE], antialias=True
-    )
-    pixels = resized.permute(1, 2, 0).numpy()
-    out[:] = pixels[:, ::-1] if flip else pixels
 
 
 def _tile_rate(payloads: list[bytes]) -> float | None:
@@ -201,12 +131,12 @@ def _tile_rate(payloads: list[bytes]) -> float | None:
 def _least_psnr(payloads: list[bytes]) -> float:
     """Return the worst agreement with Pillow's pixels, in decibels."""
     boxes, flips = _crops(payloads)
-    out = np.empty((len(payloads), SIDE, SIDE, 3), np.uint8)
+    out = np.empty((len(payloads), decode_peers.SIDE, decode_peers.SIDE, 3), np.uint8)
     decode_batch(payloads, boxes, flips, out)
-    wanted = np.empty((SIDE, SIDE, 3), np.uint8)
+    wanted = np.empty((decode_peers.SIDE, decode_peers.SIDE, 3), np.uint8)
     least = float("inf")
     for payload, box, flip, found in zip(payloads, boxes.tolist(), flips.tolist(), out, strict=True):
-        _pillow(payload, box, flip, wanted)
+        decode_peers.pillow(payload, box, flip, wanted)
         error = np.square(found.astype(float) - wanted).mean()
         least = min(least, 10 * float(np.log10(255**2 / max(error, 1e-9))))
     return least
@@ -227,8 +157,9 @@ def main() -> None:
     rates = result["images_per_second"]
     assert isinstance(rates, dict)
     for name, rate in sorted(rates.items(), key=lambda item: item[1]):
-        print(f"{name:14} {rate:8.0f} images/s   {rate / rates['pillow']:5.2f}× Pillow")
+        print(f"{name:18} {rate:8.0f} images/s   {rate / rates['pillow']:5.2f}× Pillow")
     print({name: value for name, value in result.items() if name != "images_per_second"})
+    print(f"not installed: {', '.join(decode_peers.missing()) or 'none'}")
 
 
 if __name__ == "__main__":
