@@ -135,8 +135,8 @@ def inspect_shards(
     verify: Annotated[bool, typer.Option("--verify", help="Hash every byte, compare index and tar.")] = False,
     lint: Annotated[bool, typer.Option("--lint", help="Decode every image.")] = False,
     threads: Annotated[int, typer.Option(help="Threads for --verify and --lint; 0: one per core.")] = 0,
-    export_wids: Annotated[
-        Path | None, typer.Option(help="Write an index for the wids library; keep it beside the shards.")
+    export: Annotated[
+        str | None, typer.Option(help="Write the index that wids, or dali, reads beside the shards.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -150,14 +150,19 @@ def inspect_shards(
     from coatnet.runtime.progress import progress
     from data_pipeline.corpus import Corpus
     from data_pipeline.record import BadSampleError
-    from data_pipeline.tools.exports import to_wids
+    from data_pipeline.tools.exports import export_index
     from data_pipeline.tools.shard_facts import shard_facts
     from data_pipeline.tools.tables import print_problems, print_shard_facts
     from data_pipeline.tools.verify import Problem, lint_images, verify_shards
 
     corpus = Corpus.open(folder)
-    if export_wids is not None:
-        export_wids.write_text(to_wids(corpus))
+    if export is not None:
+        try:
+            written = export_index(corpus, folder, export)
+        except ValueError as error:
+            raise UserError(f"coatnet inspect shards --export {error}") from None
+        if not as_json:
+            print(f"{folder}: {written[0].name}{f' to {written[-1].name}' if len(written) > 1 else ''}")
     threads = threads or len(os.sched_getaffinity(0))
     problems: list[Problem] = []
     if verify:

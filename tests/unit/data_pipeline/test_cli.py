@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,33 @@ def test_inspect_shards_names_damage_and_fails(shard_folder: Path, tmp_path: Pat
     facts = json.loads(run(cli.inspect_shards, folder, "--verify", "--json", status=1))
     assert {problem["shard"] for problem in facts["problems"]} == {"shard-000001.tar"}
     assert any(problem["sample"] == 0 for problem in facts["problems"])
+
+
+def test_dalis_index_is_that_of_its_own_indexer(shard_folder: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    assert "shard-000000.idx to shard-000007.idx" in run(cli.inspect_shards, shards, "--export", "dali")
+    for tar in sorted(shards.glob("*.tar")):
+        with tarfile.open(tar) as file:
+            members = [(m.name.split(".", 1)[1], m.offset_data, m.size, m.name) for m in file.getmembers()]
+        pairs = zip(members[::2], members[1::2], strict=True)
+        wanted = [" ".join(str(value) for part in pair for value in part) for pair in pairs]
+        assert tar.with_suffix(".idx").read_text().splitlines() == ["v1.2 15", *wanted]
+
+
+def test_the_index_for_wids_counts_every_sample(shard_folder: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    run(cli.inspect_shards, shards, "--export", "wids")
+    index = json.loads((shards / "wids.json").read_text())
+    assert [(shards / entry["url"]).stat().st_size for entry in index["shardlist"]] == [
+        entry["filesize"] for entry in index["shardlist"]
+    ]
+    assert sum(entry["nsamples"] for entry in index["shardlist"]) == 120
+
+
+def test_an_index_for_another_library_is_refused(shard_folder: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    with pytest.raises(UserError, match="allowed: wids, dali"):
+        run(cli.inspect_shards, shards, "--export", "squirrel")
 
 
 def test_inspect_order_proves_exactly_once(shard_folder: Path) -> None:
