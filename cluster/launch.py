@@ -11,7 +11,8 @@ from pathlib import Path
 from cluster.job import Job
 from cluster.names import check_options, check_path
 
-_FIRST_PORT = 20000
+_FIRST_PORT, _PORTS = 20000, 10000
+_LIFE_STRIDE, _TRY_STRIDE = 1009, 101  # far from the ports of jobs with neighbouring ids
 _LAUNCHER_WAIT_SECONDS = 120  # for the other ranks after the first one ended well
 _ENDED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d+)[\d,-]*: (.+?)(?: \(core dumped\))?\s*")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
@@ -31,6 +32,12 @@ class Attempt:
     def token(self) -> str:
         """Return the text that names this start and no other."""
         return f"{self.job_id}.{self.life}.{self.number}"
+
+    @property
+    def port(self) -> int:
+        """Return where the ranks meet: another one in each start, since the last may be taken on that node."""
+        starts = int(self.job_id) + _LIFE_STRIDE * self.life + _TRY_STRIDE * self.number
+        return _FIRST_PORT + starts % _PORTS
 
     @property
     def label(self) -> str:
@@ -76,7 +83,7 @@ def rank_environment(
     environment = {**given, **secrets}
     environment.update(
         MASTER_ADDR=nodes[0],
-        MASTER_PORT=str(_FIRST_PORT + int(attempt.job_id) % 10000),
+        MASTER_PORT=str(attempt.port),
         COATNET_ATTEMPT=attempt.token,
         # A kill during a JIT build leaves a lock that would hang every later start.
         TORCH_EXTENSIONS_DIR=f"/tmp/torch-extensions-{attempt.token}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster import slurm
-from cluster.launch import Failure, first_failure
+from cluster.launch import Attempt, Failure, first_failure
 
 _RUNNING = {"job_id": 12, "state_reason": "None", "name": "first", "nodes": "fake[1-2]", "restart_cnt": 1}
 _PENDING = {"job_id": 14, "state_reason": "Priority", "name": "shards", "nodes": "", "restart_cnt": 0}
@@ -76,6 +76,12 @@ def test_a_rank_that_a_signal_killed_is_the_first_and_not_its_peer_that_lost_it(
         "srun: error: fake3: task 2: Exited with exit code 1\n",
     ]
     assert first_failure(lines) == Failure("fake2", 1, status)
+
+
+def test_no_two_starts_of_a_run_nor_neighbouring_jobs_meet_at_one_port() -> None:
+    starts = [(job, life, number) for job in range(100, 150) for life in range(1, 9) for number in (1, 2, 3)]
+    ports = {Attempt(str(job), life, number).port for job, life, number in starts}
+    assert len(ports) == len(starts) and min(ports) >= 20000 and max(ports) < 30000
 
 
 def test_a_missing_command_is_a_clear_error() -> None:
