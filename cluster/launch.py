@@ -35,7 +35,7 @@ class Attempt:
 
     @property
     def port(self) -> int:
-        """Return where the ranks meet: another one in each start, since the last may be taken on that node."""
+        """Return where the ranks meet: another one in each start, since the last may still be taken."""
         starts = int(self.job_id) + _LIFE_STRIDE * self.life + _TRY_STRIDE * self.number
         return _FIRST_PORT + starts % _PORTS
 
