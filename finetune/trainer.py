@@ -111,6 +111,8 @@ class Trainer:
                 self.checkpoints.raise_errors()
                 if ending:
                     break
+        if self._is_finished(state):
+            self.checkpoints.require(state)
         self.recorder.flush(state)
         if self.ranks.is_main:
             self._finish(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coatnet.config import UserError, load_config, to_yaml
+from coatnet.config import load_config, to_yaml
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import opened_run, run_rank
 from coatnet.runtime.ranks import Ranks
@@ -60,11 +60,8 @@ def _train(
     finally:
         parts.close(state)
     finished = state.samples_seen >= parts.calendar.total
-    if finished and not parts.checkpoints.has(state.step):
-        raise UserError(
-            f"{run.checkpoints}: the last checkpoint, of step {state.step}, could not be saved; events.jsonl "
-            "says why. Make room and give the same command again"
-        )
+    if finished:
+        parts.checkpoints.require(state)
     if ranks.is_main:
         if finished:
             parts.finish(state)

@@ -149,9 +149,17 @@ class Checkpoints(Generic[State]):
         steps = self._store.steps()
         return self._store.path(steps[-1]) if steps else None
 
-    def has(self, step: int) -> bool:
-        """Return whether a step is committed, as rank 0 sees it; all ranks ask."""
-        return self._ranks.broadcast(step in self._store.steps())
+    def require(self, state: State) -> None:
+        """Make sure that a state is saved before its run is called done; all ranks ask.
+
+        Raises:
+            UserError: it could not be.
+        """
+        if not self._ranks.broadcast(state.step in self._store.steps()):
+            raise UserError(
+                f"{self._store.directory}: the last checkpoint, of step {state.step}, could not be saved; "
+                "events.jsonl says why. Make room and give the same command again"
+            )
 
     def close(self) -> None:
         """Finish the save under way."""
