@@ -1,9 +1,15 @@
 """What the engine costs: against a bare PyTorch loop, per save, per resume, and in memory per ZeRO stage.
 
-    python benchmarks/engine.py --model coatnet_0 --image-size 96 --batch 8 --rounds 6 --json
+    python benchmarks/engine.py --image-size 224 --batch 16 --rounds 3 --json
+    python benchmarks/engine.py --memory --model coatnet_1 --ranks 2 --json
 
-Rounds of bare and engine steps alternate in one process, so that other load on the machine hits both alike;
-the ratio is that of the medians. Expected: overhead ≤ 1.05, save stall ≤ 1 % of a 60-second interval.
+Rounds of bare and engine steps alternate in one process, so that other load on the machine hits both alike,
+and are timed in CPU seconds; the ratio is that of the medians. The bare loop has all that is cheap to have:
+fused AdamW, foreach clipping, gradients set to None, and the huge pages that `Ranks.start` asks for.
+Expected: overhead ≤ 1.05, save stall ≤ 1 % of a 60-second interval, verified reading ≤ 1 s per GB.
+
+`--memory` starts ranks for one stage after the other and reads the high-water mark of their resident memory
+above what the process had before the model: while it is built, and over two steps on a tiny image.
 """
 
 from __future__ import annotations
@@ -11,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +29,7 @@ from typing import Any
 
 import torch
 
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
 from coatnet.runtime.ranks import Ranks
@@ -28,22 +37,37 @@ from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
+from pretrain.engine.sharding import sharder
 
 RATE, CLIP = 1e-3, 1.0
 _INTERVAL_SECONDS = 60.0
+_TINY_IMAGE = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="coatnet_0")
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stage", type=int, default=1)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    one_rank_environment()
+    if options.memory and "RANK" in os.environ:
+        print(json.dumps(memory_of_rank(options)), flush=True)
+        return 0
+    result = memory_by_stage(options) if options.memory else time_of_steps(options)
+    print(json.dumps(result) if options.json else "\n".join(f"{key:36} {result[key]}" for key in result))
+    return 0
+
+
+def time_of_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the loops in this process, then save and resume."""
+    os.environ.update(rank_environment(0, ranks=1, port=free_port()))
     ranks = Ranks.start()
     model = ModelConfig(options.model, num_classes=1000, image_size=options.image_size)
     engine = make_engine(model, ranks=ranks, stage=options.stage, batch=options.batch)
@@ -53,34 +77,99 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "parameters": sum(parameter.numel() for parameter in engine.module.parameters()),
         **overhead(engine, bare_step(model, batch=options.batch), batch, rounds=options.rounds),
         **saving(engine),
-        **{
-            f"bytes_per_parameter_stage_{stage}_8_ranks": memory_formula(stage, world_size=8)
-            for stage in (0, 1, 2, 3)
-        },
     }
     ranks.stop()
-    print(json.dumps(result) if options.json else "\n".join(f"{key:36} {result[key]}" for key in result))
-    return 0
+    return result
 
 
-def one_rank_environment() -> None:
-    """Say that this process is the only rank."""
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 10000))
+def memory_by_stage(options: argparse.Namespace) -> dict[str, Any]:
+    """Start `ranks` processes per stage and collect rank 0's bytes per parameter beside the formula's."""
+    rows = {}
+    for stage in (0, 1, 2, 3):
+        port = free_port()
+        command = [sys.executable, __file__, "--memory", "--model", options.model, "--stage", str(stage)]
+        command += ["--precision", options.precision]
+        group = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **rank_environment(rank, ranks=options.ranks, port=port)},
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in range(options.ranks)
+        ]
+        output = group[0].communicate()[0]
+        assert all(process.wait() == 0 for process in group)
+        formula = memory_formula(stage, world_size=options.ranks, precision=options.precision)
+        rows[f"stage_{stage}"] = {"formula": formula, **json.loads(output.splitlines()[-1])}
+    return rows
 
 
-def make_engine(model: ModelConfig, *, ranks: Ranks, stage: int, batch: int) -> Engine:
+def memory_of_rank(options: argparse.Namespace) -> dict[str, float]:
+    """Build an engine and take two steps; return what this took above the process before, per parameter."""
+    ranks = Ranks.start()
+    model = ModelConfig(options.model, num_classes=1000, image_size=_TINY_IMAGE)
+    small = ModelConfig("coatnet_0", num_classes=8, image_size=_TINY_IMAGE, depths=[1] * 5, widths=[32] * 5)
+    batch = (torch.randn(2, 3, _TINY_IMAGE, _TINY_IMAGE), torch.arange(2))
+    take_step(make_engine(small, ranks=ranks, stage=options.stage, batch=2), batch)  # loads whatever is lazy
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    engine = make_engine(model, ranks=ranks, stage=options.stage, batch=2, precision=options.precision)
+    built = resident_bytes("VmHWM") - before
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(2):
+        take_step(engine, batch)
+    stepped, between = resident_bytes("VmHWM") - before, resident_bytes("VmRSS") - before
+    counted = sum(getattr(one, "ds_numel", one.numel()) for one in engine.module.parameters())
+    ranks.barrier()
+    ranks.stop()
+    found = {"peak_of_build": built, "peak_of_step": stepped, "between_steps": between}
+    return {name: round(size / counted, 2) for name, size in found.items()}
+
+
+def resident_bytes(field: str) -> int:
+    """Read a field of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def rank_environment(rank: int, *, ranks: int, port: int) -> dict[str, str]:
+    """Return what tells a process its rank on this machine."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    place |= {"MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in place.items()}}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_engine(
+    model: ModelConfig, *, ranks: Ranks, stage: int, batch: int, precision: str = "fp32"
+) -> Engine:
     """Return an engine as a run has it."""
-    network = build_model(model, norm=NormConfig(group_images=batch), seed=0)
+    zero = ZeroConfig(stage=stage)
+    placed = sharder(zero, ranks=ranks, precision=precision)
+    network = build_model(model, norm=NormConfig(group_images=batch), seed=0, placed=placed)
     defer_statistics(network)
     optimizer = OptimizerConfig(learning_rate=RATE, clip=CLIP)
-    return Engine(network, ranks=ranks, zero=ZeroConfig(stage=stage), optimizer=optimizer)
+    return Engine(network, ranks=ranks, zero=zero, optimizer=optimizer, precision=precision)
+
+
+def take_step(engine: Engine, batch: Any) -> None:
+    """Take a step as the trainer does."""
+    loss_of = make_loss("softmax", 0.1)
+    engine.step([batch], loss_of=lambda model, part: loss_of(model(part[0]), part[1]), lr=RATE)
+    commit_statistics(engine.module, engine.ranks.all_reduce_sum, step=engine.applied_steps)
 
 
 def bare_step(model: ModelConfig, *, batch: int) -> Callable[[Any], None]:
     """Return the step that one would write by hand: forward, backward, clip, AdamW."""
     network = build_model(model, norm=NormConfig(group_images=batch), seed=0)
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=RATE)
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=RATE, fused=True)
     loss_of = make_loss("softmax", 0.1)
 
     def step(given: Any) -> None:
@@ -94,15 +183,9 @@ def bare_step(model: ModelConfig, *, batch: int) -> Callable[[Any], None]:
 
 def overhead(engine: Engine, bare: Callable[[Any], None], batch: Any, *, rounds: int) -> dict[str, float]:
     """Time alternating steps; the first of each kind is not counted."""
-    loss_of = make_loss("softmax", 0.1)
-
-    def engine_step(given: Any) -> None:
-        engine.step([given], loss_of=lambda model, part: loss_of(model(part[0]), part[1]), lr=RATE)
-        commit_statistics(engine.module, engine.ranks.all_reduce_sum, step=engine.applied_steps)
-
     seconds: dict[str, list[float]] = {"bare": [], "engine": []}
     for number in range(rounds + 1):
-        for name, step in (("bare", bare), ("engine", engine_step)):
+        for name, step in (("bare", bare), ("engine", lambda given: take_step(engine, given))):
             began = time.process_time()
             step(batch)
             if number:
@@ -116,40 +199,47 @@ def overhead(engine: Engine, bare: Callable[[Any], None], batch: Any, *, rounds:
 
 
 def saving(engine: Engine) -> dict[str, float]:
-    """Time what the loop waits for in a save, the whole save, and a resume."""
+    """Time what the loop waits for in a save, the whole save, a verified reading, and a resume."""
+    stalls = []
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Path(folder), ranks=engine.ranks)
-        began = time.monotonic()
-        store.save(step=1, samples_seen=1, fragments=engine.fragments(), facts={})
-        stall = time.monotonic() - began
-        store.wait()
+        for step in (1, 2, 3):
+            began = time.monotonic()
+            store.save(step=step, samples_seen=step, fragments=engine.fragments(), facts={})
+            stalls.append(time.monotonic() - began)
+            store.wait()
         whole = time.monotonic() - began
         store.close()
+        began = time.process_time()
+        checkpoint = Checkpoint(store.path(3))
+        checkpoint.verify()
+        verify = time.process_time() - began
         began = time.monotonic()
-        checkpoint = CheckpointStore(Path(folder), ranks=engine.ranks).newest()
-        assert checkpoint is not None
-        engine.load(checkpoint, applied_steps=engine.applied_steps)
+        newest = CheckpointStore(Path(folder), ranks=engine.ranks).newest()
+        assert newest is not None
+        engine.load(newest, applied_steps=engine.applied_steps)
         resume = time.monotonic() - began
-        size = checkpoint.bytes
+    stall = statistics.median(stalls)
     return {
-        "checkpoint_bytes": size,
+        "checkpoint_bytes": checkpoint.bytes,
         "save_stall_seconds": round(stall, 4),
         "save_stall_share_of_a_minute": round(stall / _INTERVAL_SECONDS, 5),
         "save_seconds": round(whole, 3),
+        "verify_cpu_seconds_per_gb": round(verify / (checkpoint.bytes / 1e9), 3),
         "resume_seconds": round(resume, 3),
-        "resume_seconds_per_gb": round(resume / (size / 1e9), 3),
     }
 
 
-def memory_formula(stage: int, *, world_size: int) -> float:
-    """Bytes per parameter and rank in fp32: weights 4, gradients 4, moments 8, and ZeRO's own master copy 4.
+def memory_formula(stage: int, *, world_size: int, precision: str) -> float:
+    """Bytes per parameter and rank: weights, gradients, two moments and, but for fp32 at stage 0, masters.
 
-    Stage 0 has no separate master copy.
+    With bf16 weights the gradients are summed in fp32.
     """
-    if stage == 0:
-        return 16.0
-    shard = 1 / world_size
-    return {1: 8 + 12 * shard, 2: 4 + 16 * shard, 3: 20 * shard}[stage]
+    weight = 2 if precision == "bf16" else 4
+    state = 8 if stage == 0 and precision == "fp32" else 12
+    held = {0: weight + 4 + state, 1: weight + 4, 2: weight, 3: 0}[stage]
+    sharded = {0: 0, 1: state, 2: 4 + state, 3: weight + 4 + state}[stage]
+    return held + sharded / world_size
 
 
 if __name__ == "__main__":

@@ -124,9 +124,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON document that carries its own checksum, and fsync it."""
     text = json.dumps(value, separators=(",", ":"), sort_keys=True)
     sealed = json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "body": text})
-    with path.open("x") as file:
-        file.write(sealed)
-        file.flush()
+    with path.open("xb", buffering=0) as file:
+        _write_all(file.fileno(), memoryview(sealed.encode()))
         os.fsync(file.fileno())
 
 

@@ -47,6 +47,10 @@ class SaveFailed(RuntimeError):
     """One save came to nothing; the run goes on and the older checkpoint stays."""
 
 
+class NotCleared(RuntimeError):
+    """A save is committed, but what it makes superfluous is still there."""
+
+
 class CheckpointStore:
     """One rank's view of a run's checkpoints. All ranks call `save` and `newest` at the same points.
 
@@ -189,6 +193,8 @@ class CheckpointStore:
             pending.result()
         except LeaseLost:
             raise
+        except NotCleared as error:
+            self._alarm(str(error))
         except (OSError, SaveFailed, CheckpointError) as error:
             self._alarm(f"checkpoint not saved: {error}; the older one stays, the run goes on")
 
@@ -209,8 +215,11 @@ class CheckpointStore:
             temporary.mkdir(exist_ok=True)
             self._require_space(sum(one.data.numel() * one.data.element_size() for one in snapshot))
             written = write_rank_file(temporary / f"rank-{rank:05d}.safetensors", snapshot)
-            write_json(temporary / _note(rank), asdict(written))
             fsync_directory(temporary)
+            # The note appears whole, and last: rank 0 may rename the directory the moment it is there.
+            part = temporary / f"{_note(rank)}.part"
+            write_json(part, asdict(written))
+            part.rename(temporary / _note(rank))
         except (OSError, SaveFailed) as error:
             self._give_up(temporary, error)
             raise
@@ -219,16 +228,22 @@ class CheckpointStore:
                 self._commit(temporary, step=step, samples_seen=samples_seen, facts=facts)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            self._retain(step)
+            try:
+                self._retain(step)
+            except OSError as error:
+                raise NotCleared(
+                    f"checkpoint {step} is saved, older ones could not be deleted: {error}"
+                ) from None
 
     def _give_up(self, temporary: Path, error: Exception) -> None:
         """Tell rank 0 not to wait; remove what was written, which frees the space that was missing."""
         rank = self._ranks.rank
-        (temporary / f"rank-{rank:05d}.safetensors").unlink(missing_ok=True)
         if self._ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             return
         try:
+            (temporary / f"rank-{rank:05d}.safetensors").unlink(missing_ok=True)
+            temporary.mkdir(exist_ok=True)  # making it may be what failed
             (temporary / f"rank-{rank:05d}.failed").write_text(str(error))
         except OSError:
             return  # rank 0 runs into its time-out instead
@@ -280,8 +295,10 @@ class CheckpointStore:
             grave = self.directory / f".deleted-{old:08d}.{time.time_ns()}"
             self.path(old).rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
-        for grave in [*self.directory.glob(".deleted-*"), *self.directory.glob(f".replaced-{_PREFIX}*")]:
-            shutil.rmtree(grave, ignore_errors=True)
+        # A rank that was too slow for a failed save may have made its directory anew.
+        for pattern in (".deleted-*", f".replaced-{_PREFIX}*", f".{_PREFIX}*.epoch{self._epoch}.save*.tmp"):
+            for left in self.directory.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _figures(self) -> dict[int, float] | None:
         name = self._retention.best

@@ -1,0 +1,113 @@
+"""Every write, fsync, rename and mkdir of a save made to fail, one after the other, and all from one on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.retention import Retention
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.ranks import Ranks
+
+RANKS = 2
+CALLS = ("write", "fsync", "rename", "mkdir", "unlink", "rmdir")
+
+
+class Faults:
+    """The system calls of os, which fail from the `first` to the `last` one made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self.first, self.last, self.number = 0, 1, 0, errno.ENOSPC
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self._failing(getattr(os, name)))
+
+    def _failing(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            self.made += 1
+            if self.first <= self.made <= self.last:
+                raise OSError(self.number, os.strerror(self.number))
+            return real(*given, **options)
+
+        return call
+
+    def arm(self, *, first: int, last: int, number: int) -> None:
+        """Count from here."""
+        self.made, self.first, self.last, self.number = 0, first, last, number
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    yield Faults(monkeypatch)
+
+
+def save(stores: list[CheckpointStore], step: int) -> None:
+    """Save on both ranks at once, as a run does."""
+    for rank, store in enumerate(stores):
+        data = torch.full((8,), float(step))
+        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, data)
+        store.save(step=step, samples_seen=step, fragments=[piece], facts={})
+    for store in stores:
+        store.wait()
+
+
+def newest_step(directory: Path) -> int:
+    """Open the newest checkpoint as a later start does, and look into it."""
+    newest = CheckpointStore(directory, ranks=Ranks(), alarm=lambda text: None).newest()
+    assert newest is not None
+    assert (newest.tensor("weight", "a") == float(newest.step)).all()
+    return newest.step
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("lasting", [False, True], ids=["one call", "all calls from one on"])
+def test_whichever_call_of_a_save_fails_the_run_goes_on_and_a_whole_checkpoint_opens(
+    tmp_path: Path, faults: Faults, lasting: bool, number: int
+) -> None:
+    base = tmp_path / "base"
+    stores = open_stores(base, alarms=[])
+    save(stores, 1)
+    save(stores, 2)
+    failed_at, call, made = [], 0, 1
+    while call < made:
+        call += 1
+        directory, alarms = tmp_path / str(call), []
+        shutil.copytree(base, directory)
+        # Where no call works any more, a rank cannot even say that it failed: rank 0 waits in vain.
+        stores = open_stores(directory, alarms=alarms, timeout_seconds=0.1 if lasting else 60.0)
+        assert stores[0].newest() is not None
+        faults.arm(first=call, last=10**9 if lasting else call, number=number)
+        save(stores, 3)
+        made = max(made, faults.made)
+        faults.arm(first=1, last=0, number=number)
+        assert newest_step(directory) in (2, 3), (call, alarms)
+        if alarms:
+            failed_at.append(call)
+        again = open_stores(directory, alarms=[]) if lasting else stores
+        save(again, 4)
+        assert newest_step(directory) == 4, (call, alarms)
+        assert all(path.name.startswith("step-") for path in directory.iterdir()), [*directory.iterdir()]
+    assert made > 15 and len(failed_at) > made // 2
+
+
+def open_stores(
+    directory: Path, *, alarms: list[str], timeout_seconds: float = 60.0
+) -> list[CheckpointStore]:
+    """Open the store of both ranks in this process; they meet through the file system alone."""
+    return [
+        CheckpointStore(
+            directory,
+            ranks=Ranks(rank=rank, world_size=RANKS),
+            retention=Retention(last=2),
+            timeout_seconds=timeout_seconds,
+            alarm=alarms.append,
+        )
+        for rank in range(RANKS)
+    ]
