@@ -23,7 +23,10 @@ from data_pipeline.training_order import make_order
 
 _CAPTION = 16
 _GAP = 4
-_CAPTION_CHARACTERS = 26
+_CHARACTER = 6  # pixels across, about, of the default font
+_NAMED_LABELS = 2
+
+_Cell = tuple[NDArray[np.uint8], str]
 
 
 class _Chosen:
@@ -73,35 +76,48 @@ def contact_sheet(
         trained = next(stream)
     order = make_order([chosen], data, seed=seed, global_batch=chosen.samples)
     drawn = order.locate(trained.positions.numpy()).index
-    below = dict(zip(drawn.tolist(), _augmented(trained, augment, len(corpus.classes)), strict=True))
-    names = [corpus.classes[int(label)] if plain.labels.ndim == 1 else "" for label in plain.labels]
-    kept = [(image, below[int(p)]) for p, image in zip(plain.positions, plain.images.numpy(), strict=True)]
-    return _draw(kept, names, columns)
+    below = dict(zip(drawn.tolist(), _augmented(trained, augment, corpus.classes), strict=True))
+    above = [
+        (image, _caption(label, corpus.classes))
+        for image, label in zip(plain.images.numpy(), plain.labels, strict=True)
+    ]
+    pairs = [(cell, below[int(p)]) for p, cell in zip(plain.positions, above, strict=True)]
+    return _draw(pairs, columns)
 
 
-def _augmented(batch: Batch, augment: AugmentConfig, num_classes: int) -> list[NDArray[np.uint8]]:
-    """Return a training batch's images as the model sees them, brought back to bytes."""
+def _augmented(batch: Batch, augment: AugmentConfig, classes: list[str]) -> list[_Cell]:
+    """Return a training batch's images as the model sees them, brought back to bytes, with their targets."""
     group = max(2, len(batch))
-    pixels, _ = DeviceTransform(augment, training=True)(
-        batch.images, batch.labels, batch.keys, num_classes, group
+    pixels, targets = DeviceTransform(augment, training=True)(
+        batch.images, batch.labels, batch.keys, len(classes), group
     )
     shape = (1, 3, 1, 1)
     pixels = pixels * torch.tensor(augment.std).reshape(shape) + torch.tensor(augment.mean).reshape(shape)
-    return list((pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    images = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [(image, _caption(target, classes)) for image, target in zip(images, targets, strict=True)]
 
 
-def _draw(
-    pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: list[str], columns: int
-) -> Image.Image:
-    size = pairs[0][0].shape[0]
-    cell = (size + _GAP, 2 * size + _CAPTION + 2 * _GAP)
+def _caption(target: torch.Tensor, classes: list[str]) -> str:
+    """Name a label, or the greatest of several, with the share of each where it is not all."""
+    if target.ndim == 0:
+        return classes[int(target)]
+    shares, labels = target.float().topk(min(_NAMED_LABELS, len(target)))
+    named = [(share, classes[n]) for share, n in zip(shares.tolist(), labels.tolist(), strict=True) if share]
+    return ", ".join(name if share == 1.0 else f"{share:.2f} {name}" for share, name in named)
+
+
+def _draw(pairs: list[tuple[_Cell, _Cell]], columns: int) -> Image.Image:
+    size = pairs[0][0][0].shape[0]
+    height = size + _CAPTION
+    cell = (size + _GAP, 2 * height + 2 * _GAP)
     rows = ceil(len(pairs) / columns)
     sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (plain, augmented) in enumerate(pairs):
+    for number, pair in enumerate(pairs):
         left = _GAP + number % columns * cell[0]
         top = _GAP + number // columns * cell[1]
-        pen.text((left, top), names[number][:_CAPTION_CHARACTERS], fill="black")
-        sheet.paste(Image.fromarray(plain), (left, top + _CAPTION))
-        sheet.paste(Image.fromarray(augmented), (left, top + _CAPTION + size + _GAP))
+        for image, caption in pair:
+            pen.text((left, top), caption[: max(size // _CHARACTER, 1)], fill="black")
+            sheet.paste(Image.fromarray(image), (left, top + _CAPTION))
+            top += height
     return sheet

@@ -8,12 +8,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from coatnet.config import UserError
 from data_pipeline import cli
+from data_pipeline.tools.contact_sheet import _caption
 
 RUNNER = CliRunner()
 
@@ -145,7 +147,7 @@ def test_preview_draws_a_sheet(shard_folder: Path, tmp_path: Path, augment: list
         *("--output", tmp_path / "sheet.png", "--images", "6", "--columns", "3"),
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (3 * 28 + 4, 2 * (2 * 24 + 16 + 8) + 4)
+        assert sheet.size == (3 * 28 + 4, 2 * (2 * (24 + 16) + 8) + 4)
 
 
 def test_no_command_imports_anything_heavy_for_its_help() -> None:
@@ -157,3 +159,10 @@ def test_no_command_imports_anything_heavy_for_its_help() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_preview_names_the_shares_of_mixed_labels() -> None:
+    classes = ["ant", "bee", "cat"]
+    assert _caption(torch.tensor(2), classes) == "cat"
+    assert _caption(torch.tensor([0.0, 1.0, 0.0]), classes) == "bee"
+    assert _caption(torch.tensor([0.3, 0.0, 0.7]), classes) == "0.70 cat, 0.30 ant"
