@@ -180,6 +180,10 @@ class Parts:
         compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
         if compared is not None:
             self.recorder.event("loss_continuity", **compared)
+            self.recorder.say(
+                f"the loss {'goes on' if compared['continuous'] else 'DOES NOT go on'} as recorded before: "
+                f"{compared['loss']:.6g}, was {compared['recorded']:.6g}"
+            )
         for finding in self.health.check(self.engine.module, state, result):
             self.recorder.event(finding.kind, step=state.step, **finding.fields)
             if finding.kind == "silent_corruption":

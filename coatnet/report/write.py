@@ -221,12 +221,7 @@ def _happened(record: RunRecord) -> list[Block]:
         if counted
         else Text("No refused step, spike, rollback or alarm.")
     ]
-    for event in record.events:
-        if event.get("kind") == "loss_continuity" and not event.get("continuous"):
-            difference = number_text(float(event.get("relative_difference", 0.0)))
-            blocks.append(
-                Text(f"After a resume the loss at image {event.get('samples_seen')} was {difference} off.")
-            )
+    blocks += _continuity(record)
     rows = [
         (
             _moment(event.get("time")),
@@ -241,6 +236,24 @@ def _happened(record: RunRecord) -> list[Block]:
         )
         blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))]))
     return blocks
+
+
+def _continuity(record: RunRecord) -> list[Block]:
+    """Say whether the loss after each resume was the one that an earlier life had recorded."""
+    found = [event for event in record.events if event.get("kind") == "loss_continuity"]
+    broken = [event for event in found if not event.get("continuous")]
+    if not found:
+        return []
+    if not broken:
+        times = "a resume" if len(found) == 1 else f"{len(found)} resumes"
+        return [Text(f"After {times} the loss was the one recorded before, within 1e-4.")]
+    return [
+        Text(
+            f"After a resume the loss at image {event.get('samples_seen')} was {event.get('loss')}, "
+            f"recorded before: {event.get('recorded')}."
+        )
+        for event in broken
+    ]
 
 
 def _compared(record: RunRecord) -> list[Block]:

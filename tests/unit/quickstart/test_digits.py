@@ -13,31 +13,34 @@ from PIL import Image
 from coatnet.quickstart.digits import write_digits
 
 
-def test_every_scan_is_written_once_and_a_second_call_changes_nothing(tmp_path: Path) -> None:
-    destination = tmp_path / "images"
-    assert write_digits(destination) == 1797
-    files = sorted(destination.rglob("*.jpg"))
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "images"
+    assert write_digits(folder) == 1797
+    return folder
+
+
+def test_every_scan_is_written_once_and_a_second_call_changes_nothing(images: Path) -> None:
+    files = sorted(images.rglob("*.jpg"))
     assert len({path.name for path in files}) == len(files) == 1797
     times = [path.stat().st_mtime_ns for path in files]
-    assert write_digits(destination) == 1797
-    assert times == [path.stat().st_mtime_ns for path in sorted(destination.rglob("*.jpg"))]
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert write_digits(images) == 1797
+    assert times == [path.stat().st_mtime_ns for path in sorted(images.rglob("*.jpg"))]
+    assert [path.name for path in images.parent.iterdir()] == ["images"]
 
 
-def test_pretraining_and_fine_tuning_share_no_class_and_a_fifth_is_for_validation(tmp_path: Path) -> None:
-    write_digits(tmp_path / "images")
+def test_pretraining_and_fine_tuning_share_no_class_and_a_fifth_is_for_validation(images: Path) -> None:
     classes = {
-        corpus: {path.name for path in (tmp_path / "images" / corpus / "train").iterdir()}
+        corpus: {path.name for path in (images / corpus / "train").iterdir()}
         for corpus in ("pretrain", "finetune")
     }
     assert classes == {"pretrain": set("01234"), "finetune": set("56789")}
-    validation = len(list((tmp_path / "images").glob("*/validation/*/*.jpg")))
+    validation = len(list((images).glob("*/validation/*/*.jpg")))
     assert 0.19 < validation / 1797 < 0.21
 
 
-def test_the_images_are_real_jpegs_that_show_ink_on_paper(tmp_path: Path) -> None:
-    write_digits(tmp_path / "images")
-    with Image.open(next((tmp_path / "images").rglob("*.jpg"))) as image:
+def test_the_images_are_real_jpegs_that_show_ink_on_paper(images: Path) -> None:
+    with Image.open(next((images).rglob("*.jpg"))) as image:
         assert image.format == "JPEG" and image.size == (64, 64)
         low, high = image.getextrema()
         assert low < 20 and high > 200
