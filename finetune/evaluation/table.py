@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,11 +16,13 @@ _WORST_SHOWN = 5
 def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     """Print the figures of every resolution, and what the last one confused."""
     console = Console()
+    first = reports[0]
+    console.print(f"{escape(first['model'])} on {escape(first['data'])}: {first['samples']:,} images")
     table = Table(
-        title=f"{escape(reports[0]['model'])} on {escape(reports[0]['data'])}", title_justify="left"
-    )
-    for heading in ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/s", "GMAC", "images"):
-        table.add_column(heading, justify="right")
+        box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )  # nine columns fit into 80 characters
+    for heading in ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/s", "GMAC"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in reports:
         low, high = one["top1_interval"]
         table.add_row(
@@ -32,7 +35,6 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
             f"{one['ece']:.3f}",
             f"{one['images_per_second']:,.0f}",
             f"{one['gmacs']:.2f}",
-            f"{one['samples']:,}",
         )
     console.print(table)
     last = reports[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 _DOTS_PER_INCH = 150
 _MOST_CELLS = 60  # a larger confusion matrix is a table and no picture
+_MOST_NUMBERED = 20
 
 
 def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
@@ -47,6 +48,12 @@ def _plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path:
     axes.imshow(matrix, cmap="Blues")
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
+    if len(names) <= _MOST_NUMBERED:
+        dark = max(map(max, matrix)) / 2
+        for row, counts in enumerate(matrix):
+            for column, count in enumerate(counts):
+                colour = "white" if count > dark else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     figure.savefig(path, dpi=_DOTS_PER_INCH)
@@ -69,5 +76,14 @@ def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
         axes.errorbar([report[key] for report in ordered], top1, yerr=[low, high], marker="o", capsize=3)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    by_size.set_xticks([report["image_size"] for report in ordered])
+    for report, height in zip(ordered, top1, strict=True):
+        by_cost.annotate(
+            f"{report['image_size']} px", (report["gmacs"], height), (5, 5), textcoords="offset points"
+        )
+    by_cost.set_xlim(left=0)
+    first = ordered[0]
+    figure.suptitle(f"{first['model']} on {first['data']}, {first['samples']:,} images", parse_math=False)
     by_size.set_ylabel("top-1 (%), 95 % interval")
     figure.savefig(path, dpi=_DOTS_PER_INCH)
