@@ -18,9 +18,8 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     console = Console()
     first = reports[0]
     console.print(f"{escape(first['model'])} on {escape(first['data'])}: {first['samples']:,} images")
-    table = Table(
-        box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
-    )  # nine columns fit into 80 characters
+    # Narrow, so that nine columns fit into 80 characters.
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for heading in ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/s", "GMAC"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in reports:
