@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """Keep the newest `last`, every multiple of `every` steps, and the one with the best figure.
+    """Keep the newest `last`, every multiple of `every` steps, and the first with the best figure.
 
     Whatever is asked, one is deleted only while two newer ones have been verified.
     """
@@ -32,7 +32,7 @@ class Retention:
         if self.every_steps:
             kept |= {step for step in ordered if step % self.every_steps == 0}
         if figures:
-            kept.add(max(figures, key=lambda step: (figures[step], step)))
+            kept.add(max(figures, key=lambda step: (figures[step], -step)))
         return [
             step for step in ordered if step not in kept and sum(1 for newer in verified if newer > step) >= 2
         ]

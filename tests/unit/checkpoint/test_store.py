@@ -142,6 +142,12 @@ def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path
     assert newest is not None and not newest.tensor("weight", "a").any()
 
 
+def test_of_equal_figures_the_first_is_the_best() -> None:
+    kept = Retention(last=2, best="top1")
+    figures = {1: 0.5, 2: 0.7, 3: 0.7, 4: 0.6, 5: 0.6}
+    assert kept.superfluous([1, 2, 3, 4, 5], verified={4, 5}, figures=figures) == [1, 3]
+
+
 def test_only_superfluous_checkpoints_are_deleted(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path, retention=Retention(last=2, every_steps=4, best="top1"))
     for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6], start=1):
