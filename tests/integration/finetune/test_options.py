@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.mark.slow
 def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing_else(
-    trained: Path, command: Command, coatnet: Run, tmp_path: Path
+    trained: Path, command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     words = command(
         tmp_path / "probe",
@@ -30,7 +31,7 @@ def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing
         precision="bf16",
         loss__class_weights="balanced",
     )
-    coatnet(*words)
+    on_ranks("finetune_run", world_size=1, arguments=words[words.index("finetune") + 1 :])
     before, after = load_weights(trained).tensors, load_weights(tmp_path / "probe").tensors
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.logits.weight", "head.logits.bias"}
