@@ -110,8 +110,9 @@ def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_ze
     assert_equal_to_the_bit(sharded, train("killed-1", zero="1"))
     one = last_checkpoint(trained)
     for other in map(last_checkpoint, (whole, sharded, train("whole-2", zero="2"))):
-        for name in one.names("weight"):
-            assert torch.allclose(one.tensor("weight", name), other.tensor("weight", name), atol=5e-3), name
+        # Batch norm cancels this bias: its gradient is rounding noise, which Adam scales up.
+        for name in set(one.names("weight")) - {"stem.conv1.bias"}:
+            assert torch.allclose(one.tensor("weight", name), other.tensor("weight", name), atol=1e-3), name
 
 
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
