@@ -115,15 +115,17 @@ class Trainer:
             self.checkpoints.require(state)
         self.recorder.flush(state)
         if self.ranks.is_main:
-            self._finish(state)
+            self._finish(state, reason=stop.reason)
 
     def _is_finished(self, state: State) -> bool:
         """True at the end of the calendar, or when patience is."""
         return state.samples_seen >= self.calendar.total or 0 < self.config.train.patience <= state.stale
 
-    def _finish(self, state: State) -> None:
+    def _finish(self, state: State, *, reason: str | None) -> None:
         if not self._is_finished(state):
-            self.run.mark("stopped", samples_seen=state.samples_seen)
+            self.run.mark("stopped", samples_seen=state.samples_seen, reason=reason)
+            seen = f"{state.samples_seen:,}"
+            self.recorder.say(f"stopped and saved after {seen} images; the same command goes on from there")
             return
         summary = {
             **{key: state.evaluation.get(key) for key in ("top1", "top5")},
