@@ -99,3 +99,34 @@ def test_a_fault_that_all_nodes_share_is_no_nodes(tmp_path: Path) -> None:
         write_result(tmp_path, node, "cannot read /data")
     with pytest.raises(PreflightError, match="all 2 nodes: cannot read /data"):
         judge(["n1", "n2"], results=tmp_path)
+
+
+class Together:
+    """Ranks of three nodes as node n1 sees them; only their clocks are made up."""
+
+    device = "cpu"
+
+    def __init__(self, *, ahead_seconds: float) -> None:
+        self._ahead_seconds = ahead_seconds
+
+    def barrier(self, *, timeout_seconds: float) -> None: ...
+
+    def gather(self, mine: float) -> list[float]:
+        return [mine, mine - self._ahead_seconds, mine - self._ahead_seconds]
+
+    def all_reduce_sum(self, tensor: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("ahead", "message"), [(0.5, None), (7.0, "+7.0 s off"), (-7.0, "-7.0 s off")])
+def test_a_clock_that_is_off_the_other_nodes_is_named(
+    limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch, ahead: float, message: str | None
+) -> None:
+    monkeypatch.setattr("coatnet.runtime.ranks.Ranks.start", lambda: Together(ahead_seconds=ahead))
+    facts: dict[str, Any] = {}
+    found = node_check.check_together(limits, facts)
+    assert found is None if message is None else message in str(found)
+    assert facts["clock_skew_seconds"] == pytest.approx(ahead, abs=0.01)
+    slow = node_check.check_together(
+        {**limits, "bandwidth_bytes_per_second": 1e18, "clock_skew_seconds": 60}, {}
+    )
+    assert slow is not None and slow.startswith("all-reduce bandwidth: ")
