@@ -85,8 +85,8 @@ class Plan:
         return {
             **dataclasses.asdict(self),
             "fits": self.fits,
-            "memory_gib": self.measurable_bytes / 2**30,
-            "memory_bytes": self.memory.total,
+            "memory_bytes": self.measurable_bytes,
+            "memory_total_bytes": self.memory.total,
             "memory_components": self.memory.components(),
         }
 

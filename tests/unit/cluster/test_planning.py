@@ -152,7 +152,7 @@ def test_a_run_that_begins_is_planned_for_the_device_that_it_has(
     plan = plan_run(resolved, world_size=2, device=device)
     assert (plan or {}).get("hardware") == profile
     if plan is not None:
-        assert plan["memory_gib"] > 0 and plan["step_seconds"] > 0
+        assert 0 < plan["memory_bytes"] <= plan["memory_total_bytes"] and plan["step_seconds"] > 0
 
 
 def test_a_gpu_measures_neither_its_process_nor_its_fragments(config: Path) -> None:
