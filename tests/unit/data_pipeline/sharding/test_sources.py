@@ -141,6 +141,21 @@ def test_tars_of_others_are_indexed_where_they_lie_and_stay_untouched(
     assert "0000.jpeg" in corpus.name(0, 0) or "deep/" in corpus.name(0, 0)
 
 
+def test_captions_and_skipped_images_in_tars_of_others_are_no_damage(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for number, (_, content) in enumerate(pictures):
+            add(tar, f"{number:04d}.jpg", b"no image" if number == 2 else content)
+            add(tar, f"{number:04d}.txt", b"a caption")
+            add(tar, f"{number:04d}.cls", b"%d" % (number % 2))
+    manifest = index_in_place(folder, options=ShardOptions(bad_budget=0.5), quiet=True)
+    assert manifest.samples == len(pictures) - 1
+    assert verify_shards(Corpus.open(folder), folder, threads=1, done=lambda _: None) == []
+
+
 def test_tars_of_others_are_packed_anew(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
     folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
     corpus = packed(folder, tmp_path, classes=tmp_path / "classes.txt")
