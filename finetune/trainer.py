@@ -196,7 +196,7 @@ class Trainer:
             )
         state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": image_size}
         state.figures = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "ece": found.ece}
-        self.recorder.evaluation(state, state.figures)
+        self.recorder.evaluation(state, {**state.figures, "image_size": image_size})
         is_best = found.top1 > state.best_top1
         state.stale = 0 if is_best else state.stale + 1
         if is_best:
