@@ -51,7 +51,7 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt setuptools wheel numpy torch
 	@touch $@
 
-$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py $(wildcard data_pipeline/decode/csrc/*)
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py $(wildcard */*/csrc/*)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[quickstart]'
 	@touch $@
 

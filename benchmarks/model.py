@@ -60,7 +60,11 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads or torch.get_num_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = variants(device, modes=options.modes)
+    found = [
+        variant
+        for variant in variants(device, modes=options.modes)
+        if any(part in variant.title for part in options.only)
+    ]
     steps = {}
     for variant in found:
         steps[variant.title] = make_step(variant, options, device)
@@ -83,6 +87,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help='variants whose title has it: "timm compiled"'
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

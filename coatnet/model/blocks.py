@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
+from coatnet.model.norm import GroupBatchNorm
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -34,7 +36,15 @@ class Style:
 
     def activate(self, x: Tensor) -> Tensor:
         """GELU: by its tanh approximation in the paper's lineage."""
-        return F.gelu(x, approximate="tanh" if self.gelu == "tanh" else "none")
+        if self.gelu == "exact":
+            return F.gelu(x)
+        return rows.gelu(x) if rows.fits(x) else F.gelu(x, approximate="tanh")
+
+    def norm_activate(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Normalise and apply GELU."""
+        if self.gelu == "tanh" and isinstance(norm, GroupBatchNorm):
+            return norm(x, gelu=True)
+        return self.activate(norm(x))
 
     def pool(self, x: Tensor) -> Tensor:
         """Halve the resolution. Shape: (B, H, W, C) → (B, H/2, W/2, C)."""
@@ -131,8 +141,8 @@ class MBConv(nn.Module):
         y = self.norm(x)
         if self.expand_stride == 2:
             y = y[:, ::2, ::2]
-        y = self.style.activate(self.expand_norm(self.expand(y)))
-        y = self.style.activate(self.depthwise_norm(self.depthwise(y)))
+        y = self.style.norm_activate(self.expand_norm, self.expand(y))
+        y = self.style.norm_activate(self.depthwise_norm, self.depthwise(y))
         y = self.shrink(self.se(y))
         return self.shortcut(x) + drop_path(y, scales, 0)
 

@@ -34,7 +34,7 @@ class Stem(nn.Module):
         self.conv2 = Conv(width, width, stride=1, padding=style.padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.style.activate(self.norm(self.conv1(x))))
+        return self.conv2(self.style.norm_activate(self.norm, self.conv1(x)))
 
 
 class PatchStem(nn.Module):

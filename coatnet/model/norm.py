@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coatnet.model import rows
 from coatnet.model.sync import mean_over_ranks, sync_group
 
 _YOUNG_STEPS = 10  # the ramp of coatnet.training.ema: decay (1+t)/(10+t)
@@ -62,21 +63,49 @@ class GroupBatchNorm(nn.Module):
                 setattr(self, name, buffer.to(moved.device))
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """Normalise; with `gelu` apply its tanh form too, in the same pass where the CPU's kernel can."""
+        if self._rows_fit(x):
+            return self._by_rows(x, gelu=gelu)
+        y = self._plain(x)
+        return F.gelu(y, approximate="tanh") if gelu else y
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """Normalise by torch's operators: on any device, in any type, traceable."""
         dtype = x.dtype
         x = x.float()
         if not self.training:
             scale = self.weight.float() * torch.rsqrt(self.running_var + self.eps)
             return torch.addcmul(self.bias.float() - self.running_mean * scale, x, scale).to(dtype)
+        batch, group = x.shape[0], self._group(x)
+        normalise = self._normalise if self.sync == "none" else self._normalise_over_ranks
+        # The gradient of a split is a concatenation: a copy of the whole map, even where there is one part.
+        parts = [normalise(part) for part in x.split(group)] if group < batch else [normalise(x)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+
+    def _group(self, x: Tensor) -> int:
+        """Return the number of images that are normalised together."""
         batch = x.shape[0]
         group = min(self.group_images or batch, batch)
         if batch % group:
             raise ValueError(
                 f"a batch of {batch} images cannot be cut into groups of {group} (norm.group_images)"
             )
-        normalise = self._normalise if self.sync == "none" else self._normalise_over_ranks
-        parts = [normalise(part) for part in x.split(group)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+        return group
+
+    def _rows_fit(self, x: Tensor) -> bool:
+        if not self.training or self.weight.dtype != torch.float32 or not rows.fits(x):
+            return False
+        return self.sync == "none" or sync_group(self.sync) is None
+
+    def _by_rows(self, x: Tensor, *, gelu: bool) -> Tensor:
+        groups = x.shape[0] // self._group(x)
+        y, means, variances = rows.normalise(
+            x, self.weight, self.bias, groups=groups, eps=self.eps, gelu=gelu
+        )
+        for mean, variance in zip(means, variances, strict=True):
+            self._record(mean, variance)
+        return y
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Normalise one group. F.batch_norm with momentum 1 hands its statistics back through the buffers."""
