@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,7 +35,7 @@ from coatnet.model.cost import model_cost
 
 _CLASSES = 1000
 _WARM_UP = 2
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by datasheet
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by datasheet
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -120,12 +121,16 @@ def make_step(variant: Variant, options: argparse.Namespace, device: torch.devic
         model = build_model(ModelConfig(name=options.name), device=device, seed=0).train()
         if variant.compiled:
             model.compile_blocks()
+    return training_step(model, images, labels, dtype=_DTYPES[variant.dtype])
+
+
+def training_step(model: Any, images: Tensor, labels: Tensor, *, dtype: torch.dtype) -> Callable[[], None]:
+    """Return what runs one step: forward (under autocast unless fp32), backward, fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    dtype = _DTYPES[variant.dtype]
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
+        with nullcontext() if dtype == torch.float32 else torch.autocast(images.device.type, dtype=dtype):
             loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()
         optimizer.step()
@@ -151,7 +156,7 @@ def measure(
 def show(found: list[Variant], options: argparse.Namespace, device: torch.device) -> None:
     """Print medians, rates and ratios."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
     median = {variant.title: statistics.median(variant.seconds) for variant in found}
     macs = {"coatnet": options.name, "timm": f"{options.name}_dconv"}
     rows = []

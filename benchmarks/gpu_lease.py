@@ -1,0 +1,392 @@
+"""What to measure in thirty minutes on one GPU, in order of what decides most; docs: ../benchmarks/model.md.
+
+    python benchmarks/gpu_lease.py --out runs/lease            the whole lease
+    python benchmarks/gpu_lease.py --phases ceilings attention
+    python benchmarks/gpu_lease.py --tiny                      the same logic on a CPU; no figures
+
+Six phases, each with its share of the time: the ceilings of products and copies at our shapes, timm's models,
+the depthwise convolution, attention with checks for NaN and types, the step by stage, the step by batch size.
+`lease.json` is written anew after every row, so that a lease that is cut short has still given all before; a
+case that fails or whose phase is out of time becomes a row that says so. `lease.md` has a table per phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from model import PEAK_FLOPS, training_step
+from timm_peer import import_timm
+
+from coatnet.model import CoAtNet, ModelConfig, build_model
+from coatnet.model.attention import fused_attention, plain_attention
+from coatnet.model.blocks import convolve
+from coatnet.model.cost import model_cost
+
+MINUTES = {"ceilings": 2.0, "peer": 6.0, "depthwise": 5.0, "attention": 5.0, "stages": 8.0, "batches": 4.0}
+Row = dict[str, Any]
+Case = tuple[str, Callable[[], Row]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shapes to measure. Units: products (rows per image, width in, width out); maps (side, width)."""
+
+    px: int
+    batch: int
+    products: tuple[tuple[str, int, int, int], ...]
+    maps: tuple[tuple[str, int, int], ...]
+    tokens: tuple[int, ...]
+    heads: int
+    peers: tuple[tuple[str, int], ...]
+    models: tuple[tuple[ModelConfig, int], ...]
+    batches: tuple[int, ...]
+    repeats: int
+    compile: bool
+
+
+FULL = Sizes(
+    px=224,
+    batch=128,
+    products=(
+        ("S1", 56 * 56, 192, 768), ("S2", 28 * 28, 384, 1536), ("S3", 196, 768, 3072),
+        ("S4", 49, 1536, 6144), ("CoAtNet-7 S3", 196, 2048, 8192),
+    ),
+    maps=(("S1", 56, 768), ("S2", 28, 1536), ("S3 of -7", 14, 4096)),
+    tokens=(49, 196, 576, 1024),
+    heads=24,
+    peers=(("coatnet_4_224", 64), ("coatnet_4_224", 128), ("coatnet_0_224", 256)),
+    models=((ModelConfig(name="coatnet_4"), 128), (ModelConfig(name="coatnet_7"), 64)),
+    batches=(4, 8, 16, 32, 64, 96, 128, 160, 192),
+    repeats=20,
+    compile=True,
+)  # fmt: skip
+_SMALL = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=32, num_classes=10)
+TINY = Sizes(
+    px=32,
+    batch=2,
+    products=(("S1", 64, 8, 32),),
+    maps=(("S1", 8, 32),),
+    tokens=(4, 64),
+    heads=1,
+    peers=(),
+    models=((_SMALL, 2),),
+    batches=(1, 2),
+    repeats=2,
+    compile=False,
+)
+
+
+@dataclass
+class Bench:
+    """The device, its type for activations, and the shapes."""
+
+    sizes: Sizes
+    device: torch.device
+    dtype: torch.dtype
+
+    def random(self, *shape: int, grad: bool = False) -> Tensor:
+        """Return a tensor on the device."""
+        return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_(grad)
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Return the median time of a call, the device's work included."""
+        run()
+        run()
+        times = []
+        for _ in range(self.sizes.repeats):
+            self.wait()
+            start = time.perf_counter()
+            run()
+            self.wait()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def wait(self) -> None:
+        """Let the device finish."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def mfu(self, flops_per_second: float) -> float | None:
+        """Return the share of the datasheet's dense bf16 rate, None where it is not known."""
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
+        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+        return None if peak is None else flops_per_second / peak
+
+    def peak_bytes(self) -> int | None:
+        """Return the most memory used since the last call, and start anew."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
+def ceilings(bench: Bench) -> Iterator[Case]:
+    """Products and copies at our shapes: no step can be quicker."""
+    for name, rows, width_in, width in bench.sizes.products:
+
+        def product(
+            rows: int = rows * bench.sizes.batch, width_in: int = width_in, width: int = width
+        ) -> Row:
+            x, weight = bench.random(rows, width_in), bench.random(width, width_in)
+            rate = 2 * rows * width_in * width / bench.seconds(lambda: F.linear(x, weight))
+            return {"tflops": rate / 1e12, "share_of_peak": bench.mfu(rate)}
+
+        def copy(rows: int = rows * bench.sizes.batch, width: int = width) -> Row:
+            x = bench.random(rows, width)
+            y = torch.empty_like(x)
+            return {"gb_per_second": 2 * x.nbytes / bench.seconds(lambda: y.copy_(x)) / 1e9}
+
+        yield f"product {name}", product
+        yield f"copy {name}", copy
+
+
+def peer(bench: Bench) -> Iterator[Case]:
+    """timm's models, eager and compiled, in both layouts."""
+    for name, batch in bench.sizes.peers:
+        for compiled in (False, True):
+            for layout in ("NCHW", "NHWC"):
+
+                def run(
+                    name: str = name, batch: int = batch, compiled: bool = compiled, layout: str = layout
+                ) -> Row:
+                    form = torch.channels_last if layout == "NHWC" else torch.contiguous_format
+                    model = import_timm().create_model(name).to(bench.device, memory_format=form).train()
+                    model = torch.compile(model, dynamic=False) if compiled else model
+                    macs = model_cost(ModelConfig(name=f"{name.removesuffix('_224')}_dconv"), 224).macs
+                    return whole_step(bench, model, batch=batch, px=224, macs=macs, form=form)
+
+                yield f"{name} b{batch} {'compiled' if compiled else 'eager'} {layout}", run
+
+
+def depthwise(bench: Bench) -> Iterator[Case]:
+    """The 3×3 depthwise convolution as a share of a copy's bandwidth, in both layouts."""
+    for name, side, width in bench.sizes.maps:
+        for layout in ("NCHW", "NHWC"):
+
+            def run(side: int = side, width: int = width, layout: str = layout) -> Row:
+                x = bench.random(bench.sizes.batch, side, side, width)
+                if layout == "NCHW":
+                    x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+                x.requires_grad_()
+                weight = bench.random(width, 1, 3, 3, grad=True)
+
+                def forward() -> Tensor:
+                    return convolve(x, weight, bias=None, stride=1, padding="same")
+
+                y, target = forward(), torch.empty_like(x)
+                down = torch.randn_like(y)
+                copy = bench.seconds(lambda: target.copy_(x.detach()))
+                ahead = bench.seconds(forward)
+                back = bench.seconds(lambda: torch.autograd.grad(y, (x, weight), down, retain_graph=True))
+                # Forwards one read and one write, as a copy; backwards two reads and a write.
+                shares = {"forward_share_of_copy": copy / ahead, "backward_share_of_copy": 1.5 * copy / back}
+                return {"forward_ms": 1e3 * ahead, "backward_ms": 1e3 * back, **shares}
+
+            yield f"{name} {side}²×{width} {layout}", run
+
+
+def attention(bench: Bench) -> Iterator[Case]:
+    """Time, and what must hold before a kernel may be chosen: no NaN, its input's type, float64's numbers."""
+    kernels: dict[str, Callable[..., Tensor]] = {"plain": plain_attention, "ours": fused_attention}
+    if bench.device.type == "cuda":
+        kernels["cuDNN, for comparison"] = _cudnn
+    for tokens in bench.sizes.tokens:
+        for name, kernel in kernels.items():
+
+            def run(tokens: int = tokens, kernel: Callable[..., Tensor] = kernel) -> Row:
+                heads = bench.sizes.heads
+                q, k, v = (bench.random(bench.sizes.batch, heads, tokens, 32, grad=True) for _ in range(3))
+                # Very negative biases make the logsumexp with which cuDNN's backward pass goes wrong.
+                bias = (
+                    torch.randn(heads, tokens, tokens, device=bench.device).mul(30).sub(60).requires_grad_()
+                )
+                y = kernel(q, k, v, bias)
+                down = torch.randn_like(y)
+                leaves = [leaf for leaf in (q, k, v, bias) if kernel is not _cudnn or leaf is not bias]
+                gradients = torch.autograd.grad(y, leaves, down, retain_graph=True)
+                few = slice(0, 1)
+                exact = plain_attention(
+                    *(t[few].detach().double() for t in (q, k, v)), bias.detach().double()
+                )
+                back = bench.seconds(lambda: torch.autograd.grad(y, leaves, down, retain_graph=True))
+                return {
+                    "forward_ms": 1e3 * bench.seconds(lambda: kernel(q, k, v, bias)),
+                    "backward_ms": 1e3 * back,
+                    "finite": bool(y.isfinite().all()) and all(bool(g.isfinite().all()) for g in gradients),
+                    "type_kept": y.dtype == q.dtype,
+                    "largest_error": float((y[few].detach().double() - exact).abs().max()),
+                }
+
+            yield f"N={tokens} {name}", run
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach().to(q.dtype)[None])
+
+
+def stages(bench: Bench) -> Iterator[Case]:
+    """The whole step, then forward and backward of each part on an input of its shape."""
+    for config, batch in bench.sizes.models:
+        model = _network(bench, config)
+        macs = model_cost(config, bench.sizes.px).macs
+        yield (
+            f"{config.name} b{batch} step",
+            lambda: whole_step(bench, model, batch=batch, px=bench.sizes.px, macs=macs),  # noqa: B023
+        )
+        parts = {"S0": [model.stem], **{name: list(stage) for name, stage in model.stages.items()}}
+        x = bench.random(batch, bench.sizes.px, bench.sizes.px, 3)
+        for name, blocks in parts.items():
+
+            def run(x: Tensor = x, blocks: list[Any] = blocks, name: str = name) -> Row:
+                x = x.detach().requires_grad_()
+
+                def both_ways() -> None:
+                    with torch.autocast(
+                        bench.device.type, dtype=torch.bfloat16, enabled=bench.dtype != torch.float32
+                    ):
+                        y = x
+                        for block in blocks:
+                            y = block(y) if name == "S0" else block(y, None)
+                    y.float().sum().backward()
+
+                return {"ms": 1e3 * bench.seconds(both_ways)}
+
+            yield f"{config.name} b{batch} {name}", run
+            with torch.no_grad():
+                side, width = _shape_after(blocks, x)
+            x = bench.random(batch, side, side, width)
+
+
+def _shape_after(blocks: list[Any], x: Tensor) -> tuple[int, int]:
+    """Return the side and width of what a stage gives: by one image through its blocks."""
+    y = x[:1].float()
+    for block in blocks:
+        y = block(y) if not hasattr(block, "branches") else block(y, None)
+    return y.shape[1], y.shape[-1]
+
+
+def batches(bench: Bench) -> Iterator[Case]:
+    """How the step's time grows with the batch; the plan's model of a GPU is fitted to it."""
+    config = bench.sizes.models[0][0]
+    macs = model_cost(config, bench.sizes.px).macs
+    for batch in bench.sizes.batches:
+        yield (
+            f"{config.name} b{batch}",
+            lambda: whole_step(bench, _network(bench, config), batch=batch, px=bench.sizes.px, macs=macs),  # noqa: B023
+        )
+
+
+def _network(bench: Bench, config: ModelConfig) -> CoAtNet:
+    model = build_model(config, device=bench.device, seed=0).train()
+    if bench.sizes.compile:
+        model.compile_blocks()
+    return model
+
+
+def whole_step(
+    bench: Bench,
+    model: Any,
+    *,
+    batch: int,
+    px: int,
+    macs: int,
+    form: torch.memory_format = torch.channels_last,
+) -> Row:
+    """Time a training step under autocast."""
+    images = torch.randn(batch, 3, px, px, device=bench.device).to(memory_format=form)
+    labels = torch.randint(0, 10, (batch,), device=bench.device)
+    bench.peak_bytes()
+    seconds = bench.seconds(training_step(model, images, labels, dtype=bench.dtype))
+    rate = batch / seconds
+    peak = bench.peak_bytes()
+    row = {"ms": 1e3 * seconds, "images_per_second": rate, "mfu": bench.mfu(6 * macs * rate)}
+    return {**row, "peak_gib": None if peak is None else peak / 2**30}
+
+
+PHASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
+    "ceilings": ceilings,
+    "peer": peer,
+    "depthwise": depthwise,
+    "attention": attention,
+    "stages": stages,
+    "batches": batches,
+}
+
+
+def run_phase(
+    cases: Iterator[Case], *, deadline: float, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Row]:
+    """Run cases until the deadline; the rest, and those that fail, become rows that say so."""
+    for name, case in cases:
+        if clock() >= deadline:
+            yield {"case": name, "left_out": "the phase's time was over"}
+            continue
+        try:
+            yield {"case": name, **case()}
+        except (RuntimeError, ImportError, torch.OutOfMemoryError) as error:
+            yield {"case": name, "failed": (str(error).splitlines() or [type(error).__name__])[0]}
+
+
+def table(rows: list[Row]) -> str:
+    """Format a phase's rows as Markdown, a column for every key that occurs."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
+    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "/")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the phases in order and write both files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--minutes", type=float, default=sum(MINUTES.values()), help="for all six phases")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small shapes, fp32: try the script without a GPU"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/lease"))
+    options = parser.parse_args(arguments)
+    if not options.tiny and not torch.cuda.is_available():
+        parser.error("no CUDA device; --tiny runs the same logic on a CPU")
+    device = torch.device("cpu" if options.tiny else "cuda")
+    bench = Bench(TINY if options.tiny else FULL, device, torch.float32 if options.tiny else torch.bfloat16)
+    name = "CPU, tiny shapes" if options.tiny else torch.cuda.get_device_name()
+    result: dict[str, Any] = {"device": name, "torch": torch.__version__, "phases": {}}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for phase in options.phases:
+        share = 60 * options.minutes * MINUTES[phase] / sum(MINUTES.values())
+        rows = result["phases"].setdefault(phase, [])
+        for row in run_phase(PHASES[phase](bench), deadline=time.monotonic() + share):
+            rows.append(row)
+            print(f"{phase}: {row}", flush=True)
+            (options.out / "lease.json").write_text(json.dumps(result, indent=2))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    parts = [f"# {name}, torch {torch.__version__}"]
+    parts += [f"## {phase}\n\n{table(rows)}" for phase, rows in result["phases"].items()]
+    (options.out / "lease.md").write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

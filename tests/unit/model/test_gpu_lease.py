@@ -1,0 +1,62 @@
+"""benchmarks/gpu_lease.py on a CPU with tiny shapes: all phases run, a short lease says what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "gpu_lease.py"
+
+
+@pytest.fixture(scope="module")
+def lease() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_lease", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_lease"] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_phase_writes_its_rows_in_the_leases_order(lease: ModuleType, tmp_path: Path) -> None:
+    lease.main(["--tiny", "--out", str(tmp_path)])
+    phases = json.loads((tmp_path / "lease.json").read_text())["phases"]
+    assert list(phases) == ["ceilings", "peer", "depthwise", "attention", "stages", "batches"]
+    rows = [row for found in phases.values() for row in found]
+    assert not [row for row in rows if "failed" in row or "left_out" in row]
+    assert [row["case"].split()[-1] for row in phases["stages"]] == ["step", "S0", "S1", "S2", "S3", "S4"]
+    assert all(
+        row["finite"] and row["type_kept"] and row["largest_error"] < 1e-4 for row in phases["attention"]
+    )
+    text = (tmp_path / "lease.md").read_text()
+    assert text.count("## ") == 6 and "forward share of copy" in text
+
+
+def test_what_fails_or_comes_too_late_is_a_row_that_says_so(lease: ModuleType) -> None:
+    now = iter([0.0, 1.0, 2.0])
+
+    def fail() -> dict:
+        raise RuntimeError("out of memory\nand more")
+
+    cases = iter([("good", lambda: {"ms": 1.0}), ("bad", fail), ("late", lambda: {"ms": 2.0})])
+    rows = list(lease.run_phase(cases, deadline=1.5, clock=lambda: next(now)))
+    assert rows == [
+        {"case": "good", "ms": 1.0},
+        {"case": "bad", "failed": "out of memory"},
+        {"case": "late", "left_out": "the phase's time was over"},
+    ]
+    assert lease.table(rows).splitlines()[0] == "| case | ms | failed | left out |"
+
+
+def test_without_a_gpu_the_whole_lease_is_refused_with_the_way_out(
+    lease: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        lease.main([])
+    assert "--tiny runs the same logic on a CPU" in capsys.readouterr().err
