@@ -229,7 +229,7 @@ class CheckpointStore:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             try:
-                self._retain(step)
+                self._retain(step, save=_save_number(temporary))
             except OSError as error:
                 raise NotCleared(
                     f"checkpoint {step} is saved, older ones could not be deleted: {error}"
@@ -285,7 +285,7 @@ class CheckpointStore:
             time.sleep(_POLL_SECONDS)
         return rank_file_from_json(read_json(note))
 
-    def _retain(self, step: int) -> None:
+    def _retain(self, step: int, *, save: int) -> None:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
         Checkpoint(self.path(step)).verify()
         self._verified.add(step)
@@ -295,9 +295,13 @@ class CheckpointStore:
             grave = self.directory / f".deleted-{old:08d}.{time.time_ns()}"
             self.path(old).rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
-        # A rank that was too slow for a failed save may have made its directory anew.
-        for pattern in (".deleted-*", f".replaced-{_PREFIX}*", f".{_PREFIX}*.epoch{self._epoch}.save*.tmp"):
+        for pattern in (".deleted-*", f".replaced-{_PREFIX}*"):
             for left in self.directory.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+        # A rank that was too slow for a failed save may have made its directory anew; one that is quick may
+        # have begun with the next save, whose directory must stay.
+        for left in self.directory.glob(f".{_PREFIX}*.epoch{self._epoch}.save*.tmp"):
+            if _save_number(left) < save:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _figures(self) -> dict[int, float] | None:
@@ -326,6 +330,10 @@ class CheckpointStore:
         for left in self.directory.glob(f".{_PREFIX}*.tmp"):
             if f".epoch{self._epoch}." not in left.name or self._lease is None:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _save_number(temporary: Path) -> int:
+    return int(temporary.name.rpartition(".save")[2].removesuffix(".tmp"))
 
 
 def _note(rank: int) -> str:

@@ -142,6 +142,17 @@ def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path
     assert newest is not None and not newest.tensor("weight", "a").any()
 
 
+def test_what_a_quick_rank_writes_for_the_next_save_is_left_alone(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    late, early = (tmp_path / f".step-{n:08d}.epoch0.save{n}.tmp" for n in (1, 3))
+    for folder in (late, early):
+        folder.mkdir()
+        (folder / "rank-00001.safetensors").touch()
+    save(store, 2)
+    assert early.exists() and not late.exists()
+
+
 def test_of_equal_figures_the_first_is_the_best() -> None:
     kept = Retention(last=2, best="top1")
     figures = {1: 0.5, 2: 0.7, 3: 0.7, 4: 0.6, 5: 0.6}
