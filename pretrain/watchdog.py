@@ -27,7 +27,7 @@ class Watchdog:
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
         self._beaten_at = time.monotonic()
         self._patience_seconds = start_seconds
-        self._begun, self._held = False, 0
+        self._begun, self._lenient, self._held = False, False, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -37,13 +37,15 @@ class Watchdog:
         self._thread.start()
 
     def beat(self) -> None:
-        """Say that a step is done. The first is not counted: it loads and warms up what the others find."""
+        """Say that a step is done. The first few say little about the others: they warm up."""
         now = time.monotonic()
         if self._begun:
             self._steps.append(now - self._beaten_at)
-        self._begun, self._beaten_at = True, now
-        if len(self._steps) <= _LEAST_STEPS or len(self._steps) % _LEAST_STEPS == 0:
-            p99 = sorted(self._steps)[int(len(self._steps) * 0.99)] if self._steps else 0.0
+        self._begun, self._lenient, self._beaten_at = True, False, now
+        if len(self._steps) < _LEAST_STEPS:
+            self._patience_seconds = max(self._hang_seconds, self._start_seconds / 10)
+        elif len(self._steps) % _LEAST_STEPS == 0:
+            p99 = sorted(self._steps)[int(len(self._steps) * 0.99)]
             self._patience_seconds = max(self._hang_seconds, _P99_FACTOR * p99)
 
     @contextmanager
@@ -60,8 +62,9 @@ class Watchdog:
         self._held += 1
 
     def release(self) -> None:
-        """Expect steps again, from now on."""
+        """Expect steps again, the next one still with patience: another rank may not be done yet."""
         self._beaten_at = time.monotonic()
+        self._lenient = True
         self._held -= 1
 
     def stop(self) -> None:
@@ -73,7 +76,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(_POLL_SECONDS):
             silence = time.monotonic() - self._beaten_at
-            if silence > (self._start_seconds if self._held else self._patience_seconds):
+            patient = self._held or self._lenient
+            if silence > (self._start_seconds if patient else self._patience_seconds):
                 self._give_up(silence)
 
     def _give_up(self, silence_seconds: float) -> None:

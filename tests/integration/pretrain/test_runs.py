@@ -202,7 +202,12 @@ def test_a_flipped_bit_in_one_ranks_weights_is_found_and_the_rank_named(on_ranks
 def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
     place: Path, ask_ranks: Callable[..., Any]
 ) -> None:
-    options = [*arguments(place, "hanging"), "guard.hang_seconds=3"]
+    options = [
+        *arguments(place, "hanging"),
+        "guard.hang_seconds=3",
+        "guard.start_seconds=120",
+        "save.every=99 steps",
+    ]
     answers = ask_ranks("hanging_run", world_size=2, arguments=options)
     assert all("error" in answer for answer in answers)
     stacks = [(place / "hanging" / "logs" / f"stacks-rank{rank}.txt").read_text() for rank in (0, 1)]
