@@ -51,7 +51,8 @@ PRETRAIN = (
     "evaluate.every=4 epochs",
     "save.every=2 minutes",
 )
-# The same for both ways of starting but for the rate, chosen for each on seed 0 at the lower resolution.
+# The same for both ways of starting but for the rate, the best of 3e-4, 1e-3, 3e-3 and of 1e-3, 2e-3, 5e-3 on
+# seed 0 at the lower resolution (docs/log.md).
 FINETUNE = (
     "schedule.warmup=1 epochs",
     "optimizer.weight_decay=0.01",
@@ -61,7 +62,7 @@ FINETUNE = (
     "evaluate.every=1 epochs",
     "save.every=100 epochs",
 )
-RATES = {"finetuned": 1e-3, "scratch": 2e-3}
+RATES = {"finetuned": 3e-3, "scratch": 1e-3}
 
 
 @dataclass(frozen=True)
