@@ -23,32 +23,59 @@ def assert_close(found: list[float], expected: list[float]) -> None:
     assert worst <= 1e-5, f"{worst:.2e} relative"
 
 
-def test_all_stages_agree_with_ddp_and_with_one_process_over_twenty_steps(on_ranks: OnRanks) -> None:
-    expected = on_ranks("engine_losses", world_size=1, stage=0, steps=20, accumulation=1)[0]
-    for world_size in (2, 4):
-        assert_close(on_ranks("ddp_losses", world_size=world_size, steps=20)[0], expected)
-        for stage in STAGES:
-            found = on_ranks("engine_losses", world_size=world_size, stage=stage, steps=20, accumulation=2)
-            assert_close(found[0], expected)
+@pytest.fixture(scope="module")
+def one_process(on_ranks: OnRanks) -> list[float]:
+    """Twenty losses of one process on the whole batch."""
+    return on_ranks("engine_losses", world_size=1, stage=0, steps=20, accumulation=1)[0]
+
+
+@pytest.fixture(scope="module")
+def tightly_clipped(on_ranks: OnRanks) -> list[float]:
+    """Six losses of DDP that clips nearly every gradient."""
+    return on_ranks("ddp_losses", world_size=2, steps=6, clip=0.05)[0]
+
+
+@pytest.fixture(scope="module")
+def in_fp32(on_ranks: OnRanks) -> list[float]:
+    """Six losses at ZeRO-1."""
+    return on_ranks("engine_losses", world_size=2, stage=1, steps=6, accumulation=2)[0]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ddp_agrees_with_one_process_over_twenty_steps(
+    on_ranks: OnRanks, one_process: list[float], world_size: int
+) -> None:
+    assert_close(on_ranks("ddp_losses", world_size=world_size, steps=20)[0], one_process)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_tight_clipping_means_the_same_at_every_stage(on_ranks: OnRanks, stage: int) -> None:
-    expected = on_ranks("ddp_losses", world_size=2, steps=6, clip=0.05)[0]
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_stage_agrees_with_one_process_over_twenty_steps(
+    on_ranks: OnRanks, one_process: list[float], world_size: int, stage: int
+) -> None:
+    found = on_ranks("engine_losses", world_size=world_size, stage=stage, steps=20, accumulation=2)[0]
+    assert_close(found, one_process)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tight_clipping_means_the_same_at_every_stage(
+    on_ranks: OnRanks, tightly_clipped: list[float], stage: int
+) -> None:
     found = on_ranks("engine_losses", world_size=2, stage=stage, steps=6, accumulation=1, clip=0.05)[0]
-    assert_close(found, expected)
+    assert_close(found, tightly_clipped)
 
 
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [(0, "autocast"), (3, "autocast"), (0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
 )
-def test_bf16_follows_fp32_closely(on_ranks: OnRanks, stage: int, precision: str) -> None:
-    expected = on_ranks("engine_losses", world_size=2, stage=1, steps=6, accumulation=2)[0]
+def test_bf16_follows_fp32_closely(
+    on_ranks: OnRanks, in_fp32: list[float], stage: int, precision: str
+) -> None:
     found = on_ranks(
         "engine_losses", world_size=2, stage=stage, steps=6, accumulation=2, precision=precision
     )[0]
-    assert found == pytest.approx(expected, rel=0.02) and found != expected
+    assert found == pytest.approx(in_fp32, rel=0.02) and found != in_fp32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
