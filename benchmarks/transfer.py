@@ -184,7 +184,7 @@ def read_run(directory: Path) -> dict[str, Any]:
     summary = json.loads((directory / "summary.json").read_text())
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     curve = [[row["samples_seen"], row["evaluate/top1"]] for row in rows if "evaluate/top1" in row]
-    return {**{key: summary[key] for key in ("top1", "top5", "samples", "seconds")}, "curve": curve}
+    return {**{key: summary[key] for key in ("top1", "top5", "samples")}, "curve": curve}
 
 
 def write(runs: Path, arguments: argparse.Namespace) -> None:
@@ -213,6 +213,7 @@ def write(runs: Path, arguments: argparse.Namespace) -> None:
 
 def plot(record: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     pretraining, *others = figure.subplots(1, 1 + len(SIZES))
@@ -232,6 +233,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axes.sharey(others[0])
     for axes in (pretraining, *others):
         axes.set_xlabel("images seen")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.legend()
     pretraining.set_ylabel("top-1 on the held-out set")
