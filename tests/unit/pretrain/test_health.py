@@ -16,7 +16,7 @@ from pretrain.guard_config import GuardConfig
 from pretrain.health import Health, weight_digest
 from pretrain.profiler import StepProfiler
 from pretrain.state import State
-from pretrain.trainer import StepResult
+from pretrain.trainer import PretrainResult
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +26,18 @@ def collector() -> Iterator[None]:
     gc.enable()
 
 
-def result(seconds: list[float]) -> StepResult:
+def result(seconds: list[float]) -> PretrainResult:
     ranks = len(seconds)
-    return StepResult(8, [1.0] * ranks, seconds, 1.0, 1e-3, True, 0, [0] * ranks)
+    return PretrainResult(
+        samples=8,
+        losses=[1.0] * ranks,
+        seconds=seconds,
+        gradient_norm=1.0,
+        learning_rate=1e-3,
+        applied=True,
+        digest=0,
+        wishes=[0] * ranks,
+    )
 
 
 def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_slow_step_is_not() -> None:
