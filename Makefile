@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
 export DS_BUILD_OPS = 0
 
 .PHONY: help quickstart test campaigns test-unit lint types install clean system-packages
@@ -17,11 +18,13 @@ help:
 quickstart: $(VENV)/.quickstart
 	$(BIN)/coatnet quickstart
 
+# What starts ranks, nodes and servers of its own runs alone; the rest by as many workers as there are cores.
 test: system-packages $(VENV)/.test lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/gpu
 
 test-unit: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS) -m "not slow and not campaign"
 
 # Longer than a commit should wait for; the tables lie in benchmarks/.
 campaigns: system-packages $(VENV)/.test

@@ -30,7 +30,7 @@ class PretrainResult(StepResult):
     Attributes:
         seconds: the ranks' own times, until they began to wait for each other in the last backward pass.
         digest: of the positions of the step's samples, `state.digest_of_positions`.
-        wishes: which ranks ask for what (see `Wish`), as bits.
+        wishes: which ranks ask for what (`pretrain.loop`), as bits.
     """
 
     seconds: list[float]
