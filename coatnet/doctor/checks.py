@@ -18,8 +18,8 @@ _MIN_FREE_BYTES = 10 << 30
 
 def run_checks() -> list[dict[str, str]]:
     """Return one finding per check: name, status (ok, warn, fail) and a line that says what to do."""
-    findings = [_python(), *_versions(), _devices(), _open_files(), _space("/dev/shm", _MIN_SHM_BYTES)]
-    findings.append(_space(os.getcwd(), _MIN_FREE_BYTES))
+    findings = [_python(), *_versions(), _devices(), _network(), _open_files()]
+    findings += [_space("/dev/shm", _MIN_SHM_BYTES), _space(os.getcwd(), _MIN_FREE_BYTES)]
     for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
         findings += point.load()()
     return findings
@@ -56,6 +56,18 @@ def _devices() -> dict[str, str]:
         return _finding("devices", True, "no GPU: everything runs on the CPU, with gloo")
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     return _finding("devices", True, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+
+
+def _network() -> dict[str, str]:
+    """Say by what batch norm and GELU run on a CPU; on a GPU it makes no difference."""
+    if importlib.util.find_spec("coatnet.model._rows") is not None:
+        return _finding("network", True, "C extension for batch norm and GELU on a CPU")
+    return _finding(
+        "network",
+        False,
+        "torch's operators: the C extension for batch norm and GELU on a CPU was not built; "
+        "install a C compiler and Python's headers, then reinstall coatnet",
+    )
 
 
 def _open_files() -> dict[str, str]:

@@ -17,6 +17,14 @@ def test_every_finding_says_what_was_found() -> None:
         assert finding["status"] in {"ok", "warn", "fail"} and finding["detail"]
 
 
+def test_a_missing_extension_of_the_network_is_a_warning_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    finding = checks._network()
+    assert finding["status"] == "warn" and "C compiler" in finding["detail"]
+
+
 def test_too_few_open_files_come_with_the_command_that_mends_it() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
