@@ -199,8 +199,13 @@ def main() -> None:
     corpora = read_corpus(arguments.corpus)
     held_out = next(split for split in corpora if split != "train")
     runs = [
-        Run(layout, ModelConfig(num_classes=10, image_size=PIXELS, head_size=16, **changes),
-            epochs=arguments.epochs, epoch_images=arguments.epoch_images, seed=arguments.seed)
+        Run(
+            layout,
+            ModelConfig(num_classes=10, image_size=PIXELS, head_size=16, initialization="fan_in", **changes),
+            epochs=arguments.epochs,
+            epoch_images=arguments.epoch_images,
+            seed=arguments.seed,
+        )
         for layout, changes in MINIATURES.items()
     ]  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
