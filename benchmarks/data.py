@@ -187,7 +187,7 @@ def measure_loader(shards: Path, *, seconds: float) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print the issue's table, the peers below ours."""
+    """Print all figures beside what is to be reached, the peers below ours."""
     rates, reading, writing = (
         result["decoding"]["images_per_second"],
         result["reading"],
