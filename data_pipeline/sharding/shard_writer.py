@@ -19,7 +19,7 @@ from data_pipeline.tar_format import BLOCK, END, member_header, padding
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]+")
 _MAX_KEY_NAME = 64
-# Twice as fast as 4 MiB: what waits stays in the cache, and the heap below the size at which malloc hands it
+# Faster than 4 MiB: what waits stays in the cache, and the heap below the size at which malloc hands it
 # back to the system, to fault its pages in anew for every piece.
 _WRITE_BYTES = 1 << 20
 _MAX_PARTS = 512  # the kernel takes 1024 in one call
