@@ -180,14 +180,17 @@ class Supervisor:
         failure = first_failure(messages) if status else None
         status = failure.status if failure else status
         message = last_words(self.directory / "logs", attempt.label, rank=failure.rank if failure else 0)
+        done = self.run.marker("done") is not None
         return Ending(
             status=status,
             node=failure.node if failure else "",
             message=message if status else "",
-            done=self.run.marker("done") is not None,
+            done=done,
             stopped=self._stopped(attempt),
             cancelled=self.run.marker("cancelled") is not None,
-            state=slurm.patient_job_state(self.job_id),
+            state=None
+            if done
+            else slurm.patient_job_state(self.job_id),  # a done run waits for no controller
             warned=self.warned,
             # a lease that a dying job still holds is free again in seconds
             user_error=status == _EXIT_USER_ERROR and _LEASE_HELD not in message,

@@ -159,8 +159,17 @@ class FakeCluster:
                 )
             time.sleep(0.1)
 
-    def kill_controller(self) -> None:
-        """Kill the cluster's controller; jobs go on."""
+    def kill_controller(self, *, job_id: str) -> None:
+        """Kill the cluster's controller once it has written down what it knows of a job; jobs go on.
+
+        It does so up to five seconds after a change. One killed before has forgotten the job when it comes
+        back, and ends it as nobody's.
+        """
+        saved, changed = self.root / "state" / "job_state", time.time()
+        self.client("scontrol", "update", f"jobid={job_id}", "comment=changed")
+        self.wait_for(
+            lambda: saved.exists() and saved.stat().st_mtime > changed, seconds=30, what="the saved state"
+        )
         pid = int((self.root / "run" / "slurmctld.pid").read_text())
         _signal(pid, signal.SIGKILL)
 

@@ -299,7 +299,7 @@ def test_a_run_outlives_the_controller(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     run = begin(slurm_cluster, tmp_path / "headless", shards)
-    slurm_cluster.kill_controller()
+    slurm_cluster.kill_controller(job_id=run.job_id)
     slurm_cluster.wait_for(lambda: run.marker("done"), seconds=300, what="the end of training", ask=False)
     slurm_cluster.start_controller()
     assert finish(run, outcomes=["done"]) == undisturbed
