@@ -16,10 +16,9 @@ _CHUNK_BYTES = 1 << 20
 
 # name 100, mode 8, uid 8, gid 8; size 12; time 12, checksum 8, type 1, link 100, magic 8, names 64, device 16
 _BEFORE_SIZE = b"0000444\0" + b"0000000\0" * 2
-_AFTER_SIZE = b"00000000000\0" + b" " * 8 + b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
-_AFTER_SIZE += bytes(BLOCK - MAX_NAME_BYTES - len(_BEFORE_SIZE) - 12 - len(_AFTER_SIZE))
-_FIXED_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE)
-_CHECKSUM_AT = 148
+_TIME = b"00000000000\0"
+_BEHIND_CHECKSUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_FIXED_SUM = sum(_BEFORE_SIZE) + sum(_TIME) + sum(b" " * 8) + sum(_BEHIND_CHECKSUM)
 
 
 class TarError(Exception):
@@ -44,10 +43,10 @@ def member_header(name: bytes, size: int) -> bytes:
     """Return the header of a read-only file of time 0, owned by 0: equal content gives equal shards."""
     assert 0 < len(name) <= MAX_NAME_BYTES and size < 8**11
     field = b"%011o\0" % size
-    header = bytearray(name.ljust(MAX_NAME_BYTES, b"\0") + _BEFORE_SIZE + field + _AFTER_SIZE)
-    checksum = _FIXED_SUM + sum(name) + sum(field)
-    header[_CHECKSUM_AT : _CHECKSUM_AT + 8] = b"%06o\0 " % checksum
-    return bytes(header)
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(name) + sum(field))
+    return b"".join(
+        (name, bytes(MAX_NAME_BYTES - len(name)), _BEFORE_SIZE, field, _TIME, checksum, _BEHIND_CHECKSUM)
+    )
 
 
 def padding(size: int) -> bytes:

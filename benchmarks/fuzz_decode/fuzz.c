@@ -1,6 +1,7 @@
 /* Feeds mutated JPEGs to the kernel, built with AddressSanitizer and UndefinedBehaviorSanitizer: a finding aborts.
  *
  * usage: fuzz SECONDS SEED FILE...   The sequence of mutations is a function of the seed. */
+#include "../../data_pipeline/decode/csrc/announce.h"
 #include "../../data_pipeline/decode/csrc/region.h"
 #include "../../data_pipeline/decode/csrc/tile.h"
 
@@ -118,6 +119,8 @@ int main(int count, char **arguments) {
         for (int i = 0; i < 200; i++, total++) {
             File file = mutated(&files[draw((uint64_t)known)], &files[draw((uint64_t)known)]);
             seen[decode(decoder, &file)]++;
+            Announced announced;
+            jpeg_announce(&announced, file.bytes, file.size);
             decoder_check(decoder, file.bytes, file.size, MAX_PIXELS);
             uint8_t *bytes;
             size_t size;

@@ -159,7 +159,7 @@ def _run_kernel(
 
 def _is_turned(payload: Payload) -> bool:
     try:
-        return is_jpeg(payload) and read_jpeg_header(bytes(payload)).orientation != 1
+        return is_jpeg(payload) and read_jpeg_header(payload).orientation != 1
     except DecodeError:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from data_pipeline.decode import kernel
 from data_pipeline.decode.errors import DecodeError
 
 _SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
@@ -43,11 +44,21 @@ def is_jpeg(payload: bytes | memoryview) -> bool:
     return payload[:3] == b"\xff\xd8\xff"
 
 
-def read_jpeg_header(payload: bytes) -> JpegHeader:
-    """Walk the markers up to the first scan; takes 8 µs, and is asked of every image that is packed.
+def read_jpeg_header(payload: bytes | memoryview) -> JpegHeader:
+    """Read the markers up to the first scan, by the kernel where they follow each other without a gap.
 
     Raises:
-        DecodeError: the walk ends before a frame and a scan were announced, or a segment makes no sense.
+        DecodeError: they end before a frame and a scan were announced, or a segment makes no sense.
+    """
+    found = kernel.announce(payload)
+    return JpegHeader(*found) if found is not None else walk_markers(bytes(payload))
+
+
+def walk_markers(payload: bytes) -> JpegHeader:
+    """Do the same for every file, in 8 µs instead of 1.
+
+    Raises:
+        DecodeError: as `read_jpeg_header` does.
     """
     frame: tuple[int, int, int, int, int] | None = None
     orientation, restart_interval = 1, 0

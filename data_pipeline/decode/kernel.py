@@ -77,6 +77,12 @@ def check(payload: Payload, *, limits: DecodeLimits) -> Status:
     return Status(_native.check(payload, limits.max_pixels))
 
 
+def announce(payload: Payload) -> tuple[int, ...] | None:
+    """Return a JPEG's facts, in the order of `JpegHeader`; None without a kernel or a plain header."""
+    found: tuple[int, ...] | None = None if _native is None else _native.announce(payload)
+    return found
+
+
 def tile(payload: bytes, *, tile_width: int, limits: DecodeLimits) -> bytes | Status:
     """Rewrite a JPEG's scan with restart markers every `tile_width` pixels, or say why that cannot be."""
     assert _native is not None

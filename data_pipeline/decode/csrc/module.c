@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "announce.h"
 #include "region.h"
 #include "tile.h"
 
@@ -128,6 +129,23 @@ static PyObject *check(PyObject *module, PyObject *arguments) {
     return PyLong_FromLong(status);
 }
 
+PyDoc_STRVAR(announce_doc,
+"announce(payload) -> tuple | None\n\n"
+"(width, height, components, bits, coding, orientation, restart_interval), or None where the header is not plain.");
+
+static PyObject *announce(PyObject *module, PyObject *payload) {
+    Py_buffer view;
+    Announced found;
+    (void)module;
+    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) < 0) return NULL;
+    const Status status = jpeg_announce(&found, view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    if (status != OK) Py_RETURN_NONE;
+    return Py_BuildValue(
+        "(iiiiiii)", found.width, found.height, found.components, found.bits, found.coding, found.orientation,
+        found.restart_interval);
+}
+
 PyDoc_STRVAR(tile_doc,
 "tile(payload, tile_width, max_pixels) -> bytes | int\n\n"
 "The same coefficients with a restart marker every `tile_width` pixels and optimal Huffman tables, or a status.");
@@ -166,6 +184,7 @@ static PyObject *simd(PyObject *module, PyObject *arguments) {
 static PyMethodDef methods[] = {
     {"decode_batch", decode_batch, METH_VARARGS, decode_batch_doc},
     {"check", check, METH_VARARGS, check_doc},
+    {"announce", announce, METH_O, announce_doc},
     {"tile", tile, METH_VARARGS, tile_doc},
     {"simd", simd, METH_NOARGS, simd_doc},
     {NULL, NULL, 0, NULL},

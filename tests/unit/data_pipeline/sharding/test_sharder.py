@@ -15,7 +15,7 @@ from PIL import Image
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
 from data_pipeline.manifest import MANIFEST
-from data_pipeline.sharding import shard_writer, sharder
+from data_pipeline.sharding import direct_file, sharder
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.tools.verify import verify_shards
@@ -128,16 +128,16 @@ def test_the_beginning_of_another_sharding_is_not_mixed_in(
 def test_a_full_disk_leaves_nothing_half_written_and_the_same_call_goes_on(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    real, written = os.writev, []
+    real, written = os.write, []
 
-    def fills_up(descriptor: int, parts: list[bytes]) -> int:
-        written.append(parts)
+    def fills_up(descriptor: int, piece: memoryview) -> int:
+        written.append(len(piece))
         if len(written) > 5:
             raise OSError(code, os.strerror(code))
-        return real(descriptor, parts)
+        return real(descriptor, piece)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is full; finished shards"):
-        patch.setattr(shard_writer.os, "writev", fills_up)
+        patch.setattr(direct_file.os, "write", fills_up)
         shard(image_folder, tmp_path / "out")
     tars = [path.name for path in (tmp_path / "out").glob("*.tar")]
     assert len(tars) == 5
