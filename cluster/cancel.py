@@ -23,7 +23,7 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; there is nothing to cancel")
     run.mark("cancelled", reason=reason)
-    run.record_event("cancelled", reason=reason)
+    run.record_event("cancelled", writer="cancel", reason=reason)
     if not slurm.available():
         return []
     jobs = [job for job in slurm.jobs_of(history.job_ids(), slurm.queue()) if job.is_alive]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LIVES_FILE = "lives.jsonl"
+SUPERVISOR = "supervisor"  # under this name the batch script records events
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "begin": {"life": int, "job_id": str, "nodes": list, "step": int},
     "end": {"life": int, "outcome": str, "reason": str, "tries": int, "excluded": dict},

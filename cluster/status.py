@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.history import LIVES_FILE, History, Life
+from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
+from cluster.notice import ending_notice
 from cluster.progress import last_records, newest_step
 from cluster.slurm import QueuedJob, jobs_of
 from coatnet.runtime.account import summarise
 from coatnet.runtime.run_directory import RunDirectory
 
 _RATE_RECORDS = 50
+_EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
-_ENDINGS = {"failed": "failed", "stopped": "stopped", "ended": "ended", "excluded": "waiting"}
+_ENDINGS = {"failed": "failed", "stopped": "stopped", "excluded": "waiting"}
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,23 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
         done = sum(task.marker("done") is not None for task in tasks)
         return "ended", f"{done} of {len(tasks)} tasks that began are done; submit again for the others"
     last = lives[-1] if lives else None
-    if last is not None and last.outcome:
-        if job is not None and last.outcome == "ended":
-            return job.state.lower(), last.reason
+    if last is not None and last.outcome not in {"", "ended"}:
+        if job is not None and job.state == "CANCELLED" and last.outcome != "failed":
+            return "cancelled", "scancel"  # while it waited for its next life
         return _ENDINGS.get(last.outcome, last.outcome), last.reason
+    ended = job.state.lower() if job is not None else _noticed(run, last)
+    if last is not None and last.outcome:
+        return ended or "ended", "scancel" if ended == "cancelled" else last.reason
     began = f"life {last.number} has no end" if last is not None else "never started"
     if job is not None:  # its batch script was killed, or could not even begin
-        return job.state.lower(), f"{began}; SLURM says {job.state}{_in_brackets(job.reason)}"
+        return ended, f"{began}; SLURM says {job.state}{_in_brackets(job.reason)}"
+    if ended:
+        return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
     return "lost", f"{began}, and SLURM knows no job of this run"
+
+
+def _noticed(run: RunDirectory, last: Life | None) -> str:
+    return ending_notice(run.path, job_id=last.job_id, life=last.number) if last is not None else ""
 
 
 def _in_brackets(reason: str) -> str:
@@ -159,7 +170,10 @@ def _last_error(directory: Path, lives: Sequence[Life]) -> str:
     for life in reversed(lives):
         if life.outcome in {"failed", "excluded"}:
             return f"life {life.number}: {life.reason}"
-    retries = [
-        row for row in last_records(directory / "events.jsonl", count=200) if row.get("kind") == "retry"
+    run = RunDirectory(directory)
+    records = [
+        record
+        for path in (run.events_of(SUPERVISOR), run.events)  # the latter in runs of older versions
+        for record in reversed(last_records(path, count=_EVENT_RECORDS))
     ]
-    return str(retries[-1].get("reason", "")) if retries else ""
+    return next((str(row.get("reason", "")) for row in records if row.get("kind") == "retry"), "")

@@ -19,7 +19,7 @@ from typing import Any
 from cluster import slurm
 from cluster.blame import node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
-from cluster.history import History, Life
+from cluster.history import SUPERVISOR, History, Life
 from cluster.job import MARKERS, Job, read_job
 from cluster.launch import Attempt, first_failure, rank_command, rank_environment
 from cluster.preflight import Preflight, PreflightError
@@ -119,7 +119,7 @@ class Supervisor:
         if last is not None:
             reason += f"; the last one: {last.reason}"
         self.run.mark("held", reason=reason)
-        self.run.record_event("held", reason=reason, job_id=self.job_id)
+        self.run.record_event("held", writer=SUPERVISOR, reason=reason, job_id=self.job_id)
         say(f"held: {reason}")
         return EXIT_HELD
 
@@ -147,7 +147,9 @@ class Supervisor:
             say(f"try {number}: {action.value}: {reason}")
             if action is not Action.RETRY:
                 return _End(action, outcome, reason, number, ending.status, bad)
-            self.run.record_event("retry", reason=reason, job_id=self.job_id, attempt=attempt.token)
+            self.run.record_event(
+                "retry", writer=SUPERVISOR, reason=reason, job_id=self.job_id, attempt=attempt.token
+            )
         raise AssertionError("the last try is never retried")
 
     def _check_nodes(self, nodes: list[str], bad: dict[str, str], *, attempt: Attempt) -> _End | None:
@@ -232,7 +234,12 @@ class Supervisor:
         try:
             self.history.end(life, outcome=outcome, reason=end.reason, tries=end.tries, excluded=end.bad)
             self.run.record_event(
-                "life", life=life.number, outcome=outcome, reason=end.reason, excluded=end.bad
+                "life",
+                writer=SUPERVISOR,
+                life=life.number,
+                outcome=outcome,
+                reason=end.reason,
+                excluded=end.bad,
             )
         except OSError as error:  # a full disk must not keep the run from its next life, which looks again
             say(f"cannot record the end of this life: {error}")

@@ -98,7 +98,7 @@ class Guard:
             raise UserError(
                 f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
                 f"{result.loss:g}, gradient norm {result.gradient_norm:g}), as many as guard.max_skipped "
-                "allows; lower optimizer.learning_rate, or look at the samples named in events.jsonl"
+                "allows; lower optimizer.learning_rate, or look at the samples that the run's events name"
             )
 
 

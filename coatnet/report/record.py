@@ -84,7 +84,7 @@ def read_run(path: Path) -> RunRecord:
     run = RunDirectory(path)
     if not run.config.exists():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
-    events = list(read_lines(run.events))
+    events = run.read_events()
     markers = {name: run.marker(name) for name in MARKERS}
     return RunRecord(
         name=path.resolve().name,

@@ -63,9 +63,33 @@ class RunDirectory:
         write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
         return existed
 
-    def record_event(self, kind: str, **fields: Any) -> None:
-        """Append one line to events.jsonl: restarts, bad samples, skipped steps, alarms."""
-        append_line(self.events, {"time": time.time(), "kind": kind, **fields})
+    def record_event(self, kind: str, *, writer: int | str = 0, **fields: Any) -> None:
+        """Record a restart, a bad sample, a skipped step, an alarm.
+
+        Args:
+            kind: what happened.
+            writer: a rank, or what else writes; each has a file of its own, since of the lines that two hosts
+                append to one file at once NFS may lose some.
+        """
+        path = self.events_of(writer)
+        path.parent.mkdir(exist_ok=True)
+        append_line(path, {"time": time.time(), "kind": kind, **fields})
+
+    def events_of(self, writer: int | str) -> Path:
+        """Return a writer's file: events.jsonl is rank 0's, which is all that most runs have."""
+        if writer == 0:
+            return self.events
+        name = f"rank-{writer:05d}" if isinstance(writer, int) else writer
+        return self.path / "events" / f"{name}.jsonl"
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return the events of all writers, in the order in which they happened."""
+        found = [
+            event
+            for path in (self.events, *sorted(self.path.glob("events/*.jsonl")))
+            for event in read_lines(path)
+        ]
+        return sorted(found, key=_time)
 
     def mark(self, name: str, **fields: Any) -> None:
         """Write a marker file whole or not at all."""
@@ -87,6 +111,11 @@ class RunDirectory:
         """Remove a marker if it is there."""
         assert name in MARKERS, name
         (self.path / name).unlink(missing_ok=True)
+
+
+def _time(event: dict[str, Any]) -> float:
+    value = event.get("time")
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def write_atomically(path: Path, text: str) -> None:

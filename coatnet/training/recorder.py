@@ -118,7 +118,9 @@ class Recorder:
             self._metrics.images("train/images_as_augmented", pictures, samples_seen=state.samples_seen)
         self._bad += result.bad
         for sample in batch.bad:
-            self._run.record_event("bad_sample", rank=self._ranks.rank, **sample.to_dict())
+            self._run.record_event(
+                "bad_sample", writer=self._ranks.rank, rank=self._ranks.rank, **sample.to_dict()
+            )
         if event is not None:
             self._skipped += not result.applied
             self.say(f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}")
@@ -216,6 +218,7 @@ class Recorder:
         """Every rank names its own samples of a step that was not in order."""
         self._run.record_event(
             event,
+            writer=self._ranks.rank,
             rank=self._ranks.rank,
             step=state.step,
             samples_seen=state.samples_seen,

@@ -2,12 +2,14 @@
 
 Every node is a slurmd of its own with its own port; a node's death is played by stopping and killing its
 slurmd, its step daemons and its tasks together. Nothing outside the cluster's folder is touched, /etc/hosts
-aside, which gets one line per node while the cluster lives.
+aside, which gets one line per node while the cluster lives. Several clusters can live at once, one in each
+process that runs tests: then what one scenario does to its nodes is seen by no other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -23,10 +25,12 @@ from preloaded import Preloaded
 
 _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 20
+_PLACES, _JOBS_APART = 4, 2500
 DAEMONS = ("slurmctld", "slurmd", "munged")
 
 _CONF = """\
 ClusterName=coatnet
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
@@ -90,6 +94,7 @@ class FakeCluster:
         self._tag = f"# {self.root.name}"
         self.names = [f"fake{number}" for number in range(1, nodes + 1)]
         self._cpus = cpus
+        self._place, self._lock = _take_place()
         self.preloaded = Preloaded(self.root, tag=self.root.name[-5:])
         self.environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}
         for name in list(self.environment):
@@ -103,7 +108,7 @@ class FakeCluster:
         self.root.chmod(0o755)
         (self.root / "munge").chmod(0o700)
         self._start_munge()
-        self._name_nodes()
+        self._name_nodes([f"127.0.0.1 {name} {self._tag}" for name in self.names])
         self._write_conf()
         self._daemon("slurmctld")
         for name in self.names:
@@ -119,9 +124,9 @@ class FakeCluster:
         self.preloaded.stop()
         for pid in self._pids(lambda command, environment: self._is_ours(command, environment)):
             _signal(pid, signal.SIGKILL)
-        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(self._tag)]
-        _HOSTS.write_text("\n".join(kept) + "\n")
+        self._name_nodes([])
         shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._lock)
 
     def client(self, *argv: str, check: bool = True) -> str:
         """Run one of SLURM's commands and return what it printed."""
@@ -287,10 +292,13 @@ class FakeCluster:
         options = [f"--{option}-file={self.root}/munge/{option}" for option in ("key", "pid", "log", "seed")]
         self._daemon("munged", *options, f"--socket={self.root}/run/munge", "--num-threads=2")
 
-    def _name_nodes(self) -> None:
-        lines = [f"127.0.0.1 {name} {self._tag}" for name in self.names]
-        kept = [line for line in _HOSTS.read_text().splitlines() if not line.endswith(self._tag)]
-        _HOSTS.write_text("\n".join([*kept, *lines]) + "\n")
+    def _name_nodes(self, lines: list[str]) -> None:
+        with _HOSTS.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            kept = [line for line in file.read().splitlines() if not line.endswith(self._tag)]
+            file.seek(0)
+            file.write("\n".join([*kept, *lines]) + "\n")
+            file.truncate()
 
     def _write_conf(self) -> None:
         ports = _free_ports(1 + len(self.names))
@@ -304,6 +312,7 @@ class FakeCluster:
         text = _CONF.format(
             host=host,
             port=ports[0],
+            first_job=1 + _JOBS_APART * self._place,
             user=os.environ.get("USER") or "root",
             root=self.root,
             nodes="\n".join(nodes),
@@ -315,6 +324,22 @@ class FakeCluster:
 
     def _node_state(self, name: str) -> str:
         return self.client("sinfo", "-h", "-p", "batch", "-n", name, "-o", "%T", check=False).strip()
+
+
+def _take_place() -> tuple[int, int]:
+    """Return a number that no other cluster on this host has, and the descriptor that keeps it.
+
+    Ranks meet at a port that follows from the job's id, and here all nodes are one host.
+    """
+    while True:
+        for number in range(_PLACES):
+            path = f"{tempfile.gettempdir()}/slurm-place-{number}"
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return number, lock
+            os.close(lock)
+        time.sleep(1.0)
 
 
 def _signal(pid: int, number: int) -> None:

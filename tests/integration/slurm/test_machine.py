@@ -68,6 +68,7 @@ def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(
     assert run.ends("CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED"
     assert run.value > 1, "nothing was saved on the way out"
     assert [life.outcome for life in run.lives] == ["ended"]
+    assert read_status(run.directory, queue={}).state == "cancelled", "SLURM forgets; the job's log does not"
 
 
 @pytest.mark.every_scenario

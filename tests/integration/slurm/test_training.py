@@ -124,6 +124,8 @@ def test_scancel_saves_and_stays_until_it_is_submitted_again(
     slurm_cluster.client("scancel", run.job_id)
     assert run.ends("CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED"
     assert status_of(run).state == "cancelled"
+    forgotten = read_status(run.directory, queue={})  # as SLURM without accounting answers minutes later
+    assert (forgotten.state, forgotten.detail) == ("cancelled", "scancel")
     assert len(checkpoint_steps(run)) == 1 and [life.outcome for life in run.lives] == ["ended"]
     again = train(slurm_cluster, run.directory, shards, every="1000 steps")
     assert finish(again, lives=2) == undisturbed

@@ -69,6 +69,54 @@ def test_a_life_whose_script_was_killed_has_the_state_that_slurm_gives_it(run: P
     assert found.detail == f"life 1 has no end; SLURM says {state} (NonZeroExitCode)"
 
 
+NOTICE = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-26T15:15:39{} ***\n"
+
+
+@pytest.mark.parametrize("outcome", ["", "ended"])
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("", "cancelled"),
+        (" DUE to SIGNAL Terminated", "cancelled"),
+        (" DUE TO TIME LIMIT", "timeout"),
+        (" DUE TO PREEMPTION", "preempted"),
+        (" DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", "node_fail"),
+        (" DUE TO JOB REQUEUE", "requeued"),
+    ],
+)
+def test_how_slurm_ended_a_job_stands_in_its_log_where_nothing_else_knows(
+    run: Path, reason: str, expected: str, outcome: str
+) -> None:
+    history = History(run)
+    if outcome:
+        history.end(history.lives()[0], outcome=outcome, reason="SLURM", tries=1, excluded={})
+    lines = f"2026-11-26 15:15:30 life 1 on n1, from step 0\n{NOTICE.format(reason)}srun: forcing it\n"
+    (run / "logs" / "job-7.log").write_text(lines)
+    assert read_status(run, queue={}).state == expected
+
+
+def test_a_notice_of_an_earlier_life_says_nothing_of_the_last_one(run: Path) -> None:
+    log = run / "logs" / "job-7.log"
+    log.write_text(NOTICE.format(" DUE TO PREEMPTION") + "2026-11-26 15:16:00 life 1 on n1, from step 0\n")
+    assert read_status(run, queue={}).state == "lost"
+
+
+def test_a_job_that_is_cancelled_while_it_waits_for_its_next_life_is_cancelled(run: Path) -> None:
+    history = History(run)
+    history.end(history.lives()[0], outcome="stopped", reason="saved", tries=1, excluded={})
+    found = read_status(run, queue=queued("CANCELLED"))
+    assert (found.state, found.detail) == ("cancelled", "scancel")
+
+
+def test_a_failed_run_is_no_cancelled_one_although_its_successor_was_taken_out_of_the_queue(
+    run: Path,
+) -> None:
+    history = History(run)
+    history.end(history.lives()[0], outcome="failed", reason="boom", tries=1, excluded={})
+    history.note("successor", job_id="8")
+    assert read_status(run, queue=queued("CANCELLED", job_id="8")).state == "failed"
+
+
 def test_of_several_jobs_the_newest_tells_the_state(run: Path) -> None:
     History(run).note("submitted", job_id="5", folder="0002", lives=1)  # ids may wrap around
     known = {**queued("FAILED", job_id="5"), **queued("CANCELLED", job_id="7")}

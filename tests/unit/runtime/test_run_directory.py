@@ -73,6 +73,24 @@ def test_lines_of_several_processes_never_mix(tmp_path: Path) -> None:
         assert [row["number"] for row in rows if row["writer"] == writer] == list(range(200))
 
 
+def test_each_writer_of_events_has_its_own_file_and_readers_see_them_in_order(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    writers = [0, 3, "supervisor", 0, 3]
+    for number, writer in enumerate(writers):
+        run.record_event("step", writer=writer, number=number)
+    assert [event["number"] for event in run.read_events()] == [0, 1, 2, 3, 4]
+    files = {"events.jsonl": [0, 3], "events/rank-00003.jsonl": [1, 4], "events/supervisor.jsonl": [2]}
+    assert {name: [row["number"] for row in read_lines(tmp_path / name)] for name in files} == files
+
+
+def test_events_of_a_run_that_had_one_file_for_all_are_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    append_line(run.events, {"time": 1.0, "kind": "bad_sample", "rank": 3})
+    append_line(run.events, {"kind": "without a time"})
+    run.record_event("bad_sample", writer=3)
+    assert [event["kind"] for event in run.read_events()] == ["without a time", "bad_sample", "bad_sample"]
+
+
 def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"loss": 1})
