@@ -19,7 +19,7 @@ from PIL import Image
 
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import read_lines
+from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 ROOT = Path(__file__).parents[3]
 OnRanks = Callable[..., list[Any]]
@@ -90,7 +90,7 @@ def assert_bit_equal(one: Any, other: Any) -> None:
 
 
 def kinds(run: Path) -> list[str]:
-    return [event["kind"] for event in read_lines(run / "events.jsonl")]
+    return [event["kind"] for event in RunDirectory(run).read_events()]
 
 
 def test_sigterm_saves_exits_zero_and_the_same_command_ends_bit_equal(place: Path, undisturbed: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     options = arguments(place, "spiky", *guard, "save.every=1 steps")
     on_ranks("pretrain_run", world_size=2, arguments=options, spike_at=8 * 24)
     run = place / "spiky"
-    rolled_back = [one for one in read_lines(run / "events.jsonl") if one["kind"] == "rollback"]
+    rolled_back = [one for one in RunDirectory(run).read_events() if one["kind"] == "rollback"]
     assert sorted(one["rank"] for one in rolled_back) == [0, 1] and (run / "done").exists()
     assert json.loads((run / "exclusions.json").read_text())["ranges"] == [[8 * 24, 9 * 24]]
     assert last(run).facts["data"]["excluded"]
