@@ -209,7 +209,7 @@ def forked_rank(
     parent = os.getpid()
 
     def work() -> int:
-        coatnet.runtime.launch._die_with_parent()
+        coatnet.runtime.launch.die_with_parent()
         assert os.getppid() == parent
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({key: str(value) for key, value in place.items()})

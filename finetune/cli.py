@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from coatnet.runtime.stop import held_signals
+
 _MODEL = typer.Argument(help="A run, a checkpoint or an exported directory.")
 _JSON = typer.Option("--json", help="Print JSON and nothing else.")
 _WEIGHTS = typer.Option(help="Which weights of a run: auto (EMA where there is one), ema or raw.")
@@ -25,9 +27,11 @@ def finetune(
     Example: coatnet finetune configs/finetune/small.yaml init=runs/first "data.train=[{path: photos/train}]"
     data.evaluate=photos/validation run.directory=runs/second
     """
-    from finetune.launch import launch
+    with held_signals():
+        from finetune.launch import launch
 
-    sys.exit(launch(str(config), overrides or []))
+        status = launch(str(config), overrides or [])
+    sys.exit(status)
 
 
 def evaluate(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from coatnet.runtime.stop import held_signals
+
 
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
@@ -21,9 +23,11 @@ def pretrain(
     Example: coatnet pretrain configs/pretrain/imagenet_1k_coatnet_0.yaml "data.train=[{path: shards/train}]"
     data.evaluate=shards/validation run.directory=runs/first launch.ranks=2
     """
-    from pretrain.launch import launch
+    with held_signals():
+        from pretrain.launch import launch
 
-    sys.exit(launch(str(config), overrides or [], force=force))
+        status = launch(str(config), overrides or [], force=force)
+    sys.exit(status)
 
 
 def replay(

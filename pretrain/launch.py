@@ -28,7 +28,7 @@ def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
         return 0
     directory = Path(config.run.directory)
     # Asked here as well, so that a second start ends at once and not after torch has been loaded.
-    Lease.acquire(directory).release()
+    Lease.require_free(directory)
     logs, ranks = directory / "logs", config.launch.ranks or device_count()
     print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
     return run_ranks("pretrain.worker", arguments, ranks=ranks, log_directory=logs)

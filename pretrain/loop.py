@@ -14,6 +14,8 @@ STOP, SAVE = 1, 2
 def train(run: Parts, stop: StopFlag) -> State:
     """Train to the end, or until a rank was told to stop; the state that comes back has been saved."""
     state = run.resume()
+    if run.ranks.any(stop.requested):  # told while it was being started
+        return state
     with progress(
         run.calendar.total, "pretrain", "images", done=state.samples_seen, enabled=run.ranks.is_main
     ) as bar:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ class CheckpointStore:
         Raises:
             LeaseLost: another job has taken the run over.
         """
+        if self._lease is not None:
+            self._lease.raise_if_lost()
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -322,14 +325,20 @@ class CheckpointStore:
         wanted = int(own_bytes * self._ranks.world_size * _SPACE_MARGIN)
         if free < wanted:
             raise SaveFailed(
-                f"{self.directory}: {free / 2**20:,.0f} MiB free, a checkpoint needs {wanted / 2**20:,.0f}"
+                f"{self.directory}: {free / 2**20:,.1f} MiB free, a checkpoint needs {wanted / 2**20:,.1f}"
             )
 
     def _fence_out_others(self) -> None:
-        """Remove earlier jobs' temporary directories: one that still lives cannot rename what is gone."""
+        """Remove earlier jobs' temporary directories: one that still lives cannot rename what is gone.
+
+        Each is renamed first: the other job's rename comes either before, of a whole checkpoint, or too late.
+        """
         for left in self.directory.glob(f".{_PREFIX}*.tmp"):
             if f".epoch{self._epoch}." not in left.name or self._lease is None:
-                shutil.rmtree(left, ignore_errors=True)
+                grave = self.directory / f".deleted-{left.name.lstrip('.')}.{time.time_ns()}"
+                with suppress(FileNotFoundError):  # committed, or cleared, this very moment
+                    left.rename(grave)
+                    shutil.rmtree(grave, ignore_errors=True)
 
 
 def _save_number(temporary: Path) -> int:

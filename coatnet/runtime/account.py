@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -126,7 +126,8 @@ class TimeAccount:
             "samples_seen": samples_seen,
             "seconds": {name: round(value, 3) for name, value in self.seconds().items()},
         }
-        self._write(json.dumps(row, separators=(",", ":")).encode())
+        with suppress(OSError):  # a full disk: the next write holds the same totals and more
+            self._write(json.dumps(row, separators=(",", ":")).encode())
 
     def _write(self, text: bytes) -> None:
         assert len(text) < _LINE_BYTES

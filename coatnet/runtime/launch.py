@@ -9,13 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+
+from coatnet.runtime.stop import SIGNALS
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
+STATUS_USER_ERROR = 2
 
 
 def run_ranks(
@@ -28,37 +31,55 @@ def run_ranks(
 ) -> int:
     """Run `python -m module arguments` once per rank and return the exit status.
 
-    SIGTERM, SIGUSR1 and SIGINT are passed on, each once. When a rank dies badly the others are ended within
-    five seconds; when this process is killed, the kernel ends them.
+    SIGTERM, SIGUSR1 and SIGINT are passed on, each once; one that comes while the ranks are being started
+    reaches all of them. When a rank dies badly the others are ended within five seconds; when this process is
+    killed, the kernel ends them.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     if log_directory is not None:
         log_directory.mkdir(parents=True, exist_ok=True)
-    group = [
-        _start_rank(
-            module, arguments, rank=rank, ranks=ranks, port=port, environment=environment, logs=log_directory
-        )
-        for rank in range(ranks)
-    ]
-    forwarded: set[int] = set()
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if number not in forwarded:
-            forwarded.add(number)
-            for process in group:
-                if process.poll() is None:
-                    process.send_signal(number)
-
-    passed_on = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    previous = {number: signal.signal(number, forward) for number in passed_on}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all ranks are there to pass them on to
+    group: list[subprocess.Popen[bytes]] = []
+    previous = {number: signal.signal(number, _forward_to(group)) for number in SIGNALS}
     try:
-        return _wait(group)
+        for rank in range(ranks):
+            started = _start_rank(
+                module,
+                arguments,
+                rank=rank,
+                ranks=ranks,
+                port=port,
+                mask=mask,
+                environment=environment,
+                logs=log_directory,
+            )
+            group.append(started)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return _wait(group, logs=log_directory)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in previous.items():
             signal.signal(number, handler)
         _end(group)
+
+
+def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+    """Return a handler that passes every signal on once: a second one must not hurry a save."""
+    forwarded: set[int] = set()
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if number in forwarded:
+            return
+        if not forwarded:  # not `print`: the signal may have come in the middle of one
+            os.write(2, f"{signal.Signals(number).name}: asking {len(group)} ranks to end\n".encode())
+        forwarded.add(number)
+        for process in group:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    return forward
 
 
 def device_count() -> int:
@@ -75,6 +96,7 @@ def _start_rank(
     rank: int,
     ranks: int,
     port: int,
+    mask: set[int],
     environment: Mapping[str, str] | None,
     logs: Path | None,
 ) -> subprocess.Popen[bytes]:
@@ -89,7 +111,7 @@ def _start_rank(
         "MASTER_PORT": str(port),
     }
     # Rank 0 speaks to the terminal; the others write to their own log, as under SLURM.
-    output = None if rank == 0 or logs is None else (logs / f"rank{rank}.log").open("ab")
+    output = None if rank == 0 or logs is None else _log_of(rank, logs=logs).open("ab")
     try:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -97,29 +119,53 @@ def _start_rank(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=lambda: _become_rank(mask),
         )
     finally:
         if output is not None:
             output.close()
 
 
-def _die_with_parent() -> None:
+def _become_rank(mask: set[int]) -> None:
+    """Die with the launcher; wait with signals only if the launcher's caller does."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _wait(group: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(group: Sequence[subprocess.Popen[bytes]], *, logs: Path | None) -> int:
     while True:
         states = [process.poll() for process in group]
-        bad = next((state for state in states if state not in (None, 0)), None)
-        if bad is not None:
-            return _end(group) or (128 - bad if bad < 0 else bad)
+        bad = [(rank, state) for rank, state in enumerate(states) if state not in (None, 0)]
+        if bad:
+            # Of several that are found dead at once, those that were not killed, or refused, lost a peer.
+            rank, state = min(bad, key=lambda one: (one[1] != STATUS_USER_ERROR, one[1] > 0))
+            _end(group)
+            if rank > 0 or state < 0:  # the first one speaks for itself, unless it was killed
+                _say_who_died(rank, state, logs=logs)
+            return 128 - state if state < 0 else state
         if all(state == 0 for state in states):
             return 0
         time.sleep(_POLL_SECONDS)
 
 
-def _end(group: Sequence[subprocess.Popen[bytes]]) -> int:
+def _say_who_died(rank: int, state: int, *, logs: Path | None) -> None:
+    how = f"was killed by {signal.Signals(-state).name}" if state < 0 else f"ended with status {state}"
+    log = None if logs is None or rank == 0 else _log_of(rank, logs=logs)
+    words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log else []
+    last = f"; the last line of {log}: {words[-1]}" if words else ""
+    print(f"error: rank {rank} {how}, and the others with it{last}", file=sys.stderr, flush=True)
+
+
+def _log_of(rank: int, *, logs: Path) -> Path:
+    return logs / f"rank{rank}.log"
+
+
+def _end(group: Sequence[subprocess.Popen[bytes]]) -> None:
     alive = [process for process in group if process.poll() is None]
     for process in alive:
         process.terminate()
@@ -130,4 +176,3 @@ def _end(group: Sequence[subprocess.Popen[bytes]]) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    return 0

@@ -1,4 +1,9 @@
-"""The lease on a run directory: one job at a time, and a fencing epoch for those that were thought dead."""
+"""The lease on a run directory: one job at a time, and a fencing epoch for those that were thought dead.
+
+`RUN/lease` holds one file per epoch, made by exclusive creation: of two that start at one moment one wins.
+The holder of the newest epoch owns the run. A job only ever writes into the file of its own epoch, so that
+one that was frozen and comes back can overwrite nothing of its successor's.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,20 @@ import re
 import socket
 import threading
 import time
-import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from coatnet.config import UserError
-from coatnet.runtime.run_directory import write_atomically
 
 _BEAT_SECONDS = 1.0
 # A holder on another host is believed dead after this long without a beat, seen on our own monotonic clock.
 _SILENCE_SECONDS = 4.0
 _ATTEMPT_VARIABLE = "COATNET_ATTEMPT"  # job id, life, try
 _ATTEMPT = re.compile(r"\d+\.(\d+)\.(\d+)")
+_PREFIX = "epoch-"
+_RELEASED = "released"
+_STATE_CHARACTERS = 12  # the second line: beats are written in place, which needs no space on a full disk
 
 
 class LeaseHeld(UserError):
@@ -32,9 +40,12 @@ class LeaseLost(RuntimeError):
 class Lease:
     """The right to write into a run directory, kept alive by a thread that beats once a second."""
 
-    def __init__(self, path: Path, *, epoch: int, token: str) -> None:
-        self.path, self.epoch, self._token = path, epoch, token
-        self._stop = threading.Event()
+    def __init__(self, directory: Path, *, epoch: int) -> None:
+        self.epoch = epoch
+        self._directory, self._folder = directory, directory / "lease"
+        self._path = self._folder / f"{_PREFIX}{epoch:08d}"
+        self._state_offset = 0
+        self._stop, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     @classmethod
@@ -47,19 +58,34 @@ class Lease:
         Raises:
             LeaseHeld: a living job has it; the message names host and process.
         """
-        path = directory / "lease.json"
-        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "lease").mkdir(parents=True, exist_ok=True)
+        while True:
+            cls.require_free(directory)
+            lease = cls(directory, epoch=newest_epoch(directory) + 1)
+            if lease._claim():
+                lease._thread.start()
+                return lease
+
+    @classmethod
+    def require_free(cls, directory: Path) -> None:
+        """Make sure, within five seconds, that no living job holds the run directory. Writes nothing.
+
+        Raises:
+            LeaseHeld: one does.
+        """
+        epoch = newest_epoch(directory)
+        if epoch == 0:
+            return
+        path = cls(directory, epoch=epoch)._path
         known = _read(path)
-        if known is not None and not _is_outranked(known) and _is_alive(path, known):
+        if known is not None and _is_outranked(known):
+            return
+        if _is_alive(path, known):
+            known = _read(path) or {"pid": "?", "host": "?"}
             raise LeaseHeld(
                 f"{directory}: held by process {known['pid']} on {known['host']}; "
                 "wait for it, cancel it, or choose another run.directory"
             )
-        lease = cls(path, epoch=(known or {}).get("epoch", 0) + 1, token=uuid.uuid4().hex)
-        lease._write(0)
-        lease.check()
-        lease._thread.start()
-        return lease
 
     def check(self) -> None:
         """Make sure that the lease is still ours, right before something is committed.
@@ -67,50 +93,93 @@ class Lease:
         Raises:
             LeaseLost: it is not.
         """
-        known = _read(self.path)
-        if known is None or known["token"] != self._token:
-            raise LeaseLost(f"{self.path}: taken over by {known['host'] if known else 'an unknown job'}")
+        newest = newest_epoch(self._directory)
+        if newest != self.epoch:
+            self._lost.set()
+        self.raise_if_lost()
+
+    def raise_if_lost(self) -> None:
+        """Look at what the beating thread saw last, which costs nothing.
+
+        Raises:
+            LeaseLost: a newer job has the run.
+        """
+        if self._lost.is_set():
+            known = _read(self._path.with_name(f"{_PREFIX}{newest_epoch(self._directory):08d}"))
+            by = f"process {known['pid']} on {known['host']}" if known else "another job"
+            raise LeaseLost(f"{self._directory}: taken over by {by}")
 
     def release(self) -> None:
         """Give the lease back."""
         self._stop.set()
         self._thread.join()
-        known = _read(self.path)
-        if known is not None and known["token"] == self._token:
-            self._write(known["beat"], released=True)
+        with suppress(OSError):  # whoever comes next finds this process dead
+            self._write_state(_RELEASED)
 
-    def _beat(self) -> None:
-        beat = 0
-        while not self._stop.wait(_BEAT_SECONDS):
-            known = _read(self.path)
-            if known is None or known["token"] != self._token:
-                return
-            beat += 1
-            self._write(beat)
-
-    def _write(self, beat: int, *, released: bool = False) -> None:
+    def _claim(self) -> bool:
+        """Make the file of our epoch; False if somebody else was first, or went past us meanwhile."""
         record = {
             "epoch": self.epoch,
-            "token": self._token,
             "host": socket.gethostname(),
             "boot": _boot_id(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
-            "beat": beat,
-            "released": released,
             "attempt": os.environ.get(_ATTEMPT_VARIABLE, ""),
         }
-        write_atomically(self.path, json.dumps(record) + "\n")
+        head = json.dumps(record).encode() + b"\n"
+        self._state_offset = len(head)
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+        except FileExistsError:
+            return False
+        try:
+            os.write(descriptor, head + _state(0))
+            os.fsync(descriptor)
+        except OSError:  # an empty file would be waited for
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        return newest_epoch(self._directory) == self.epoch
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._stop.wait(_BEAT_SECONDS):
+            beat += 1
+            with suppress(OSError):  # the next beat may succeed
+                if newest_epoch(self._directory) != self.epoch:
+                    self._lost.set()
+                    return
+                self._write_state(beat)
+
+    def _write_state(self, state: int | str) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, _state(state), self._state_offset)
+        finally:
+            os.close(descriptor)
 
 
-def _read(path: Path) -> dict | None:
+def newest_epoch(directory: Path) -> int:
+    """Return the epoch of the job that owns a run directory, or owned it last; 0 where none did."""
+    names = (path.name.removeprefix(_PREFIX) for path in (directory / "lease").glob(f"{_PREFIX}*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def _state(state: int | str) -> bytes:
+    return str(state).rjust(_STATE_CHARACTERS).encode() + b"\n"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a holder's record with its state, or None while it is being written."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        record, state = path.read_text().splitlines()
+        return {**json.loads(record), "state": state.strip()}
+    except (OSError, ValueError):
         return None
 
 
-def _is_outranked(known: dict) -> bool:
+def _is_outranked(known: dict[str, Any]) -> bool:
     """Return whether this process belongs to a later life than the holder, or to a later try of it."""
     theirs, ours = (
         _ATTEMPT.fullmatch(text) for text in (known.get("attempt", ""), os.environ.get(_ATTEMPT_VARIABLE, ""))
@@ -120,20 +189,26 @@ def _is_outranked(known: dict) -> bool:
     return tuple(map(int, ours.groups())) > tuple(map(int, theirs.groups()))
 
 
-def _is_alive(path: Path, known: dict) -> bool:
-    if known["released"]:
-        return False
-    if known["boot"] == _boot_id():
-        return _started(known["pid"]) == known["started"]
+def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
+    """Judge a holder by its process on this host, by its beats on another.
+
+    One that is still writing its record is waited for.
+    """
     deadline = time.monotonic() + _SILENCE_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(_BEAT_SECONDS / 4)
-        now = _read(path)
-        if now is None or now["released"]:
+    first = known
+    while True:
+        if known is not None:
+            if known["state"] == _RELEASED:
+                return False
+            if known["boot"] == _boot_id():
+                return _started(known["pid"]) == known["started"]
+            if first is not None and known["state"] != first["state"]:
+                return True
+        if time.monotonic() > deadline:
             return False
-        if (now["token"], now["beat"]) != (known["token"], known["beat"]):
-            return True
-    return False
+        time.sleep(_BEAT_SECONDS / 4)
+        known = _read(path)
+        first = first or known
 
 
 def _boot_id() -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from coatnet.runtime.run_directory import RunDirectory, append_line
+from coatnet.runtime.run_directory import RunDirectory
 
 
 class MetricsLog:
@@ -21,35 +23,53 @@ class MetricsLog:
         if not self._enabled:
             return
         plain = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        append_line(self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **plain})
-        for name, value in values.items():
-            self._board().add_scalar(name, value, samples_seen)
+        lost = {"lost_records": self._run.lost_records} if self._run.lost_records else {}
+        self._run.append(
+            self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **plain, **lost}
+        )
+        with self._survived():
+            for name, value in values.items():
+                self._board().add_scalar(name, value, samples_seen)
 
     def images(self, name: str, images: Any, *, samples_seen: int) -> None:
         """Record images, uint8 or float in 0…1. Shape: (n, H, W, 3)."""
         if self._enabled:
-            self._board().add_images(name, images, samples_seen, dataformats="NHWC")
+            with self._survived():
+                self._board().add_images(name, images, samples_seen, dataformats="NHWC")
 
     def figure(self, name: str, figure: Any, *, samples_seen: int) -> None:
         """Record a matplotlib figure."""
         if self._enabled:
-            self._board().add_figure(name, figure, samples_seen)
+            with self._survived():
+                self._board().add_figure(name, figure, samples_seen)
 
     def text(self, name: str, text: str, *, samples_seen: int) -> None:
         """Record Markdown."""
         if self._enabled:
-            self._board().add_text(name, text, samples_seen)
+            with self._survived():
+                self._board().add_text(name, text, samples_seen)
 
     def flush(self) -> None:
         """Hand everything to the file system."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._survived():
+                self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._survived():
+                self._writer.close()
             self._writer = None
+
+    @contextmanager
+    def _survived(self) -> Iterator[None]:
+        """Count what a full disk costs; its writer is of no use any more, and the next has a new file."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            self._run.lose_record(error)
 
     def _board(self) -> Any:
         if self._writer is None:

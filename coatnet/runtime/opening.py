@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -13,12 +14,15 @@ from yaml import safe_load
 
 from coatnet.config import UserError
 from coatnet.runtime.environment import describe_environment
-from coatnet.runtime.lease import Lease
+from coatnet.runtime.launch import STATUS_USER_ERROR
+from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
-_STATUS = 2
+
+class RankError(UserError):
+    """A user's mistake that other ranks may not see: one device is out of memory."""
 
 
 def open_run(
@@ -47,7 +51,7 @@ def open_run(
             )
             write_atomically(run.environment, json.dumps(described, indent=2) + "\n")
             predict(run, config=safe_load(config_yaml), world_size=ranks.world_size, device=ranks.device_name)
-        except UserError as error:
+        except (UserError, OSError) as error:
             trouble = str(error)
     trouble = ranks.broadcast(trouble)
     if trouble is not None:
@@ -69,11 +73,22 @@ def opened_run(run: RunDirectory, *, ranks: Ranks, **facts: Any) -> Iterator[Lea
 
 
 def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a rank's main; a user's mistake is one line from rank 0 and status 2 from all."""
+    """Run a rank's main; a user's mistake is one line from rank 0 and status 2 from all.
+
+    What one rank alone met with (`RankError`) is said by that rank.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, RankError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(_STATUS)
+        sys.exit(STATUS_USER_ERROR)
+    except LeaseLost as error:  # not the user's mistake, and no fault of the program: no stacks
+        print(f"error: {error}; this job ends without a trace in the run", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; make room and give the same command again", file=sys.stderr)
+        sys.exit(STATUS_USER_ERROR)
     sys.exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
+        self.lost_records = 0
 
     @property
     def has_begun(self) -> bool:
@@ -71,9 +73,7 @@ class RunDirectory:
             writer: a rank, or what else writes; each has a file of its own, since of the lines that two hosts
                 append to one file at once NFS may lose some.
         """
-        path = self.events_of(writer)
-        path.parent.mkdir(exist_ok=True)
-        append_line(path, {"time": time.time(), "kind": kind, **fields})
+        self.append(self.events_of(writer), {"time": time.time(), "kind": kind, **fields})
 
     def events_of(self, writer: int | str) -> Path:
         """Return a writer's file: events.jsonl is rank 0's, which is all that most runs have."""
@@ -90,6 +90,22 @@ class RunDirectory:
             for event in read_lines(path)
         ]
         return sorted(found, key=_time)
+
+    def append(self, path: Path, record: dict[str, Any]) -> None:
+        """Append a record to one of the run's logs; a full disk does not end a run, what it costs counts."""
+        try:
+            path.parent.mkdir(exist_ok=True)
+            append_line(path, record)
+        except OSError as error:
+            self.lose_record(error)
+
+    def lose_record(self, error: OSError) -> None:
+        """Count something that could not be written, and say so the first time."""
+        if self.lost_records == 0:
+            print(
+                f"warning: cannot write what happens: {error}; the run goes on", file=sys.stderr, flush=True
+            )
+        self.lost_records += 1
 
     def mark(self, name: str, **fields: Any) -> None:
         """Write a marker file whole or not at all."""
@@ -121,11 +137,15 @@ def _time(event: dict[str, Any]) -> float:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file by temporary name, fsync and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -5,22 +5,46 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Keep the stop signals waiting: what comes before a `StopFlag` or a launcher can take them is not lost.
+
+    Loading torch takes seconds, in which a signal would simply kill. Processes that are started inside
+    inherit the waiting. Whatever still waits at the end has come too late to stop anything, and is dropped.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        fresh = set(SIGNALS) - previous
+        while fresh and signal.sigtimedwait(fresh, 0) is not None:
+            pass
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 class StopFlag:
     """A context in which SIGTERM, SIGUSR1 and SIGINT mean "stop at the next step boundary".
 
     A second signal changes nothing: it must not abort the save that the first one asked for. Children that
-    are forked inside get the default handlers back.
+    are forked inside get the default handlers back. Where signals were held they have no effect afterwards
+    either: what is saved must not end badly because a second one came late.
     """
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._previous: dict[signal.Signals, Any] = {}
+        self._mask: set[int] = set()
         self.reason: str | None = None
 
     @property
@@ -37,13 +61,16 @@ class StopFlag:
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         os.register_at_fork(after_in_child=self._restore_in_child)
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if number not in self._mask:  # threads that do not hold it would let it kill
+                signal.signal(number, handler)
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,9 @@ sys.exit(run_ranks("talk", sys.argv[1:], ranks=2))
 
 def launch(task: str, directory: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", LAUNCH, task, str(directory)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, task, str(directory)], env=environment, stderr=subprocess.PIPE
+    )
 
 
 def wait_for(paths: list[Path]) -> None:
@@ -42,13 +44,19 @@ def test_ranks_talk_to_each_other_and_leave_with_status_zero(tmp_path: Path) -> 
     assert launch("talk", tmp_path).wait(timeout=90) == 0
 
 
-@pytest.mark.parametrize(("task", "status"), [("crash", 3), ("killed", 137)])
-def test_the_others_end_within_five_seconds_of_a_ranks_death(tmp_path: Path, task: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("task", "status", "said"),
+    [("crash", 3, b"rank 1 ended with status 3"), ("killed", 137, b"rank 1 was killed by SIGKILL")],
+)
+def test_the_others_end_within_five_seconds_of_a_ranks_death(
+    tmp_path: Path, task: str, status: int, said: bytes
+) -> None:
     process = launch(task, tmp_path)
     wait_for([tmp_path / "pid0", tmp_path / "pid1"])
     began = time.monotonic()
     assert process.wait(timeout=30) == status
     assert time.monotonic() - began < 5
+    assert process.stderr is not None and said in process.stderr.read()
     assert not alive(int((tmp_path / "pid0").read_text()))
 
 
@@ -58,6 +66,17 @@ def test_a_signal_reaches_every_rank_and_all_leave_cleanly(tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
     assert {(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)} <= {"SIGTERM", "None"}
+
+
+def test_a_signal_that_comes_while_the_ranks_start_reaches_all_of_them(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
+    early = "import os, signal\nfrom coatnet.runtime.stop import held_signals\nwith held_signals():\n"
+    early += " os.kill(os.getpid(), signal.SIGUSR1)\n" + LAUNCH.replace("\n", "\n ")
+    command = [sys.executable, "-c", early, "stop", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"SIGUSR1: asking 2 ranks to end" in done.stderr
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
 
 
 def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None:

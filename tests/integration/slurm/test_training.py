@@ -12,6 +12,7 @@ from cluster import slurm
 from cluster.cancel import cancel_run
 from cluster.status import RunStatus, read_status
 from coatnet.config import UserError
+from coatnet.runtime.lease import newest_epoch
 
 from fake_cluster import FakeCluster
 from runs import Run, failing_on
@@ -237,21 +238,18 @@ def test_ranks_of_a_frozen_node_that_comes_back_are_fenced(
     slurm_cluster.freeze_node(victim)
     try:
         slurm_cluster.wait_for(lambda: len(run.lives) == 2, seconds=300, what="the second life")
-        slurm_cluster.wait_for(lambda: epoch(run) == 2, seconds=300, what="the second life's lease")
+        slurm_cluster.wait_for(
+            lambda: newest_epoch(run.directory) == 2, seconds=300, what="the second life's lease"
+        )
         slurm_cluster.thaw_node(victim, daemons=False)  # nobody but the fence keeps the ranks from committing
         assert finish(run, lives=2) == undisturbed
         slurm_cluster.wait_for(
             lambda: not slurm_cluster.has_ranks(victim), seconds=300, what="the end of the fenced ranks"
         )
-        assert epoch(run) == 2
+        assert newest_epoch(run.directory) == 2
     finally:
         slurm_cluster.thaw_node(victim)
         slurm_cluster.restore_node(victim)
-
-
-def epoch(run: Run) -> int:
-    """Return the epoch of the run's lease."""
-    return json.loads((run.directory / "lease.json").read_text())["epoch"]
 
 
 @every_scenario

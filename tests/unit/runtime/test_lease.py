@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,43 +66,99 @@ def test_a_released_lease_is_free_and_epochs_only_grow(tmp_path: Path) -> None:
         lease.release()
 
 
+RECORD = '{"epoch": 7, "host": "far", "boot": "elsewhere", "pid": 1, "started": "1"}'
+
+
+def write_state(path: Path, state: int | str) -> None:
+    path.write_text(f"{RECORD}\n{state:>12}\n")
+
+
 def test_a_holder_on_another_host_that_beats_is_respected_and_a_silent_one_is_not(tmp_path: Path) -> None:
-    other = {"epoch": 7, "token": "t", "host": "far", "boot": "elsewhere", "pid": 1, "started": "1"}
-    (tmp_path / "lease.json").write_text(json.dumps({**other, "beat": 1, "released": False}))
-    beater = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import json, pathlib, sys, time\n"
-            "path = pathlib.Path(sys.argv[1]); record = json.loads(path.read_text())\n"
-            "for beat in range(2, 100):\n"
-            "    record['beat'] = beat; temporary = path.with_suffix('.tmp')\n"
-            "    temporary.write_text(json.dumps(record)); temporary.replace(path); time.sleep(0.2)\n",
-            str(tmp_path / "lease.json"),
-        ]
-    )
+    path = tmp_path / "lease" / "epoch-00000007"
+    path.parent.mkdir()
+    write_state(path, 1)
+    done = threading.Event()
+
+    def beat() -> None:
+        for number in itertools.count(2):
+            if done.wait(0.1):
+                return
+            write_state(path, number)
+
+    beater = threading.Thread(target=beat)
+    beater.start()
     try:
         with pytest.raises(LeaseHeld, match="far"):
             Lease.acquire(tmp_path)
     finally:
-        beater.kill()
-        beater.wait()
+        done.set()
+        beater.join()
     lease = Lease.acquire(tmp_path)
     assert lease.epoch == 8
     lease.release()
 
 
-def test_a_job_that_lost_its_lease_notices_before_it_commits(tmp_path: Path) -> None:
+def test_one_that_died_while_it_took_the_lease_is_waited_for_and_then_succeeded(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "epoch-00000001").touch()
+    began = time.monotonic()
     lease = Lease.acquire(tmp_path)
-    lease.check()
-    record = json.loads((tmp_path / "lease.json").read_text())
-    (tmp_path / "lease.json").write_text(
-        json.dumps({**record, "epoch": 2, "token": "other", "pid": os.getpid()})
-    )
-    with pytest.raises(LeaseLost):
-        lease.check()
+    assert lease.epoch == 2 and 2 < time.monotonic() - began < 6
     lease.release()
-    assert json.loads((tmp_path / "lease.json").read_text())["token"] == "other"
+
+
+def test_of_eight_that_start_at_one_moment_exactly_one_holds_the_run(tmp_path: Path) -> None:
+    for round_ in range(20):
+        directory, gate = tmp_path / str(round_), multiprocessing.Barrier(8)
+        context = multiprocessing.get_context("fork")
+        done, answers = context.Event(), context.SimpleQueue()
+        starters = [context.Process(target=start, args=(directory, gate, done, answers)) for _ in range(8)]
+        for one in starters:
+            one.start()
+        found = [answers.get() for _ in starters]
+        done.set()
+        for one in starters:
+            one.join()
+        assert sorted(found) == ["held"] * 7 + ["owner 1"]
+
+
+def start(directory: Path, gate: Any, done: Any, answers: Any) -> None:
+    gate.wait()
+    try:
+        lease = Lease.acquire(directory)
+    except LeaseHeld:
+        answers.put("held")
+        return
+    answers.put(f"owner {lease.epoch}")
+    done.wait()
+
+
+def test_a_job_that_lost_its_lease_notices_and_touches_nothing_of_its_successors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease.acquire(tmp_path)
+    first.check()
+    monkeypatch.setattr("coatnet.runtime.lease._is_alive", lambda *_: False)  # as after a long freeze
+    second = Lease.acquire(tmp_path)
+    before = (tmp_path / "lease" / "epoch-00000002").read_text().splitlines()[0]
+    with pytest.raises(LeaseLost, match=f"taken over by process {os.getpid()}"):
+        first.check()
+    with pytest.raises(LeaseLost):
+        first.raise_if_lost()
+    first.release()
+    second.check()
+    assert (tmp_path / "lease" / "epoch-00000002").read_text().splitlines()[0] == before
+    second.release()
+
+
+def test_a_beat_needs_no_space_on_the_disk(tmp_path: Path) -> None:
+    lease = Lease.acquire(tmp_path)
+    path = tmp_path / "lease" / "epoch-00000001"
+    size, number = path.stat().st_size, path.stat().st_ino
+    lease._write_state(123)
+    assert (path.stat().st_size, path.stat().st_ino) == (size, number) and "123" in path.read_text()
+    lease.release()
+    assert path.stat().st_size == size and "released" in path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from coatnet.config import UserError
-from coatnet.runtime.run_directory import RunDirectory, append_line, read_lines
+from coatnet.runtime.metrics_log import MetricsLog
+from coatnet.runtime.run_directory import RunDirectory, append_line, read_lines, write_atomically
 
 
 def test_the_second_start_finds_the_first_ones_run(tmp_path: Path) -> None:
@@ -97,3 +100,38 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"loss": 0.')
     assert list(read_lines(path)) == [{"loss": 1}]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_costs_records_that_are_counted_and_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.events.symlink_to("/dev/full")
+    run.record_event("alarm", text="one")
+    run.record_event("alarm", text="two")
+    assert run.lost_records == 2 and capsys.readouterr().err.count("No space left on device") == 1
+    MetricsLog(run, enabled=True).scalars({"train/loss": 1.0}, samples_seen=1)
+    assert next(iter(read_lines(run.metrics)))["lost_records"] == 2
+
+
+def test_a_tensorboard_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.tensorboard.write_text("in the way of its folder")
+    log = MetricsLog(run, enabled=True)
+    log.scalars({"train/loss": 1.0}, samples_seen=1)
+    log.flush()
+    log.close()
+    assert run.lost_records == 1 and len(list(read_lines(run.metrics))) == 1
+
+
+def test_a_file_that_finds_no_room_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "summary.json", "{}")
+    assert list(tmp_path.iterdir()) == []

@@ -56,3 +56,37 @@ def test_a_started_program_does_not_inherit_the_handlers() -> None:
         code = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+# Each in a process of its own: a thread of pytest's that does not hold signals back would be killed by them.
+EARLY_AND_LATE = """
+import os, signal, threading
+from coatnet.runtime.stop import StopFlag, held_signals
+with held_signals():
+    os.kill(os.getpid(), signal.SIGUSR1)  # while torch is loading, say
+    with StopFlag() as stop:
+        print(stop.requested, stop.reason)
+        loader = threading.Thread(target=threading.Event().wait, daemon=True)
+        loader.start()
+    os.kill(os.getpid(), signal.SIGTERM)  # too late: everything has been saved
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+INHERITED = """
+import os, signal
+from coatnet.runtime.stop import StopFlag
+os.kill(os.getpid(), signal.SIGTERM)
+with StopFlag() as stop:
+    print(stop.reason)
+"""
+
+
+def test_a_signal_that_comes_before_the_flag_waits_for_it_and_one_that_comes_after_it_is_dropped() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY_AND_LATE], capture_output=True, text=True, check=True)
+    assert done.stdout == "True SIGUSR1\nTrue set()\n"
+
+
+def test_a_program_started_meanwhile_waits_with_signals_too() -> None:
+    code = "import subprocess, sys\nfrom coatnet.runtime.stop import held_signals\nwith held_signals():\n"
+    code += f"    sys.exit(subprocess.run([sys.executable, '-c', {INHERITED!r}]).returncode)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "SIGTERM\n"
