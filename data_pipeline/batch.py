@@ -30,8 +30,26 @@ class BadSample:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """The last step of an epoch, filled up with samples of its own that count for nothing.
+
+    Shape: weights float32 (n,), such that the weighted mean over all ranks is the mean of the step's own
+    samples: global_batch / samples for one of them, 0 for one that fills.
+
+    Attributes:
+        samples: the step's own, of all ranks together.
+    """
+
+    samples: int
+    weights: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's share of one step.
+
+    Attributes:
+        tail: of a step that was filled up; None for a full one.
 
     Shape: images uint8 (n, H, W, 3); labels int64 (n,), or float32 (n, K) of a multi-label corpus;
     positions, keys int64 (n,). A key is a hash of (seed, epoch, sample) that augmentation draws from.
@@ -42,6 +60,16 @@ class Batch:
     positions: Tensor
     keys: Tensor
     bad: list[BadSample] = field(default_factory=list)
+    tail: Tail | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def seen(self) -> Tensor:
+        """The positions of the samples that count."""
+        return self.positions if self.tail is None else self.positions[self.tail.weights > 0]
+
+    def step_samples(self, world_size: int) -> int:
+        """Return how many samples count in the step, of all ranks together."""
+        return len(self) * world_size if self.tail is None else self.tail.samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-TAILS = ("continue", "drop")
+TAILS = ("continue", "drop", "mask")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -86,7 +86,8 @@ class DataConfig:
         lanes: parallel streams that the corpus is cut into; lower automatically for corpora of few shards.
         window: shards of a lane whose samples are shuffled together.
         tail: at the end of an epoch "continue" fills the last step from the next epoch, "drop" leaves out
-            what does not fill a step. Nothing is ever repeated.
+            what does not fill a step, "mask" fills it up with samples that have no weight in the loss. No
+            sample counts twice in an epoch.
         bad_sample_budget: share of the samples read that may be bad before the run stops.
         decoder: backend of `data_pipeline.decode`; "auto" takes the fastest that is installed.
     """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coatnet.config import UserError
 from data_pipeline.assemble import Assembler
-from data_pipeline.batch import BadSample, Batch
+from data_pipeline.batch import BadSample, Batch, Tail
 from data_pipeline.decode import DecodeError
 from data_pipeline.order import Places
 from data_pipeline.permutation import derive_key, derive_keys
@@ -35,6 +35,7 @@ class PendingBatch:
     images: torch.Tensor
     labels: NDArray[np.generic]
     chunk: int
+    tail: Tail | None = None
     bad: list[BadSample] = field(default_factory=list)
 
     def chunks(self) -> list[Callable[[], None]]:
@@ -53,6 +54,7 @@ class PendingBatch:
             positions=torch.from_numpy(self.positions),
             keys=torch.from_numpy(self.keys),
             bad=sorted(self.bad, key=lambda sample: sample.position),
+            tail=self.tail,
         )
 
 
@@ -71,7 +73,15 @@ class BatchFiller:
         self._starts = [end - corpus.counts for end, corpus in zip(self._ends, corpora, strict=True)]
         self.excluded: set[int] = set()
 
-    def plan(self, positions: Integers, places: Places, *, image_size: int, chunk: int) -> PendingBatch:
+    def plan(
+        self,
+        positions: Integers,
+        places: Places,
+        *,
+        image_size: int,
+        chunk: int,
+        tail: Tail | None = None,
+    ) -> PendingBatch:
         """Return an empty batch for some places, its buffers allocated (pinned where there is a GPU)."""
         shape = (len(positions), image_size, image_size, 3)
         return PendingBatch(
@@ -82,6 +92,7 @@ class BatchFiller:
             images=torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
             labels=self._assembler.label_array(len(positions)),
             chunk=chunk,
+            tail=tail,
         )
 
     def fill(self, batch: PendingBatch, begin: int, end: int) -> None:
@@ -136,7 +147,7 @@ class BatchFiller:
                 continue
             if self._decode_one(record, row, batch) is None:
                 self._assembler.put_label(batch.labels, row, record)
-                if reason is not None:
+                if reason is not None and (batch.tail is None or batch.tail.weights[row] > 0):
                     batch.bad.append(BadSample(position, name, reason, corpus.name(shard, index)))
                 return
         raise UserError(f"{name}: {reason or 'excluded'}; {_SUBSTITUTES} substitutes are bad as well")

@@ -7,24 +7,24 @@ process and, for the set of samples in a step, the world size do not matter. Kno
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from functools import partial
 from math import ceil
 from typing import Any
 
 import numpy as np
+import torch
 
 from coatnet.config import UserError
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, Tail
 from data_pipeline.budget import BadSampleBudget
 from data_pipeline.config import DataConfig
 from data_pipeline.filling import BatchFiller, PendingBatch
 from data_pipeline.lookahead import Lookahead
 from data_pipeline.open_corpus import open_train_corpora
-from data_pipeline.order import step_positions
 from data_pipeline.prefetch import made_ahead
 from data_pipeline.record import SampleSource
+from data_pipeline.steps import Steps
 from data_pipeline.training_order import make_order
 
 _MAX_CHUNK = 32
@@ -67,7 +67,6 @@ class TrainLoader:
         self._weights = [entry.weight for entry in data.train] or [1.0]
         self._data = data
         self._seed = seed
-        self._global_batch = global_batch
         self._image_size = augment.image_size
         self._chunk = max(1, min(_MAX_CHUNK, ceil(global_batch / world_size / data.threads)))
         self._order = make_order(corpora, data, seed=seed, global_batch=global_batch)
@@ -76,9 +75,7 @@ class TrainLoader:
         assembler = Assembler(augment, True, self.num_classes if multi else 0, data.decoder)
         self._filler = BatchFiller(corpora, assembler, seed=seed)
         self._budget = BadSampleBudget(data.bad_sample_budget, expected=self.epoch_samples / world_size)
-        self._share = partial(
-            step_positions, self._order, global_batch=global_batch, rank=rank, world_size=world_size
-        )
+        self._steps = Steps(self._order, global_batch, rank, world_size, masked=data.tail == "mask")
 
     @classmethod
     def open(
@@ -113,7 +110,7 @@ class TrainLoader:
         batches = made_ahead(plans, threads=self._data.threads, ahead=self._data.prefetch)
         try:
             for batch in batches:
-                self._budget.count(read=len(batch), bad=batch.bad)
+                self._budget.count(read=len(batch.seen), bad=batch.bad)
                 yield batch
         finally:
             batches.close()
@@ -158,19 +155,21 @@ class TrainLoader:
         ahead = None
         if any(corpus.remote for corpus in self._corpora):
             ahead = Lookahead(
-                self._order,
-                self._corpora,
-                self._share,
-                global_batch=self._global_batch,
-                ahead_shards=self._data.cache.ahead_shards,
+                self._order, self._corpora, self._steps, ahead_shards=self._data.cache.ahead_shards
             )
         while True:
             if ahead is not None:
                 ahead.at(samples_seen)
-            positions = self._share(samples_seen)
-            places = self._order.locate(positions)
-            yield self._filler.plan(positions, places, image_size=self._image_size, chunk=self._chunk)
-            samples_seen += self._global_batch
+            positions, end = self._steps.positions(samples_seen), self._steps.end(samples_seen)
+            weights = self._steps.weights(samples_seen)
+            yield self._filler.plan(
+                positions,
+                self._order.locate(positions),
+                image_size=self._image_size,
+                chunk=self._chunk,
+                tail=None if weights is None else Tail(end - samples_seen, torch.from_numpy(weights)),
+            )
+            samples_seen = end
 
 
 def _common_classes(corpora: Sequence[SampleSource]) -> list[str]:

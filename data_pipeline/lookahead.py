@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from data_pipeline.order import PositionOrder
 from data_pipeline.record import SampleSource
+from data_pipeline.steps import Steps
 
 _MOST_STEPS = 512  # a step costs 2 ms to look up; a start must not take longer than a second
 
@@ -23,14 +21,13 @@ class Lookahead:
         self,
         order: PositionOrder,
         corpora: Sequence[SampleSource],
-        share: Callable[[int], NDArray[np.int64]],
+        rank_steps: Steps,
         *,
-        global_batch: int,
         ahead_shards: int,
     ) -> None:
-        """Prepare to walk; `share` returns this rank's positions of the step at some `samples_seen`."""
-        self._order, self._corpora, self._share = order, corpora, share
-        self._global_batch, self._ahead = global_batch, ahead_shards
+        """Prepare to walk."""
+        self._order, self._corpora, self._rank_steps = order, corpora, rank_steps
+        self._ahead = ahead_shards
         self._steps: deque[set[_Shard]] = deque()
         self._wanted: Counter[_Shard] = Counter()
         self._cursor = -1
@@ -45,7 +42,7 @@ class Lookahead:
             self._cursor = samples_seen
         in_use = len(self._steps[0]) if self._steps else 0
         while len(self._wanted) < min(in_use + self._ahead, self._all) and len(self._steps) < _MOST_STEPS:
-            places = self._order.locate(self._share(self._cursor))
+            places = self._order.locate(self._rank_steps.positions(self._cursor))
             shards = {
                 (int(corpus), int(shard))
                 for corpus, shard in zip(places.corpus, places.shard, strict=True)
@@ -57,5 +54,5 @@ class Lookahead:
                     corpus.prepare(new)
             self._wanted.update(shards)
             self._steps.append(shards)
-            self._cursor += self._global_batch
+            self._cursor = self._rank_steps.end(self._cursor)
             in_use = len(self._steps[0])

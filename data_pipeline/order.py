@@ -154,13 +154,20 @@ class Order:
 
 
 def step_positions(
-    order: PositionOrder, samples_seen: int, *, global_batch: int, rank: int, world_size: int
+    order: PositionOrder,
+    samples_seen: int,
+    *,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    samples: int | None = None,
 ) -> Integers:
     """Return one rank's share of a step, in the order in which it is put into batches.
 
     The step's positions are sorted by (lane, position) and cut into equal slices. The sorted list does not
     depend on the world size: any g consecutive entries are the same group at every world size whose share
-    is a multiple of g. A rank keeps to its part of the lanes, hence to its shards.
+    is a multiple of g. A rank keeps to its part of the lanes, hence to its shards. A step of fewer `samples`
+    is filled up to the batch by its own positions once more, from the first on.
 
     Shape: (global_batch / world_size,).
 
@@ -173,6 +180,6 @@ def step_positions(
             f"allowed here: multiples of {world_size}"
         )
     share = global_batch // world_size
-    positions = np.arange(samples_seen, samples_seen + global_batch, dtype=np.int64)
-    ranked = positions[np.lexsort((positions, order.lane_fractions(positions)))]
+    positions = np.arange(samples_seen, samples_seen + (samples or global_batch), dtype=np.int64)
+    ranked = np.resize(positions[np.lexsort((positions, order.lane_fractions(positions)))], global_batch)
     return ranked[rank * share : (rank + 1) * share]

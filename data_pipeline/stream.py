@@ -61,7 +61,7 @@ class Stream:
                     with self._account.measure("data_wait"):
                         batch = next(batches)
                     yield batch
-                    expected += phase.global_batch
+                    expected += batch.step_samples(self._ranks.world_size)
             finally:
                 batches.close()
 

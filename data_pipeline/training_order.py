@@ -20,10 +20,11 @@ def make_order(
     """Return the order of a mixture of corpora.
 
     Raises:
-        UserError: a corpus without samples, or one that does not fill a step when the tail is dropped.
+        UserError: a corpus without samples, one that does not fill a step when the tail is dropped, or an end
+            of an epoch that several corpora do not have in common.
     """
-    if data.tail == "drop" and len(corpora) > 1:
-        raise UserError("data.tail is 'drop' with several corpora; allowed there: continue")
+    if data.tail != "continue" and len(corpora) > 1:
+        raise UserError(f"data.tail is {data.tail!r} with several corpora; allowed there: continue")
     orders = []
     for number, corpus in enumerate(corpora):
         dropped = corpus.samples % global_batch if data.tail == "drop" else 0

@@ -141,7 +141,7 @@ class Trainer:
 
     def _step(self, batch: Batch, *, before: int, wish: int) -> tuple[StepResult, int]:
         """Train on this rank's share and hear what the ranks wish."""
-        samples, micro = len(batch) * self.ranks.world_size, self.config.train.micro_batch
+        samples, micro = batch.step_samples(self.ranks.world_size), self.config.train.micro_batch
         rate = self.calendar.learning_rate(before + samples)
         starts = range(0, len(batch), micro)
         parts = [partial(self._loss, batch=batch, rows=slice(start, start + micro)) for start in starts]
@@ -169,7 +169,8 @@ class Trainer:
         """Return a micro-batch's part of the mean loss over this rank's images."""
         images, targets = self._transformed(batch, rows)
         logits = model(images, sample_keys=batch.keys[rows].to(images.device))
-        losses = self._losses(logits, targets)
+        weights_of_tail = None if batch.tail is None else batch.tail.weights[rows].to(images.device)
+        losses = self._losses(logits, targets, weights_of_tail)
         if (weights := self.class_weights) is not None:
             losses = losses * (targets.float() @ weights if targets.ndim == 2 else weights[targets])
         return losses.sum() / len(batch)

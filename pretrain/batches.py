@@ -17,9 +17,13 @@ def make_calendar(config: PretrainConfig, *, epoch_samples: int) -> Calendar:
     Raises:
         UserError: a run without a step, or batch changes out of order.
     """
-    unit = {"epoch_samples": epoch_samples, "global_batch": config.train.global_batch}
+    batch, image_size = config.train.global_batch, config.augment.image_size
     changes = [
-        Change(Duration.parse(one.at).in_samples(**unit), one.global_batch, config.augment.image_size)
+        Change(
+            Duration.parse(one.at).in_samples(epoch_samples=epoch_samples, global_batch=batch),
+            one.global_batch,
+            image_size,
+        )
         for one in config.train.batch_changes
     ]
     return Calendar.make(config, epoch_samples=epoch_samples, changes=changes)

@@ -40,7 +40,7 @@ class Guard:
     def __init__(self, config: GuardConfig, *, rollbacks: int = 0) -> None:
         self._config = config
         self._rollbacks = rollbacks
-        self._spiking = 0
+        self._spiking, self._spiking_since = 0, 0
 
     def veto(self, state: State) -> Veto | None:
         """Return what refuses a step by its loss before anything changes, where spikes are to be skipped."""
@@ -62,6 +62,8 @@ class Guard:
             robust_score(result.loss, state.losses), robust_score(result.gradient_norm, state.gradient_norms)
         )
         if self._is_spike(score, state.losses):
+            if self._spiking == 0:
+                self._spiking_since = state.samples_seen - result.samples
             self._spiking += 1
             return self._on_spike(result, state, score=score)
         self._spiking = 0
@@ -79,13 +81,12 @@ class Guard:
                 f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks - 1} "
                 "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate"
             )
-        begin = state.samples_seen - self._spiking * result.samples
         verdict = Verdict(
             "rollback",
             score=score,
             rollback=True,
             step=state.step - self._spiking + 1,
-            samples=range(begin, state.samples_seen),
+            samples=range(self._spiking_since, state.samples_seen),
         )
         self._spiking = 0
         return verdict

@@ -24,7 +24,7 @@ def train(run: Parts, stop: StopFlag) -> State:
             result = run.trainer.step(
                 batch,
                 samples_seen=before,
-                learning_rate=run.calendar.learning_rate(before + len(batch) * run.ranks.world_size),
+                learning_rate=run.calendar.learning_rate(before + batch.step_samples(run.ranks.world_size)),
                 wish=STOP * stop.requested + SAVE * run.checkpoints.time_is_up,
                 veto=run.guard.veto(state),
                 label=run.label(before),

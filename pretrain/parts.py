@@ -205,12 +205,13 @@ class Parts:
             return
         if not result.applied:
             self.save(state, wait=True)
-        share = result.samples // self.ranks.world_size
+        begin = state.samples_seen - result.samples
+        share = self.calendar.phase_at(begin).global_batch // self.ranks.world_size
         if self.ranks.is_main:
             bundle = Bundle(
                 event=verdict.event,
                 step=state.step,
-                samples_seen=state.samples_seen - result.samples,
+                samples_seen=begin,
                 samples=result.samples,
                 applied_steps=state.applied_steps - result.applied,
                 applied=result.applied,

@@ -97,7 +97,7 @@ def _rerun(
             result = assembly.trainer.step(
                 batch,
                 samples_seen=before,
-                learning_rate=assembly.calendar.learning_rate(before + len(batch)),
+                learning_rate=assembly.calendar.learning_rate(before + batch.step_samples(1)),
             )
             state.advance(samples=result.samples, applied=result.applied, digest=result.digest)
             rows.append(
@@ -117,7 +117,7 @@ def _rerun(
 
 def _worst(assembly: Assembly, batch: Any) -> list[dict[str, Any]]:
     """Name the step's samples of the highest loss, by the weights before it."""
-    losses = assembly.trainer.sample_losses(batch)
+    losses = assembly.trainer.sample_losses(batch)[: batch.step_samples(1)]  # what fills a step comes last
     ranked = torch.where(torch.isfinite(losses), losses, torch.inf)
     return [
         {

@@ -19,6 +19,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.state import digest_of_positions
 
+_Part = tuple[Tensor, Tensor, Tensor, Tensor | None]  # images, labels, keys, weights of a micro-batch
 _STEP_KEY = 17  # purpose of the key that seeds torch for a step
 Veto = Callable[[float], bool]
 
@@ -92,7 +93,7 @@ class Trainer:
                 float(update.loss),
                 self.engine.own_seconds,
                 float(wish),
-                float(digest_of_positions(batch.positions.numpy())),
+                float(digest_of_positions(batch.seen.numpy())),
                 float(len(batch.bad)),
             ],
             dtype=torch.float64,
@@ -105,7 +106,7 @@ class Trainer:
             if update.applied:
                 self.engine.update_ema()
         return PretrainResult(
-            samples=len(batch) * ranks.world_size,
+            samples=batch.step_samples(ranks.world_size),
             losses=told[:, 0].tolist(),
             seconds=told[:, 1].tolist(),
             gradient_norm=update.gradient_norm,
@@ -117,13 +118,13 @@ class Trainer:
         )
 
     def sample_losses(self, batch: Batch) -> Tensor:
-        """Return each sample's own loss, augmented as in training, by the weights as they are.
+        """Return each sample's own loss, augmented as in training, by the model's weights as they are.
 
         Shape: (n,) on the CPU.
         """
         each, found = make_loss(*self._loss_options, per_sample=True), []
         with self.engine.evaluating() as forward:
-            for images, labels, keys in self._micro_batches(batch):
+            for images, labels, keys, _ in self._micro_batches(batch):
                 pixels, targets = self._transformed(images, labels, keys)
                 found.append(each(forward(pixels), targets).cpu())
         return torch.cat(found)
@@ -149,15 +150,18 @@ class Trainer:
         result = self.step(blank, samples_seen=0, learning_rate=0.0, veto=lambda loss: True, label="start")
         assert not result.applied
 
-    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _micro_batches(self, batch: Batch) -> list[_Part]:
         size = self.micro_batch or len(batch)
-        parts = zip(batch.images.split(size), batch.labels.split(size), batch.keys.split(size), strict=True)
-        return list(parts)
+        columns = (column.split(size) for column in (batch.images, batch.labels, batch.keys))
+        images, labels, keys = columns
+        weights = [None] * len(keys) if batch.tail is None else batch.tail.weights.split(size)
+        return list(zip(images, labels, keys, weights, strict=True))
 
-    def _loss_of(self, model: nn.Module, part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        images, labels, keys = part
+    def _loss_of(self, model: nn.Module, part: _Part) -> Tensor:
+        images, labels, keys, weights = part
         pixels, targets = self._transformed(images, labels, keys)
-        return self._loss(model(pixels, sample_keys=keys.to(pixels.device, non_blocking=True)), targets)
+        logits = model(pixels, sample_keys=keys.to(pixels.device, non_blocking=True))
+        return self._loss(logits, targets, None if weights is None else weights.to(pixels.device))
 
     def _transformed(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         device = self.engine.ranks.device

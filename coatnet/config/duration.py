@@ -45,8 +45,8 @@ class Duration:
         """True for a wall-clock duration."""
         return self.unit == "seconds"
 
-    def in_samples(self, *, epoch_samples: int, global_batch: int) -> int:
-        """Convert to samples, rounded to the nearest whole step.
+    def in_samples(self, *, epoch_samples: int, global_batch: int, whole_steps: bool = True) -> int:
+        """Convert to samples, rounded to the nearest whole step; a step is `global_batch` samples.
 
         Raises:
             ValueError: a wall-clock duration has no length in samples.
@@ -54,4 +54,5 @@ class Duration:
         if self.is_time:
             raise ValueError(f"{self.value:g} seconds have no length in samples; use epochs, steps or images")
         unit_samples = {"epochs": epoch_samples, "steps": global_batch, "images": 1}[self.unit]
-        return round(self.value * unit_samples / global_batch) * global_batch
+        unit = global_batch if whole_steps else 1
+        return round(self.value * unit_samples / unit) * unit

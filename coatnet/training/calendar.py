@@ -21,7 +21,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run with one global batch and image size, from sample `begin` up to `end`."""
+    """A stretch of the run with one global batch and image size: steps that begin in [begin, end)."""
 
     begin: int
     end: int
@@ -36,7 +36,8 @@ class Calendar:
     Units: samples.
 
     Attributes:
-        phases: stretches of one global batch and image size, each a whole number of steps.
+        phases: stretches of one global batch and image size, each a whole number of steps; where the tails of
+            epochs are masked, steps differ in samples, and a stretch ends with the step that reaches its end.
         save_samples: distance between saves; None where they go by the clock.
     """
 
@@ -51,19 +52,27 @@ class Calendar:
         """Turn a config's durations into samples.
 
         Args:
-            config: a root schema with the sections train, augment, optimizer, schedule, evaluate and save.
+            config: a root schema with the sections data, train, augment, optimizer, schedule, evaluate and
+                save.
             epoch_samples: samples in an epoch.
             changes: in order of time.
 
         Raises:
             UserError: a run without a step, or changes out of order.
         """
-        batch = config.train.global_batch
+        batch, whole_steps = config.train.global_batch, config.data.tail != "mask"
 
         def samples(text: str) -> int:
-            return Duration.parse(text).in_samples(epoch_samples=epoch_samples, global_batch=batch)
+            return Duration.parse(text).in_samples(
+                epoch_samples=epoch_samples, global_batch=batch, whole_steps=whole_steps
+            )
 
-        phases = _phases(Change(0, batch, config.augment.image_size), changes, samples(config.train.duration))
+        phases = _phases(
+            Change(0, batch, config.augment.image_size),
+            changes,
+            samples(config.train.duration),
+            whole_steps=whole_steps,
+        )
         save = Duration.parse(config.save.every)
         return cls(
             phases=phases,
@@ -98,20 +107,20 @@ class Calendar:
         return after >= self.total or bool(crossed)
 
 
-def _phases(first: Change, changes: Sequence[Change], total: int) -> list[Phase]:
+def _phases(first: Change, changes: Sequence[Change], total: int, *, whole_steps: bool) -> list[Phase]:
     phases: list[Phase] = []
     begin, now = 0, first
     for later in [*changes, Change(total, 0, 0)]:
-        steps = round((later.at - begin) / now.global_batch)
-        if steps < 0 or (later.at >= total and later.global_batch):
+        unit = now.global_batch if whole_steps else 1
+        samples = round((later.at - begin) / unit) * unit
+        if samples < 0 or (later.at >= total and later.global_batch):
             raise UserError(
                 f"train: a change at sample {later.at} comes after sample {max(begin, total)}; "
                 "put train.batch_changes and train.phases in order, before the end"
             )
-        if steps:
-            end = begin + steps * now.global_batch
-            phases.append(Phase(begin, end, now.global_batch, now.image_size))
-            begin = end
+        if samples:
+            phases.append(Phase(begin, begin + samples, now.global_batch, now.image_size))
+            begin += samples
         now = later
     if not phases:
         raise UserError(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 LOSS_NAMES = ("softmax", "sigmoid")
-Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Loss(Protocol):
+    """A loss of logits and targets; `weights` (B,) multiply the samples' values."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor: ...
 
 
 def make_loss(name: str, smoothing: float = 0.0, *, per_sample: bool = False) -> Loss:
-    """Return `loss(logits, targets)`, the mean over the batch or one value per sample.
+    """Return `loss(logits, targets, weights)`, the mean over the batch or one value per sample.
 
     Softmax smoothing is t·(1−s) + s/K. Sigmoid losses are summed over classes, with t·(1−s) + s/2: the floor
     keeps the logits of absent classes finite.
@@ -31,8 +36,10 @@ def make_loss(name: str, smoothing: float = 0.0, *, per_sample: bool = False) ->
         raise ValueError(f"smoothing is {smoothing}; allowed: 0 ≤ smoothing < 1")
     each = _softmax_each if name == "softmax" else _sigmoid_each
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         values = each(logits.float(), targets, smoothing)
+        if weights is not None:
+            values = values * weights
         return values if per_sample else values.mean()
 
     return loss

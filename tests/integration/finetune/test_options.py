@@ -38,6 +38,27 @@ def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing
     assert json.loads((tmp_path / "probe" / "summary.json").read_text())["evaluation"]["image_size"] == 64
 
 
+@pytest.mark.campaign
+def test_masked_tails_make_whole_epochs_and_the_same_weights_on_one_rank_and_two(
+    command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    tensors = []
+    for world_size in (1, 2):
+        words = command(
+            tmp_path / f"masked-{world_size}",
+            data__tail="mask",
+            train__global_batch="48",  # 48 and 24 of 72 images
+            train__duration="2 epochs",
+            evaluate__every="1 epoch",
+        )
+        on_ranks("finetune_run", world_size=world_size, arguments=words[words.index("finetune") + 1 :])
+        summary = json.loads((tmp_path / f"masked-{world_size}" / "summary.json").read_text())
+        assert summary["samples"] == summary["evaluation"]["at"] == 144 and summary["steps"] == 4
+        tensors.append(load_weights(tmp_path / f"masked-{world_size}").tensors)
+    for name in set(tensors[0]) - {"stem.conv1.bias"}:  # batch norm cancels it: Adam scales up rounding noise
+        torch.testing.assert_close(tensors[1][name], tensors[0][name], atol=1e-3, rtol=0.0)
+
+
 @pytest.mark.slow
 def test_seeds_stop_early_and_are_summarised(
     trained: Path, command: Command, coatnet: Run, tmp_path: Path

@@ -130,6 +130,24 @@ def test_two_one_three_two_ranks_see_the_same_samples_and_losses(
     np.testing.assert_allclose(elastic["losses"], unbroken["losses"], rtol=1e-5)
 
 
+def test_masked_tails_give_the_same_losses_at_any_world_size_and_over_a_resume(
+    place: Path, on_ranks: OnRanks
+) -> None:
+    masked = ("data.tail=mask", "train.duration=3 epochs", "schedule.warmup=2 steps")  # 24, 24, 12 of 60
+    on_ranks("pretrain_run", world_size=1, arguments=arguments(place, "masked", *masked))
+    moved = arguments(place, "masked_moved", *masked)
+    for world_size, steps in ((2, 3), (1, 2), (2, 0)):  # stops behind the first tail, and before the second
+        on_ranks("pretrain_run", world_size=world_size, arguments=moved, stop_after=steps)
+    alone, elastic = (last(place / run).facts["progress"] for run in ("masked", "masked_moved"))
+    assert elastic["samples_seen"] == alone["samples_seen"] == 180
+    assert elastic["step"] == alone["step"] == 9
+    assert elastic["trained_digest"] == alone["trained_digest"]
+    for run in ("masked", "masked_moved"):
+        assert json.loads((place / run / "summary.json").read_text())["every_sample_once"] is True
+    np.testing.assert_allclose(elastic["losses"], alone["losses"], rtol=1e-5)
+    assert len(alone["losses"]) == 9
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_run_that_changes_its_stage_in_the_middle_ends_where_it_would_have(
     place: Path, undisturbed: Path, on_ranks: OnRanks, stage: int

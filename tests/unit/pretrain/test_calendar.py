@@ -28,6 +28,16 @@ def test_epochs_become_whole_steps() -> None:
     assert made.phases == [Phase(0, 304, 16, 224)] and made.total == 304
 
 
+def test_where_tails_are_masked_epochs_are_whole_and_steps_need_not_be() -> None:
+    masked = DataConfig(train=[CorpusConfig("shards")], tail="mask")
+    made = calendar(data=masked, train=TrainConfig(duration="3 epochs", global_batch=16))
+    assert made.phases == [Phase(0, 300, 16, 224)] and made.total == 300
+    begins = [epoch + step for epoch in (0, 100, 200) for step in range(0, 100, 16)]
+    ends = [*begins[1:], 300]
+    due = [end for at, end in zip(begins, ends, strict=True) if made.evaluation_due(before=at, after=end)]
+    assert due == [100, 200, 300]
+
+
 def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
     changes = [BatchChange("4 steps", 32), BatchChange("12 steps", 64)]
     made = calendar(train=TrainConfig("320 images", 16, batch_changes=changes))

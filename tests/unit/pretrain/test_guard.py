@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,14 @@ def test_a_rollback_names_the_first_bad_step_and_its_samples() -> None:
     assert not step(guard, state, result(9.0)).rollback
     verdict = step(guard, state, result(9.0))
     assert verdict.rollback and verdict.step == 11 and verdict.samples == range(80, 96)
+
+
+def test_a_rollback_over_a_short_step_names_the_samples_of_all() -> None:
+    guard = Guard(GuardConfig(spike_window=10, spike="rollback", spike_steps=2))
+    state = after_steps(guard, 10)
+    assert not step(guard, state, result(9.0)).rollback
+    verdict = step(guard, state, replace(result(9.0), samples=3))
+    assert verdict.rollback and verdict.samples == range(80, 91)
 
 
 def test_too_many_rollbacks_stop_the_run_with_advice() -> None:

@@ -1,0 +1,61 @@
+"""How the order's positions are cut into steps and shared by the ranks. Pure numpy; knows no bytes.
+
+A step takes the next `global_batch` positions. With a masked tail no step goes beyond its epoch: the last one
+has fewer positions, and is filled up with samples of its own that count for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.order import Integers, PositionOrder, step_positions
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One rank's shares of the steps, each a pure function of the position where its step begins."""
+
+    order: PositionOrder
+    global_batch: int
+    rank: int
+    world_size: int
+    masked: bool
+
+    def end(self, begin: int) -> int:
+        """Return where the step that begins at a position ends, and the next one begins."""
+        if not self.masked:
+            return begin + self.global_batch
+        epoch_samples = self.order.epoch_samples
+        return min(begin + self.global_batch, (begin // epoch_samples + 1) * epoch_samples)
+
+    def positions(self, begin: int) -> Integers:
+        """Return this rank's positions of a step, in the order in which they are put into batches.
+
+        A short step's sorted positions are repeated from the first one on, before they are shared: what fills
+        it does not depend on the number of ranks.
+
+        Shape: (global_batch / world_size,).
+        """
+        return step_positions(
+            self.order,
+            begin,
+            global_batch=self.global_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+            samples=self.end(begin) - begin,
+        )
+
+    def weights(self, begin: int) -> NDArray[np.float32] | None:
+        """Return the weights that make the step's mean loss that of its own samples; None for a full step.
+
+        Shape: (global_batch / world_size,).
+        """
+        samples = self.end(begin) - begin
+        if samples == self.global_batch:
+            return None
+        share = self.global_batch // self.world_size
+        slots = np.arange(self.rank * share, (self.rank + 1) * share)
+        return np.where(slots < samples, self.global_batch / samples, 0.0).astype(np.float32)
