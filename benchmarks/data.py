@@ -41,6 +41,7 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
 from data_pipeline.order import Order, step_positions
+from data_pipeline.sharding.direct_file import DirectFile
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
@@ -112,13 +113,20 @@ def measure_writing(images: Path, folder: Path, *, rounds: int) -> dict[str, Any
         shutil.rmtree(shards, ignore_errors=True)
         shard_corpus(images, shards, options=options, quiet=True)
 
-    def without_hashes() -> None:
+    def copy() -> None:
         with (folder / "copy").open("wb", buffering=0) as file:
             for path in paths:
                 file.write(path.read_bytes())
 
+    def copy_past_cache() -> None:
+        with closing(DirectFile(folder / "copy")) as file:
+            for path in paths:
+                file.append(path.read_bytes())
+            file.sync()
+
     works = {"ours": ours, **data_peers.writers(folder / "peers", paths, shard_bytes=SHARD_BYTES)}
-    seconds = _interleaved({**works, "copy": without_hashes}, rounds=rounds)
+    works |= {"copy": copy, "copy_past_cache": copy_past_cache}
+    seconds = _interleaved(works, rounds=rounds)
     (folder / "copy").unlink()
     shutil.rmtree(folder / "peers", ignore_errors=True)  # none, where no peer is installed
     return {f"{name}_gb_per_s": round(total / best, 3) for name, best in seconds.items()}
