@@ -5,7 +5,8 @@
     python benchmarks/data.py --keep          and write benchmarks/results/data.json
 
 (a) decode + crop + flip, by benchmarks/decode.py. (b) reading hot samples in random order, and seeking.
-(c) writing. (d) knowing the first sample after a resume. (e) the loader, end to end.
+(c) writing. (d) knowing the first sample after a resume. (e) the loader, end to end; and what normalisation
+and mixing cost where a CPU does them.
 Reading and writing count CPU seconds, per core, whoever else uses the machine; ours verifies a checksum of
 every sample on reading, which no peer does, and hashes every byte twice on writing (MosaicML's writer: once).
 The peers are those that are installed; benchmarks/data.md says how to have them all.
@@ -23,7 +24,7 @@ import subprocess
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import date
 from functools import partial
@@ -34,11 +35,13 @@ import data_peers
 import decode as decode_benchmark
 import decode_peers
 import numpy as np
+import torch
 from data_peers import Reader
 
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
+from data_pipeline.device import DeviceTransform
 from data_pipeline.loader import TrainLoader
 from data_pipeline.order import Order, step_positions
 from data_pipeline.sharding.direct_file import DirectFile
@@ -97,6 +100,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "writing": writing,
         "order": order,
         "loading": loading,
+        "transforming": measure_transform(rounds=rounds),
         "photographs": source,
         "machine": _machine(),
     }
@@ -194,6 +198,28 @@ def measure_loader(shards: Path, *, seconds: float) -> dict[str, Any]:
     return found
 
 
+def measure_transform(*, rounds: int) -> dict[str, Any]:
+    """Transform batches of 224 px on the CPU, where there is no device to do it; µs per image and core."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 224, 224, 3), dtype=np.uint8))
+    labels, keys = torch.arange(64) % 10, torch.arange(64)
+    configs = {
+        "normalise": AugmentConfig(),
+        "normalise_erasing": AugmentConfig(erasing=0.25),
+        "normalise_mixup": AugmentConfig(mixup=0.8),
+        "normalise_mixup_cutmix": AugmentConfig(mixup=0.8, cutmix=1.0),
+        "normalise_randaugment_2_15": AugmentConfig(randaugment_n=2, randaugment_m=15.0),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    works: dict[str, Callable[[], object]] = {
+        name: partial(DeviceTransform(augment, training=True), images, labels, keys, 10, 16)
+        for name, augment in configs.items()
+    }
+    seconds = _interleaved(works, rounds=rounds)
+    torch.set_num_threads(threads)
+    return {f"{name}_us": round(1e6 * best / len(images), 1) for name, best in seconds.items()}
+
+
 def print_table(result: dict[str, Any]) -> None:
     """Print all figures beside what is to be reached, the peers below ours."""
     rates, reading, writing = (
@@ -222,6 +248,7 @@ def print_table(result: dict[str, Any]) -> None:
         ("    CPU seconds of it", loading["first_batch_cpu_seconds"], ""),
         ("loader, 2 threads, images/s", loading["2_threads_images_per_s"], ""),
         ("    per CPU second", loading["2_threads_images_per_cpu_s"], ""),
+        *((f"on a CPU, {name}", value, "") for name, value in result["transforming"].items()),
     ]
     print(f"{result['photographs']}; {result['machine']['processor']}, load {result['machine']['load']}")
     for name, value, wanted in rows:
@@ -247,7 +274,7 @@ def _write_images(folder: Path, count: int, *, distinct: int) -> str:
     return f"{distinct} photographs ({source}), {sum(map(len, payloads)) / distinct / 1000:.0f} kB"
 
 
-def _interleaved(works: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, float]:
+def _interleaved(works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
     """Return each work's best CPU seconds, the works taking turns so that all meet the same neighbours."""
     best = dict.fromkeys(works, float("inf"))
     for _ in range(rounds):

@@ -14,7 +14,7 @@ _RATIO = (0.3, 10 / 3)  # height / width
 
 
 def erase(images: Tensor, keys: NDArray[np.int64], *, probability: float) -> Tensor:
-    """Erase one rectangle in a share `probability` of the images, cut to the image where it is too long.
+    """Erase, in place, one rectangle in a share `probability` of the images, cut to the image if too long.
 
     Shape: images float (n, 3, H, W), keys (n,) → the same.
     Source: Zhong et al., arXiv 1708.04896.
@@ -26,7 +26,7 @@ def erase(images: Tensor, keys: NDArray[np.int64], *, probability: float) -> Ten
     top, bottom = torch.from_numpy(rows).to(images.device).T[:, :, None]
     left, right = torch.from_numpy(columns).to(images.device).T[:, :, None]
     in_rows, in_columns = (down >= top) & (down < bottom), (across >= left) & (across < right)
-    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    return images.masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
 
 
 def _spans(
