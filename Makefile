@@ -8,11 +8,12 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
 export DS_BUILD_OPS = 0
 
-.PHONY: help quickstart test campaigns test-unit lint types install clean system-packages
+.PHONY: help quickstart test campaigns slurm-scenarios test-unit lint types install clean system-packages
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "test-unit         the tests that take seconds"
 	@echo "campaigns         kills, crash states, every SLURM scenario, the quickstart as a test"
+	@echo "slurm-scenarios   every SLURM scenario, with the table of benchmarks/slurm.md"
 	@echo "lint, types       ruff; mypy"
 
 quickstart: $(VENV)/.quickstart
@@ -29,9 +30,13 @@ test-unit: $(VENV)/.test
 # Longer than a commit should wait for; the tables lie in benchmarks/.
 campaigns: system-packages $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m campaign
-	OMP_NUM_THREADS=1 COATNET_SLURM=all $(BIN)/python -m pytest tests/integration/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slurm_scenarios.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --kills 40 --seed 7
 	$(BIN)/python benchmarks/crash_states.py --states 20000
+
+# Every scenario on a real SLURM, with the table that benchmarks/slurm.md holds.
+slurm-scenarios: system-packages $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slurm_scenarios.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

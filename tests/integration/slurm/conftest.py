@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; i
 from fake_cluster import DAEMONS, FakeCluster
 
 ROOT = Path(__file__).parents[3]
+_LONGEST = ("time_limit", "a_pipeline_goes", "four_ranks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,8 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the long scenarios to their own command."""
+    """Leave the long scenarios to their own command, which begins with the longest of them."""
     if os.environ.get("COATNET_SLURM") == "all":
+        items.sort(key=lambda item: not any(words in item.name for words in _LONGEST))
         return
     skip = pytest.mark.skip(reason="a long scenario; COATNET_SLURM=all runs the whole table")
     for item in items:
@@ -53,3 +56,21 @@ def slurm_cluster() -> Iterator[FakeCluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], str]], str]:
+    """Let one of the processes that run tests make what all of them need."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent  # each worker has a folder in it
+
+    def made(name: str, make: Callable[[], str]) -> str:
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path = folder / name
+            if not path.exists():
+                path.write_text(make())
+            return path.read_text()
+
+    return made

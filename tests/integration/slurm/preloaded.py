@@ -173,7 +173,7 @@ def _become(request: dict[str, Any], streams: list[int], *, tag: str) -> NoRetur
     status = 1
     try:
         _be_a_host_of_its_own(node)
-        _keep_pace(float(request["pace"]))
+        keep_pace(float(request["pace"]))
         from coatnet.cli import main
 
         main()
@@ -195,7 +195,7 @@ def _be_a_host_of_its_own(node: str) -> None:
     lease._boot_id = lambda: node
 
 
-def _keep_pace(seconds: float) -> None:
+def keep_pace(seconds: float) -> None:
     """Make steps long enough for things to happen between them."""
     from pretrain.trainer import Trainer
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pytest
 
 from cluster import slurm
 from cluster.cancel import cancel_run
+from cluster.site import PreflightConfig
 from cluster.status import RunStatus, read_status
 from coatnet.config import UserError
 from coatnet.runtime.lease import newest_epoch
 
+from container import NAME, make_image
 from fake_cluster import FakeCluster
 from runs import Run, failing_on
 from training import BATCH, final_digest, make_corpus, samples_seen, train
@@ -28,10 +32,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(slurm_cluster: FakeCluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def undisturbed(
+    slurm_cluster: FakeCluster,
+    shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[[str, Callable[[], str]], str],
+) -> str:
     """Return the digest of a run that nothing happened to."""
     directory = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return finish(train(slurm_cluster, directory, shards, pace=0.0), lives=1)
+    return once("undisturbed", lambda: finish(train(slurm_cluster, directory, shards, pace=0.0), lives=1))
 
 
 def begin(cluster: FakeCluster, directory: Path, shards: Path, **options: Any) -> Run:
@@ -102,6 +111,29 @@ def test_a_run_longer_than_its_time_limit_takes_several_lives(
     assert outcomes == ["stopped"] * (len(outcomes) - 1) + ["done"]
     assert len({life.step for life in run.lives}) > 1, "no life was ended by its limit"
     assert one_save_per_life(run)
+
+
+@every_scenario
+@pytest.mark.skipif(shutil.which("apptainer") is None, reason="no apptainer here")
+def test_a_warned_run_in_a_container_ends_with_the_same_bits(
+    slurm_cluster: FakeCluster,
+    shards: Path,
+    undisturbed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("APPTAINER_NO_PRIVS", "1")  # else root asks for capabilities that it may not have
+    run = begin(
+        slurm_cluster, tmp_path / "inside", shards, every="1000 steps", pace=None,
+        environment=["APPTAINER_NO_PRIVS"],
+        container=make_image(tmp_path / "image", readable=shards, pace=0.1),
+        preflight=PreflightConfig(free_space_bytes=1, shared_memory_bytes=1),
+    )  # fmt: skip
+    slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
+    assert finish(run, outcomes=["stopped", "done"]) == undisturbed
+    assert one_save_per_life(run)
+    logs = sorted((run.directory / "logs").glob("life-*.rank-*.log"))
+    assert len(logs) == 4 and all(f"inside {NAME}" in log.read_text() for log in logs)
 
 
 @every_scenario
@@ -335,9 +367,9 @@ def test_a_second_submission_of_a_running_run_is_refused_and_disturbs_nothing(
 def test_four_ranks_give_the_same_bits_on_two_nodes_and_warned_on_four(
     slurm_cluster: FakeCluster, shards: Path, tmp_path: Path
 ) -> None:
-    two = train(slurm_cluster, tmp_path / "two", shards, tasks_per_node=2, pace=0.0)
+    two = train(slurm_cluster, tmp_path / "two", shards, tasks_per_node=2, pace=0.0, steps=30)
     expected = finish(two, outcomes=["done"])
-    run = begin(slurm_cluster, tmp_path / "four", shards, nodes=4, every="1000 steps")
+    run = begin(slurm_cluster, tmp_path / "four", shards, nodes=4, every="1000 steps", steps=30)
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     assert finish(run, outcomes=["stopped", "done"]) == expected
 
