@@ -19,10 +19,12 @@ help:
 quickstart: $(VENV)/.quickstart
 	$(BIN)/coatnet quickstart
 
-# What starts ranks, nodes and servers of its own runs alone; the rest by as many workers as there are cores.
+# What starts ranks and servers of its own runs alone, SLURM's scenarios three at a time, since they mostly wait;
+# the rest by as many workers as there are cores.
 test: system-packages $(VENV)/.test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/gpu --ignore tests/integration/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/slurm --numprocesses 3 --maxschedchunk 1
 
 test-unit: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS) -m "not slow and not campaign"

@@ -64,7 +64,7 @@ def _sentence(name: str) -> str:
 def heading(*, seconds: float, count: int, load: float, workers: int) -> str:
     """Return what the table was measured with, and on."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed"))
-    slurm = _printed("sinfo", "--version").removeprefix("slurm-wlm ")
+    slurm = _printed("/usr/sbin/slurmd", "-V").removeprefix("slurm-wlm ")
     commit = _printed("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
     changed = _printed("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/slurm.md")
     return (

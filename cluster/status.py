@@ -54,10 +54,10 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
     """Return every run directory at or below `roots`, array tasks as runs of their own."""
     found: set[Path] = set()
     for root in roots:
-        if (root / LIVES_FILE).exists() or (root / "submissions").is_dir():
+        if (root / LIVES_FILE).exists() or any(root.glob("submissions/[0-9]*")):
             found.add(root)
         found.update(path.parent for path in root.glob(f"*/{LIVES_FILE}"))
-        found.update(path.parent for path in root.glob("*/submissions"))
+        found.update(path.parents[1] for path in root.glob("*/submissions/[0-9]*"))
     return sorted(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,7 +141,11 @@ def submit(
         script = folder / "script.sh"
         script.write_text(prepared.script)
         history = History(directory)
-        job_id = slurm.sbatch(str(script), *options)
+        try:
+            job_id = slurm.sbatch(str(script), *options)
+        except slurm.SlurmError:
+            shutil.rmtree(folder)  # what SLURM refused was not submitted
+            raise
         history.note("submitted", job_id=job_id, folder=folder.name, lives=len(history.lives()))
     return job_id
 

@@ -32,7 +32,7 @@ def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str) -> Non
     console.print(_memory_table(plan, choices))
     console.print(_speed_table(plan))
     for line in _facts(plan):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     if not plan.fits:
         console.print(
             "[red]does not fit[/red]: lower train.micro_batch, raise zero.stage or checkpoint activations"
@@ -43,26 +43,27 @@ def print_comparison(plans: Sequence[Plan]) -> None:
     """Print one line per layout."""
     from rich.console import Console
 
-    headings = ("nodes", "GPUs", "ZeRO", "micro-batch", "accumulation", "GiB/GPU", "fits", "step")
-    table = _table(*headings, "images/s", "efficiency", "MFU", "days", "GPU-hours")
+    headings = ("nodes", "GPUs", "ZeRO", "batch", "GiB/GPU", "ms/step", "images/s")  # 80 characters in all
+    table = _table(*headings, "per GPU", "MFU", "days", "GPU-h")
     best = max(plan.images_per_second / plan.world_size for plan in plans)
     for plan in plans:
         table.add_row(
             str(plan.nodes),
             str(plan.world_size),
             str(plan.layout.zero_stage),
-            str(plan.layout.micro_batch),
-            str(plan.accumulation),
-            f"{plan.memory.total / _GIB:.1f}",
-            "yes" if plan.fits else "[red]no[/red]",
-            _milliseconds(plan.step_seconds),
+            f"{plan.layout.micro_batch} × {plan.accumulation}",
+            _total(plan.memory, plan, digits=1),
+            f"{plan.step_seconds * 1e3:,.1f}",
             f"{plan.images_per_second:,.0f}",
             f"{plan.images_per_second / plan.world_size / best:.0%}",
             f"{plan.mfu:.0%}",
             _days(plan),
             "–" if plan.gpu_hours is None else f"{plan.gpu_hours:,.0f}",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    words = "batch: micro-batch × accumulation; per GPU: images/s against the best layout"
+    console.print(words if all(plan.fits for plan in plans) else f"{words}; [red]![/red] does not fit")
 
 
 def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
@@ -95,25 +96,26 @@ def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
 
 
 def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:
-    components = list(plan.memory.components())
-    table = _table("GiB per GPU", *components, "sum", "largest micro-batch")
-    rows: list[tuple[str, Memory, int | None]] = [("this run", plan.memory, None)]
-    rows += [
-        (
-            f"ZeRO-{choice.zero_stage}" + (", checkpointing" if choice.checkpointing else ""),
-            choice.memory,
-            choice.largest_micro_batch,
-        )
-        for choice in choices
-    ]
-    for label, memory, largest in rows:
-        values = [f"{value / _GIB:.2f}" for value in memory.components().values()]
-        fits = memory.total <= plan.memory_limit_bytes
-        total = f"{memory.total / _GIB:.2f}"
-        table.add_row(
-            label, *values, total if fits else f"[red]{total}[/red]", "" if largest is None else str(largest)
-        )
+    """Lay components out as rows and ZeRO's stages as columns, which a terminal of 80 characters can hold."""
+    kept = [choice for choice in choices if not choice.checkpointing]
+    checkpointed = [choice for choice in choices if choice.checkpointing]
+    table = _table("GiB per GPU", "this run", *(f"ZeRO-{choice.zero_stage}" for choice in kept))
+    memories = [plan.memory, *(choice.memory for choice in kept)]
+    for name in plan.memory.components():
+        table.add_row(name, *(f"{memory.components()[name] / _GIB:.2f}" for memory in memories))
+    table.add_row("[bold]sum[/bold]", *(_total(memory, plan) for memory in memories))
+    table.add_row("largest micro-batch", "", *(str(choice.largest_micro_batch) for choice in kept))
+    table.add_section()
+    table.add_row("sum, activations checkpointed", "", *(_total(one.memory, plan) for one in checkpointed))
+    table.add_row(
+        "largest micro-batch then", "", *(str(choice.largest_micro_batch) for choice in checkpointed)
+    )
     return table
+
+
+def _total(memory: Memory, plan: Plan, *, digits: int = 2) -> str:
+    total = f"{memory.total / _GIB:.{digits}f}"
+    return total if memory.total <= plan.memory_limit_bytes else f"[red]! {total}[/red]"
 
 
 def _speed_table(plan: Plan) -> Table:
@@ -161,7 +163,7 @@ def _milliseconds(seconds: float) -> str:
 def _table(*headings: str) -> Table:
     from rich.table import Table
 
-    table = Table(box=None)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
     return table

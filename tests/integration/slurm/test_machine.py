@@ -40,6 +40,7 @@ def test_a_warned_run_saves_is_requeued_and_goes_on_at_the_same_step(
     assert taken == list(range(1, 101)), "a step was lost or taken twice"
 
 
+@pytest.mark.slow
 @pytest.mark.every_scenario
 def test_a_run_longer_than_its_time_limit_takes_several_lives(
     slurm_cluster: FakeCluster, tmp_path: Path
@@ -96,6 +97,7 @@ def test_a_mistake_in_the_config_is_never_tried_again(slurm_cluster: FakeCluster
     assert [(life.outcome, life.tries) for life in run.lives] == [("failed", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.every_scenario
 @pytest.mark.parametrize("partition", ["batch", "patient"], ids=["without grace", "with grace"])
 def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
@@ -120,6 +122,7 @@ def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
     assert len(run.lives) == 2 and run.lives[1].step >= 30
 
 
+@pytest.mark.slow
 @pytest.mark.every_scenario
 def test_a_run_on_a_dead_node_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
@@ -134,6 +137,7 @@ def test_a_run_on_a_dead_node_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_
         slurm_cluster.restore_node(victim)
 
 
+@pytest.mark.slow
 @pytest.mark.every_scenario
 def test_a_run_on_a_node_set_down_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
@@ -148,6 +152,7 @@ def test_a_run_on_a_node_set_down_goes_on_elsewhere(slurm_cluster: FakeCluster, 
         slurm_cluster.restore_node(victim)
 
 
+@pytest.mark.slow
 def test_three_lives_without_a_new_checkpoint_hold_the_run(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
@@ -192,6 +197,7 @@ def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp
     run.ends("CANCELLED")
 
 
+@pytest.mark.slow
 @pytest.mark.every_scenario
 def test_a_node_that_fails_its_checks_is_excluded_with_the_reason(
     slurm_cluster: FakeCluster, tmp_path: Path
@@ -204,6 +210,7 @@ def test_a_node_that_fails_its_checks_is_excluded_with_the_reason(
     assert "fake1" not in second.nodes and second.outcome == "done"
 
 
+@pytest.mark.slow
 def test_a_spare_node_takes_the_place_of_a_bad_one_at_once(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:

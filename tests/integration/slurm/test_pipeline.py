@@ -14,7 +14,7 @@ from cluster.status import read_status
 from fake_cluster import FakeCluster
 from training import CONFIG, STEPS, make_photos, samples_seen_in
 
-pytestmark = [pytest.mark.slurm, pytest.mark.every_scenario, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.every_scenario, pytest.mark.timeout(1200)]
 
 PIPELINE = """\
 stages:

@@ -12,6 +12,7 @@ import pytest
 from cluster.history import History
 from cluster.job import read_job
 from cluster.site import SiteConfig
+from cluster.status import find_runs
 from cluster.submission import Request, prepare, submit
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
@@ -103,6 +104,9 @@ def test_what_slurm_refuses_is_told_in_its_own_words(programs: Path, tmp_path: P
     write_program(programs / "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(UserError, match="sbatch: Invalid account"):
         try_to_submit(tmp_path)
+    assert find_runs([tmp_path]) == [], "what was refused is no run"
+    write_program(programs / "sbatch", "echo 7")
+    assert try_to_submit(tmp_path) == "7" and find_runs([tmp_path]) == [tmp_path / "run"]
 
 
 @pytest.mark.parametrize("marker", ["held", "cancelled"])
