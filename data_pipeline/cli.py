@@ -208,17 +208,15 @@ def inspect_order(
     from data_pipeline.tools.tables import print_order
     from data_pipeline.training_order import make_order
 
-    sizes = [int(size) for size in world_sizes.split(",") if size.strip().isdigit() and int(size)]
-    misfits = [size for size in sizes if global_batch % size]
-    if not sizes or misfits:
+    sizes = _counts(world_sizes, option="--world-sizes")
+    if any(global_batch % size for size in sizes):
         raise UserError(
-            f"world sizes {world_sizes!r}: allowed are divisors of the global batch, {global_batch}"
+            f"--world-sizes {world_sizes!r}: allowed are divisors of the global batch, {global_batch}"
         )
     opened = open_corpus(corpus)
     order = make_order([opened], DataConfig(), seed=seed, global_batch=global_batch)
     assert isinstance(order, Order), "one corpus is no mixture"
-    total = order.epoch_samples // global_batch * global_batch * len(sizes)
-    with progress(total, "prove", "positions", enabled=not as_json) as bar:
+    with progress(order.epoch_samples * len(sizes), "prove", "positions", enabled=not as_json) as bar:
         proof = prove_order(
             order, opened.counts, global_batch=global_batch, world_sizes=sizes, epoch=epoch, done=bar.advance
         )
@@ -263,7 +261,7 @@ def inspect_throughput(
         DataConfig(),
         load_config(AugmentConfig, overrides=overrides or []),
         seconds=seconds,
-        thread_counts=[int(count) for count in threads.split(",")],
+        thread_counts=_counts(threads, option="--threads"),
     )
     for row in rows:
         if needs is not None:
@@ -272,6 +270,18 @@ def inspect_throughput(
         print(json.dumps(rows, indent=2))
     else:
         print_throughput(rows, needs=needs)
+
+
+def _counts(text: str, *, option: str) -> list[int]:
+    from coatnet.config import UserError
+
+    try:
+        counts = [int(count) for count in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UserError(f"{option} {text!r}: allowed are numbers from 1 on, with commas, such as 1,2,8")
+    return counts
 
 
 def _pair(item: str) -> tuple[str, str]:

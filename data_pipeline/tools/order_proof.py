@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.order import Order, step_positions
+from data_pipeline.steps import Steps
 
 
 def prove_order(
@@ -20,36 +21,31 @@ def prove_order(
     epoch: int,
     done: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Walk through the whole steps of an epoch for each world size, and count.
+    """Walk through the steps of an epoch, the last one masked, for each world size, and count.
 
     Returns:
         Per world size: samples read more than once and never within the walk, steps whose set of samples
         differs from the order's, and how many shards a rank reads.
     """
     starts = np.cumsum(counts) - counts
-    first = epoch * order.epoch_samples
-    steps = order.epoch_samples // global_batch
-    tail = order.epoch_samples - steps * global_batch
+    first, last = epoch * order.epoch_samples, (epoch + 1) * order.epoch_samples
     results = []
     for world_size in world_sizes:
         times_read = np.zeros(order.samples, dtype=np.uint8)
         rank_shards: list[set[int]] = [set() for _ in range(world_size)]
-        differing = 0
-        for step in range(steps):
-            begin = first + step * global_batch
-            shares = [
-                step_positions(order, begin, global_batch=global_batch, rank=rank, world_size=world_size)
-                for rank in range(world_size)
-            ]
-            together = np.concatenate(shares)
-            differing += not np.array_equal(np.sort(together), np.arange(begin, begin + global_batch))
+        differing, begin = 0, first
+        ranks = [Steps(order, global_batch, rank, world_size, masked=True) for rank in range(world_size)]
+        while begin < last:
+            end = ranks[0].end(begin)
+            counting = np.arange(global_batch) < end - begin  # the others only fill the last step
+            together = np.concatenate([steps.positions(begin) for steps in ranks])
+            differing += not np.array_equal(np.sort(together[counting]), np.arange(begin, end))
             places = order.locate(together)
-            np.add.at(times_read, starts[places.shard] + places.index, 1)
+            np.add.at(times_read, (starts[places.shard] + places.index)[counting], 1)
             for rank, shards in enumerate(np.split(places.shard, world_size)):
                 rank_shards[rank].update(np.unique(shards).tolist())
-            done(global_batch)
-        rest = order.locate(np.arange(first + steps * global_batch, first + order.epoch_samples))
-        np.add.at(times_read, starts[rest.shard] + rest.index, 1)
+            done(end - begin)
+            begin = end
         results.append(
             {
                 "world_size": world_size,
@@ -63,8 +59,8 @@ def prove_order(
         "samples": order.samples,
         "shards": len(counts),
         "lanes": order.lanes,
-        "steps": steps,
-        "tail_samples": tail,
+        "steps": order.epoch_samples // global_batch,
+        "tail_samples": order.epoch_samples % global_batch,
         "world_sizes": results,
         "exactly_once": all(
             not (row["doubled"] or row["missing"] or row["differing_steps"]) for row in results

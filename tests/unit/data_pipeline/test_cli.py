@@ -116,6 +116,14 @@ def test_inspect_order_proves_exactly_once(shard_folder: Path) -> None:
     assert len(proof["reads"]) == 1 + 2 + 3 + 24
     with pytest.raises(UserError, match="allowed are divisors of the global batch, 24"):
         run(cli.inspect_order, shard_folder, "--world-sizes", "7", "--global-batch", "24")
+    with pytest.raises(UserError, match="--world-sizes '2,two': allowed are numbers"):
+        run(cli.inspect_order, shard_folder, "--world-sizes", "2,two")
+    with pytest.raises(UserError, match="--threads '0': allowed are numbers from 1 on"):
+        run(cli.inspect_throughput, shard_folder, "--threads", "0")
+    ragged = json.loads(
+        run(cli.inspect_order, shard_folder, "--world-sizes", "1,7", "--global-batch", "49", "--json")
+    )
+    assert ragged["tail_samples"] == 22 and ragged["exactly_once"] is True
 
 
 def test_inspect_throughput_says_what_holds_a_model_back(shard_folder: Path) -> None:
