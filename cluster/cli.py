@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,6 +108,11 @@ def submit(
     if dry_run:
         print(prepared.script, end="")
         return
+    shards = prepared.job.shards
+    if shards and not Path(shards).is_dir():
+        print(
+            f"note: {shards} is not here; the nodes will look for it before the first step", file=sys.stderr
+        )
     job_id = submit_prepared(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
 
@@ -155,17 +161,14 @@ def logs(
     Example: coatnet logs -f runs/first
     """
     from cluster.logs import read_logs
+    from cluster.status import has_finished
     from coatnet.config import UserError
-    from coatnet.runtime.run_directory import RunDirectory
 
     if not directory.is_dir():
         raise UserError(f"{directory} is no run directory")
-    run = RunDirectory(directory)
-
-    def finished() -> bool:
-        return any(run.marker(name) is not None for name in ("done", "cancelled", "held"))
-
-    for line in read_logs(directory, rank=rank, tail=tail, follow=follow, finished=finished):
+    for line in read_logs(
+        directory, rank=rank, tail=tail, follow=follow, finished=lambda: has_finished(directory)
+    ):
         print(line, flush=follow)
 
 

@@ -112,6 +112,11 @@ class History:
             counted += 1
         return counted
 
+    def awaits_a_life(self) -> bool:
+        """Return whether the run was submitted and no life has begun since."""
+        submitted = [entry["lives"] for entry in self.events() if entry["event"] == "submitted"]
+        return bool(submitted) and submitted[-1] == len(self.lives())
+
     def excluded(self) -> dict[str, str]:
         """Return every node that was excluded so far, with the reason."""
         return {node: reason for life in self.lives() for node, reason in life.excluded.items()}

@@ -21,6 +21,7 @@ from coatnet.runtime.run_directory import RunDirectory
 _RATE_RECORDS = 50
 _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
+_FINAL_MARKERS = ("done", "cancelled", "held")
 _ENDINGS = {"failed": "failed", "stopped": "stopped", "excluded": "waiting"}
 
 
@@ -96,6 +97,15 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
     )
 
 
+def has_finished(directory: Path) -> bool:
+    """Return whether nothing more will come of a run by itself, by what its directory says; asks no queue."""
+    run = RunDirectory(directory)
+    if any(run.marker(name) is not None for name in _FINAL_MARKERS):
+        return True
+    ended = read_status(directory, queue={}).state in {"failed", "cancelled"}
+    return ended and not History(directory).awaits_a_life()
+
+
 def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
     known = [job for job_id in history.job_ids() for job in jobs_of([job_id], queue)]
     alive = [job for job in known if job.is_alive]
@@ -103,7 +113,7 @@ def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
 
 
 def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> tuple[str, str]:
-    for name in ("done", "cancelled", "held"):
+    for name in _FINAL_MARKERS:
         found = run.marker(name)
         if found is not None:
             return name, str(found.get("reason", ""))

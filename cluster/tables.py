@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 _COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red",
             "failed": "red", "lost": "red"}  # fmt: skip
-_BAR = 12  # characters
+_BAR = 12  # characters, where the terminal has room for them
+_ROOM = 100
 
 
 def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
@@ -19,13 +20,12 @@ def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None)
-    for heading in ("run", "state", "job"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("life", "step"):
-        table.add_column(heading, justify="right")
-    table.add_column("progress")
-    for heading in ("images/s", "left", "lost"):
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for heading in ("state", "job"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("life", "step", "progress", "images/s", "left", "lost"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(
@@ -34,18 +34,19 @@ def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
             run.job_id or "–",
             str(run.lives),
             "–" if run.step is None else f"{run.step:,}",
-            _progress(run),
+            _progress(run, bar=_BAR if console.width >= _ROOM else 0),
             "–" if run.images_per_second is None else f"{run.images_per_second:,.0f}",
             duration(run.remaining_seconds),
             duration(run.lost_seconds),
         )
-    console = Console()
     console.print(table if runs else "no runs found")
     for run in runs:
         words = run.detail or run.last_error
         if words and run.state != "done":
             console.print(
-                f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}", highlight=False
+                f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}",
+                highlight=False,
+                soft_wrap=True,
             )
     if not queue_is_known:
         console.print("\nno SLURM answers here: states are read from the run directories alone", style="dim")
@@ -68,11 +69,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {int(seconds % 60):02d} s" if minutes else f"{seconds:.0f} s"
 
 
-def _progress(run: RunStatus) -> str:
+def _progress(run: RunStatus, *, bar: int) -> str:
     if run.samples_seen is None:
         return "–"
     if not run.total_samples:
         return f"{run.samples_seen:,} images"
     share = run.samples_seen / run.total_samples
-    full = round(_BAR * min(share, 1.0))
-    return f"[green]{'━' * full}[/green][bright_black]{'━' * (_BAR - full)}[/bright_black] {share:.1%}"
+    full = round(bar * min(share, 1.0))
+    drawn = f"[green]{'━' * full}[/green][bright_black]{'━' * (bar - full)}[/bright_black] " if bar else ""
+    return f"{drawn}{share:.1%}"

@@ -15,7 +15,8 @@ from cluster.cli import status
 from cluster.history import History
 from cluster.logs import read_logs
 from cluster.slurm import QueuedJob
-from cluster.status import find_runs, read_status
+from cluster.status import find_runs, has_finished, read_status
+from cluster.tables import print_status
 from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory
@@ -208,6 +209,29 @@ def test_following_ends_after_the_last_lines_of_a_finished_run(run: Path) -> Non
 
     lines = list(read_logs(run, rank=0, tail=0, follow=True, finished=finished))
     assert [line.split(": ")[1] for line in lines] == ["first", "line 1", "line 2"]
+
+
+def test_a_failed_run_has_finished_until_it_is_submitted_again(run: Path) -> None:
+    history = History(run)
+    assert not has_finished(run)
+    history.end(history.lives()[0], outcome="failed", reason="boom", tries=3, excluded={})
+    assert has_finished(run)
+    history.note("submitted", job_id="8", folder="0002", lives=1)
+    assert not has_finished(run)
+    RunDirectory(run).mark("cancelled")
+    assert has_finished(run)
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_table_of_runs_fits_the_terminal(
+    run: Path, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"time": time.time(), "samples_seen": 1_281_167, "progress": 0.25}
+    (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    monkeypatch.setenv("COLUMNS", columns)
+    print_status([read_status(run, queue=queued("COMPLETING"))], queue_is_known=True)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "completing" in line]
+    assert len(row) <= int(columns) and "25.0%" in row
 
 
 def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
