@@ -16,6 +16,7 @@ from pathlib import Path
 _PIECE_BYTES = 1 << 22  # two huge pages
 _ALIGNED_BYTES = 4096  # what disks and file systems ask for at most
 _DIRECT = getattr(os, "O_DIRECT", 0)
+_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class DirectFile:
@@ -36,7 +37,7 @@ class DirectFile:
         try:
             self._descriptor = os.open(path, flags | _DIRECT, 0o666)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in _REFUSALS:
                 raise
             self._direct = False
             self._descriptor = os.open(path, flags, 0o666)
@@ -86,7 +87,7 @@ class DirectFile:
             try:
                 done += os.write(self._descriptor, self._piece[done:size])
             except OSError as error:
-                if error.errno != errno.EINVAL or not self._direct:
+                if error.errno not in _REFUSALS or not self._direct:
                     raise
                 self._use_the_cache()
 
