@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from coatnet.model.gpu import attention as gpu
 
 # cuDNN's kernel is left out: with a mask it gives NaN gradients where N % 128 == 64 (pytorch#196678: 384 px
 # has N = 576) and reads an fp32 mask as bf16 (pytorch#191612). Flash takes no mask.
@@ -38,14 +42,51 @@ class RelativeBias(nn.Module):
         if table.shape[1:] != (2 * height - 1, 2 * width - 1):
             size = (2 * height - 1, 2 * width - 1)
             table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
-        rows = torch.arange(height, device=table.device)
-        columns = torch.arange(width, device=table.device)
-        row_offset = rows[:, None] - rows[None, :] + height - 1
-        column_offset = columns[:, None] - columns[None, :] + width - 1
-        # Row stride 2W−1: with W instead, different offsets would collide.
-        index = row_offset[:, None, :, None] * (2 * width - 1) + column_offset[None, :, None, :]
-        tokens = height * width
-        return table.flatten(1)[:, index.reshape(-1)].view(-1, tokens, tokens)
+        if torch.is_grad_enabled() and table.requires_grad:
+            return _Spread.apply(table, height, width)
+        return _spread(table, height, width)
+
+
+def _spread(table: Tensor, height: int, width: int) -> Tensor:
+    """Give each pair of positions its offset's entry. Shape: (heads, 2H−1, 2W−1) → (heads, H·W, H·W)."""
+    rows = torch.arange(height, device=table.device)
+    columns = torch.arange(width, device=table.device)
+    row_offset = rows[:, None] - rows[None, :] + height - 1
+    column_offset = columns[:, None] - columns[None, :] + width - 1
+    # Row stride 2W−1: with W instead, different offsets would collide.
+    index = row_offset[:, None, :, None] * (2 * width - 1) + column_offset[None, :, None, :]
+    tokens = height * width
+    return table.flatten(1)[:, index.reshape(-1)].view(-1, tokens, tokens)
+
+
+def _gather(down: Tensor, height: int, width: int) -> Tensor:
+    """Sum over the pairs of each offset: `_spread` turned round."""
+    heads = down.shape[0]
+    pairs = down.view(heads, height, width, height, width).transpose(2, 3)  # (heads, i, j, i′, j′)
+    by_column = _sum_diagonals(pairs)  # (heads, i, j, 2W−1)
+    return _sum_diagonals(by_column.permute(0, 3, 1, 2)).transpose(1, 2)
+
+
+def _sum_diagonals(square: Tensor) -> Tensor:
+    """Sum x[i, j] by i − j + n − 1. Shape: (…, n, n) → (…, 2n−1).
+
+    Rows padded to 2n and read anew with a length of 2n − 1 move to the right by one each. A scatter would
+    sum in an order of its own on a GPU, or sort.
+    """
+    n = square.shape[-1]
+    padded = F.pad(square.flip(-1), (0, n)).flatten(-2)[..., : n * (2 * n - 1)]
+    return padded.unflatten(-1, (n, 2 * n - 1)).sum(dim=-2)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, height: int, width: int) -> Tensor:
+        ctx.size = height, width
+        return _spread(table, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, down: Tensor) -> tuple[Tensor, None, None]:
+        return _gather(down, *ctx.size), None, None
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
@@ -86,11 +127,13 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        q, k, v = (self._split(linear(x)) for linear in (self.query, self.key, self.value))
+        split = (batch, height * width, self.heads, self.head_size)
+        q, k, v = (linear(x).reshape(split) for linear in (self.query, self.key, self.value))
         bias = None if self.bias is None else self.bias(height, width)
-        mixed = fused_attention(q, k, v, bias) if q.is_cuda else plain_attention(q, k, v, bias)
-        return self.out(mixed.transpose(1, 2).reshape(batch, height, width, -1))
-
-    def _split(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, heads, H·W, head_size)."""
-        return x.reshape(x.shape[0], -1, self.heads, self.head_size).transpose(1, 2)
+        if bias is not None and gpu.fits(q):
+            mixed, _ = gpu.attention(q, k, v, bias)
+        else:
+            attend = fused_attention if q.is_cuda else plain_attention
+            q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+            mixed = attend(q, k, v, bias).transpose(1, 2)
+        return self.out(mixed.reshape(batch, height, width, -1))

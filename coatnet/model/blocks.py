@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
+from coatnet.model.gpu import depthwise
+from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
 
 NormFactory = Callable[[int], nn.Module]
@@ -38,7 +40,7 @@ class Style:
         """GELU: by its tanh approximation in the paper's lineage."""
         if self.gelu == "exact":
             return F.gelu(x)
-        return rows.gelu(x) if rows.fits(x) else F.gelu(x, approximate="tanh")
+        return rows.gelu(x) if rows.fits(x) else gelu(x)
 
     def norm_activate(self, norm: nn.Module, x: Tensor) -> Tensor:
         """Normalise and apply GELU."""
@@ -63,6 +65,8 @@ def convolve(x: Tensor, weight: Tensor, *, bias: Tensor | None, stride: int, pad
 
     Shape: (B, H, W, Cin) → (B, H/stride, W/stride, C).
     """
+    if bias is None and weight.shape[1] == 1 and depthwise.fits(x, stride=stride):
+        return depthwise.depthwise(x, weight)
     nchw = x.permute(0, 3, 1, 2)
     groups = nchw.shape[1] // weight.shape[1]
     if stride == 2 and padding == "same":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coatnet.model import rows
+from coatnet.model.gpu.gelu import gelu as tanh_gelu
 from coatnet.model.sync import mean_over_ranks, sync_group
 
 _YOUNG_STEPS = 10  # the ramp of coatnet.training.ema: decay (1+t)/(10+t)
@@ -68,7 +69,7 @@ class GroupBatchNorm(nn.Module):
         if self._rows_fit(x):
             return self._by_rows(x, gelu=gelu)
         y = self._plain(x)
-        return F.gelu(y, approximate="tanh") if gelu else y
+        return tanh_gelu(y) if gelu else y
 
     def _plain(self, x: Tensor) -> Tensor:
         """Normalise by torch's operators: on any device, in any type, traceable."""

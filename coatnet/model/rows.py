@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coatnet.model.gpu import HAS_TRITON
+
 _native: ModuleType | None
 try:
     import coatnet.model._rows as _native
@@ -22,8 +24,10 @@ except ImportError:
 
 
 def name(*, device_type: str) -> str:
-    """Say by what batch norm and GELU run there, "rows" or "torch": the last digits of a run depend on it."""
-    return "rows" if _native is not None and device_type == "cpu" else "torch"
+    """Say whose kernels run there, "rows", "triton" or "torch": the last digits of a run depend on it."""
+    if device_type == "cuda":
+        return "triton" if HAS_TRITON else "torch"
+    return "rows" if _native is not None else "torch"
 
 
 def fits(x: Tensor) -> bool:

@@ -1,0 +1,5 @@
+"""Operators for GPUs: Triton kernels behind torch.library, so that torch.compile leaves them whole."""
+
+from importlib.util import find_spec
+
+HAS_TRITON = find_spec("triton") is not None  # it comes with torch's CUDA builds
