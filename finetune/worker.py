@@ -35,7 +35,8 @@ NOT_THE_RESULT = ("launch", "run", "save", "seeds")
 def main(arguments: Sequence[str]) -> None:
     """Join the ranks, train, leave a marker."""
     config = load_config(FinetuneConfig, arguments[0] or None, overrides=arguments[1:])
-    ranks = Ranks.start() if already_launched() else Ranks.single()
+    start = Ranks.start if already_launched() else Ranks.single
+    ranks = start(deterministic=config.launch.deterministic)
     run, digest = RunDirectory(config.run.directory), config_digest(config, without=NOT_THE_RESULT)
     about = {"config_yaml": to_yaml(config), "digest": digest, "decoder": backend_name()}
     with StopFlag() as stop, opened_run(run, ranks=ranks, **about) as lease:

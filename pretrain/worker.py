@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     path, *overrides = [argument for argument in arguments if argument != FORCE]
     config = load_config(PretrainConfig, path, overrides=overrides)
     with StopFlag() as stop:
-        ranks = Ranks.start()
+        ranks = Ranks.start(deterministic=config.launch.deterministic)
         run = RunDirectory(config.run.directory)
         digest = run_digest(config)
         with opened_run(

@@ -34,14 +34,20 @@ class Ranks:
     distributed: bool = False
 
     @classmethod
-    def single(cls) -> Ranks:
+    def single(cls, *, deterministic: bool = False) -> Ranks:
         """One process without a process group."""
         _ask_for_huge_pages()
-        return cls(device_type=_device_type())
+        kind = _device_type()
+        if kind == "cuda" and deterministic:
+            _keep_the_bits()
+        return cls(device_type=kind)
 
     @classmethod
-    def start(cls, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> Ranks:
+    def start(cls, *, timeout_seconds: float = _TIMEOUT_SECONDS, deterministic: bool = False) -> Ranks:
         """Join the process group that torchrun, SLURM or our launcher set up in the environment.
+
+        Args:
+            deterministic: on a GPU, use only kernels that give the same bits every time.
 
         Raises:
             UserError: no rank variables in the environment, or no network interface towards the first node.
@@ -54,6 +60,8 @@ class Ranks:
         kind = _device_type()
         if kind == "cuda":
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+            if deterministic:
+                _keep_the_bits()
         # DeepSpeed asks for it, srun does not set it.
         os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
         choose_interface(os.environ["MASTER_ADDR"])
@@ -216,6 +224,19 @@ def _ask_for_huge_pages() -> None:
     gradient: 100 MB took 0.08 to 0.14 s of CPU in pages of 4 KiB and 0.02 s in huge ones (0.01 s when warm).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _keep_the_bits() -> None:
+    """Use only kernels without races in their sums: a resumed run must end in the bits of an unbroken one.
+
+    An error rather than a warning for what has no such kernel: with warnings alone the memory-efficient
+    attention keeps its racing backward pass.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _device_type() -> str:

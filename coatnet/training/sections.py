@@ -130,9 +130,16 @@ class SaveConfig:
 
 @dataclass
 class LaunchConfig:
-    """Ranks on this machine; null for one per GPU. Ignored under srun and torchrun."""
+    """How the ranks are started.
+
+    Attributes:
+        ranks: on this machine; null for one per GPU. Ignored under srun and torchrun.
+        deterministic: on a GPU, use only kernels that give the same bits every time, so that a resumed run
+            ends in those of an unbroken one.
+    """
 
     ranks: int | None = None
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
         if self.ranks is not None:

@@ -1,0 +1,112 @@
+"""A whole run on a GPU by the command line: what it records, and that a kill leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import read_lines
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+seed: 3
+model: {depths: [1, 1, 1, 2, 1], widths: [32, 64, 96, 128, 192], stochastic_depth: 0.1}
+norm: {group_images: 16}
+augment: {image_size: 64, mixup: 0.2}
+optimizer: {learning_rate: 0.002}
+schedule: {warmup: 4 steps}
+precision: autocast
+ema: 0.9
+zero: {stage: 1}
+train: {duration: 24 steps, global_batch: 32, micro_batch: 16}
+evaluate: {every: 24 steps}
+save: {every: 4 steps}
+profile: {steps: 6..8}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images in three classes and a config."""
+    folder = tmp_path_factory.mktemp("gpu")
+    generator = np.random.default_rng(0)
+    for number in range(96):
+        label = folder / "images" / f"class{number % 3}"
+        label.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 96, (80, 80, 3)) + 50 * (number % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(label / f"{number:03d}.jpg")
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def command(place: Path, run: str) -> list[str]:
+    images = place / "images"
+    data = [f"data.train=[{{path: {images}}}]", f"data.evaluate={images}", f"run.directory={place / run}"]
+    return [sys.executable, "-m", "coatnet.cli", "pretrain", str(place / "config.yaml"), *data]
+
+
+def start(place: Path, run: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(place, run), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path) -> Path:
+    done = start(place, "undisturbed")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return place / "undisturbed"
+
+
+def test_a_run_records_memory_utilisation_traces_and_snapshots(undisturbed: Path) -> None:
+    metrics = list(read_lines(undisturbed / "metrics.jsonl"))
+    assert max(line.get("memory_gib", 0.0) for line in metrics) > 0
+    assert any("mfu" in line for line in metrics)
+    traces = list(undisturbed.rglob("steps-6-8-rank0*"))
+    assert sorted(path.suffix for path in traces) == [".bin", ".json"]
+    assert all(path.stat().st_size > 1000 for path in traces)
+    trace = next(path for path in traces if path.suffix == ".json")
+    assert any(event.get("cat") == "kernel" for event in json.loads(trace.read_text())["traceEvents"])
+
+
+def test_a_kill_and_a_second_start_end_in_the_same_bits(place: Path, undisturbed: Path) -> None:
+    run = place / "killed"
+    process = subprocess.Popen(
+        command(place, "killed"), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    )
+    store = CheckpointStore(run / "checkpoints", ranks=Ranks())
+    while store.newest() is None and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20  # the rank notices that its launcher is gone
+    while True:
+        again = subprocess.run(
+            command(place, "killed"), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if "held by" not in again.stderr or time.monotonic() > deadline:
+            break
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert any(event["kind"] == "resume" for event in read_lines(run / "events.jsonl"))
+    one, other = (
+        CheckpointStore(path / "checkpoints", ranks=Ranks()).newest() for path in (run, undisturbed)
+    )
+    assert one is not None and other is not None
+    assert one.facts["progress"] == other.facts["progress"]
+    for kind in ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer"):
+        for name in other.names(kind):
+            assert torch.equal(one.tensor(kind, name), other.tensor(kind, name)), (kind, name)
