@@ -13,9 +13,11 @@ case that fails or whose phase is out of time becomes a row that says so. `lease
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,9 +36,14 @@ from timm_peer import import_timm
 from coatnet.model import CoAtNet, ModelConfig, build_model
 from coatnet.model.attention import fused_attention, plain_attention
 from coatnet.model.blocks import convolve
+from coatnet.model.config import architecture
 from coatnet.model.cost import model_cost
+from coatnet.model.gpu.attention import attention as relative_attention
+from coatnet.runtime.ranks import Ranks
 
 MINUTES = {"ceilings": 2.0, "peer": 6.0, "depthwise": 5.0, "attention": 5.0, "stages": 8.0, "batches": 4.0}
+_TOGETHER = 8
+_TURN = Path(tempfile.gettempdir()) / "gpu_lease.turn"  # several processes compile at once but time in turns
 Row = dict[str, Any]
 Case = tuple[str, Callable[[], Row]]
 
@@ -97,22 +104,30 @@ class Bench:
     sizes: Sizes
     device: torch.device
     dtype: torch.dtype
+    kernels: Path | None = None  # where the whole steps' kernels are listed
 
     def random(self, *shape: int, grad: bool = False) -> Tensor:
         """Return a tensor on the device."""
         return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_(grad)
 
-    def seconds(self, run: Callable[[], object]) -> float:
-        """Return the median time of a call, the device's work included."""
-        run()
+    def seconds(self, run: Callable[[], object], *, together: int = 1) -> float:
+        """Return the median time of a call, the device's work included.
+
+        Args:
+            together: calls that are sent off before one waits: in a step the launches of small kernels hide.
+        """
         run()
         times = []
-        for _ in range(self.sizes.repeats):
-            self.wait()
-            start = time.perf_counter()
+        with _TURN.open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
             run()
-            self.wait()
-            times.append(time.perf_counter() - start)
+            for _ in range(self.sizes.repeats):
+                self.wait()
+                start = time.perf_counter()
+                for _ in range(together):
+                    run()
+                self.wait()
+                times.append((time.perf_counter() - start) / together)
         return statistics.median(times)
 
     def wait(self) -> None:
@@ -158,59 +173,68 @@ def ceilings(bench: Bench) -> Iterator[Case]:
 def peer(bench: Bench) -> Iterator[Case]:
     """timm's models, eager and compiled, in both layouts."""
     for name, batch in bench.sizes.peers:
-        for compiled in (False, True):
+        for mode in ("eager", "compiled", "compiled by block"):
             for layout in ("NCHW", "NHWC"):
 
-                def run(
-                    name: str = name, batch: int = batch, compiled: bool = compiled, layout: str = layout
-                ) -> Row:
+                def run(name: str = name, batch: int = batch, mode: str = mode, layout: str = layout) -> Row:
                     form = torch.channels_last if layout == "NHWC" else torch.contiguous_format
                     model = import_timm().create_model(name).to(bench.device, memory_format=form).train()
-                    model = torch.compile(model, dynamic=False) if compiled else model
+                    if mode == "compiled by block":  # as ours: blocks of one shape share their code
+                        torch._dynamo.config.recompile_limit = 64
+                        for block in (model.stem, *(one for stage in model.stages for one in stage.blocks)):
+                            block.compile(dynamic=False)
+                    model = torch.compile(model, dynamic=False) if mode == "compiled" else model
                     macs = model_cost(ModelConfig(name=f"{name.removesuffix('_224')}_dconv"), 224).macs
                     return whole_step(bench, model, batch=batch, px=224, macs=macs, form=form)
 
-                yield f"{name} b{batch} {'compiled' if compiled else 'eager'} {layout}", run
+                yield f"{name} b{batch} {mode} {layout}", run
 
 
 def depthwise(bench: Bench) -> Iterator[Case]:
-    """The 3×3 depthwise convolution as a share of a copy's bandwidth, in both layouts."""
+    """The 3×3 depthwise convolution as a share of a copy's bandwidth: torch's in both layouts, and ours."""
     for name, side, width in bench.sizes.maps:
-        for layout in ("NCHW", "NHWC"):
+        for kernel in ("torch NCHW", "torch NHWC", "ours NHWC"):
 
-            def run(side: int = side, width: int = width, layout: str = layout) -> Row:
+            def run(side: int = side, width: int = width, kernel: str = kernel) -> Row:
                 x = bench.random(bench.sizes.batch, side, side, width)
-                if layout == "NCHW":
+                if kernel == "torch NCHW":
                     x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
                 x.requires_grad_()
                 weight = bench.random(width, 1, 3, 3, grad=True)
 
                 def forward() -> Tensor:
-                    return convolve(x, weight, bias=None, stride=1, padding="same")
+                    if kernel == "ours NHWC":
+                        return convolve(x, weight, bias=None, stride=1, padding="same")
+                    y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=width)
+                    return y.permute(0, 2, 3, 1)
 
                 y, target = forward(), torch.empty_like(x)
                 down = torch.randn_like(y)
-                copy = bench.seconds(lambda: target.copy_(x.detach()))
-                ahead = bench.seconds(forward)
-                back = bench.seconds(lambda: torch.autograd.grad(y, (x, weight), down, retain_graph=True))
+                copy = bench.seconds(lambda: target.copy_(x.detach()), together=_TOGETHER)
+                ahead = bench.seconds(forward, together=_TOGETHER)
+                back = bench.seconds(
+                    lambda: torch.autograd.grad(y, (x, weight), down, retain_graph=True), together=_TOGETHER
+                )
                 # Forwards one read and one write, as a copy; backwards two reads and a write.
                 shares = {"forward_share_of_copy": copy / ahead, "backward_share_of_copy": 1.5 * copy / back}
                 return {"forward_ms": 1e3 * ahead, "backward_ms": 1e3 * back, **shares}
 
-            yield f"{name} {side}²×{width} {layout}", run
+            yield f"{name} {side}²×{width} {kernel}", run
 
 
 def attention(bench: Bench) -> Iterator[Case]:
     """Time, and what must hold before a kernel may be chosen: no NaN, its input's type, float64's numbers."""
-    kernels: dict[str, Callable[..., Tensor]] = {"plain": plain_attention, "ours": fused_attention}
+    kernels: dict[str, Callable[..., Tensor]] = {"plain": plain_attention, "torch": fused_attention}
     if bench.device.type == "cuda":
-        kernels["cuDNN, for comparison"] = _cudnn
+        kernels["ours"] = _ours
+        kernels["cuDNN, without the bias's gradient"] = _cudnn
     for tokens in bench.sizes.tokens:
         for name, kernel in kernels.items():
 
             def run(tokens: int = tokens, kernel: Callable[..., Tensor] = kernel) -> Row:
                 heads = bench.sizes.heads
-                q, k, v = (bench.random(bench.sizes.batch, heads, tokens, 32, grad=True) for _ in range(3))
+                shape = (bench.sizes.batch, tokens, heads, 32)  # as the projections leave them
+                q, k, v = (bench.random(*shape).transpose(1, 2).requires_grad_() for _ in range(3))
                 # Very negative biases make the logsumexp with which cuDNN's backward pass goes wrong.
                 bias = (
                     torch.randn(heads, tokens, tokens, device=bench.device).mul(30).sub(60).requires_grad_()
@@ -223,9 +247,12 @@ def attention(bench: Bench) -> Iterator[Case]:
                 exact = plain_attention(
                     *(t[few].detach().double() for t in (q, k, v)), bias.detach().double()
                 )
-                back = bench.seconds(lambda: torch.autograd.grad(y, leaves, down, retain_graph=True))
+                back = bench.seconds(
+                    lambda: torch.autograd.grad(y, leaves, down, retain_graph=True), together=_TOGETHER
+                )
+                ahead = bench.seconds(lambda: kernel(q, k, v, bias), together=_TOGETHER)
                 return {
-                    "forward_ms": 1e3 * bench.seconds(lambda: kernel(q, k, v, bias)),
+                    "forward_ms": 1e3 * ahead,
                     "backward_ms": 1e3 * back,
                     "finite": bool(y.isfinite().all()) and all(bool(g.isfinite().all()) for g in gradients),
                     "type_kept": y.dtype == q.dtype,
@@ -233,6 +260,11 @@ def attention(bench: Bench) -> Iterator[Case]:
                 }
 
             yield f"N={tokens} {name}", run
+
+
+def _ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+    return relative_attention(q, k, v, bias)[0].transpose(1, 2)
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -250,7 +282,9 @@ def stages(bench: Bench) -> Iterator[Case]:
             lambda: whole_step(bench, model, batch=batch, px=bench.sizes.px, macs=macs),  # noqa: B023
         )
         parts = {"S0": [model.stem], **{name: list(stage) for name, stage in model.stages.items()}}
-        x = bench.random(batch, bench.sizes.px, bench.sizes.px, 3)
+        plan, side = architecture(config), bench.sizes.px
+        widths = {"S0": plan.stem_width, **{stage.name: stage.runs[-1].width for stage in plan.stages}}
+        x = bench.random(batch, side, side, 3)
         for name, blocks in parts.items():
 
             def run(x: Tensor = x, blocks: list[Any] = blocks, name: str = name) -> Row:
@@ -268,17 +302,8 @@ def stages(bench: Bench) -> Iterator[Case]:
                 return {"ms": 1e3 * bench.seconds(both_ways)}
 
             yield f"{config.name} b{batch} {name}", run
-            with torch.no_grad():
-                side, width = _shape_after(blocks, x)
-            x = bench.random(batch, side, side, width)
-
-
-def _shape_after(blocks: list[Any], x: Tensor) -> tuple[int, int]:
-    """Return the side and width of what a stage gives: by one image through its blocks."""
-    y = x[:1].float()
-    for block in blocks:
-        y = block(y) if not hasattr(block, "branches") else block(y, None)
-    return y.shape[1], y.shape[-1]
+            side //= 2
+            x = bench.random(batch, side, side, widths[name])
 
 
 def batches(bench: Bench) -> Iterator[Case]:
@@ -312,11 +337,25 @@ def whole_step(
     images = torch.randn(batch, 3, px, px, device=bench.device).to(memory_format=form)
     labels = torch.randint(0, 10, (batch,), device=bench.device)
     bench.peak_bytes()
-    seconds = bench.seconds(training_step(model, images, labels, dtype=bench.dtype))
+    step = training_step(model, images, labels, dtype=bench.dtype)
+    seconds = bench.seconds(step)
     rate = batch / seconds
     peak = bench.peak_bytes()
+    if bench.kernels is not None:
+        list_kernels(step, bench.kernels / f"kernels-{type(model).__name__}-b{batch}.txt")
     row = {"ms": 1e3 * seconds, "images_per_second": rate, "mfu": bench.mfu(6 * macs * rate)}
     return {**row, "peak_gib": None if peak is None else peak / 2**30}
+
+
+def list_kernels(step: Callable[[], None], path: Path) -> None:
+    """Write what one step's kernels cost, the dearest first."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    with torch.profiler.profile(activities=kinds) as profile:
+        step()
+    order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    table = profile.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100)
+    path.write_text(table)
 
 
 PHASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
@@ -361,23 +400,33 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the phases in order and write both files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name has one of these"
+    )
     parser.add_argument("--minutes", type=float, default=sum(MINUTES.values()), help="for all six phases")
     parser.add_argument(
         "--tiny", action="store_true", help="small shapes, fp32: try the script without a GPU"
+    )
+    parser.add_argument("--kernels", action="store_true", help="list the kernels of the whole steps beside")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="only kernels that give the same bits every time"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/lease"))
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("no CUDA device; --tiny runs the same logic on a CPU")
     device = torch.device("cpu" if options.tiny else "cuda")
+    Ranks.single(deterministic=options.deterministic)
     bench = Bench(TINY if options.tiny else FULL, device, torch.float32 if options.tiny else torch.bfloat16)
     name = "CPU, tiny shapes" if options.tiny else torch.cuda.get_device_name()
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "phases": {}}
     options.out.mkdir(parents=True, exist_ok=True)
+    bench.kernels = options.out if options.kernels else None
     for phase in options.phases:
         share = 60 * options.minutes * MINUTES[phase] / sum(MINUTES.values())
         rows = result["phases"].setdefault(phase, [])
-        for row in run_phase(PHASES[phase](bench), deadline=time.monotonic() + share):
+        cases = (case for case in PHASES[phase](bench) if any(text in case[0] for text in options.only))
+        for row in run_phase(cases, deadline=time.monotonic() + share):
             rows.append(row)
             print(f"{phase}: {row}", flush=True)
             (options.out / "lease.json").write_text(json.dumps(result, indent=2))

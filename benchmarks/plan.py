@@ -1,37 +1,43 @@
-"""Predicted against measured on this machine's cores: memory and step time of three model sizes.
+"""Predicted against measured on this machine: memory and step time of three model sizes.
 
-    .venv/bin/python benchmarks/plan.py            # prints the table of benchmarks/plan.md
+    .venv/bin/python benchmarks/plan.py                   # two cores
+    .venv/bin/python benchmarks/plan.py --hardware h100   # one GPU, by its profile
 
-Time is a rank's own processor time per step, on one core: other work on the machine slows the clock on the
-wall, but hardly this.
+On cores time is a rank's own processor time per step: other work on the machine slows the clock on the wall,
+but hardly this. On a GPU it is the median step of the run's own metrics, and memory what the allocator held.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.planning.request import plan_of
 
-COATNET = Path(sys.executable).parent / "coatnet"
+COATNET = [sys.executable, "-m", "coatnet.cli"]
 CONFIG = """\
-model: {{name: coatnet_0, depths: {depths}, widths: {widths}}}
-norm: {{group_images: 2}}
-data: {{train: [{{path: {shards}}}], threads: 1}}
+model: {{name: {model}, depths: {depths}, widths: {widths}}}
+norm: {{group_images: {group_images}}}
+data: {{train: [{{path: {shards}}}], threads: {threads}}}
 augment: {{image_size: {image_size}}}
 schedule: {{warmup: 2 steps}}
 train: {{duration: {steps} steps, global_batch: {global_batch}, micro_batch: {micro_batch}}}
 save: {{every: 100000 steps}}
 evaluate: {{every: 1000 epochs}}
 run: {{directory: {directory}}}
-launch: {{ranks: 2}}
+launch: {{ranks: {ranks}}}
+precision: {precision}
+compile: {compile}
+zero: {{stage: 1}}
 """
 
 
@@ -40,11 +46,22 @@ class Case:
     """One model and batch."""
 
     name: str
-    depths: list[int]
-    widths: list[int]
+    depths: list[int] | str
+    widths: list[int] | str
     image_size: int
     micro_batch: int
     steps: int
+    model: str = "coatnet_0"
+    ranks: int = 2
+    threads: int = 1
+    group_images: int = 2
+    precision: str = "fp32"
+    compile: bool = False
+
+    @property
+    def global_batch(self) -> int:
+        """Images per step."""
+        return self.ranks * self.micro_batch
 
 
 CASES = (
@@ -54,36 +71,68 @@ CASES = (
 )
 
 
+def on_a_gpu(model: str, batch: int) -> Case:
+    """One member of the family as its recipe runs it, with all the batch on one GPU."""
+    return Case(
+        f"{model} b{batch}", "null", "null", 224, batch, 24, model=model, ranks=1, threads=12,
+        group_images=batch, precision="autocast", compile=True,
+    )  # fmt: skip
+
+
+GPU_CASES = (on_a_gpu("coatnet_0", 128), on_a_gpu("coatnet_2", 64), on_a_gpu("coatnet_4", 64))
+
+
 def main() -> None:
     """Measure every case and print a row for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hardware", default="cpu2", help="the profile to compare with")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: without torch.compile")
+    options = parser.parse_args()
+    hardware = options.hardware
+    cases = CASES if hardware == "cpu2" else GPU_CASES
     folder = Path(tempfile.mkdtemp(prefix="plan-"))
     try:
         shards = make_corpus(folder)
         print("| model | MiB predicted | measured | error | s/step predicted | measured | error |")
         print("|---|---|---|---|---|---|---|")
-        for case in CASES:
-            print(row(case, folder, shards), flush=True)
+        for case in cases:
+            case = replace(case, compile=case.compile and not options.eager)
+            print(row(case, folder, shards, hardware=hardware), flush=True)
     finally:
         shutil.rmtree(folder)
 
 
-def row(case: Case, folder: Path, shards: Path) -> str:
+def row(case: Case, folder: Path, shards: Path, *, hardware: str) -> str:
     """Run one case beside its plan."""
     directory = folder / "run"
     shutil.rmtree(directory, ignore_errors=True)
-    values = {**case.__dict__, "global_batch": 2 * case.micro_batch, "shards": shards, "directory": directory}
+    values = {**asdict(case), "global_batch": case.global_batch, "shards": shards, "directory": directory}
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(**values))
-    plan, _ = plan_of("pretrain", config, ["hardware=cpu2", "gpus_per_node=2"])
-    memory, seconds = measure(config, directory, global_batch=2 * case.micro_batch)
-    cells = [case.name, f"{plan.memory.total / 2**20:.0f}", f"{memory / 2**20:.0f}"]
-    cells += [f"{plan.memory.total / memory - 1:+.0%}", f"{plan.step.seconds:.2f}", f"{seconds:.2f}"]
+    plan, _ = plan_of("pretrain", config, [f"hardware={hardware}", f"gpus_per_node={case.ranks}"])
+    if hardware == "cpu2":
+        memory, seconds = measure(config, directory, global_batch=case.global_batch)
+    else:
+        memory, seconds = measure_gpu(config, directory)
+    predicted = plan.measurable_bytes
+    cells = [case.name, f"{predicted / 2**20:.0f}", f"{memory / 2**20:.0f}"]
+    cells += [f"{predicted / memory - 1:+.0%}", f"{plan.step.seconds:.3f}", f"{seconds:.3f}"]
     return "| " + " | ".join([*cells, f"{plan.step.seconds / seconds - 1:+.0%}"]) + " |"
+
+
+def measure_gpu(config: Path, directory: Path) -> tuple[float, float]:
+    """Return the allocator's peak in bytes and the median step of the second half, from the run's metrics."""
+    subprocess.run([*COATNET, "pretrain", str(config)], check=True, stdout=subprocess.DEVNULL)
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step_seconds"] for line in lines if "step_seconds" in line]
+    print(lines[-2 if len(lines) > 1 else -1], file=sys.stderr)
+    memory = max(line.get("memory_gib", 0.0) for line in lines) * 2**30
+    return memory, statistics.median(steps[len(steps) // 2 :])
 
 
 def measure(config: Path, directory: Path, *, global_batch: int) -> tuple[float, float]:
     """Return a rank's peak memory in bytes, and its processor seconds per step after the second step."""
-    command = [str(COATNET), "pretrain", str(config)]
+    command = [*COATNET, "pretrain", str(config)]
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -111,10 +160,10 @@ def make_corpus(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     for label in range(2):
         (folder / "images" / str(label)).mkdir(parents=True)
-        for number in range(40):
+        for number in range(200):
             pixels = generator.integers(0, 255, (96, 96, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "images" / str(label) / f"{number}.jpg")
-    subprocess.run([str(COATNET), "shard", str(folder / "images"), str(folder / "shards")], check=True,
+    subprocess.run([*COATNET, "shard", str(folder / "images"), str(folder / "shards")], check=True,
                    capture_output=True)  # fmt: skip
     return folder / "shards"
 
