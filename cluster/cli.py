@@ -108,11 +108,11 @@ def submit(
     if dry_run:
         print(prepared.script, end="")
         return
-    shards = prepared.job.shards
-    if shards and not Path(shards).is_dir():
-        print(
-            f"note: {shards} is not here; the nodes will look for it before the first step", file=sys.stderr
-        )
+    for path in prepared.job.shards:
+        if not Path(path).is_dir():
+            print(
+                f"note: {path} is not here; the nodes will look for it before the first step", file=sys.stderr
+            )
     job_id = submit_prepared(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
 

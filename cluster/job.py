@@ -31,7 +31,7 @@ class Job:
         python, program: interpreter and `coatnet` executable on the nodes, outside any container.
         code: folder put before the installed packages; empty to use those.
         working_directory: where relative paths of the config start.
-        shards: the training corpus, which the preflight tries to read; empty for none.
+        shards: the local corpora to train on and to evaluate by, which the preflight tries to read.
         array: number of tasks of a job array, 0 for an ordinary job.
         dependents: held jobs that the end of this one releases or cancels (pipelines in chain mode).
     """
@@ -46,7 +46,7 @@ class Job:
     code: str = ""
     working_directory: str = ""
     array: int = 0
-    shards: str = ""
+    shards: list[str] = field(default_factory=list)
     dependents: list[str] = field(default_factory=list)
 
 

@@ -75,18 +75,16 @@ def check_free_space(limits: dict[str, Any], facts: dict[str, Any]) -> str | Non
 
 
 def check_shards(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
-    """Return what is wrong with a local corpus: its manifest and a shard must be readable from here."""
-    if not limits["shards"] or "://" in limits["shards"]:
-        return None
-    root = Path(limits["shards"])
-    if not root.is_dir():
-        return f"cannot read {root}: no such folder on this node"
+    """Return what is wrong with the local corpora: a manifest and a shard of each must be readable here."""
     began = time.monotonic()
     read = 0
-    for path in (root / "manifest.json", next(iter(sorted(root.glob("*.tar"))), None)):
-        if path is not None and path.exists():
-            with path.open("rb") as file:
-                read += len(file.read(_READ_BYTES))
+    for root in map(Path, limits["shards"]):
+        if not root.is_dir():
+            return f"cannot read {root}: no such folder on this node"
+        for path in (root / "manifest.json", next(iter(sorted(root.glob("*.tar"))), None)):
+            if path is not None and path.exists():
+                with path.open("rb") as file:
+                    read += len(file.read(_READ_BYTES))
     facts.update(read_bytes=read, read_seconds=time.monotonic() - began)
     return None
 

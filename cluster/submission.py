@@ -245,8 +245,11 @@ def _next_folder(directory: Path) -> Path:
     return folder / f"{max(taken, default=0) + 1:04d}"
 
 
-def _shards(recipe: dict[str, Any] | None) -> str:
+def _shards(recipe: dict[str, Any] | None) -> list[str]:
+    """Return the folders of the local corpora that a config names, to train on first."""
     train = lookup(recipe or {}, "data.train")
-    if not isinstance(train, list) or not train or not isinstance(train[0], dict):
-        return ""
-    return os.path.abspath(str(train[0].get("path", ""))) if "://" not in str(train[0].get("path")) else ""
+    corpora = [one.get("path") for one in train if isinstance(one, dict)] if isinstance(train, list) else []
+    paths = [
+        path for path in (*corpora, lookup(recipe or {}, "data.evaluate")) if path and "://" not in str(path)
+    ]
+    return list(dict.fromkeys(os.path.abspath(str(path)) for path in paths))

@@ -18,7 +18,7 @@ def limits(tmp_path: Path) -> dict[str, Any]:
     return {
         "devices": 0, "shared_memory_bytes": 1, "open_files": 1, "free_space_bytes": 1,
         "clock_skew_seconds": 2.0,
-        "bandwidth_bytes_per_second": 0.0, "directory": str(tmp_path), "shards": "", "commands": [],
+        "bandwidth_bytes_per_second": 0.0, "directory": str(tmp_path), "shards": [], "commands": [],
         "timeout_seconds": 5,
     }  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_a_sound_node_has_facts_and_no_failures(
     shards.mkdir()
     (shards / "manifest.json").write_text("{}")
     (shards / "train-000000.tar").write_bytes(bytes(2 << 20))
-    found = check({**limits, "shards": str(shards)}, tmp_path, monkeypatch)
+    found = check({**limits, "shards": [str(shards)]}, tmp_path, monkeypatch)
     assert found["failures"] == []
     assert found["facts"]["interface"] == "lo" and found["facts"]["read_bytes"] == (1 << 20) + 2
     assert {"open_files", "shared_memory_bytes", "free_space_bytes"} <= set(found["facts"])
@@ -55,7 +55,7 @@ def test_a_sound_node_has_facts_and_no_failures(
         ({"shared_memory_bytes": 10**18}, "/dev/shm: "),
         ({"free_space_bytes": 10**18}, "MiB needed"),
         ({"directory": "/nowhere/run"}, "cannot write to /nowhere/run"),
-        ({"shards": "/nowhere/shards"}, "cannot read /nowhere/shards"),
+        ({"shards": ["/", "/nowhere/shards"]}, "cannot read /nowhere/shards"),
         ({"commands": [["sh", "-c", "echo fan is dead; exit 3"]]}, "sh ended with status 3: fan is dead"),
         ({"commands": [["no-such-program"]]}, "FileNotFoundError"),
         ({"devices": 8}, "0 GPUs visible, 8 asked for"),

@@ -123,3 +123,13 @@ def test_a_held_or_cancelled_run_needs_a_word(programs: Path, tmp_path: Path, ma
 def test_a_batch_that_does_not_divide_is_refused_before_the_queue(programs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose other numbers"):
         try_to_submit(tmp_path, nodes=3, hardware="h100")
+
+
+def test_every_local_corpus_of_a_config_is_looked_for_on_the_nodes(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {name: coatnet_0}\n"
+        "data:\n  train: [{path: /a}, {path: 's3://bucket/b'}, {path: /a}]\n  evaluate: /c\n"
+    )
+    request = Request("pretrain", str(config), (), SITE, directory=tmp_path / "run")
+    assert prepare(request).job.shards == ["/a", "/c"]
