@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from coatnet.config import config_digest, load_config, to_dict, to_yaml
+from coatnet.model import rows
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
@@ -38,7 +39,12 @@ def main(arguments: Sequence[str]) -> None:
     start = Ranks.start if already_launched() else Ranks.single
     ranks = start(deterministic=config.launch.deterministic)
     run, digest = RunDirectory(config.run.directory), config_digest(config, without=NOT_THE_RESULT)
-    about = {"config_yaml": to_yaml(config), "digest": digest, "decoder": backend_name()}
+    about = {
+        "config_yaml": to_yaml(config),
+        "digest": digest,
+        "decoder": backend_name(config.data.decoder),
+        "network": rows.name(device_type=ranks.device_type),
+    }
     with StopFlag() as stop, opened_run(run, ranks=ranks, **about) as lease:
         if run.marker("done") is None:
             trainer = make_trainer(config, ranks=ranks, run=run, lease=lease, digest=digest)
@@ -101,7 +107,7 @@ def make_trainer(
             "config_digest": digest,
             "origin": origin,
         },
-        alarm=lambda text: recorder.event("alarm", text=text),
+        alarm=recorder.alarm,
         state_type=State,
     )
     trainer = Trainer(

@@ -93,7 +93,7 @@ class Parts:
                 "group_images": group_images,
                 "config_digest": digest,
             },
-            alarm=lambda text: self.recorder.event("alarm", text=text),
+            alarm=self.recorder.alarm,
             state_type=State,
         )
         self._exclusions = run.path / "exclusions.json"
@@ -233,7 +233,7 @@ class Parts:
         try:
             folder = write_bundle(self.run.path, bundle, config=self.run.config, checkpoint=checkpoint)
         except OSError as error:  # a full disk must not end a run that can go on
-            self.recorder.event("alarm", text=f"no replay bundle of step {bundle.step}: {error}")
+            self.recorder.alarm(f"no replay bundle of step {bundle.step}: {error}")
             return
         self.recorder.event("replay_bundle", step=bundle.step, folder=str(folder))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from coatnet.config import load_config, to_yaml
@@ -25,13 +26,16 @@ def main(arguments: Sequence[str]) -> None:
         ranks = Ranks.start(deterministic=config.launch.deterministic)
         run = RunDirectory(config.run.directory)
         digest = run_digest(config)
+        from coatnet.model import rows  # loads torch
+
         with opened_run(
             run,
             ranks=ranks,
             config_yaml=to_yaml(config),
             digest=digest,
             force=force,
-            decoder=backend_name(),
+            decoder=backend_name(config.data.decoder),
+            network=rows.name(device_type=ranks.device_type),
         ) as lease:
             _train(config, ranks=ranks, run=run, lease=lease, digest=digest, stop=stop)
         ranks.stop()
@@ -47,6 +51,11 @@ def _train(
     stop: StopFlag,
 ) -> None:
     if run.marker("done") is not None:
+        return
+    if ranks.any(stop.requested):  # told while torch was loading
+        if ranks.is_main:
+            run.mark("stopped", reason=stop.reason)
+            print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)
         return
     from pretrain.engine.start import load_deepspeed
     from pretrain.loop import train

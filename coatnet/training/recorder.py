@@ -101,6 +101,11 @@ class Recorder:
         if self._ranks.is_main:
             self._run.record_event(kind, **fields)
 
+    def alarm(self, text: str) -> None:
+        """Say aloud, and keep as an event, what went wrong and was survived."""
+        self.say(f"warning: {text}")
+        self.event("alarm", text=text)
+
     def step(
         self,
         state: RunState,

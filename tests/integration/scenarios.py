@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,12 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
 
 
 def pretrain_run(
-    arguments: list[str], stop_after: int = 0, spike_at: int = 0, disk_is_full: bool = False
+    arguments: list[str],
+    stop_after: int = 0,
+    spike_at: int = 0,
+    disk_is_full: bool = False,
+    fill_after: int = 0,
+    ballast: str = "",
 ) -> str:
     """Run the worker of `coatnet pretrain`.
 
@@ -217,6 +223,7 @@ def pretrain_run(
         stop_after: so many steps into this life, rank 0 gets a SIGTERM.
         spike_at: the first step from this position reports a hundred times its loss.
         disk_is_full: no checkpoint finds room; the answer is then the run's error.
+        fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; likewise.
     """
     take_step, taken, spiked = Trainer.step, [], []
 
@@ -225,6 +232,8 @@ def pretrain_run(
             taken.append(None)
         if stop_after and len(taken) == stop_after and self.engine.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
+        if fill_after and len(taken) == fill_after and self.engine.ranks.is_main:
+            fill(Path(ballast))
         result = take_step(self, *given, **options)
         if spike_at and options["samples_seen"] == spike_at and not spiked:
             spiked.append(None)
@@ -237,10 +246,17 @@ def pretrain_run(
     try:
         main(arguments)
     except UserError as error:
-        if not disk_is_full:
+        if not disk_is_full and not fill_after:
             raise
         return str(error)
     return "finished"
+
+
+def fill(ballast: Path) -> None:
+    """Write until there is no room for another byte."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def no_space(self: CheckpointStore, own_bytes: int) -> None:

@@ -1,0 +1,180 @@
+"""Every way in which a run is interrupted, mostly by the command that a user types."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from coatnet.runtime.run_directory import RunDirectory
+
+from tiny_runs import arguments, assert_bit_equal, kinds, last
+
+ROOT = Path(__file__).parents[3]
+OnRanks = Callable[..., list[Any]]
+Command = subprocess.Popen[bytes]
+LONG = ("train.duration=100000 steps", "save.every=90000 steps", "evaluate.every=90000 steps")
+pytestmark = pytest.mark.slow
+
+
+def start(*given: str) -> Command:
+    """Type `coatnet pretrain`."""
+    command = [sys.executable, "-m", "coatnet.cli", "pretrain", *given]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def long_run(place: Path, tmp_path: Path) -> Iterator[tuple[RunDirectory, Command]]:
+    """A run that has taken a step and would go on for hours."""
+    run = RunDirectory(tmp_path / "run")
+    command = start(*arguments(place, str(run.path), *LONG))
+    try:
+        wait_until(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+        yield run, command
+    finally:
+        command.kill()
+        command.wait()
+
+
+def wait_until(command: Command, is_so: Callable[[], bool], *, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert command.poll() is None, command.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ranks_of(command: Command) -> list[psutil.Process]:
+    """Return the processes of the ranks, in their order."""
+    found = {int(one.environ()["RANK"]): one for one in psutil.Process(command.pid).children()}
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_a_signal_while_torch_loads_ends_the_run_before_its_first_step(place: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    command = start(*arguments(place, str(run.path), *LONG))
+    wait_until(command, lambda: len(psutil.Process(command.pid).children()) == 2)
+    command.send_signal(signal.SIGUSR1)
+    errors = command.communicate(timeout=200)[1].decode()
+    assert command.returncode == 0, errors
+    assert "SIGUSR1: asking 2 ranks to end" in errors
+    assert run.marker("stopped") is not None and not run.has_begun
+
+
+def test_ctrl_c_twice_saves_once_and_until_then_a_second_start_hears_who_holds_the_run(
+    place: Path, long_run: tuple[RunDirectory, Command]
+) -> None:
+    run, command = long_run
+    second = start(*arguments(place, str(run.path), *LONG))
+    assert second.stderr is not None
+    said = second.stderr.read().decode()
+    _, status, usage = os.wait4(second.pid, 0)
+    second.returncode = os.waitstatus_to_exitcode(status)
+    assert second.returncode == 2 and f"held by process {ranks_of(command)[0].pid} on" in said
+    assert usage.ru_utime + usage.ru_stime < 4  # within five seconds even on one slow core: it loads no torch
+
+    command.send_signal(signal.SIGINT)
+    command.send_signal(signal.SIGINT)
+    errors = command.communicate(timeout=200)[1].decode()
+    assert command.returncode == 0, errors
+    assert run.marker("stopped") is not None and run.marker("done") is None
+    (saved,) = run.checkpoints.glob("step-*")
+    assert f"stopped and saved after {last(run.path).samples_seen:,} images" in errors
+
+
+def test_a_killed_rank_ends_the_run_and_is_named(long_run: tuple[RunDirectory, Command]) -> None:
+    run, command = long_run
+    ranks = ranks_of(command)
+    ranks[1].kill()
+    errors = command.communicate(timeout=60)[1].decode()
+    assert command.returncode == 128 + signal.SIGKILL
+    assert "rank 1 was killed by SIGKILL" in errors
+    assert not any(one.is_running() for one in ranks)
+
+
+def test_no_rank_outlives_a_killed_launcher(long_run: tuple[RunDirectory, Command]) -> None:
+    run, command = long_run
+    ranks = ranks_of(command)
+    command.kill()
+    gone, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [(flip, "rank-00001.safetensors"), (truncate, "manifest.json"), (Path.unlink, "rank-00000.safetensors")],
+)
+def test_a_run_whose_newest_checkpoint_is_broken_goes_on_from_the_one_before_loudly(
+    tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks, harm: Callable[[Path], None], name: str
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(undisturbed, run.path)
+    run.clear("done")
+    *_, newest = sorted(run.checkpoints.glob("step-*"))
+    harm(newest / name)
+    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, str(run.path)))
+    alarms = [one["text"] for one in run.read_events() if one["kind"] == "alarm"]
+    assert len(alarms) == 1 and newest.name in alarms[0] and "going back to an older" in alarms[0]
+    resumed = [one for one in run.read_events() if one["kind"] == "resume"]
+    assert resumed[-1]["step"] == 12 and run.marker("done") is not None
+    assert_bit_equal(last(run.path), last(undisturbed))
+
+
+def test_another_config_under_a_run_is_refused_unless_it_is_forced(
+    tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(undisturbed, run.path)
+    run.clear("done")
+    changed = arguments(place, str(run.path), "optimizer.learning_rate=0.1", "train.duration=18 steps")
+    for answer in on_ranks("failing_run", world_size=2, arguments=changed):
+        assert "--force" in answer and str(run.path) in answer
+    on_ranks("pretrain_run", world_size=2, arguments=[*changed, "--force"])
+    assert last(run.path).step == 18 and run.marker("done") is not None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
+    place: Path, undisturbed: Path, on_ranks: OnRanks, small_disk: Path
+) -> None:
+    run, ballast = RunDirectory(small_disk / "run"), small_disk / "ballast"
+    given = arguments(place, str(run.path))
+    options = {"fill_after": 6, "ballast": str(ballast)}
+    endings = on_ranks("pretrain_run", world_size=2, arguments=given, **options)
+    assert all("could not be saved" in ending for ending in endings)
+    assert last(run.path).step == 4 and run.marker("done") is None
+    ballast.unlink()
+    on_ranks("pretrain_run", world_size=2, arguments=given)
+    assert run.marker("done") is not None and kinds(run.path).count("resume") == 1
+    assert_bit_equal(last(run.path), last(undisturbed))
