@@ -190,7 +190,10 @@ def judge(run: Path, table: Table, *, allowed: dict[int, set[int] | None]) -> No
         except RuntimeError:
             table.broken += 1
         steps = allowed.get(checkpoint.manifest.epoch, set())
-        table.double_committers += steps is not None and step not in steps
+        if steps is not None and step not in steps:
+            table.double_committers += 1
+            epoch, writer = checkpoint.manifest.epoch, checkpoint.directory
+            print(f"{writer} is of epoch {epoch}, whose successor found {sorted(steps)}", file=sys.stderr)
     store.close()
 
 
@@ -207,7 +210,9 @@ def commands(folder: Path, table: Table) -> None:
     started = [subprocess.Popen(command, **quiet) for _ in range(2)]
     table.owners([one.wait() for one in started])
     epochs = {Checkpoint(path).manifest.epoch for path in (run / "checkpoints").glob("step-*")}
-    table.double_committers += len(epochs) != 1
+    if len(epochs) != 1:
+        table.double_committers += 1
+        print(f"{run} has checkpoints of the epochs {sorted(epochs)}", file=sys.stderr)
 
 
 def finish(jobs: Sequence[Job]) -> list[int | None]:

@@ -271,7 +271,11 @@ class Parts:
         size, share = self.config.augment.image_size, self.config.train.global_batch // self.ranks.world_size
         if self.config.tune.micro_batch == "auto":
             self.trainer.micro_batch = largest_micro_batch(
-                self.trainer, image_size=size, share=share, group_images=self._group_images
+                self.trainer,
+                image_size=size,
+                share=share,
+                group_images=self._group_images,
+                alone=self.config.zero.stage < 3 and self.config.norm.sync == "none",
             )
             self.recorder.event("tuned", micro_batch=self.trainer.micro_batch)
         else:

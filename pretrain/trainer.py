@@ -141,21 +141,20 @@ class Trainer:
 
     def rehearse(self, *, image_size: int, samples: int) -> None:
         """Go through a step on blank images and refuse it: memory and shapes fail before data are read."""
-        blank = Batch(
-            torch.zeros(samples, image_size, image_size, 3, dtype=torch.uint8),
-            torch.zeros(samples, dtype=torch.int64),
-            torch.arange(samples),
-            torch.arange(samples),
-        )
+        blank = _blank(image_size=image_size, samples=samples)
         result = self.step(blank, samples_seen=0, learning_rate=0.0, veto=lambda loss: True, label="start")
         assert not result.applied
 
+    def rehearse_alone(self, *, image_size: int, samples: int) -> None:
+        """Go through a micro-batch on blank images on this rank alone; nobody waits if it fails."""
+        (micro_batch,) = _cut(_blank(image_size=image_size, samples=samples), size=samples)
+        try:
+            self.engine.rehearse_alone(micro_batch, loss_of=self._loss_of)
+        finally:
+            defer_statistics(self.engine.module)
+
     def _micro_batches(self, batch: Batch) -> list[_Part]:
-        size = self.micro_batch or len(batch)
-        columns = (column.split(size) for column in (batch.images, batch.labels, batch.keys))
-        images, labels, keys = columns
-        weights = [None] * len(keys) if batch.tail is None else batch.tail.weights.split(size)
-        return list(zip(images, labels, keys, weights, strict=True))
+        return _cut(batch, size=self.micro_batch or len(batch))
 
     def _loss_of(self, model: nn.Module, part: _Part) -> Tensor:
         images, labels, keys, weights = part
@@ -188,3 +187,16 @@ class Trainer:
             commit_statistics(self.engine.module, reduce, step=step)
         else:
             defer_statistics(self.engine.module)
+
+
+def _blank(*, image_size: int, samples: int) -> Batch:
+    rows = torch.arange(samples)
+    images = torch.zeros(samples, image_size, image_size, 3, dtype=torch.uint8)
+    return Batch(images, torch.zeros(samples, dtype=torch.int64), rows, rows)
+
+
+def _cut(batch: Batch, *, size: int) -> list[_Part]:
+    columns = (column.split(size) for column in (batch.images, batch.labels, batch.keys))
+    images, labels, keys = columns
+    weights = [None] * len(keys) if batch.tail is None else batch.tail.weights.split(size)
+    return list(zip(images, labels, keys, weights, strict=True))

@@ -155,12 +155,14 @@ class CheckpointStore:
     def newest(self, *, before: int | None = None) -> Checkpoint | None:
         """Return the newest checkpoint whose every byte matches, or None in a directory that holds none.
 
-        Rank 0 decides; the ranks share the reading. A broken one is named on stderr and passed over.
+        Rank 0 decides; the ranks share the reading. A broken one is named aloud, passed over and moved out of
+        the way once an older one is found: the run will come to its step again.
 
         Raises:
             CheckpointError: there are checkpoints, but none is whole: the run never starts at 0 by itself.
         """
         steps = self._ranks.broadcast(self.steps() if self._ranks.is_main else None)
+        broken: list[int] = []
         for step in reversed(steps):
             if before is not None and step >= before:
                 continue
@@ -168,7 +170,10 @@ class CheckpointStore:
             faults = [one for one in self._ranks.gather(fault) if one]
             if not faults:
                 self._verified.add(step)
+                if self._ranks.is_main:
+                    self._set_aside(broken, name="broken")
                 return checkpoint
+            broken.append(step)
             if self._ranks.is_main:
                 self._alarm(f"{faults[0]}; going back to an older checkpoint")
         if steps and before is None:
@@ -177,6 +182,10 @@ class CheckpointStore:
                 "Restore one, or choose another run.directory"
             )
         return None
+
+    def abandon(self, *, after: int) -> None:
+        """Give up the checkpoints of later steps: the run goes back. Rank 0 alone."""
+        self._set_aside([step for step in self.steps() if step > after], name="abandoned")
 
     def close(self) -> None:
         """Finish the save under way and end the writer."""
@@ -267,11 +276,13 @@ class CheckpointStore:
         Checkpoint(temporary)  # every file that the manifest names is there, in its size
         if self._lease is not None:
             self._lease.check()
-        final = self.path(step)
-        if final.exists():
-            # Only a broken one can be in the way: a good one would have been resumed from.
-            final.rename(self.directory / f".replaced-{final.name}.{time.time_ns()}")
-        temporary.rename(final)
+        try:
+            # Never over another: what is at this place can only be a successor's, if we were frozen just now.
+            temporary.rename(self.path(step))
+        except OSError:
+            if self._lease is not None:
+                self._lease.check()
+            raise
         fsync_directory(self.directory)
 
     def _await_rank(self, temporary: Path, rank: int) -> RankFile:
@@ -298,7 +309,7 @@ class CheckpointStore:
             grave = self.directory / f".deleted-{old:08d}.{time.time_ns()}"
             self.path(old).rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
-        for pattern in (".deleted-*", f".replaced-{_PREFIX}*"):
+        for pattern in (".deleted-*", f".broken-{_PREFIX}*"):
             for left in self.directory.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
         # A rank that was too slow for a failed save may have made its directory anew; one that is quick may
@@ -306,6 +317,12 @@ class CheckpointStore:
         for left in self.directory.glob(f".{_PREFIX}*.epoch{self._epoch}.save*.tmp"):
             if _save_number(left) < save:
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _set_aside(self, steps: Iterable[int], *, name: str) -> None:
+        for step in steps:
+            if self._lease is not None:
+                self._lease.check()
+            self.path(step).rename(self.directory / f".{name}-{self.path(step).name}.{time.time_ns()}")
 
     def _figures(self) -> dict[int, float] | None:
         name = self._retention.best

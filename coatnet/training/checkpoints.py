@@ -136,10 +136,7 @@ class Checkpoints(Generic[State]):
                     f"{self._store.directory}: no checkpoint from before step {before} to go back to"
                 )
             if self._ranks.is_main:
-                for step in self._store.steps():
-                    if step > checkpoint.step:
-                        path = self._store.path(step)
-                        path.rename(path.with_name(f".abandoned-{path.name}.{time.time_ns()}"))
+                self._store.abandon(after=checkpoint.step)
             self._ranks.barrier()
             return self._load(checkpoint)
 

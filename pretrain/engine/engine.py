@@ -116,6 +116,17 @@ class Engine:
                 self._deepspeed.step()
         return self._update(total, lr=lr)
 
+    def rehearse_alone(self, micro_batch: Any, *, loss_of: LossOf) -> None:
+        """Take a micro-batch forward and backward without a word to the other ranks, and keep nothing of it.
+
+        Not at stage 3, where the passes themselves need all ranks.
+        """
+        assert self.stage < 3
+        with self._forward_context():
+            loss = loss_of(self.module, micro_batch)
+        # Not `backward`, whose hooks would begin to reduce gradients.
+        torch.autograd.grad(loss, list(self.module.parameters()), allow_unused=True)
+
     def _update(self, loss: Tensor, *, lr: float) -> Update:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import resource
 import signal
 import threading
 from contextlib import suppress
@@ -24,6 +25,7 @@ from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from finetune.trainer import Trainer as Finetuner
 from finetune.worker import main as finetune
+from pretrain import parts
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
 from pretrain.engine.start import load_deepspeed
@@ -31,6 +33,7 @@ from pretrain.guard_config import GuardConfig
 from pretrain.health import Health
 from pretrain.replay import replay
 from pretrain.trainer import Trainer
+from pretrain.tune import largest_micro_batch
 from pretrain.worker import main
 
 TINY = ModelConfig(num_classes=5, image_size=32, depths=[1, 1, 1, 1, 1], widths=[8, 16, 16, 32, 32])
@@ -261,6 +264,22 @@ def fill(ballast: Path) -> None:
 
 def no_space(self: CheckpointStore, own_bytes: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def tuned_run(arguments: list[str], spare_bytes: int) -> str:
+    """Run the worker with the largest micro-batch; rank 1 has only so much memory to spare for it."""
+
+    def with_little_memory(trainer: Trainer, **options: Any) -> int:
+        if trainer.engine.ranks.rank == 1:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, resource.RLIM_INFINITY))
+        try:
+            return largest_micro_batch(trainer, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    parts.largest_micro_batch = with_little_memory
+    return failing_run(arguments)
 
 
 def replay_bundle(folder: str) -> dict[str, Any]:

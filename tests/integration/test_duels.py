@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 def test_of_two_jobs_on_one_run_exactly_one_writes_whether_they_start_at_once_or_one_comes_back() -> None:
     command = [
         sys.executable,
-        str(ROOT / "benchmarks" / "duels.py"),
+        str(ROOT / "benchmarks/duels.py"),
         "--duels",
         "12",
         "--seed",

@@ -130,6 +130,19 @@ def test_a_refused_step_is_kept_and_comes_out_alike_on_one_device(place: Path, o
     assert len(found["steps"]) == 1 and found["step"] == found["checkpoint_step"]
 
 
+def test_a_rank_that_runs_out_of_memory_alone_leaves_nobody_waiting(place: Path, on_ranks: OnRanks) -> None:
+    tune = ["tune.micro_batch=auto", "augment.image_size=128", "train.global_batch=128"]
+    short = ["train.micro_batch=null", "train.duration=1 steps", *tune]
+    options = arguments(place, "tuned", *short)
+    assert on_ranks("tuned_run", world_size=2, arguments=options, spare_bytes=150 << 20) == ["finished"] * 2
+    (tuned,) = [one for one in read_lines(place / "tuned/events.jsonl") if one["kind"] == "tuned"]
+    assert 4 <= tuned["micro_batch"] < 64
+
+    options = arguments(place, "untunable", *short)
+    for error in on_ranks("tuned_run", world_size=2, arguments=options, spare_bytes=4 << 20):
+        assert "out of memory on rank 1 with train.micro_batch=4 at 128 px" in error
+
+
 def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, on_ranks: OnRanks) -> None:
     growing = "train.batch_changes=[{at: 4 steps, global_batch: 48}]"
     on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "growing", growing))

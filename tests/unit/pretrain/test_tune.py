@@ -22,7 +22,9 @@ def trainer_that_fits(most: int) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     tried: list[int] = []
-    return SimpleNamespace(engine=SimpleNamespace(ranks=Ranks()), rehearse=take, tried=tried)
+    return SimpleNamespace(
+        engine=SimpleNamespace(ranks=Ranks()), rehearse=take, rehearse_alone=take, tried=tried
+    )
 
 
 @pytest.mark.parametrize(
