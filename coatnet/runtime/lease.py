@@ -60,32 +60,33 @@ class Lease:
         """
         (directory / "lease").mkdir(parents=True, exist_ok=True)
         while True:
-            cls.require_free(directory)
-            lease = cls(directory, epoch=newest_epoch(directory) + 1)
+            # The very next epoch: one that another took since then was not judged, and must make us fail.
+            lease = cls(directory, epoch=cls.require_free(directory) + 1)
             if lease._claim():
                 lease._thread.start()
                 return lease
 
     @classmethod
-    def require_free(cls, directory: Path) -> None:
-        """Make sure, within five seconds, that no living job holds the run directory. Writes nothing.
+    def require_free(cls, directory: Path) -> int:
+        """Make sure, within five seconds, that no living job holds the run, and return the newest epoch.
 
         Raises:
             LeaseHeld: one does.
         """
         epoch = newest_epoch(directory)
         if epoch == 0:
-            return
+            return epoch
         path = cls(directory, epoch=epoch)._path
         known = _read(path)
         if known is not None and _is_outranked(known):
-            return
+            return epoch
         if _is_alive(path, known):
             known = _read(path) or {"pid": "?", "host": "?"}
             raise LeaseHeld(
                 f"{directory}: held by process {known['pid']} on {known['host']}; "
                 "wait for it, cancel it, or choose another run.directory"
             )
+        return epoch
 
     def check(self) -> None:
         """Make sure that the lease is still ours, right before something is committed.

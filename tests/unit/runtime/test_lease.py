@@ -191,3 +191,22 @@ def test_a_later_start_of_a_run_fences_an_earlier_one_that_still_lives(
         second.release()
     finally:
         first.release()
+
+
+def test_an_epoch_that_another_took_after_the_look_is_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, others = Lease.require_free, []
+
+    def slowly(directory: Path) -> int:
+        epoch = look(directory)
+        if not others:
+            monkeypatch.undo()
+            others.append(Lease.acquire(directory))
+        return epoch
+
+    monkeypatch.setattr(Lease, "require_free", staticmethod(slowly))
+    with pytest.raises(LeaseHeld, match=f"process {os.getpid()}"):
+        Lease.acquire(tmp_path)
+    others[0].check()
+    others[0].release()
