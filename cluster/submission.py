@@ -26,6 +26,14 @@ from cluster.snapshot import snapshot_code
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
+# What sbatch says, and what to do about it.
+_REMEDIES = {
+    "generic resource": "no such GPUs here (sinfo -o %G shows them); --gpus-per-node 0 asks for none",
+    "account": "give one that is yours by --account, or `account` in the site file",
+    "qos": "give one that the partition allows by --qos, or `qos` in the site file",
+    "node configuration": "no node is like that: ask for fewer --gpus-per-node, `cpus_per_task` or `memory`",
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -143,9 +151,9 @@ def submit(
         history = History(directory)
         try:
             job_id = slurm.sbatch(str(script), *options)
-        except slurm.SlurmError:
+        except slurm.SlurmError as error:
             shutil.rmtree(folder)  # what SLURM refused was not submitted
-            raise
+            raise UserError(f"{error}{_remedy(str(error))}") from None
         history.note("submitted", job_id=job_id, folder=folder.name, lives=len(history.lives()))
     return job_id
 
@@ -228,6 +236,10 @@ def _check_run(directory: Path, *, release: bool) -> None:
         raise UserError(
             f"{directory} has job {queued} already; watch it, or end it by: coatnet cancel {directory}"
         )
+
+
+def _remedy(message: str) -> str:
+    return next((f"; {remedy}" for words, remedy in _REMEDIES.items() if words in message), "")
 
 
 def _single_task(request: Request) -> SiteConfig:

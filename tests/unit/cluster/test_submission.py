@@ -102,7 +102,7 @@ def test_two_submissions_at_once_queue_one_job(programs: Path, tmp_path: Path) -
 
 def test_what_slurm_refuses_is_told_in_its_own_words(programs: Path, tmp_path: Path) -> None:
     write_program(programs / "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
-    with pytest.raises(UserError, match="sbatch: Invalid account"):
+    with pytest.raises(UserError, match="sbatch: Invalid account; give one that is yours by --account"):
         try_to_submit(tmp_path)
     assert find_runs([tmp_path]) == [], "what was refused is no run"
     write_program(programs / "sbatch", "echo 7")
