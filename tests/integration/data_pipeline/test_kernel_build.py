@@ -48,8 +48,8 @@ def test_a_clean_tree_builds_without_a_warning(tmp_path: Path) -> None:
 @needs_compiler
 @pytest.mark.slow
 def test_mutated_jpegs_find_nothing_under_the_sanitizers() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks/fuzz_decode/run.py"), "--seconds", "5", "--seed", "11"]
+    command = [sys.executable, str(ROOT / "benchmarks/fuzz_decode/run.py"), "--seconds", "3", "--seed", "11"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["findings"] == 0 and result["inputs"] > 1000
+    assert result["findings"] == 0 and result["inputs"] > 300
