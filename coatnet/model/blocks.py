@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
-from coatnet.model.gpu import depthwise
+from coatnet.model.gpu import dense, depthwise
 from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
 
@@ -67,6 +67,8 @@ def convolve(x: Tensor, weight: Tensor, *, bias: Tensor | None, stride: int, pad
     """
     if bias is None and weight.shape[1] == 1 and depthwise.fits(x, stride=stride):
         return depthwise.depthwise(x, weight)
+    if dense.fits(x, weight):
+        return dense.convolve(x, weight, bias, stride=stride, padding=padding)
     nchw = x.permute(0, 3, 1, 2)
     groups = nchw.shape[1] // weight.shape[1]
     if stride == 2 and padding == "same":

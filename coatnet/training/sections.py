@@ -134,12 +134,12 @@ class LaunchConfig:
 
     Attributes:
         ranks: on this machine; null for one per GPU. Ignored under srun and torchrun.
-        deterministic: on a GPU, use only kernels that give the same bits every time, so that a resumed run
-            ends in those of an unbroken one.
+        deterministic: on a GPU, let torch use only kernels that give the same bits every time, and refuse
+            what has none. In "autocast" and "bf16" the network's own have them anyway; "fp32" needs it.
     """
 
     ranks: int | None = None
-    deterministic: bool = True
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.ranks is not None:
