@@ -150,11 +150,16 @@ def test_secrets_in_a_url_stay_out_of_messages(server: FaultServer, tmp_path: Pa
     assert "hush" not in str(raised.value)
 
 
-def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tail", ["continue", "mask"])
+def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Path, tail: str) -> None:
     data = DataConfig(
-        train=[CorpusConfig(server.url)], cache=cache_config(tmp_path, ahead_shards=8), window=1, lanes=1
+        train=[CorpusConfig(server.url)],
+        cache=cache_config(tmp_path, ahead_shards=8),
+        window=1,
+        lanes=1,
+        tail=tail,
     )
-    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=4)
+    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=6)
     deadline = time.monotonic() + 20
     with closing(loader.from_sample(0)) as stream:
         next(stream)
