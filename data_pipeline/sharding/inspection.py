@@ -100,17 +100,22 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
 
 
 def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
-    suffix = name.rpartition(".")[2].lower()
-    found = (
-        ("progressive", info.progressive),
-        ("gray", info.components <= 2),
-        ("cmyk", info.format == "JPEG" and info.components == 4),
-        ("animated", info.animated),
-        ("deep", info.bits > 8),
-        ("oriented", info.orientation != 1),
-        ("renamed", _FORMAT_OF.get(suffix, info.format) != info.format),
-    )
-    return [kind for kind, is_so in found if is_so]
+    kinds = []
+    if info.progressive:
+        kinds.append("progressive")
+    if info.components <= 2:
+        kinds.append("gray")
+    if info.components == 4 and info.format == "JPEG":
+        kinds.append("cmyk")
+    if info.animated:
+        kinds.append("animated")
+    if info.bits > 8:
+        kinds.append("deep")
+    if info.orientation != 1:
+        kinds.append("oriented")
+    if _FORMAT_OF.get(name.rpartition(".")[2].lower(), info.format) != info.format:
+        kinds.append("renamed")
+    return kinds
 
 
 def _action(kinds: list[str], policy: OddPolicy) -> str:
