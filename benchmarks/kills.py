@@ -34,7 +34,7 @@ import torch
 from PIL import Image
 
 import coatnet.runtime.launch
-import pretrain.loop
+import pretrain.parts
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import read_lines
@@ -183,7 +183,7 @@ def warm_up() -> None:
     """Load what every life needs before the forks."""
     load_deepspeed()
     torch.set_num_threads(1)
-    for name in ("torch._dynamo", "torch.utils.tensorboard", pretrain.loop.__name__):
+    for name in ("torch._dynamo", "torch.utils.tensorboard", pretrain.parts.__name__):
         importlib.import_module(name)
 
 

@@ -10,6 +10,11 @@ from coatnet.config import UserError
 from data_pipeline.record import SampleSource
 
 
+def loss_weights(corpora: Sequence[SampleSource], kind: str) -> list[float] | None:
+    """Return what `loss.class_weights` asks for: None, or `balanced_weights`."""
+    return balanced_weights(corpora) if kind == "balanced" else None
+
+
 def balanced_weights(corpora: Sequence[SampleSource]) -> list[float]:
     """Return samples / (classes · samples of the class), by class.
 

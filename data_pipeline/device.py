@@ -50,15 +50,6 @@ class DeviceTransform:
             labels = mix_targets(labels, mixing, num_classes=num_classes)
         return pixels, labels
 
-    def of_batch(
-        self, batch: Batch, rows: slice, *, device: torch.device, num_classes: int, group_images: int
-    ) -> tuple[Tensor, Tensor]:
-        """Transform some rows of a loader's batch on a device. Shape: as `__call__`."""
-        images, labels = batch.images[rows], batch.labels[rows]
-        if device.type != "cpu":
-            images, labels = (each.to(device, non_blocking=True) for each in (images, labels))
-        return self(images, labels, batch.keys[rows], num_classes, group_images)
-
     def as_pictures(self, pixels: Tensor) -> Tensor:
         """Undo the normalisation, to look at what the model sees.
 
@@ -67,6 +58,36 @@ class DeviceTransform:
         scale = torch.tensor(self._augment.std, device=pixels.device)
         shift = torch.tensor(self._augment.mean, device=pixels.device)
         return pixels.permute(0, 2, 3, 1).mul(scale).add(shift).clamp(0.0, 1.0)
+
+
+class TrainTransform:
+    """What both stages make of some rows of a loader's batch before the model takes them."""
+
+    def __init__(
+        self, augment: AugmentConfig, *, device: torch.device, num_classes: int, group_images: int
+    ) -> None:
+        self._transform = DeviceTransform(augment, training=True)
+        self._device, self._num_classes, self._group_images = device, num_classes, group_images
+
+    def __call__(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return images and targets as `DeviceTransform` does, the samples' keys, and a tail's weights.
+
+        All lie on the device.
+        """
+        parts = batch.images, batch.labels, batch.keys
+        images, labels, keys = (part[rows].to(self._device, non_blocking=True) for part in parts)
+        made = self._transform(images, labels, batch.keys[rows], self._num_classes, self._group_images)
+        weights = None if batch.tail is None else batch.tail.weights[rows].to(self._device)
+        return *made, keys, weights
+
+    def pictures(self, batch: Batch, *, samples: int = 16) -> Tensor:
+        """Return what the model sees of a batch's first samples.
+
+        Shape: float (n, H, W, 3) from 0 to 1, on the CPU.
+        """
+        groups = -(-samples // self._group_images) * self._group_images  # mixing needs whole groups
+        pixels, *_ = self(batch, slice(0, min(groups, len(batch))))
+        return self._transform.as_pictures(pixels[:samples]).cpu()
 
 
 def normalise(images: Tensor, *, mean: list[float], std: list[float]) -> Tensor:

@@ -33,20 +33,27 @@ class Position(Protocol):
 
 
 class Stream:
-    """Yields the batch at `position.samples_seen`, wherever that has gone since the last one."""
+    """Yields the batch at `position.samples_seen`, wherever that has gone since the last one.
+
+    Args:
+        corpora: the training mixture, in the config's order.
+        config: a root schema with the sections data and augment, and a seed.
+        phases: stretches of one global batch and image size.
+        ranks, account: of the run.
+    """
 
     def __init__(
         self,
         corpora: Sequence[SampleSource],
-        data: DataConfig,
-        augment: AugmentConfig,
+        config: Any,
         *,
-        seed: int,
         phases: Sequence[Phase],
         ranks: Ranks,
         account: TimeAccount,
     ) -> None:
-        self._corpora, self._data, self._augment, self._seed = corpora, data, augment, seed
+        self._corpora, self._seed = corpora, config.seed
+        self._data: DataConfig = config.data
+        self._augment: AugmentConfig = config.augment
         self._phases, self._ranks, self._account = phases, ranks, account
         self._excluded: list[int] = []
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-from coatnet.config.checks import above_zero, at_least_one, counted, one_of
-from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.config.checks import below_one, multiple_of, one_of
+from coatnet.model.config import PARTS, ModelConfig, NormConfig
 from coatnet.training.sections import (
     EvaluateConfig,
     LaunchConfig,
@@ -20,11 +20,10 @@ from coatnet.training.sections import (
     RunConfig,
     SaveConfig,
     ScheduleConfig,
+    TrainConfig,
 )
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
-
-FREEZABLE = ("S0", "S1", "S2", "S3", "S4", "dense")  # "dense" is the D→D layer before the logits
 
 
 @dataclass
@@ -64,53 +63,20 @@ class FinetuneOptimizerConfig(OptimizerConfig):
 
 
 @dataclass
-class FinetuneLossConfig(LossConfig):
-    """What is minimised.
-
-    Attributes:
-        class_weights: "none", or "balanced": samples / (classes · samples of the class).
-    """
-
-    class_weights: str = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("class_weights", self.class_weights, ("none", "balanced"))
-
-
-@dataclass
-class PhaseConfig:
-    """One resolution of a progressive run: `image_size` for `share` of the duration."""
-
-    image_size: int = 224
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.image_size < 32 or self.image_size % 32:
-            raise ValueError(f"image_size is {self.image_size}; allowed: multiples of 32")
-        above_zero("share", self.share)
-
-
-@dataclass
-class TrainConfig:
+class FinetuneTrainConfig(TrainConfig):
     """How long, and in which batches.
 
     Attributes:
-        micro_batch: images per rank and backward pass, `global_batch / world size` being accumulated.
-        phases: resolutions one after the other; empty for `augment.image_size` all along.
         patience: stop after so many evaluations without a better top-1; 0 is off.
     """
 
     duration: str = "30 epochs"
     global_batch: int = 512
-    micro_batch: int = 32
-    phases: list[PhaseConfig] = field(default_factory=list)
+    micro_batch: int | None = 32
     patience: int = 0
 
     def __post_init__(self) -> None:
-        counted("duration", self.duration)
-        at_least_one("global_batch", self.global_batch)
-        at_least_one("micro_batch", self.micro_batch)
+        super().__post_init__()
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience}; allowed: 0 or more")
 
@@ -146,10 +112,10 @@ class FinetuneConfig:
     augment: AugmentConfig = field(
         default_factory=partial(AugmentConfig, image_size=384, evaluate_resize="whole")
     )
-    loss: FinetuneLossConfig = field(default_factory=FinetuneLossConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=partial(ScheduleConfig, "constant", "0 steps", 0.0))
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
     zero: int = 0
     ema: float = 0.9999
     precision: str = "fp32"
@@ -162,17 +128,15 @@ class FinetuneConfig:
         one_of("precision", self.precision, ("fp32", "bf16"))
         if self.zero not in (0, 1, 2):
             raise ValueError(f"zero is {self.zero}; allowed: 0, 1, 2")
-        if not 0.0 <= self.ema < 1.0:
-            raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
+        below_one("ema", self.ema)
         for part in self.freeze:
-            one_of("freeze", part, FREEZABLE)
+            one_of("freeze", part, PARTS)
         if self.init is None and self.model is None:
             raise ValueError("init is null and model is not given; allowed: a checkpoint, or a model")
         group = self.norm.group_images
-        if group is not None and self.train.micro_batch % group:
+        if group is not None and (self.train.micro_batch or group) % group:
             raise ValueError(
                 f"train.micro_batch is {self.train.micro_batch}; allowed with norm.group_images {group}: "
                 f"multiples of {group}"
             )
-        if self.augment.image_size % 32:
-            raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")
+        multiple_of("augment.image_size", self.augment.image_size, 32)

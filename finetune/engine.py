@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from coatnet.model.network import CoAtNet
 from coatnet.model.norm import commit_statistics, defer_statistics
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.optimizer import ClippedAdamW, make_optimizer
+from coatnet.training.sections import ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from finetune.config import FinetuneConfig
-from finetune.start import frozen_modules
 
 LossOf = Callable[[nn.Module], Tensor]
 
@@ -30,24 +31,23 @@ class Engine:
     Attributes:
         model: the bare model.
         state: weights, moments, statistics and average, as checkpoints hold them.
-        applied_steps: optimizer steps that changed the weights.
     """
 
     def __init__(self, model: CoAtNet, config: FinetuneConfig, *, ranks: Ranks) -> None:
-        self.model, self.applied_steps = model.to(ranks.device), 0
-        self._config, self._ranks = config, ranks
-        self._frozen = frozen_modules(self.model, config.freeze)
+        self.model, self._config, self._ranks = model.to(ranks.device), config, ranks
+        self.model.freeze(config.freeze)
         wanted, stage = config.optimizer, config.zero
         self._adamw = make_optimizer(
             self.model, wanted, stage=stage, precision="fp32", layer_decay=wanted.layer_decay
         )
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
         on_cpu = ranks.device_type == "cpu"
         handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         if on_cpu and config.zero:  # accelerate refuses `cpu` beside DeepSpeed, and knows no backend without
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
         self._accelerator = Accelerator(
             cpu=on_cpu and not config.zero,
-            deepspeed_plugin=_Plugin(config) if config.zero else None,
+            deepspeed_plugin=_Plugin(config, parameters=parameters) if config.zero else None,
             kwargs_handlers=handlers,
         )
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, self._adamw)
@@ -56,16 +56,19 @@ class Engine:
         holder, average = (self._wrapped if config.zero else plain), config.ema or None
         self.state = ShardedState(holder, stage=config.zero, ranks=ranks, ema_decay=average)
 
-    def step(self, losses: Sequence[LossOf], *, learning_rate: float) -> tuple[Tensor, float, bool]:
+    def step(
+        self, losses: Sequence[LossOf], *, learning_rate: float, number: int
+    ) -> tuple[Tensor, float, bool]:
         """Take one optimizer step over micro-batches, each given as the function from model to loss.
+
+        Args:
+            number: of the step among those that change the weights, from 1.
 
         Returns:
             This rank's summed loss, the gradient's norm over all ranks before clipping, and whether the step
             was applied: a gradient that is not finite changes nothing.
         """
         self._wrapped.train()
-        for module in self._frozen:
-            module.eval()  # their running statistics stay as they were learned
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
         in_bf16 = self._config.precision == "bf16"
@@ -81,11 +84,10 @@ class Engine:
         norm = self._update()
         applied = math.isfinite(norm)
         if applied:
-            self.applied_steps += 1
             # Fresh statistics forget their start quickly; a checkpoint's are worth keeping.
-            young = self.applied_steps if self._config.init is None else None
+            young = number if self._config.init is None else None
             commit_statistics(self.model, self._ranks.all_reduce_sum, step=young)
-            self.state.update_ema(step=self.applied_steps)
+            self.state.update_ema(step=number)
         else:
             defer_statistics(self.model)  # forgets the statistics of the step that is not taken
         return total, norm, applied
@@ -104,17 +106,10 @@ class Engine:
 class _Plugin(DeepSpeedPlugin):
     """accelerate's plug-in without its hook into transformers, which would have to be installed."""
 
-    def __init__(self, config: FinetuneConfig) -> None:
-        super().__init__(
-            hf_ds_config={
-                "train_micro_batch_size_per_gpu": 1,  # micro-batches are cut and counted by us
-                "gradient_accumulation_steps": 1,
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "gradient_clipping": config.optimizer.clip,
-                "zero_optimization": {"stage": config.zero},
-            }
-        )
+    def __init__(self, config: FinetuneConfig, *, parameters: int) -> None:
+        zero, clip = ZeroConfig(stage=config.zero), config.optimizer.clip
+        told = deepspeed_config(zero, clip=clip, precision="fp32", parameters=parameters)
+        super().__init__(hf_ds_config=told)
 
     def set_deepspeed_weakref(self) -> None:
         """Do nothing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError, load_config
-from coatnet.runtime.launch import device_count, run_ranks
+from coatnet.runtime.launch import launch_run
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.run_directory import write_atomically
 from finetune.config import FinetuneConfig
@@ -24,19 +24,23 @@ def launch(path: str, overrides: Sequence[str]) -> int:
         UserError: the config is wrong, or several seeds were asked for under srun or torchrun.
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
+    # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.
+    options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
+    whole = Path(config.run.directory)
     if not config.seeds:
-        return _run(config, path, overrides)
+        return launch_run("finetune.worker", [path, *overrides], directory=whole, **options)
     if already_launched():
         raise UserError("seeds: several runs under srun or torchrun; give `seed` and one job for each")
-    directories = [Path(config.run.directory) / f"seed-{seed}" for seed in config.seeds]
-    for seed, directory in zip(config.seeds, directories, strict=True):
-        own = [*overrides, "seeds=[]", f"seed={seed}", f"run.directory={directory}"]
-        status = _run(config, path, own)
+    directories = {seed: whole / f"seed-{seed}" for seed in config.seeds}
+    for seed, directory in directories.items():
+        own = [path, *overrides, "seeds=[]", f"seed={seed}", f"run.directory={directory}"]
+        status = launch_run("finetune.worker", own, directory=directory, **options)
         if status or not (directory / "done").exists():
             return status
-    summary = summarise([json.loads((each / "summary.json").read_text()) for each in directories])
-    summary["seeds"] = list(config.seeds)
-    write_atomically(Path(config.run.directory) / "summary.json", json.dumps(summary, indent=2) + "\n")
+    summary = summarise([json.loads((each / "summary.json").read_text()) for each in directories.values()])
+    write_atomically(
+        whole / "summary.json", json.dumps({**summary, "seeds": [*directories]}, indent=2) + "\n"
+    )
     return 0
 
 
@@ -50,13 +54,3 @@ def summarise(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "deviation": {key: statistics.stdev(each) if len(each) > 1 else 0.0 for key, each in values.items()},
         "runs": [{key: one[key] for key in _AVERAGED} for one in summaries],
     }
-
-
-def _run(config: FinetuneConfig, path: str, overrides: Sequence[str]) -> int:
-    ranks = config.launch.ranks or device_count()
-    if already_launched() or (ranks == 1 and not config.zero and not config.seeds):
-        from finetune.worker import main
-
-        main([path, *overrides])
-        return 0
-    return run_ranks("finetune.worker", [path, *overrides], ranks=ranks)

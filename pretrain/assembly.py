@@ -9,6 +9,7 @@ from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.calendar import Calendar
+from data_pipeline.class_weights import loss_weights
 from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.stream import Stream
 from pretrain.batches import make_calendar
@@ -66,14 +67,13 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
         model=model,
         engine=engine,
         calendar=calendar,
-        stream=Stream(
-            corpora,
-            config.data,
-            config.augment,
-            seed=config.seed,
-            phases=calendar.phases,
-            ranks=ranks,
+        stream=Stream(corpora, config, phases=calendar.phases, ranks=ranks, account=account),
+        trainer=Trainer(
+            engine,
+            config,
+            num_classes=len(classes),
+            group_images=group_images,
             account=account,
+            class_weights=loss_weights(corpora, config.loss.class_weights),
         ),
-        trainer=Trainer(engine, config, num_classes=len(classes), group_images=group_images, account=account),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coatnet.config import config_digest
-from coatnet.config.checks import one_of
+from coatnet.config.checks import below_one, multiple_of, one_of
 from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.training.sections import (
     LaunchConfig,
@@ -22,7 +22,7 @@ from coatnet.training.sections import (
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
 from pretrain.guard_config import GuardConfig
-from pretrain.sections import PretrainEvaluateConfig, ProfileConfig, TrainConfig, TuneConfig
+from pretrain.sections import PretrainEvaluateConfig, PretrainTrainConfig, ProfileConfig, TuneConfig
 
 # Sections that change where, when and how fast, but not what comes out: they may change under a run.
 _NOT_THE_RESULT = ("run", "launch", "save", "profile", "evaluate", "guard", "compile", "tune", "zero")
@@ -50,7 +50,7 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     precision: str = "fp32"
     ema: float = 0.0
@@ -64,12 +64,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, ("fp32", "autocast", "bf16"))
-        if not 0.0 <= self.ema < 1.0:
-            raise ValueError(f"ema is {self.ema}; allowed: from 0 (off) to below 1")
+        below_one("ema", self.ema)
         if not self.data.train:
             raise ValueError("data.train is empty; give data.train=[{path: SHARDS}]")
-        if self.augment.image_size % 32:
-            raise ValueError(f"augment.image_size is {self.augment.image_size}; allowed: multiples of 32")
+        multiple_of("augment.image_size", self.augment.image_size, 32)
         if self.train.batch_changes and self.data.tail != "continue":
             raise ValueError(f"data.tail is {self.data.tail!r} with train.batch_changes; allowed: continue")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
 
 from coatnet.config import UserError
+from coatnet.training.run import Verdict, check_refused
 from pretrain.guard_config import GuardConfig
 from pretrain.state import State
 from pretrain.trainer import PretrainResult, Veto
@@ -14,24 +14,6 @@ from pretrain.trainer import PretrainResult, Veto
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 # A loss that hardly moves has a tiny deviation: less than this share of the median is never a spike.
 _LEAST_DEVIATION = 0.01
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What to make of a step.
-
-    Attributes:
-        event: kind for the run's log; None when there is nothing to say.
-        rollback: go back to before step `step` and leave out `samples`.
-        step: the first step that is not trusted.
-        samples: positions of the steps that are not trusted.
-    """
-
-    event: str | None = None
-    score: float = 0.0
-    rollback: bool = False
-    step: int = 0
-    samples: range = range(0)
 
 
 class Guard:
@@ -55,7 +37,8 @@ class Guard:
             UserError: too many refused steps in a row, or too many rollbacks.
         """
         if not result.applied:
-            self._check_skipped(result, state)
+            most = self._config.max_skipped
+            check_refused(state, result, most=most, limit="as many as guard.max_skipped allows")
             spiked = math.isfinite(result.loss) and self._config.spike == "skip"
             return Verdict("skipped_spike" if spiked else "skipped_step")
         score = max(
@@ -93,14 +76,6 @@ class Guard:
 
     def _is_spike(self, score: float, history: list[float]) -> bool:
         return score > self._config.spike_score and len(history) * 2 >= self._config.spike_window
-
-    def _check_skipped(self, result: PretrainResult, state: State) -> None:
-        if state.skipped_in_a_row >= self._config.max_skipped:
-            raise UserError(
-                f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
-                f"{result.loss:g}, gradient norm {result.gradient_norm:g}), as many as guard.max_skipped "
-                "allows; lower optimizer.learning_rate, or look at the samples that the run's events name"
-            )
 
 
 def robust_score(value: float, history: list[float]) -> float:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from coatnet.config import UserError, to_dict
-from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
-from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
-from coatnet.training.checkpoints import Checkpoints
-from coatnet.training.recorder import Recorder
-from coatnet.training.utilisation import flops_per_image
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.training.run import TrainingRun, Verdict
+from data_pipeline.batch import Batch
 from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus
 from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble
@@ -22,10 +20,9 @@ from pretrain.batches import settle_group_images
 from pretrain.bundles import Bundle, find_bundles, write_bundle
 from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
-from pretrain.continuity import LossContinuity
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
-from pretrain.guard import Guard, Verdict
+from pretrain.guard import Guard
 from pretrain.health import Health
 from pretrain.profiler import StepProfiler
 from pretrain.state import State, digest_of_range
@@ -37,8 +34,11 @@ from pretrain.watchdog import Watchdog
 _UPDATE_NORM_STEPS = 50
 
 
-class Parts:
-    """Everything that the loop calls."""
+class Parts(TrainingRun[State, PretrainResult]):
+    """A pretraining run."""
+
+    kind = "pretrain"
+    state_type = State
 
     def __init__(
         self, config: PretrainConfig, *, ranks: Ranks, run: RunDirectory, lease: Lease | None, digest: str
@@ -48,8 +48,8 @@ class Parts:
         Raises:
             UserError: corpora, batches or model do not fit together.
         """
-        self.config, self.ranks, self.run = config, ranks, run
-        self.account = TimeAccount.of_run(run, ranks=ranks)
+        super().__init__(run, ranks=ranks)
+        self.config, self.zero_stage = config, config.zero.stage
         group_images = settle_group_images(config, ranks=ranks, run=run)
         assembly = assemble(config, ranks=ranks, account=self.account, group_images=group_images)
         self.engine, self.trainer = assembly.engine, assembly.trainer
@@ -59,14 +59,17 @@ class Parts:
         self._exposed.attach()
         self._activations = ActivationStatistics(assembly.model)
         self._classes = assembly.classes
-        self.recorder = Recorder(
-            run,
-            ranks=ranks,
-            account=self.account,
-            metrics=MetricsLog(run, enabled=ranks.is_main),
-            total=self.calendar.total,
-            augmented=self.trainer.augmented,
-            flops_per_image=flops_per_image(assembly.model_config, config.augment.image_size),
+        self.equip(
+            engine=self.engine,
+            save=config.save,
+            lease=lease,
+            model=assembly.model_config,
+            augmented=self.trainer.transform.pictures,
+            classes=assembly.classes,
+            augment=to_dict(config.augment),
+            norm=to_dict(config.norm),
+            group_images=group_images,
+            config_digest=digest,
         )
         evaluated = open_evaluation_corpus(config.data, classes=assembly.classes)
         self.evaluator = None if evaluated is None else Evaluator(evaluated, config, ranks=ranks)
@@ -76,26 +79,6 @@ class Parts:
             else None
         )
         self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
-        self.checkpoints = Checkpoints(
-            run.checkpoints,
-            config.save,
-            engine=self.engine,
-            stream=self.stream,
-            ranks=ranks,
-            lease=lease,
-            account=self.account,
-            facts={
-                "kind": "pretrain",
-                "model": to_dict(assembly.model_config),
-                "classes": assembly.classes,
-                "augment": to_dict(config.augment),
-                "norm": to_dict(config.norm),
-                "group_images": group_images,
-                "config_digest": digest,
-            },
-            alarm=self.recorder.alarm,
-            state_type=State,
-        )
         self._exclusions = run.path / "exclusions.json"
         rollbacks = self._read_exclusions()
         self.guard = Guard(config.guard, rollbacks=rollbacks)
@@ -107,44 +90,35 @@ class Parts:
         )
         if config.compile:
             on_compilation(self.watchdog.hold, self.watchdog.release)
-        self._continuity = LossContinuity()
-        self._redone_until = 0
 
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
         self.watchdog.start()
         self._rehearse()
-        state = self.checkpoints.resume()
-        kind = "start" if state is None else "resume"
-        state = state or State()
-        if self.ranks.is_main:
-            rows = list(read_lines(self.run.metrics))
-            self._redone_until = max((row.get("samples_seen", 0) for row in rows), default=0)
-            self._continuity.remember(rows, after=state.samples_seen)
-            self.recorder.remember(rows)
-        self._redone_until = self.ranks.broadcast(self._redone_until)
-        self.recorder.event(
-            kind,
-            samples_seen=state.samples_seen,
-            step=state.step,
-            world_size=self.ranks.world_size,
-            stage=self.config.zero.stage,
-        )
-        place = "starts" if kind == "start" else f"resumes after step {state.step:,}"
-        self.recorder.say(
-            f"{self.run.path} {place}: {self.ranks.world_size} ranks, ZeRO {self.config.zero.stage}, "
-            f"{state.samples_seen:,} of {self.calendar.total:,} images seen"
-        )
+        state = super().resume()
         if self.ranks.device_type == "cuda" and not self.config.compile:
             self.recorder.say("compile=true makes a step several times quicker on a GPU")
         self._activations.before_step(state.step + 1)
         self.profiler.before_step(state.step + 1)
-        self.account.started()
         return state
 
-    def label(self, samples_seen: int) -> str:
-        """Name the account's class for a step: work that an earlier life did already counts as redone."""
-        return "redone" if samples_seen < self._redone_until else "compute"
+    def step(self, state: State, batch: Batch, *, wish: int) -> PretrainResult:
+        """Train on this rank's share of a step and move the state on."""
+        before = state.samples_seen
+        result = self.trainer.step(
+            batch,
+            samples_seen=before,
+            learning_rate=self.calendar.learning_rate(before + batch.step_samples(self.ranks.world_size)),
+            wish=wish,
+            veto=self.guard.veto(state),
+            label=self.label(before),
+        )
+        state.advance(samples=result.samples, applied=result.applied, digest=result.digest)
+        return result
+
+    def judge(self, state: State, result: PretrainResult) -> Verdict:
+        """Say what to make of the step that led to `state`."""
+        return self.guard.judge(result, state)
 
     def evaluate(self, state: State) -> None:
         """Measure the evaluation corpus, if there is one."""
@@ -161,7 +135,7 @@ class Parts:
     def save(self, state: State, *, wait: bool) -> None:
         """Save, in the background or until it is done."""
         with self.watchdog.patience():
-            self.checkpoints.save(state, wait=wait)
+            super().save(state, wait=wait)
 
     def look_after(self, state: State, result: PretrainResult) -> None:
         """Do what is done at every step without touching its result.
@@ -178,14 +152,7 @@ class Parts:
         self._activations.before_step(state.step + 1)
         self.profiler.after_step(state.step)
         self.profiler.before_step(state.step + 1)
-        self.checkpoints.raise_errors()
-        compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
-        if compared is not None:
-            self.recorder.event("loss_continuity", **compared)
-            self.recorder.say(
-                f"the loss {'goes on' if compared['continuous'] else 'DOES NOT go on'} as recorded before: "
-                f"{compared['loss']:.6g}, was {compared['recorded']:.6g}"
-            )
+        super().look_after(state, result)
         for finding in self.health.check(self.engine.module, state, result):
             self.recorder.event(finding.kind, step=state.step, **finding.fields)
             if finding.kind == "silent_corruption":
@@ -247,28 +214,25 @@ class Parts:
         with self.watchdog.patience():
             state.become(self.checkpoints.restore(before=verdict.step))
 
-    def finish(self, state: State) -> None:
-        """Write the summary of a run that reached its end."""
-        summary = {
+    def summary(self, state: State) -> dict[str, Any]:
+        """Return what summary.json says of a run that reached its end."""
+        return {
             **state.figures,
             "samples": state.samples_seen,
             "steps": state.step,
             "applied_steps": state.applied_steps,
             "every_sample_once": state.trained_digest == digest_of_range(state.samples_seen),
         }
-        write_atomically(self.run.summary, json.dumps(summary, indent=2) + "\n")
 
     def close(self, state: State | None) -> None:
         """Finish what is under way."""
         self.watchdog.stop()
-        self.checkpoints.close()
-        if state is not None:
-            self.recorder.flush(state)
-        self.recorder.close()
+        super().close(state)
 
     def _rehearse(self) -> None:
         """Find out-of-memory and bad shapes before data are touched, or the largest micro-batch."""
-        size, share = self.config.augment.image_size, self.config.train.global_batch // self.ranks.world_size
+        size = max(phase.image_size for phase in self.calendar.phases)
+        share = self.config.train.global_batch // self.ranks.world_size
         if self.config.tune.micro_batch == "auto":
             self.trainer.micro_batch = largest_micro_batch(
                 self.trainer,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from coatnet.config.checks import at_least_one, counted, one_of
-from coatnet.training.sections import EvaluateConfig
+from coatnet.training.sections import EvaluateConfig, TrainConfig
 
 _STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
@@ -24,27 +24,21 @@ class BatchChange:
 
 
 @dataclass
-class TrainConfig:
+class PretrainTrainConfig(TrainConfig):
     """How long, and in which batches.
 
     Attributes:
-        micro_batch: images per rank and backward pass; the rest of `global_batch / world size` is
-            accumulated. Null takes all of it at once.
         batch_changes: later global batches, in order of time.
         activation_checkpointing: stages whose activations are recomputed, of S1 to S4.
     """
 
-    duration: str = "300 epochs"
-    global_batch: int = 4096
-    micro_batch: int | None = None
     batch_changes: list[BatchChange] = field(default_factory=list)
     activation_checkpointing: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        counted("duration", self.duration)
-        at_least_one("global_batch", self.global_batch)
-        if self.micro_batch is not None:
-            at_least_one("micro_batch", self.micro_batch)
+        super().__post_init__()
+        if self.batch_changes and self.phases:
+            raise ValueError("phases and batch_changes are both given; allowed: one of them")
         for stage in self.activation_checkpointing:
             one_of("activation_checkpointing", stage, ("S1", "S2", "S3", "S4"))
 

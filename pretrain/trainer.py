@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,12 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.training.losses import make_loss
 from coatnet.training.recorder import StepResult
 from data_pipeline.batch import Batch
-from data_pipeline.device import DeviceTransform
+from data_pipeline.device import TrainTransform
 from data_pipeline.permutation import derive_key
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.state import digest_of_positions
 
-_Part = tuple[Tensor, Tensor, Tensor, Tensor | None]  # images, labels, keys, weights of a micro-batch
 _STEP_KEY = 17  # purpose of the key that seeds torch for a step
 Veto = Callable[[float], bool]
 
@@ -31,12 +31,10 @@ class PretrainResult(StepResult):
     Attributes:
         seconds: the ranks' own times, until they began to wait for each other in the last backward pass.
         digest: of the positions of the step's samples, `state.digest_of_positions`.
-        wishes: which ranks ask for what (`pretrain.loop`), as bits.
     """
 
     seconds: list[float]
     digest: int
-    wishes: list[int]
 
 
 class Trainer:
@@ -50,13 +48,15 @@ class Trainer:
         num_classes: int,
         group_images: int,
         account: TimeAccount,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         self.engine, self.micro_batch = engine, config.train.micro_batch
         self._seed, self._account = config.seed, account
-        self._num_classes, self._group_images = num_classes, group_images
-        self._loss_options = config.loss.name, config.loss.smoothing
-        self._loss = make_loss(*self._loss_options)
-        self._transform = DeviceTransform(config.augment, training=True)
+        make = partial(make_loss, config.loss.name, config.loss.smoothing, class_weights=class_weights)
+        self._loss, self._sample_loss = make(), make(per_sample=True)
+        self.transform = TrainTransform(
+            config.augment, device=engine.ranks.device, num_classes=num_classes, group_images=group_images
+        )
         defer_statistics(engine.module)
 
     def step(
@@ -122,22 +122,12 @@ class Trainer:
 
         Shape: (n,) on the CPU.
         """
-        each, found = make_loss(*self._loss_options, per_sample=True), []
+        found = []
         with self.engine.evaluating() as forward:
-            for images, labels, keys, _ in self._micro_batches(batch):
-                pixels, targets = self._transformed(images, labels, keys)
-                found.append(each(forward(pixels), targets).cpu())
+            for part in self._micro_batches(batch):
+                pixels, targets, _, _ = self.transform(*part)
+                found.append(self._sample_loss(forward(pixels), targets).cpu())
         return torch.cat(found)
-
-    def augmented(self, batch: Batch, *, samples: int = 16) -> Tensor:
-        """Return pictures of what the model sees of a batch's first samples.
-
-        Shape: float (n, H, W, 3) from 0 to 1, on the CPU.
-        """
-        groups = -(-samples // self._group_images) * self._group_images  # mixing needs whole groups
-        rows = slice(0, min(groups, len(batch)))
-        pixels, _ = self._transformed(batch.images[rows], batch.labels[rows], batch.keys[rows])
-        return self._transform.as_pictures(pixels[:samples]).cpu()
 
     def rehearse(self, *, image_size: int, samples: int) -> None:
         """Go through a step on blank images and refuse it: memory and shapes fail before data are read."""
@@ -147,30 +137,19 @@ class Trainer:
 
     def rehearse_alone(self, *, image_size: int, samples: int) -> None:
         """Go through a micro-batch on blank images on this rank alone; nobody waits if it fails."""
-        (micro_batch,) = _cut(_blank(image_size=image_size, samples=samples), size=samples)
+        micro_batch = _blank(image_size=image_size, samples=samples), slice(0, samples)
         try:
             self.engine.rehearse_alone(micro_batch, loss_of=self._loss_of)
         finally:
             defer_statistics(self.engine.module)
 
-    def _micro_batches(self, batch: Batch) -> list[_Part]:
-        return _cut(batch, size=self.micro_batch or len(batch))
+    def _micro_batches(self, batch: Batch) -> list[tuple[Batch, slice]]:
+        size = self.micro_batch or len(batch)
+        return [(batch, slice(begin, begin + size)) for begin in range(0, len(batch), size)]
 
-    def _loss_of(self, model: nn.Module, part: _Part) -> Tensor:
-        images, labels, keys, weights = part
-        pixels, targets = self._transformed(images, labels, keys)
-        logits = model(pixels, sample_keys=keys.to(pixels.device, non_blocking=True))
-        return self._loss(logits, targets, None if weights is None else weights.to(pixels.device))
-
-    def _transformed(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        device = self.engine.ranks.device
-        return self._transform(
-            images.to(device, non_blocking=True),
-            labels.to(device, non_blocking=True),
-            keys,
-            self._num_classes,
-            self._group_images,
-        )
+    def _loss_of(self, model: nn.Module, part: tuple[Batch, slice]) -> Tensor:
+        pixels, targets, keys, weights = self.transform(*part)
+        return self._loss(model(pixels, sample_keys=keys), targets, weights)
 
     def _ask_all(self, veto: Veto) -> Callable[[Tensor], bool]:
         def ask(loss: Tensor) -> bool:
@@ -193,10 +172,3 @@ def _blank(*, image_size: int, samples: int) -> Batch:
     rows = torch.arange(samples)
     images = torch.zeros(samples, image_size, image_size, 3, dtype=torch.uint8)
     return Batch(images, torch.zeros(samples, dtype=torch.int64), rows, rows)
-
-
-def _cut(batch: Batch, *, size: int) -> list[_Part]:
-    columns = (column.split(size) for column in (batch.images, batch.labels, batch.keys))
-    images, labels, keys = columns
-    weights = [None] * len(keys) if batch.tail is None else batch.tail.weights.split(size)
-    return list(zip(images, labels, keys, weights, strict=True))

@@ -19,7 +19,6 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.config import UserError
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 _DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",

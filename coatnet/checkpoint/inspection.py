@@ -16,6 +16,8 @@ from coatnet.model.config import ModelConfig
 
 TENSORS = "model.safetensors"
 CONFIG = "config.json"
+MANIFEST = "manifest.json"
+_NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
 _PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
 _MAX_HEADER_BYTES = 64 << 20
 _MAX_CONFIG_BYTES = 64 << 20
@@ -97,6 +99,40 @@ def read_exported_config(config: Path) -> dict[str, Any]:
     }
 
 
+def described_model(path: Path) -> ModelConfig:
+    """Return the config of the model that a run, a checkpoint or an exported directory holds.
+
+    Raises:
+        UserError: nothing of the kind lies there, or it says nothing of its model.
+    """
+    check_model(path)
+    file = path / TENSORS if path.is_dir() else path
+    if file.exists() and file.is_file():
+        return read_exported_config(file.parent / CONFIG)["model"]
+    manifests = [path / MANIFEST, *sorted(path.glob(f"checkpoints/step-*/{MANIFEST}"), reverse=True)]
+    for manifest in manifests:
+        try:
+            facts = json.loads(json.loads(manifest.read_text())["body"])["facts"]
+            return from_dict(ModelConfig, facts["model"], origin=str(manifest))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # whoever reads the tensors says what is wrong with it
+    raise UserError(f"{path}: no checkpoint there describes its model")
+
+
+def check_architecture(wanted: ModelConfig, found: ModelConfig, *, origin: str) -> None:
+    """Make sure that a checkpoint holds the model that a config names; classes and image size may differ.
+
+    Raises:
+        UserError: it holds another one.
+    """
+    for key, value in vars(wanted).items():
+        if key not in _NOT_ARCHITECTURE and value != getattr(found, key):
+            raise UserError(
+                f"model.{key} is {value}, but {origin} holds a model with {getattr(found, key)}; leave out "
+                "`model` to take the checkpoint's"
+            )
+
+
 def check_model(path: Path) -> None:
     """Look at what a command was given as its model: a run, a checkpoint, or an exported model.
 
@@ -108,7 +144,7 @@ def check_model(path: Path) -> None:
     if path.suffix == ".safetensors" or file.exists():
         check_safetensors(file)
         read_exported_config(file.parent / CONFIG)
-    elif not (path / "manifest.json").exists() and not (path / "checkpoints").is_dir():
+    elif not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
 
 

@@ -13,7 +13,6 @@ import xxhash
 from torch import Tensor
 
 from coatnet.checkpoint.format import (
-    MANIFEST,
     TORCH_DTYPES,
     CheckpointError,
     Piece,
@@ -21,6 +20,7 @@ from coatnet.checkpoint.format import (
     manifest_from_json,
     read_json,
 )
+from coatnet.checkpoint.inspection import MANIFEST
 
 
 class Checkpoint:

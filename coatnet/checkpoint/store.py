@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from coatnet.checkpoint.format import (
-    MANIFEST,
     CheckpointError,
     Manifest,
     RankFile,
@@ -34,6 +33,7 @@ from coatnet.checkpoint.format import (
     write_rank_file,
 )
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.runtime.lease import Lease, LeaseLost

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coatnet.checkpoint.format import MANIFEST, CheckpointError
-from coatnet.checkpoint.inspection import CONFIG, TENSORS, check_safetensors, read_exported_config
+from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.inspection import CONFIG, MANIFEST, TENSORS, check_safetensors, read_exported_config
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
 
+# What a user may say of a run's weights, and `load_weights` is told.
+WHICH: dict[str, bool | None] = {"auto": None, "ema": True, "raw": False}
 LOGITS = ("head.logits.weight", "head.logits.bias")
 
 

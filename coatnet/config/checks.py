@@ -29,3 +29,15 @@ def counted(name: str, text: str) -> None:
     """Check a duration in epochs, steps or images."""
     if Duration.parse(text).is_time:
         raise ValueError(f"{name} is {text!r}; allowed: epochs, steps or images")
+
+
+def below_one(name: str, value: float) -> None:
+    """Check a share that is 0 where it is off."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value}; allowed: from 0 (off) to below 1")
+
+
+def multiple_of(name: str, value: int, factor: int) -> None:
+    """Check a size."""
+    if value < factor or value % factor:
+        raise ValueError(f"{name} is {value}; allowed: multiples of {factor}")

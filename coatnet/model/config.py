@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from coatnet.model.family import FAMILY, Architecture, Run, Stage
 
+PARTS = ("S0", "S1", "S2", "S3", "S4", "dense")  # what can be frozen; "dense": the layer before the logits
 _LETTERS = {"C": "mbconv", "T": "transformer"}
 _CHOICES = {
     "stride_place": ("expand", "depthwise"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -99,6 +99,7 @@ class CoAtNet(nn.Module):
         self.head = Head(plan.width, num_classes=config.num_classes, norm=style.layer_norm(plan.width))
         self.watch: Callable[[str, Tensor], None] | None = None
         self._checkpointed: frozenset[str] = frozenset()
+        self._frozen: list[nn.Module] = []
         self._drop_rates = self._make_drop_rates()
 
     def forward(self, images: Tensor, *, sample_keys: Tensor | None = None) -> Tensor:
@@ -164,12 +165,35 @@ class CoAtNet(nn.Module):
         for part in (self.stem, *(block for _, block in self.blocks()), self.head):
             part.compile(fullgraph=fullgraph, dynamic=False)
 
-    def resize_head(self, num_classes: int, *, init: str = "normal") -> None:
-        """Give the network a new last layer, with normal or zero weights."""
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Stop parts from learning, of `PARTS`; the running statistics of their norms stay as they are."""
+        for part in parts:
+            if part == "S0":
+                self._frozen.append(self.stem)
+            elif part == "dense":
+                self._frozen += [self.head.norm, self.head.dense]
+            else:
+                self._frozen.append(self.stages[part])
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> CoAtNet:
+        """Set the mode of everything that is not frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    @torch.no_grad()
+    def resize_head(self, num_classes: int, *, init: str, seed: int) -> None:
+        """Give the network a new last layer, with normal or zero weights that depend on the seed alone."""
         old = self.head.logits.weight
         self.head.logits = nn.Linear(old.shape[1], num_classes, device=old.device, dtype=old.dtype)
-        nn.init.zeros_(self.head.logits.bias)
-        nn.init.normal_(self.head.logits.weight, std=INIT_STD if init == "normal" else 0.0)
+        for parameter in self.head.logits.parameters():
+            parameter.zero_()
+        if init == "normal":
+            generator = torch.Generator(device=old.device).manual_seed(seed)
+            self.head.logits.weight.normal_(std=INIT_STD, generator=generator)
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
     def _make_drop_rates(self) -> list[float]:

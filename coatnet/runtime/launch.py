@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.stop import SIGNALS
 
 _POLL_SECONDS = 0.05
@@ -80,6 +83,31 @@ def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameTyp
                 process.send_signal(number)
 
     return forward
+
+
+def launch_run(
+    module: str, arguments: Sequence[str], *, directory: Path, ranks: int | None, alone: bool = False
+) -> int:
+    """Start a run's ranks on this machine, or be one of them under srun and torchrun; return the exit status.
+
+    Args:
+        module: its `main` takes the arguments and joins the ranks.
+        directory: the run's; the ranks but the first write to its logs.
+        ranks: how many; None for one per GPU.
+        alone: a single rank runs in this process.
+
+    Raises:
+        UserError: another job holds the run directory.
+    """
+    ranks = ranks or device_count()
+    if already_launched() or (alone and ranks == 1):
+        import_module(module).main(arguments)
+        return 0
+    # Asked here as well, so that a second start ends at once and not after torch has been loaded.
+    Lease.require_free(directory)
+    logs = directory / "logs"
+    print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
+    return run_ranks(module, arguments, ranks=ranks, log_directory=logs)
 
 
 def device_count() -> int:

@@ -55,7 +55,7 @@ class Calendar:
             config: a root schema with the sections data, train, augment, optimizer, schedule, evaluate and
                 save.
             epoch_samples: samples in an epoch.
-            changes: in order of time.
+            changes: in order of time, besides `train.phases`, which share the duration.
 
         Raises:
             UserError: a run without a step, or changes out of order.
@@ -67,12 +67,13 @@ class Calendar:
                 epoch_samples=epoch_samples, global_batch=batch, whole_steps=whole_steps
             )
 
-        phases = _phases(
-            Change(0, batch, config.augment.image_size),
-            changes,
-            samples(config.train.duration),
-            whole_steps=whole_steps,
-        )
+        total, shares = samples(config.train.duration), [phase.share for phase in config.train.phases]
+        progressive = [
+            Change(round(total * sum(shares[:number]) / sum(shares)), batch, phase.image_size)
+            for number, phase in enumerate(config.train.phases)
+        ]
+        first = Change(0, batch, config.augment.image_size)
+        phases = _phases(first, [*progressive, *changes], total, whole_steps=whole_steps)
         save = Duration.parse(config.save.every)
         return cls(
             phases=phases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,13 +18,20 @@ class Loss(Protocol):
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor: ...
 
 
-def make_loss(name: str, smoothing: float = 0.0, *, per_sample: bool = False) -> Loss:
+def make_loss(
+    name: str,
+    smoothing: float = 0.0,
+    *,
+    per_sample: bool = False,
+    class_weights: Sequence[float] | None = None,
+) -> Loss:
     """Return `loss(logits, targets, weights)`, the mean over the batch or one value per sample.
 
     Softmax smoothing is t·(1−s) + s/K. Sigmoid losses are summed over classes, with t·(1−s) + s/2: the floor
     keeps the logits of absent classes finite.
 
     Shape:
+        class_weights (K,), by which a sample's loss is multiplied: its class's, or the mean by its targets;
         logits (B, K); targets int64 (B,), or float (B, K) of probabilities (softmax) or presences (sigmoid).
     Source: arXiv 2106.04803, Table 10 ("sigmoid" and "softmax" losses); the smoothing of the sigmoid is
         TensorFlow's BinaryCrossentropy, which the paper does not spell out.
@@ -40,6 +48,9 @@ def make_loss(name: str, smoothing: float = 0.0, *, per_sample: bool = False) ->
         values = each(logits.float(), targets, smoothing)
         if weights is not None:
             values = values * weights
+        if class_weights is not None:
+            table = torch.tensor(class_weights, device=values.device)
+            values = values * (targets.float() @ table if targets.ndim == 2 else table[targets])
         return values if per_sample else values.mean()
 
     return loss

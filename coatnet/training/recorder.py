@@ -33,6 +33,7 @@ class StepResult:
     Attributes:
         losses: the ranks' mean losses, in order of rank.
         gradient_norm: before clipping; infinite when the step was refused.
+        wishes: which ranks ask for what (`coatnet.training.loop`), as bits.
         bad: samples of all ranks that could not be used.
     """
 
@@ -41,6 +42,7 @@ class StepResult:
     gradient_norm: float
     learning_rate: float
     applied: bool
+    wishes: list[int]
     bad: int = 0
 
     @property

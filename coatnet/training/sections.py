@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coatnet.config import Duration
-from coatnet.config.checks import at_least_one, counted, one_of
+from coatnet.config.checks import above_zero, at_least_one, below_one, counted, multiple_of, one_of
 
 
 @dataclass
@@ -20,15 +20,20 @@ class RunConfig:
 
 @dataclass
 class LossConfig:
-    """What is minimised: softmax for one label per image, sigmoid also for several."""
+    """What is minimised: softmax for one label per image, sigmoid also for several.
+
+    Attributes:
+        class_weights: "none", or "balanced": samples / (classes · samples of the class).
+    """
 
     name: str = "softmax"
     smoothing: float = 0.1
+    class_weights: str = "none"
 
     def __post_init__(self) -> None:
         one_of("name", self.name, ("softmax", "sigmoid"))
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"smoothing is {self.smoothing}; allowed: 0 ≤ smoothing < 1")
+        below_one("smoothing", self.smoothing)
+        one_of("class_weights", self.class_weights, ("none", "balanced"))
 
 
 @dataclass
@@ -91,6 +96,40 @@ class ZeroConfig:
         at_least_one("bucket_elements", self.bucket_elements)
         if self.persist_elements < 0:
             raise ValueError(f"persist_elements is {self.persist_elements}; allowed: 0 or more")
+
+
+@dataclass
+class PhaseConfig:
+    """One resolution of a progressive run: `image_size` for `share` of the duration."""
+
+    image_size: int = 224
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        multiple_of("image_size", self.image_size, 32)
+        above_zero("share", self.share)
+
+
+@dataclass
+class TrainConfig:
+    """How long, and in which batches.
+
+    Attributes:
+        micro_batch: images per rank and backward pass; the rest of `global_batch / world size` is
+            accumulated. Null takes all of it at once.
+        phases: resolutions one after the other; empty for `augment.image_size` all along.
+    """
+
+    duration: str = "300 epochs"
+    global_batch: int = 4096
+    micro_batch: int | None = None
+    phases: list[PhaseConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counted("duration", self.duration)
+        at_least_one("global_batch", self.global_batch)
+        if self.micro_batch is not None:
+            at_least_one("micro_batch", self.micro_batch)
 
 
 @dataclass

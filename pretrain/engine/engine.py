@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.ema import Ema
 from coatnet.training.optimizer import MasterAdamW, make_optimizer
 from coatnet.training.pieces import Piece
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
-from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.start import load_deepspeed
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.

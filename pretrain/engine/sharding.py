@@ -10,8 +10,8 @@ from torch import nn
 
 from coatnet.model.initial import Placed
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.sections import ZeroConfig
-from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.start import load_deepspeed
 
 

@@ -24,8 +24,10 @@ load_deepspeed()
 for name in (
     "torch._dynamo",
     "torch.utils.tensorboard",
-    "pretrain.loop",
+    "coatnet.training.loop",
+    "pretrain.parts",
     "finetune.worker",
+    "finetune.trainer",
     "deepspeed.runtime.zero.stage3",
 ):
     importlib.import_module(name)  # each fork would load them again: 3 s of CPU

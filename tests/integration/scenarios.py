@@ -334,7 +334,7 @@ def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0)
         stop_after: so many steps into this life, rank 0 gets a SIGTERM.
         kill_after: so many steps into this life, every rank gets a SIGKILL.
     """
-    take_step, taken = Finetuner._step, []
+    take_step, taken = Finetuner.step, []
 
     def step(self: Finetuner, *given: Any, **options: Any) -> Any:
         taken.append(None)
@@ -344,6 +344,6 @@ def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0)
             os.kill(os.getpid(), signal.SIGKILL)
         return take_step(self, *given, **options)
 
-    Finetuner._step = step  # type: ignore[method-assign]
+    Finetuner.step = step  # type: ignore[method-assign]
     finetune(arguments)
     return "finished"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from coatnet.checkpoint.format import MANIFEST, CheckpointError
+from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore

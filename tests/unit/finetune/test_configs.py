@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from coatnet.config import ConfigError, load_config
+from coatnet.training.calendar import Calendar
 from finetune.config import FinetuneConfig
-from finetune.start import make_calendar
 
 FOLDER = Path(__file__).parents[3] / "configs" / "finetune"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -21,7 +21,7 @@ def load(name: str, *overrides: str) -> FinetuneConfig:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_has_a_calendar(name: str) -> None:
-    plan = make_calendar(load(name), epoch_samples=IMAGENET_IMAGES)
+    plan = Calendar.make(load(name), epoch_samples=IMAGENET_IMAGES)
     assert plan.total == pytest.approx(30 * IMAGENET_IMAGES, rel=0.001)
     assert plan.phases[-1].end == plan.total
 
@@ -29,7 +29,7 @@ def test_a_recipe_loads_and_has_a_calendar(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if "coatnet" in name])
 def test_a_recipe_of_the_paper_has_the_values_that_all_of_them_share(name: str) -> None:
     config = load(name)
-    plan = make_calendar(config, epoch_samples=IMAGENET_IMAGES)
+    plan = Calendar.make(config, epoch_samples=IMAGENET_IMAGES)
     assert {plan.learning_rate(seen) for seen in (1024, plan.total // 2, plan.total)} == {5e-5}
     assert (config.optimizer.weight_decay, config.optimizer.clip, config.ema) == (1e-8, 1.0, 0.9999)
     assert (config.loss.name, config.loss.smoothing) == ("softmax", 0.1)
@@ -56,7 +56,7 @@ def test_stochastic_depth_and_randaugment_are_the_columns_of_table_10(
 
 
 def test_phases_share_the_duration_and_end_on_whole_steps() -> None:
-    plan = make_calendar(load("progressive.yaml"), epoch_samples=1000)
+    plan = Calendar.make(load("progressive.yaml"), epoch_samples=1000)
     assert [phase.image_size for phase in plan.phases] == [224, 384, 512]
     assert plan.phases[0].end == pytest.approx(0.6 * plan.total, abs=64)
     assert all(phase.end % 64 == 0 for phase in plan.phases)

@@ -18,7 +18,7 @@ from coatnet.training.parameters import parameter_groups
 from data_pipeline.class_weights import balanced_weights
 from data_pipeline.open_corpus import open_corpus
 from finetune.config import FinetuneConfig, HeadConfig
-from finetune.start import frozen_modules, starting_model
+from finetune.start import starting_model
 
 # ImageNet-21K names its classes by synset and often by word, 1K in another order and by synset alone.
 CLASSES_21K = ["n00004475 organism", "n01440764 tench", "n01443537 goldfish", "n02084071 dog"]
@@ -79,7 +79,7 @@ def test_weights_in_timms_form_are_taken_as_they_are_by_the_models_name(tmp_path
 
 def test_rates_fall_from_the_head_to_the_stem_and_frozen_parts_are_in_no_group(tiny: ModelConfig) -> None:
     model = build_model(tiny, seed=0)
-    frozen_modules(model, ["S1", "dense"])
+    model.freeze(["S1", "dense"])
     groups = parameter_groups(model, 0.1, layer_decay=0.5)
     scale = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
     blocks = len(list(model.blocks()))
@@ -89,6 +89,15 @@ def test_rates_fall_from_the_head_to_the_stem_and_frozen_parts_are_in_no_group(t
     assert sorted(scale) == sorted(map(id, learning))
     assert not {id(parameter) for parameter in model.head.dense.parameters()} & set(scale)
     assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
+
+
+def test_a_frozen_part_keeps_its_running_statistics(tiny: ModelConfig) -> None:
+    model = build_model(tiny, seed=0)
+    model.freeze(["S0", "S1"])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    model.train()(torch.randn(2, 3, 64, 64))
+    changed = {name for name, old in before.items() if not model.get_buffer(name).equal(old)}
+    assert changed == {name for name in before if not name.startswith(("stem", "stages.S1"))}
 
 
 def test_balanced_weights_make_every_class_count_alike(photos: Path) -> None:

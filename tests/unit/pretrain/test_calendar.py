@@ -6,11 +6,11 @@ import pytest
 
 from coatnet.config import UserError
 from coatnet.training.calendar import Calendar, Phase
-from coatnet.training.sections import SaveConfig, ScheduleConfig
+from coatnet.training.sections import PhaseConfig, SaveConfig, ScheduleConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from pretrain.batches import cut, make_calendar
 from pretrain.config import PretrainConfig
-from pretrain.sections import BatchChange, TrainConfig
+from pretrain.sections import BatchChange, PretrainTrainConfig
 
 
 def config(**sections: object) -> PretrainConfig:
@@ -24,13 +24,13 @@ def calendar(*, epoch_samples: int = 100, **sections: object) -> Calendar:
 
 
 def test_epochs_become_whole_steps() -> None:
-    made = calendar(train=TrainConfig(duration="3 epochs", global_batch=16))
+    made = calendar(train=PretrainTrainConfig(duration="3 epochs", global_batch=16))
     assert made.phases == [Phase(0, 304, 16, 224)] and made.total == 304
 
 
 def test_where_tails_are_masked_epochs_are_whole_and_steps_need_not_be() -> None:
     masked = DataConfig(train=[CorpusConfig("shards")], tail="mask")
-    made = calendar(data=masked, train=TrainConfig(duration="3 epochs", global_batch=16))
+    made = calendar(data=masked, train=PretrainTrainConfig(duration="3 epochs", global_batch=16))
     assert made.phases == [Phase(0, 300, 16, 224)] and made.total == 300
     begins = [epoch + step for epoch in (0, 100, 200) for step in range(0, 100, 16)]
     ends = [*begins[1:], 300]
@@ -40,7 +40,7 @@ def test_where_tails_are_masked_epochs_are_whole_and_steps_need_not_be() -> None
 
 def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
     changes = [BatchChange("4 steps", 32), BatchChange("12 steps", 64)]
-    made = calendar(train=TrainConfig("320 images", 16, batch_changes=changes))
+    made = calendar(train=PretrainTrainConfig("320 images", 16, batch_changes=changes))
     assert made.phases == [Phase(0, 64, 16, 224), Phase(64, 192, 32, 224), Phase(192, 320, 64, 224)]
     assert [made.phase_at(at).global_batch for at in (0, 63, 64, 319)] == [16, 16, 32, 64]
 
@@ -48,28 +48,36 @@ def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
 def test_batch_changes_out_of_order_are_refused() -> None:
     changes = [BatchChange("8 steps", 32), BatchChange("2 steps", 64)]
     with pytest.raises(UserError, match=r"train\.batch_changes"):
-        calendar(train=TrainConfig("320 images", 16, batch_changes=changes))
+        calendar(train=PretrainTrainConfig("320 images", 16, batch_changes=changes))
+
+
+def test_resolutions_share_the_duration() -> None:
+    grown = [PhaseConfig(128, 3), PhaseConfig(224, 1)]
+    made = calendar(train=PretrainTrainConfig("320 images", 16, phases=grown))
+    assert made.phases == [Phase(0, 240, 16, 128), Phase(240, 320, 16, 224)]
+    with pytest.raises(ValueError, match="one of them"):
+        PretrainTrainConfig(phases=grown, batch_changes=[BatchChange("8 steps", 32)])
 
 
 def test_a_run_without_a_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.duration"):
-        calendar(train=TrainConfig(duration="4 images", global_batch=16))
+        calendar(train=PretrainTrainConfig(duration="4 images", global_batch=16))
 
 
 def test_evaluation_falls_due_when_its_time_is_crossed_and_at_the_end() -> None:
-    made = calendar(train=TrainConfig(duration="3 epochs", global_batch=16))
+    made = calendar(train=PretrainTrainConfig(duration="3 epochs", global_batch=16))
     due = [at for at in range(0, made.total, 16) if made.evaluation_due(before=at, after=at + 16)]
     assert due == [80, 176, 272, 288]
 
 
 def test_saves_go_by_the_clock_or_by_samples() -> None:
     assert calendar(save=SaveConfig("5 minutes")).save_samples is None
-    by_samples = calendar(save=SaveConfig("10 steps"), train=TrainConfig("9 epochs", 10))
+    by_samples = calendar(save=SaveConfig("10 steps"), train=PretrainTrainConfig("9 epochs", 10))
     assert by_samples.save_samples == 100
 
 
 def test_the_warm_up_is_never_longer_than_the_run() -> None:
-    made = calendar(schedule=ScheduleConfig(warmup="10000 steps"), train=TrainConfig("2 epochs", 10))
+    made = calendar(schedule=ScheduleConfig(warmup="10000 steps"), train=PretrainTrainConfig("2 epochs", 10))
     assert made.learning_rate(made.total) == pytest.approx(1e-3)
 
 
@@ -81,11 +89,11 @@ def test_batches_that_cannot_be_cut_name_their_key(
     batch: int, micro: int | None, world_size: int, key: str
 ) -> None:
     with pytest.raises(UserError, match=f"train.{key} is"):
-        cut(config(train=TrainConfig("1 epochs", batch, micro)), world_size=world_size)
+        cut(config(train=PretrainTrainConfig("1 epochs", batch, micro)), world_size=world_size)
 
 
 def test_the_group_of_batch_norm_is_the_micro_batch_and_stays_what_it_was() -> None:
-    made = config(train=TrainConfig("1 epochs", 24, 6))
+    made = config(train=PretrainTrainConfig("1 epochs", 24, 6))
     assert cut(made, world_size=2) == 6
     assert cut(made, world_size=4, settled=3) == 3
     with pytest.raises(UserError, match="since the first start"):

@@ -38,6 +38,16 @@ def test_losses_are_computed_in_fp32(name: str) -> None:
     assert make_loss(name)(LOGITS.bfloat16(), torch.zeros(6, dtype=torch.int64)).dtype == torch.float32
 
 
+def test_class_weights_multiply_the_loss_of_hard_and_of_mixed_targets_alike() -> None:
+    targets, weights = torch.tensor([0, 1, 2, 3, 0, 1]), [1.0, 2.0, 0.5, 4.0]
+    plain = make_loss("softmax", per_sample=True)(LOGITS, targets)
+    weighted = make_loss("softmax", per_sample=True, class_weights=weights)
+    torch.testing.assert_close(weighted(LOGITS, targets), plain * torch.tensor(weights)[targets])
+    torch.testing.assert_close(
+        weighted(LOGITS, functional.one_hot(targets, 4)), plain * torch.tensor(weights)[targets]
+    )
+
+
 def test_an_unknown_loss_names_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="softmax, sigmoid"):
         make_loss("hinge")

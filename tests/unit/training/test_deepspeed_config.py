@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.sections import ZeroConfig
-from pretrain.engine.deepspeed_config import deepspeed_config
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

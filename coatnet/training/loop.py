@@ -1,0 +1,53 @@
+"""The training loop of both stages. It reads like the plan of a run; whoever it calls knows the details."""
+
+from __future__ import annotations
+
+from coatnet.runtime.progress import progress
+from coatnet.runtime.stop import StopFlag
+from coatnet.training.checkpoints import State
+from coatnet.training.run import Result, TrainingRun
+
+# What a rank may ask of all at the end of a step; one bit each.
+STOP, SAVE = 1, 2
+
+
+def train_to_end(run: TrainingRun[State, Result], stop: StopFlag) -> None:
+    """Train, and leave the summary and a marker."""
+    state = None
+    try:
+        state = train(run, stop)
+    finally:
+        run.close(state)
+    run.finish(state, reason=stop.reason)
+
+
+def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
+    """Train to the end, or until a rank was told to stop; the state that comes back has been saved."""
+    state = run.resume()
+    if run.ranks.any(stop.requested):  # told while it was being started
+        return state
+    done, total, shown = state.samples_seen, run.calendar.total, run.ranks.is_main
+    with progress(total, run.kind, "images", done=done, enabled=shown) as bar:
+        for batch in run.stream.follow(state) if not run.is_finished(state) else ():
+            before = state.samples_seen
+            wish = STOP * stop.requested + SAVE * run.checkpoints.time_is_up
+            result = run.step(state, batch, wish=wish)
+            verdict = run.judge(state, result)
+            run.recorder.step(state, batch, result, bar, event=verdict.event, score=verdict.score)
+            if verdict.event is not None:
+                run.keep_for_replay(state, result, verdict)
+            if verdict.rollback:
+                run.roll_back(state, verdict)
+                continue
+            run.look_after(state, result)
+
+            if run.calendar.evaluation_due(before=before, after=state.samples_seen):
+                run.evaluate(state)
+            stopping = any(wish & STOP for wish in result.wishes)
+            finished = run.is_finished(state)
+            saving = any(wish & SAVE for wish in result.wishes)
+            if stopping or saving or finished or run.save_due(state, before=before):
+                run.save(state, wait=stopping or finished)
+            if stopping or finished:
+                break
+    return state

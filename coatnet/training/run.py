@@ -1,0 +1,249 @@
+"""A training run's parts, and what they do together: how it begins, is judged, saved and ended.
+
+Both stages derive theirs; `coatnet.training.loop` calls it. Knows no data, and no engine by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from coatnet.config import UserError, to_dict
+from coatnet.model.config import ModelConfig
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.metrics_log import MetricsLog
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
+from coatnet.training.calendar import Calendar
+from coatnet.training.checkpoints import Checkpoints, Engine, State
+from coatnet.training.checkpoints import Stream as SavedStream
+from coatnet.training.continuity import LossContinuity
+from coatnet.training.recorder import Recorder, StepResult
+from coatnet.training.sections import SaveConfig
+from coatnet.training.state import RunState
+from coatnet.training.utilisation import flops_per_image
+
+_MAX_REFUSED_IN_A_ROW = 10
+Result = TypeVar("Result", bound=StepResult)
+
+
+class Stream(SavedStream, Protocol):
+    """What gives samples."""
+
+    def follow(self, position: Any) -> Iterator[Any]:
+        """Yield the batches from a position to the end, wherever it is set in between."""
+
+    def exclude(self, positions: Sequence[int]) -> None:
+        """Replace the samples at these positions from now on."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to make of a step.
+
+    Attributes:
+        event: kind for the run's log; None when there is nothing to say.
+        rollback: go back to before step `step` and leave out `samples`.
+        step: the first step that is not trusted.
+        samples: positions of the steps that are not trusted.
+    """
+
+    event: str | None = None
+    score: float = 0.0
+    rollback: bool = False
+    step: int = 0
+    samples: range = range(0)
+
+
+class TrainingRun(Generic[State, Result]):
+    """Everything that the loop calls.
+
+    A stage sets `kind`, `state_type` and `zero_stage`, makes `calendar` and `stream`, calls `equip`, and
+    defines `step`, `evaluate` and `summary`.
+
+    Attributes:
+        kind: of the checkpoints.
+        account, recorder, checkpoints: of the run.
+    """
+
+    kind: str
+    state_type: type[State]
+    zero_stage: int
+    calendar: Calendar
+    stream: Stream
+
+    def __init__(self, run: RunDirectory, *, ranks: Ranks) -> None:
+        self.run, self.ranks = run, ranks
+        self.account = TimeAccount.of_run(run, ranks=ranks)
+        self._continuity = LossContinuity()
+        self._redone_until = 0
+
+    def equip(
+        self,
+        *,
+        engine: Engine,
+        save: SaveConfig,
+        lease: Lease | None,
+        model: ModelConfig,
+        augmented: Callable[[Any], torch.Tensor],
+        **facts: Any,
+    ) -> None:
+        """Make the recorder and the checkpoints.
+
+        Args:
+            engine: whose state is saved.
+            save: when, and which checkpoints stay.
+            lease: of the run, on the main rank.
+            model: what is trained.
+            augmented: pictures of what the model sees of a batch.
+            facts: what stands in each checkpoint besides.
+        """
+        self.recorder = Recorder(
+            self.run,
+            ranks=self.ranks,
+            account=self.account,
+            metrics=MetricsLog(self.run, enabled=self.ranks.is_main),
+            total=self.calendar.total,
+            augmented=augmented,
+            flops_per_image=flops_per_image(model, self.calendar.phases[-1].image_size),
+        )
+        self.checkpoints = Checkpoints(
+            self.run.checkpoints,
+            save,
+            engine=engine,
+            stream=self.stream,
+            ranks=self.ranks,
+            lease=lease,
+            account=self.account,
+            facts={"kind": self.kind, "model": to_dict(model), **facts},
+            alarm=self.recorder.alarm,
+            state_type=self.state_type,
+        )
+
+    def resume(self) -> State:
+        """Return the state to go on from, with the engine in it."""
+        state = self.checkpoints.resume()
+        kind = "start" if state is None else "resume"
+        state = state or self.state_type()
+        if self.ranks.is_main:
+            rows = list(read_lines(self.run.metrics))
+            self._redone_until = max((row.get("samples_seen", 0) for row in rows), default=0)
+            self._continuity.remember(rows, after=state.samples_seen)
+            self.recorder.remember(rows)
+        self._redone_until = self.ranks.broadcast(self._redone_until)
+        self.recorder.event(
+            kind,
+            samples_seen=state.samples_seen,
+            step=state.step,
+            world_size=self.ranks.world_size,
+            stage=self.zero_stage,
+        )
+        place = "starts" if kind == "start" else f"resumes after step {state.step:,}"
+        self.recorder.say(
+            f"{self.run.path} {place}: {self.ranks.world_size} ranks, ZeRO {self.zero_stage}, "
+            f"{state.samples_seen:,} of {self.calendar.total:,} images seen"
+        )
+        self.account.started()
+        return state
+
+    def label(self, samples_seen: int) -> str:
+        """Name the account's class for a step: work that an earlier life did already counts as redone."""
+        return "redone" if samples_seen < self._redone_until else "compute"
+
+    def step(self, state: State, batch: Any, *, wish: int) -> Result:
+        """Train on this rank's share of a step and move the state on. `wish`: bits told to all ranks."""
+        raise NotImplementedError
+
+    def judge(self, state: State, result: Result) -> Verdict:
+        """Say what to make of the step that led to `state`.
+
+        Raises:
+            UserError: too many refused steps in a row.
+        """
+        if result.applied:
+            return Verdict()
+        check_refused(state, result, most=_MAX_REFUSED_IN_A_ROW, limit="the most that are allowed")
+        return Verdict("skipped_step")
+
+    def keep_for_replay(self, state: State, result: Result, verdict: Verdict) -> None:
+        """Keep what is needed to take a step again that was not in order."""
+
+    def roll_back(self, state: State, verdict: Verdict) -> None:
+        """Go back to before the steps that are not trusted."""
+        raise NotImplementedError
+
+    def look_after(self, state: State, result: Result) -> None:
+        """Do what is done at every step without touching its result."""
+        self.checkpoints.raise_errors()
+        compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
+        if compared is not None:
+            self.recorder.event("loss_continuity", **compared)
+            self.recorder.say(
+                f"the loss {'goes on' if compared['continuous'] else 'DOES NOT go on'} as recorded before: "
+                f"{compared['loss']:.6g}, was {compared['recorded']:.6g}"
+            )
+
+    def evaluate(self, state: State) -> None:
+        """Measure the evaluation corpus, if there is one."""
+        raise NotImplementedError
+
+    def save_due(self, state: State, *, before: int) -> bool:
+        """Tell whether the step from `before` to `state` is one to save after."""
+        return self.calendar.save_due(before=before, after=state.samples_seen)
+
+    def save(self, state: State, *, wait: bool) -> None:
+        """Save, in the background or until it is done."""
+        self.checkpoints.save(state, wait=wait)
+
+    def is_finished(self, state: State) -> bool:
+        """True at the end of the run."""
+        return state.samples_seen >= self.calendar.total
+
+    def summary(self, state: State) -> dict[str, Any]:
+        """Return what summary.json says of a run that reached its end."""
+        raise NotImplementedError
+
+    def close(self, state: State | None) -> None:
+        """Finish what is under way."""
+        self.checkpoints.close()
+        if state is not None:
+            self.recorder.flush(state)
+        self.recorder.close()
+
+    def finish(self, state: State, *, reason: str | None) -> None:
+        """Leave a marker, and the summary of a run that reached its end.
+
+        Raises:
+            UserError: the last checkpoint could not be saved.
+        """
+        finished = self.is_finished(state)
+        if finished:
+            self.checkpoints.require(state)
+        if self.ranks.is_main and finished:
+            write_atomically(self.run.summary, json.dumps(self.summary(state), indent=2) + "\n")
+            self.run.mark("done", samples_seen=state.samples_seen)
+        elif self.ranks.is_main:
+            self.run.mark("stopped", samples_seen=state.samples_seen, reason=reason)
+            self.recorder.say(
+                f"stopped and saved after {state.samples_seen:,} images; the same command goes on from there"
+            )
+        self.ranks.barrier()
+
+
+def check_refused(state: RunState, result: StepResult, *, most: int, limit: str) -> None:
+    """Give up where nothing is learned any more.
+
+    Raises:
+        UserError: `most` steps in a row were refused.
+    """
+    if state.skipped_in_a_row >= most:
+        raise UserError(
+            f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
+            f"{result.loss:g}, gradient norm {result.gradient_norm:g}), {limit}; lower "
+            "optimizer.learning_rate, or look at the samples that the run's events name"
+        )
