@@ -1,4 +1,4 @@
-"""Which node a crash is to be blamed on: a pure function from what was seen of the crashes of one life.
+"""Which node a failure is to be blamed on: pure functions from what was seen of it.
 
 A program's own mistake fails anywhere, so an exit status alone blames nobody. Two things do blame a node: the
 words by which drivers and kernels report broken hardware, and ranks that were killed by a signal there in two
@@ -8,9 +8,10 @@ tries in a row.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cluster.decide import Ending
+from cluster.history import Life
 
 # From the messages of CUDA, cuDNN, NCCL and the kernel; "out of memory" is the program's own affair.
 _HARDWARE = re.compile(
@@ -21,6 +22,7 @@ _HARDWARE = re.compile(
     re.IGNORECASE,
 )
 _FIRST_SIGNAL_STATUS = 129
+_ALIKE = 3
 _CRASHES = 2
 KILLED_TWICE = "killed by a signal there in two tries"
 
@@ -49,3 +51,26 @@ def node_to_blame(
             f"a rank was {KILLED_TWICE}, now by signal {last.status - 128}",
         )
     return None
+
+
+def is_nobodys_fault(unfit: Mapping[str, str], *, nodes: Collection[str], lives: Sequence[Life]) -> bool:
+    """Return whether life after life finds all of its nodes unfit in one and the same way.
+
+    Then it is the site, the config or the container, and leaving out one node after the other would end with
+    none. A job of one node cannot tell that from a single life.
+
+    Args:
+        unfit: this life's unfit nodes, with the reason.
+        nodes: those that this life checked.
+        lives: the ended ones.
+    """
+    reasons = set(unfit.values())
+    if set(unfit) != set(nodes) or len(reasons) != 1:
+        return False
+    before = lives[-(_ALIKE - 1) :]
+    return len(before) == _ALIKE - 1 and all(
+        life.outcome == "excluded"
+        and set(life.excluded) == set(life.nodes)
+        and set(life.excluded.values()) == reasons
+        for life in before
+    )

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from cluster.job import Job
 from cluster.launch import Attempt, check_command, rank_environment
+from cluster.progress import last_lines
 
 _KILL_SECONDS = 5.0
+_MOST_CHARACTERS = 200
 
 
 class PreflightError(Exception):
@@ -52,7 +54,7 @@ class Preflight:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         _wait(process, seconds=self._job.site.preflight.timeout_seconds)
-        return judge(nodes, results=results)
+        return judge(nodes, results=results, logs=Path(self._job.directory) / "logs", label=attempt.label)
 
     def _limits(self) -> dict[str, object]:
         site = self._job.site
@@ -71,24 +73,41 @@ class Preflight:
         }
 
 
-def judge(nodes: Sequence[str], *, results: Path) -> dict[str, str]:
+def judge(nodes: Sequence[str], *, results: Path, logs: Path, label: str) -> dict[str, str]:
     """Return the unfit nodes: those with a failure of their own, and those without a word.
+
+    Args:
+        nodes: in the order of their tasks.
+        results: where each node writes what it found.
+        logs: where `label`.preflight-TASK.log is; its last words are those of a node without a result.
 
     Raises:
         PreflightError: several nodes fail in one and the same way, so other nodes would not help.
     """
+    silent = "did not answer the preflight"
     unfit = {}
     for node in nodes:
         try:
             found = json.loads((results / f"{node}.json").read_text())
         except (OSError, ValueError):
-            unfit[node] = "did not answer the preflight"
+            unfit[node] = silent
             continue
         if found["failures"]:
             unfit[node] = "; ".join(found["failures"])
-    if len(unfit) == len(nodes) > 1 and len(set(unfit.values())) == 1:
-        raise PreflightError(f"all {len(nodes)} nodes: {next(iter(unfit.values()))}")
+    alike = len(unfit) == len(nodes) > 1 and len(set(unfit.values())) == 1
+    for task, node in enumerate(nodes):
+        words = _last_line(logs / f"{label}.preflight-{task}.log") if unfit.get(node) == silent else ""
+        if words:
+            unfit[node] = f"{silent}: {words}"
+    if alike:
+        raise PreflightError(f"all {len(nodes)} nodes: {unfit[nodes[0]]}")
     return unfit
+
+
+def _last_line(log: Path) -> str:
+    """Return what a check said last; a container that does not start is told by SLURM's own lines."""
+    lines = [line.strip() for line in last_lines(log, count=50)]
+    return next((line[:_MOST_CHARACTERS] for line in reversed(lines) if line), "")
 
 
 def _wait(process: subprocess.Popen[bytes], *, seconds: float) -> None:

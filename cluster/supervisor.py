@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.blame import node_to_blame
+from cluster.blame import is_nobodys_fault, node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import SUPERVISOR, History, Life
 from cluster.job import MARKERS, Job, read_job
@@ -156,7 +156,11 @@ class Supervisor:
         """Add unfit nodes to `bad`; return the life's end if too few are left, or none is to blame."""
         action, outcome, reason = Action.CONTINUE, "excluded", ""
         try:
-            bad.update(self.preflight.check([node for node in nodes if node not in bad], attempt=attempt))
+            checked = [node for node in nodes if node not in bad]
+            unfit = self.preflight.check(checked, attempt=attempt)
+            if is_nobodys_fault(unfit, nodes=checked, lives=self.history.lives()[:-1]):
+                raise PreflightError(f"life after life: {next(iter(unfit.values()))}")
+            bad.update(unfit)
         except PreflightError as error:
             action, outcome, reason = Action.FAIL, "failed", f"preflight: {error}"
         if not reason and len(nodes) - len(bad) >= self.job.site.nodes:

@@ -42,6 +42,7 @@ def make_image(folder: Path, *, readable: Path, pace: float) -> ContainerConfig:
     for name in ("bin", "lib", "lib64", "sbin"):
         (folder / name).symlink_to(f"usr/{name}")
     (folder / "etc" / "os-release").write_text(f'NAME="{NAME}"\n')
+    (folder / "etc" / "environment").write_text("PATH=/usr/local/bin:/usr/bin:/bin\n")
     (folder / "etc" / "passwd").touch()
     (folder / "etc" / "group").touch()
     programs = {

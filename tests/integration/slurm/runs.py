@@ -89,11 +89,11 @@ class Run:
         return "".join(path.read_text() for path in sorted(self.directory.glob("logs/job-*.log")))
 
 
-def failing_on(node: str, folder: Path) -> PreflightConfig:
-    """Return checks of which a site's own fails on one node."""
+def failing_on(nodes: str, folder: Path) -> PreflightConfig:
+    """Return checks of which a site's own fails on the nodes of a pattern of the shell."""
     script = folder / "check"
     script.write_text(
-        f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {node} ] || {{ echo this node is bad; exit 1; }}\n'
+        f'#!/bin/sh\ncase "$SLURMD_NODENAME" in {nodes}) echo this node is bad; exit 1;; esac\n'
     )
     script.chmod(0o755)
     return PreflightConfig(free_space_bytes=1, shared_memory_bytes=1, commands=[[str(script)]])

@@ -211,6 +211,18 @@ def test_a_node_that_fails_its_checks_is_excluded_with_the_reason(
 
 
 @pytest.mark.slow
+@pytest.mark.every_scenario
+def test_a_job_of_one_node_whose_nodes_all_fail_alike_ends_with_the_reason(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    checks = failing_on("fake*", tmp_path)
+    run = start(slurm_cluster, tmp_path / "run", steps=20, nodes=1, preflight=checks)
+    assert run.ends("COMPLETED", "FAILED") == "FAILED", run.log()
+    assert [life.outcome for life in run.lives] == ["excluded", "excluded", "failed"]
+    assert "life after life" in run.lives[-1].reason and "this node is bad" in run.lives[-1].reason
+
+
+@pytest.mark.slow
 def test_a_spare_node_takes_the_place_of_a_bad_one_at_once(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.blame import KILLED_TWICE, node_to_blame
+from cluster.blame import KILLED_TWICE, is_nobodys_fault, node_to_blame
 from cluster.decide import Ending
+from cluster.history import Life
 
 NODES = ["n1", "n2"]
 
@@ -58,3 +59,21 @@ def test_who_is_killed_again_after_a_node_was_left_out_for_it_has_a_mistake_of_h
 
 def test_a_crash_whose_node_is_unknown_blames_none() -> None:
     assert node_to_blame([crash("", message="uncorrectable ECC error")], nodes=NODES) is None
+
+
+def life(number: int, node: str, reason: str, *, nodes: tuple[str, ...] = ()) -> Life:
+    return Life(
+        number, "7", [node, *nodes], -1, 0.0, ended=1.0, outcome="excluded", excluded={node: reason}
+    )  # fmt: skip
+
+
+def test_one_node_after_the_other_that_fails_in_the_same_way_is_not_to_blame() -> None:
+    missing = "check_interface: ModuleNotFoundError: No module named 'omegaconf'"
+    lives = [life(1, "n1", missing), life(2, "n2", missing)]
+    assert is_nobodys_fault({"n3": missing}, nodes=["n3"], lives=lives)
+    assert not is_nobodys_fault({"n3": missing}, nodes=["n3"], lives=lives[1:]), "two may well be bad"
+    assert not is_nobodys_fault({"n3": "GPU 1 is wrong"}, nodes=["n3"], lives=lives)
+    assert not is_nobodys_fault({"n3": missing}, nodes=["n3", "n4"], lives=lives), "a node is sound"
+    sound = life(2, "n2", missing, nodes=("n5",))
+    assert not is_nobodys_fault({"n3": missing}, nodes=["n3"], lives=[lives[0], sound])
+    assert not is_nobodys_fault({}, nodes=["n3"], lives=lives)

@@ -90,7 +90,7 @@ def write_result(folder: Path, node: str, *failures: str) -> None:
 def test_a_silent_node_and_a_failing_one_are_unfit(tmp_path: Path) -> None:
     write_result(tmp_path, "n1")
     write_result(tmp_path, "n2", "GPU 3 computes a matrix product wrongly")
-    found = judge(["n1", "n2", "n3"], results=tmp_path)
+    found = judge(["n1", "n2", "n3"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
     assert found == {"n2": "GPU 3 computes a matrix product wrongly", "n3": "did not answer the preflight"}
 
 
@@ -98,7 +98,7 @@ def test_a_fault_that_all_nodes_share_is_no_nodes(tmp_path: Path) -> None:
     for node in ("n1", "n2"):
         write_result(tmp_path, node, "cannot read /data")
     with pytest.raises(PreflightError, match="all 2 nodes: cannot read /data"):
-        judge(["n1", "n2"], results=tmp_path)
+        judge(["n1", "n2"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
 
 
 class Together:
@@ -130,3 +130,12 @@ def test_a_clock_that_is_off_the_other_nodes_is_named(
         {**limits, "bandwidth_bytes_per_second": 1e18, "clock_skew_seconds": 60}, {}
     )
     assert slow is not None and slow.startswith("all-reduce bandwidth: ")
+
+
+def test_what_a_silent_node_said_last_is_told(tmp_path: Path) -> None:
+    (tmp_path / "life-001.try-1.preflight-0.log").write_text("warning\nNo such image: coatnet.sif\n\n")
+    (tmp_path / "n2.json").write_text(json.dumps({"failures": []}))
+    found = judge(["n1", "n2"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
+    assert found == {"n1": "did not answer the preflight: No such image: coatnet.sif"}
+    with pytest.raises(PreflightError, match="all 2 nodes: did not answer the preflight: No such image"):
+        judge(["n1", "n3"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
