@@ -37,7 +37,7 @@ run: {{directory: {directory}}}
 launch: {{ranks: {ranks}}}
 precision: {precision}
 compile: {compile}
-zero: {{stage: 1}}
+zero: {{stage: {stage}}}
 """
 
 
@@ -57,6 +57,7 @@ class Case:
     group_images: int = 2
     precision: str = "fp32"
     compile: bool = False
+    stage: int = 1
 
     @property
     def global_batch(self) -> int:
@@ -87,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hardware", default="cpu2", help="the profile to compare with")
     parser.add_argument("--eager", action="store_true", help="on a GPU: without torch.compile")
+    parser.add_argument("--stage", type=int, default=1, help="ZeRO's")
     options = parser.parse_args()
     hardware = options.hardware
     cases = CASES if hardware == "cpu2" else GPU_CASES
@@ -96,7 +98,7 @@ def main() -> None:
         print("| model | MiB predicted | measured | error | s/step predicted | measured | error |")
         print("|---|---|---|---|---|---|---|")
         for case in cases:
-            case = replace(case, compile=case.compile and not options.eager)
+            case = replace(case, compile=case.compile and not options.eager, stage=options.stage)
             print(row(case, folder, shards, hardware=hardware), flush=True)
     finally:
         shutil.rmtree(folder)

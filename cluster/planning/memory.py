@@ -10,6 +10,10 @@ from cluster.planning.workload import Work
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
+WINDOWS = 8  # stage 3 works on such a part of the model at a time (pretrain.engine.deepspeed_config)
+_WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
+# Fitted on two CPU ranks, to CoAtNet-0 and -2: weights that come and go leave pages in the C library's heap.
+_PAGES_KEPT = 1.2
 _INPUT_BYTES = 3 * (1 + 4)  # a pixel as it arrives (uint8) and normalised (float)
 
 
@@ -90,9 +94,12 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     buckets = _bucket_bytes(works, parameters=parameters, held=held, layout=layout) if world > 1 else 0.0
     picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
+    reserve = model * hardware.reserve_share
+    if stage == 3 and hardware.shares_memory:
+        reserve += _PAGES_KEPT * parameters * held
     return Memory(
         weights, gradients, optimizer, ema, casts, activations, buckets, picture,
-        hardware.process_bytes, model * hardware.reserve_share,
+        hardware.process_bytes, reserve,
     )  # fmt: skip
 
 
@@ -125,8 +132,9 @@ def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hard
 def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: Layout) -> float:
     if layout.zero_stage == 0:
         return min(layout.bucket_elements, parameters) * held
-    if layout.zero_stage == 3:  # gathered weights of the layers at work
-        return 2.0 * max(work.parameters for work in works) * held
+    if layout.zero_stage == 3:  # windows, and the largest layer with its gradient, which may exceed one
+        window = min(layout.bucket_elements, parameters / WINDOWS)
+        return (_WINDOW_COPIES * window + 2.0 * max(work.parameters for work in works)) * held
     return 2.0 * min(layout.bucket_elements, parameters) * held
 
 

@@ -50,7 +50,8 @@ def tiny_model(seed: int = 1, placed: Placed | None = None) -> torch.nn.Module:
 def tiny_engine(
     ranks: Ranks, *, stage: int, clip: float = 1.0, precision: str = "fp32", seed: int = 1
 ) -> Engine:
-    zero = ZeroConfig(stage=stage, bucket_elements=50_000, persist_elements=100)
+    # several buckets, and at stage 3 several sub-groups
+    zero = ZeroConfig(stage=stage, bucket_elements=5_000, persist_elements=100)
     return Engine(
         tiny_model(seed, sharder(zero, ranks=ranks, precision=precision)),
         ranks=ranks,

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coatnet.model import rows
+from coatnet.runtime.account import read_lives
 from coatnet.runtime.run_directory import RunDirectory, read_lines
+from data_pipeline.decode import backend_name
 
 from tiny_runs import STEPS, arguments, assert_bit_equal, kinds, last
 
@@ -41,6 +44,26 @@ def test_sigterm_saves_exits_zero_and_the_same_command_ends_bit_equal(
     assert (run / "done").exists() and not (run / "stopped").exists()
     assert kinds(run).count("resume") == 1
     assert_bit_equal(last(run), last(undisturbed))
+
+
+def test_a_run_says_by_what_its_pixels_and_its_norms_were_computed(undisturbed: Path) -> None:
+    environment = json.loads((undisturbed / "environment.json").read_text())
+    assert environment["decoder"] == backend_name()
+    assert environment["network"] == rows.name(device_type="cpu")
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
+def test_a_compiled_run_counts_its_compiling_as_such_and_as_no_hang(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["compile=true", "train.duration=4 steps", "launch.ranks=1", "guard.hang_seconds=1"]
+    command = [sys.executable, "-m", "coatnet.cli", "pretrain", *arguments(place, str(run), *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    (life,) = read_lives(run / "account")
+    assert life.seconds["compile"] > 1 and life.seconds["compute"] > 0
+    assert sum(life.seconds.values()) == pytest.approx(life.ended - life.began, rel=0.01)
 
 
 def test_two_one_three_two_ranks_see_the_same_samples_and_losses(

@@ -11,13 +11,15 @@ import pytest
 
 from cluster.planning.communication import predict_communication
 from cluster.planning.hardware import hardware_names, load_hardware
-from cluster.planning.memory import Layout, largest_micro_batch, predict_memory
+from cluster.planning.memory import WINDOWS, Layout, largest_micro_batch, predict_memory
 from cluster.planning.request import compare_plans, plan_of, plan_run, scaling_plans
 from cluster.planning.speed import predict_step
 from cluster.planning.workload import workload
 from cluster.recipe import read_recipe
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
+from coatnet.training.sections import ZeroConfig
+from pretrain.engine.deepspeed_config import deepspeed_config
 
 ROOT = Path(__file__).parents[3]
 _GIB = 2**30
@@ -77,6 +79,15 @@ def test_zero_stages_shard_the_optimizer_then_the_gradients_then_the_weights() -
     # ZeRO-1: bf16 weights and gradients are the 9.1 GiB that bound CoAtNet-7
     assert (found[1].weights + 2 * parameters) / _GIB == pytest.approx(9.1, abs=0.05)
     assert found[0].total > found[1].total > found[2].total > found[3].total
+
+
+def test_stage_three_works_on_the_part_of_the_model_that_the_plan_counts_on() -> None:
+    parameters = 8_000_000
+    told = deepspeed_config(ZeroConfig(stage=3), clip=1.0, precision="fp32", parameters=parameters)
+    window = parameters // WINDOWS
+    asked = told["zero_optimization"]
+    assert asked["reduce_bucket_size"] == asked["stage3_max_live_parameters"] == window
+    assert asked["sub_group_size"] == window
 
 
 def test_memory_components_add_up_and_checkpointing_saves_most_activations() -> None:
