@@ -1,6 +1,7 @@
 """Predicted against measured on this machine: memory and step time of three model sizes.
 
     .venv/bin/python benchmarks/plan.py                   # two cores
+    .venv/bin/python benchmarks/plan.py --finetune        # two cores, each model fine-tuned from a checkpoint
     .venv/bin/python benchmarks/plan.py --hardware h100   # one GPU, by its profile
 
 On cores time is a rank's own processor time per step: other work on the machine slows the clock on the wall,
@@ -38,6 +39,18 @@ launch: {{ranks: {ranks}}}
 precision: {precision}
 compile: {compile}
 zero: {{stage: {stage}}}
+"""
+# The model is left to the checkpoint, from which it is planned too.
+FINETUNE = """\
+init: {checkpoint}
+norm: {{group_images: {group_images}}}
+data: {{train: [{{path: {shards}}}], threads: {threads}}}
+augment: {{image_size: {image_size}}}
+train: {{duration: {steps} steps, global_batch: {global_batch}, micro_batch: {micro_batch}}}
+save: {{every: 100000 steps}}
+evaluate: {{every: 1000 epochs}}
+run: {{directory: {directory}}}
+launch: {{ranks: {ranks}}}
 """
 
 
@@ -89,6 +102,7 @@ def main() -> None:
     parser.add_argument("--hardware", default="cpu2", help="the profile to compare with")
     parser.add_argument("--eager", action="store_true", help="on a GPU: without torch.compile")
     parser.add_argument("--stage", type=int, default=1, help="ZeRO's")
+    parser.add_argument("--finetune", action="store_true", help="on cores: fine-tune instead")
     options = parser.parse_args()
     hardware = options.hardware
     cases = CASES if hardware == "cpu2" else GPU_CASES
@@ -99,21 +113,24 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for case in cases:
             case = replace(case, compile=case.compile and not options.eager, stage=options.stage)
-            print(row(case, folder, shards, hardware=hardware), flush=True)
+            command = "finetune" if options.finetune else "pretrain"
+            print(row(case, folder, shards, hardware=hardware, command=command), flush=True)
     finally:
         shutil.rmtree(folder)
 
 
-def row(case: Case, folder: Path, shards: Path, *, hardware: str) -> str:
+def row(case: Case, folder: Path, shards: Path, *, hardware: str, command: str) -> str:
     """Run one case beside its plan."""
     directory = folder / "run"
     shutil.rmtree(directory, ignore_errors=True)
     values = {**asdict(case), "global_batch": case.global_batch, "shards": shards, "directory": directory}
     config = folder / "config.yaml"
-    config.write_text(CONFIG.format(**values))
-    plan, _ = plan_of("pretrain", config, [f"hardware={hardware}", f"gpus_per_node={case.ranks}"])
+    if command == "finetune":
+        values["checkpoint"] = write_checkpoint(case, folder / "checkpoint")
+    config.write_text((FINETUNE if command == "finetune" else CONFIG).format(**values))
+    plan, _ = plan_of(command, config, [f"hardware={hardware}", f"gpus_per_node={case.ranks}"])
     if hardware == "cpu2":
-        memory, seconds = measure(config, directory, global_batch=case.global_batch)
+        memory, seconds = measure(command, config, directory, global_batch=case.global_batch)
     else:
         memory, seconds = measure_gpu(config, directory)
     predicted = plan.measurable_bytes
@@ -132,11 +149,21 @@ def measure_gpu(config: Path, directory: Path) -> tuple[float, float]:
     return memory, statistics.median(steps[len(steps) // 2 :])
 
 
-def measure(config: Path, directory: Path, *, global_batch: int) -> tuple[float, float]:
+def write_checkpoint(case: Case, destination: Path) -> Path:
+    """Export fresh weights of the case's model, made for smaller images, as a run would."""
+    from coatnet.checkpoint.weights import Weights, export_safetensors
+    from coatnet.model.config import ModelConfig
+    from coatnet.model.network import build_model
+
+    assert not isinstance(case.depths, str) and not isinstance(case.widths, str)
+    config = ModelConfig(depths=case.depths, widths=case.widths, num_classes=5, image_size=64)
+    return export_safetensors(Weights(config, dict(build_model(config, seed=0).state_dict())), destination)
+
+
+def measure(command: str, config: Path, directory: Path, *, global_batch: int) -> tuple[float, float]:
     """Return a rank's peak memory in bytes, and its processor seconds per step after the second step."""
-    command = [*COATNET, "pretrain", str(config)]
     process = subprocess.Popen(
-        command,
+        [*COATNET, command, str(config)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

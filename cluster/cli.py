@@ -18,7 +18,9 @@ def plan(
         list[str] | None,
         typer.Argument(help="nodes=8 gpus_per_node=8 hardware=h100 epoch_samples=N, or key.sub=value."),
     ] = None,
-    command: Annotated[str, typer.Option(help="pretrain or finetune.")] = "pretrain",
+    command: Annotated[
+        str | None, typer.Option(help="pretrain or finetune, where the config could be of either.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Lists, as nodes=8,64, become a table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG of throughput and efficiency against GPUs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -35,6 +35,24 @@ def read_recipe(command: str, path: Path, *, overrides: Sequence[str]) -> tuple[
     return to_dict(config), to_yaml(config)
 
 
+def find_command(path: Path, *, overrides: Sequence[str]) -> str:
+    """Return whose config this is: of the command whose schema takes it, its folder's name being tried first.
+
+    Raises:
+        ConfigError: no schema takes it; the error is that of the first.
+    """
+    names = sorted(schema_names(), key=lambda name: (name != path.resolve().parent.name, name != "pretrain"))
+    trouble: UserError | None = None
+    for name in names:
+        try:
+            read_recipe(name, path, overrides=overrides)
+        except UserError as error:
+            trouble = trouble or error
+        else:
+            return name
+    raise trouble or UserError(f"{path}: no installed command reads a config")
+
+
 def lookup(config: Mapping[str, Any], key: str) -> Any:
     """Return `config["a"]["b"]` for "a.b", None where a section is missing."""
     value: Any = config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from coatnet.checkpoint.classes import match_classes
-from coatnet.checkpoint.inspection import CONFIG, check_architecture
+from coatnet.checkpoint.inspection import check_architecture, is_bare
 from coatnet.checkpoint.weights import LOGITS, WHICH, Weights, load_tensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
@@ -70,7 +70,7 @@ def _keep_rows(model: CoAtNet, weights: Weights, *, classes: Sequence[str]) -> i
 def _initial_weights(config: FinetuneConfig, init: str) -> Weights:
     """Load a run's, a checkpoint's or an exported model's weights; or timm's, by `model.name` alone."""
     path = Path(init)
-    if config.model and path.suffix == ".safetensors" and not (path.parent / CONFIG).exists():
+    if config.model and is_bare(path):
         return foreign_weights(path, name=config.model.name, px=config.model.image_size)
     weights = load_weights(path, ema=WHICH[config.weights])
     if config.model is not None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.recipe import lookup
-from coatnet.config import Duration, UserError, from_dict
+from coatnet.checkpoint.inspection import check_architecture, described_model, is_bare
+from coatnet.config import Duration, UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
 
 
@@ -46,25 +47,23 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         epoch_samples: instead of the corpora's manifests.
 
     Raises:
-        UserError: the config names no model.
+        UserError: the config names no model, or its checkpoint is not to be read or holds another one.
     """
-    model = lookup(config, "model")
-    if model is None:
-        raise UserError(f"{origin}: model is null; give model.name=… to plan what a checkpoint decides")
-    corpora = [_manifest(item) for item in lookup(config, "data.train") or []]
+    model = to_dict(_model(config, origin=origin))
+    corpora = [_corpus(item) for item in lookup(config, "data.train") or []]
     known = [corpus for corpus in corpora if corpus is not None]
     if epoch_samples is None and corpora and len(known) == len(corpora):
         epoch_samples = sum(corpus["samples"] for corpus in known)
-    model = dict(model)
     if known and "classes" in known[0]:
         model["num_classes"] = len(known[0]["classes"])
     global_batch = int(lookup(config, "train.global_batch"))
     zero = lookup(config, "zero")
     sections = zero if isinstance(zero, Mapping) else {"stage": zero or 0}
     precision = str(lookup(config, "precision"))
+    sizes = [int(phase["image_size"]) for phase in lookup(config, "train.phases") or []]
     return RecipeView(
         model=from_dict(ModelConfig, model, origin=origin),
-        image_size=int(lookup(config, "augment.image_size")),
+        image_size=max(sizes, default=int(lookup(config, "augment.image_size"))),
         global_batch=global_batch,
         micro_batch=lookup(config, "train.micro_batch"),
         # fine-tuning's bf16 is autocast: its weights stay in fp32
@@ -90,10 +89,32 @@ def _total(duration: str, epoch_samples: int | None, global_batch: int) -> int |
     return parsed.in_samples(epoch_samples=epoch_samples or 0, global_batch=global_batch)
 
 
-def _manifest(corpus: Any) -> dict[str, Any] | None:
-    """Return a local corpus's manifest, None for one that is not readable from here."""
-    path = Path(str(corpus["path"] if isinstance(corpus, Mapping) else corpus)) / "manifest.json"
+def _model(config: Mapping[str, Any], *, origin: str) -> ModelConfig:
+    """Return the model that the config names, or that the checkpoint describes from which it starts."""
+    named, init = lookup(config, "model"), lookup(config, "init")
+    wanted = None if named is None else from_dict(ModelConfig, named, origin=origin)
+    if init is None or (wanted is not None and is_bare(Path(init))):
+        if wanted is None:
+            raise UserError(f"{origin}: model and init are null; give one of them")
+        return wanted
+    found = described_model(Path(init))
+    if wanted is not None:
+        check_architecture(wanted, found, origin=str(init))
+    return found
+
+
+def _corpus(corpus: Any) -> dict[str, Any] | None:
+    """Return a local corpus's manifest, None for one that is not readable from here.
+
+    Of an image folder, CLASS/…/file, classes and files are counted.
+    """
+    folder = Path(str(corpus["path"] if isinstance(corpus, Mapping) else corpus))
     try:
+        if not (path := folder / "manifest.json").exists():
+            classes = sorted(one.name for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
+            files = (one for name in classes for one in (folder / name).rglob("*") if one.name[0] != ".")
+            samples = sum(one.is_file() for one in files)
+            return {"samples": samples, "classes": classes, "shards": [folder.name]} if samples else None
         manifest = json.loads(path.read_text())
         return {**manifest, "samples": int(manifest["samples"]), "shards": list(manifest["shards"])}
     except (OSError, ValueError, KeyError, TypeError):

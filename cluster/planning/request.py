@@ -12,7 +12,7 @@ from typing import Any
 from cluster.planning.estimate import MemoryChoice, Plan, make_plan, memory_choices
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.recipe_view import RecipeView, view
-from cluster.recipe import read_recipe
+from cluster.recipe import find_command, read_recipe
 from coatnet.config import UserError
 
 _OWN = ("nodes", "gpus_per_node", "hardware", "epoch_samples")
@@ -30,8 +30,13 @@ class Machine:
     epoch_samples: int | None = None
 
 
-def plan_of(command: str, config: Path, given: Sequence[str]) -> tuple[Plan, list[MemoryChoice]]:
+def plan_of(command: str | None, config: Path, given: Sequence[str]) -> tuple[Plan, list[MemoryChoice]]:
     """Return the plan of one layout, and its memory under every ZeRO stage.
+
+    Args:
+        command: whose config it is; None finds out.
+        config: its file.
+        given: the plan's own words and the config's overrides.
 
     Raises:
         UserError: the config or a word is wrong.
@@ -67,7 +72,7 @@ def _profile_of(device: str) -> str | None:
     return next((name for name in hardware_names() if name in words), None)
 
 
-def compare_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan]:
+def compare_plans(command: str | None, config: Path, given: Sequence[str]) -> list[Plan]:
     """Return a plan for every combination of the lists among the words, where the batch divides.
 
     Raises:
@@ -90,7 +95,7 @@ def compare_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan
     return plans
 
 
-def scaling_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan]:
+def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> list[Plan]:
     """Return plans from one GPU to 1,024 at the config's global batch."""
     recipe, machine = _read(command, config, given)
     hardware = load_hardware(machine.hardware)
@@ -108,7 +113,7 @@ def scaling_plans(command: str, config: Path, given: Sequence[str]) -> list[Plan
     return plans
 
 
-def _read(command: str, config: Path, given: Sequence[str]) -> tuple[RecipeView, Machine]:
+def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[RecipeView, Machine]:
     own = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.partition("=")[0] in _OWN}
     rest = [word for word in given if word.partition("=")[0] not in _OWN]
     machine = Machine(
@@ -117,6 +122,7 @@ def _read(command: str, config: Path, given: Sequence[str]) -> tuple[RecipeView,
         hardware=own.get("hardware", "h100"),
         epoch_samples=_count(own["epoch_samples"], name="epoch_samples") if "epoch_samples" in own else None,
     )
+    command = command or find_command(config, overrides=rest)
     resolved, _ = read_recipe(command, config, overrides=rest)
     return view(resolved, origin=str(config), epoch_samples=machine.epoch_samples), machine
 

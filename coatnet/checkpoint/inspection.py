@@ -99,6 +99,11 @@ def read_exported_config(config: Path) -> dict[str, Any]:
     }
 
 
+def is_bare(path: Path) -> bool:
+    """Tell whether a file of tensors lies without the `config.json` that describes them, as timm's do."""
+    return path.suffix == ".safetensors" and not (path.parent / CONFIG).exists()
+
+
 def described_model(path: Path) -> ModelConfig:
     """Return the config of the model that a run, a checkpoint or an exported directory holds.
 

@@ -35,6 +35,7 @@ ALLOWED = {
         "coatnet.model.config",
         "coatnet.model.operations",
         "coatnet.model.cost",
+        "coatnet.checkpoint.inspection",
     ],
 }
 ONLY_IMPORTER = {"deepspeed": "pretrain", "accelerate": "finetune"}
@@ -51,6 +52,7 @@ TORCH_FREE_MODULES = (
     "coatnet.model.config",
     "coatnet.model.operations",
     "coatnet.model.cost",
+    "coatnet.checkpoint.inspection",
 )
 MAX_LINES = 400
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from coatnet.checkpoint.weights import load_weights
+from coatnet.report.record import read_run
+from coatnet.report.write import comparison
 
 Command = Callable[..., list[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,6 +38,8 @@ def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.logits.weight", "head.logits.bias"}
     assert json.loads((tmp_path / "probe" / "summary.json").read_text())["evaluation"]["image_size"] == 64
+    compared = comparison(read_run(tmp_path / "probe"))
+    assert {"memory_bytes", "step_seconds", "images_per_second"} <= set(compared), "planned by its checkpoint"
 
 
 @pytest.mark.campaign

@@ -18,8 +18,9 @@ from cluster.planning.workload import workload
 from cluster.recipe import read_recipe
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
+from coatnet.model.cost import model_cost
+from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.sections import ZeroConfig
-from pretrain.engine.deepspeed_config import deepspeed_config
 
 ROOT = Path(__file__).parents[3]
 _GIB = 2**30
@@ -171,6 +172,46 @@ def test_a_gpu_measures_neither_its_process_nor_its_fragments(config: Path) -> N
     assert gpu.measurable_bytes == pytest.approx(gpu.memory.total - gpu.memory.process - gpu.memory.reserve)
     cpu, _ = plan_of("pretrain", config, ["hardware=cpu2", "train.micro_batch=1"])
     assert cpu.measurable_bytes == cpu.memory.total
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """What is left of an exported model without its tensors, and an image folder of two classes."""
+    (tmp_path / "exported").mkdir()
+    model = {"name": "coatnet_1", "num_classes": 21841, "image_size": 224}
+    (tmp_path / "exported" / "config.json").write_text(json.dumps({"model": model, "classes": None}))
+    (tmp_path / "exported" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for name in ("cats/1.jpg", "cats/2.jpg", "dogs/deep/3.jpg", "dogs/.hidden"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    return tmp_path
+
+
+def test_fine_tuning_is_planned_from_what_its_checkpoint_says(exported: Path) -> None:
+    recipe = exported / "config.yaml"
+    recipe.write_text(
+        "augment: {image_size: 384}\ntrain: {global_batch: 64, micro_batch: 8, duration: 100 epochs}\n"
+    )
+    words = [f"init={exported / 'exported'}", f"data.train=[{{path: {exported / 'photos'}}}]", "nodes=1"]
+    plan, _ = plan_of(None, recipe, words)
+    head = (21841 - 2) * (768 + 1)
+    whole = model_cost(ModelConfig("coatnet_1", num_classes=21841), 384)
+    assert plan.parameters == whole.parameters - head
+    assert plan.layout.ema and plan.layout.zero_stage == 0
+    assert plan.total_samples == pytest.approx(300, abs=64), "a hundred times three images, in whole steps"
+    with pytest.raises(UserError, match=r"model\.name is coatnet_3, but .* coatnet_1"):
+        plan_of(None, recipe, [*words, "model={name: coatnet_3}"])
+    with pytest.raises(UserError, match="neither a run directory"):
+        plan_of("finetune", recipe, ["init=nowhere"])
+
+
+def test_the_largest_resolution_of_a_progressive_run_decides(exported: Path) -> None:
+    recipe = exported / "config.yaml"
+    recipe.write_text("train: {global_batch: 64, phases: [{image_size: 224}, {image_size: 512}]}\n")
+    words = [f"init={exported / 'exported'}", "nodes=1"]
+    large, _ = plan_of(None, recipe, words)
+    small, _ = plan_of(None, recipe, [*words, "train.phases=[]", "augment.image_size=224"])
+    assert large.macs > 4 * small.macs
 
 
 @pytest.mark.parametrize(
