@@ -34,6 +34,7 @@ campaigns: system-packages $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m campaign
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slurm_scenarios.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --kills 40 --seed 7
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/duels.py --duels 200 --commands 4 --seed 1
 	$(BIN)/python benchmarks/crash_states.py --states 20000
 
 # Every scenario on a real SLURM, with the table that benchmarks/slurm.md holds.

@@ -31,6 +31,9 @@ from typing import Any
 
 import torch
 
+from cluster.planning.hardware import load_hardware
+from cluster.planning.memory import Layout, predict_memory
+from cluster.planning.workload import workload
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
@@ -103,8 +106,23 @@ def memory_by_stage(options: argparse.Namespace) -> dict[str, Any]:
         output = group[0].communicate()[0]
         assert all(process.wait() == 0 for process in group)
         formula = memory_formula(stage, world_size=options.ranks, precision=options.precision)
-        rows[f"stage_{stage}"] = {"formula": formula, **json.loads(output.splitlines()[-1])}
+        planned = memory_planned(options, stage=stage)
+        rows[f"stage_{stage}"] = {
+            "formula": formula,
+            "planned": planned,
+            **json.loads(output.splitlines()[-1]),
+        }
     return rows
+
+
+def memory_planned(options: argparse.Namespace, *, stage: int) -> float:
+    """Return what `coatnet plan` counts for the model and its buckets, in bytes per parameter and rank."""
+    works = workload(ModelConfig(options.model, num_classes=1000), image_size=_TINY_IMAGE)
+    layout = Layout(options.ranks, stage, 2, precision=options.precision)
+    hardware = load_hardware("cpu2")
+    found = predict_memory(works, layout=layout, hardware=hardware, image_size=_TINY_IMAGE)
+    size = found.weights + found.gradients + found.optimizer + found.buckets + found.reserve
+    return round(size / sum(work.parameters for work in works), 2)
 
 
 def memory_of_rank(options: argparse.Namespace) -> dict[str, float]:
