@@ -10,7 +10,7 @@ from cluster.planning.workload import Work
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
-WINDOWS = 8  # stage 3 works on such a part of the model at a time (pretrain.engine.deepspeed_config)
+WINDOWS = 8  # stage 3 works on such a part of the model at a time (coatnet.training.deepspeed_config)
 _WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
 # Fitted on two CPU ranks, to CoAtNet-0 and -2: weights that come and go leave pages in the C library's heap.
 _PAGES_KEPT = 1.2

@@ -99,12 +99,15 @@ def launch_run(
     Raises:
         UserError: another job holds the run directory.
     """
-    ranks = ranks or device_count()
-    if already_launched() or (alone and ranks == 1):
+    if already_launched():
         import_module(module).main(arguments)
         return 0
     # Asked here as well, so that a second start ends at once and not after torch has been loaded.
     Lease.require_free(directory)
+    ranks = ranks or device_count()
+    if alone and ranks == 1:
+        import_module(module).main(arguments)
+        return 0
     logs = directory / "logs"
     print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
     return run_ranks(module, arguments, ranks=ranks, log_directory=logs)

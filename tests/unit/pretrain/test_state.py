@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from pretrain.continuity import LossContinuity
+from coatnet.training.continuity import LossContinuity
 from pretrain.state import State, digest_of_positions, digest_of_range
 
 
