@@ -59,7 +59,8 @@ class TrainLoader:
         """
         if global_batch < 1 or global_batch % world_size:
             raise UserError(
-                f"global_batch is {global_batch}; allowed with {world_size} ranks: multiples of {world_size}"
+                f"train.global_batch is {global_batch}; allowed with {world_size} ranks: multiples of "
+                f"{world_size}"
             )
         self.classes = _common_classes(corpora)
         self.num_classes = len(self.classes)

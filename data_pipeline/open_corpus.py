@@ -48,5 +48,11 @@ def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSou
 
 
 def open_train_corpora(data: DataConfig) -> list[SampleSource]:
-    """Open the corpora of the training mixture, in the config's order."""
+    """Open the corpora of the training mixture, in the config's order.
+
+    Raises:
+        UserError: there is none, or nothing at one's path.
+    """
+    if not data.train:
+        raise UserError("data.train is empty; give data.train=[{path: SHARDS_OR_IMAGE_FOLDER}]")
     return [open_corpus(entry.path, cache=data.cache) for entry in data.train]

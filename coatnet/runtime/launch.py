@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -175,6 +176,10 @@ def _wait(group: Sequence[subprocess.Popen[bytes]], *, logs: Path | None) -> int
         if bad:
             # Of several that are found dead at once, those that were not killed, or refused, lost a peer.
             rank, state = min(bad, key=lambda one: (one[1] != STATUS_USER_ERROR, one[1] > 0))
+            if rank > 0 and state == STATUS_USER_ERROR:  # what all met with the first one says, if it may
+                with suppress(subprocess.TimeoutExpired):
+                    group[0].wait(_GRACE_SECONDS)
+                rank = 0 if group[0].returncode == state else rank
             _end(group)
             if rank > 0 or state < 0:  # the first one speaks for itself, unless it was killed
                 _say_who_died(rank, state, logs=logs)

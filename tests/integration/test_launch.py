@@ -44,6 +44,13 @@ def test_ranks_talk_to_each_other_and_leave_with_status_zero(tmp_path: Path) -> 
     assert launch("talk", tmp_path).wait(timeout=90) == 0
 
 
+def test_a_mistake_that_all_ranks_meet_is_said_once_by_the_first(tmp_path: Path) -> None:
+    process = launch("refused", tmp_path)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert b"error: what both ranks met" in said and b"rank 1" not in said
+
+
 @pytest.mark.parametrize(
     ("task", "status", "said"),
     [("crash", 3, b"rank 1 ended with status 3"), ("killed", 137, b"rank 1 was killed by SIGKILL")],

@@ -24,6 +24,11 @@ def main(task: str, directory: Path) -> None:
             sys.exit(3)
         if task == "killed" and ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if task == "refused":
+            if ranks.is_main:  # later than the launcher's next look at the ranks
+                time.sleep(0.5)
+                print("error: what both ranks met", file=sys.stderr)
+            sys.exit(2)
         if task == "stop":
             (directory / f"ready{ranks.rank}").touch()
             while not ranks.any(stop.requested):

@@ -16,7 +16,8 @@ from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from coatnet.training.parameters import parameter_groups
 from data_pipeline.class_weights import balanced_weights
-from data_pipeline.open_corpus import open_corpus
+from data_pipeline.config import DataConfig
+from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from finetune.config import FinetuneConfig, HeadConfig
 from finetune.start import starting_model
 
@@ -98,6 +99,11 @@ def test_a_frozen_part_keeps_its_running_statistics(tiny: ModelConfig) -> None:
     model.train()(torch.randn(2, 3, 64, 64))
     changed = {name for name, old in before.items() if not model.get_buffer(name).equal(old)}
     assert changed == {name for name in before if not name.startswith(("stem", "stages.S1"))}
+
+
+def test_a_run_without_training_data_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.train is empty"):
+        open_train_corpora(DataConfig())
 
 
 def test_balanced_weights_make_every_class_count_alike(photos: Path) -> None:
