@@ -50,7 +50,7 @@ class _Lines(Progress):
         rate = (self._done - self._first) / max(self._shown - self._began, 1e-9)
         text = f"{self._label}: {self._done:,}"
         if self._total is not None:
-            left = (self._total - self._done) / rate if rate else float("inf")
+            left = (self._total - self._done) / rate if rate > 0 else float("inf")
             text += f"/{self._total:,}, {clock(left)} left"
         print(f"{text}, {rate:,.0f} {self._unit}/s {self._note}".rstrip(), file=sys.stderr, flush=True)
 
@@ -76,7 +76,7 @@ class _Bar(Progress):
         self._bar.advance(self._task, amount)
         task = self._bar.tasks[0]
         rate = (task.completed - self._first) / max(time.monotonic() - self._began, 1e-9)
-        left = f"{clock((task.total - task.completed) / rate)} left" if task.total and rate else ""
+        left = f"{clock((task.total - task.completed) / rate)} left" if task.total and rate > 0 else ""
         self._bar.update(self._task, rate=f"{rate:,.0f} {self._unit}/s {left}")
 
     def note(self, text: str) -> None:

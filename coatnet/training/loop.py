@@ -37,7 +37,9 @@ def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
             if verdict.event is not None:
                 run.keep_for_replay(state, result, verdict)
             if verdict.rollback:
+                reached = state.samples_seen
                 run.roll_back(state, verdict)
+                bar.advance(state.samples_seen - reached)
                 continue
             run.look_after(state, result)
 
