@@ -17,7 +17,8 @@ from pretrain.trainer import Trainer
 # On a CPU there is no limit that could be run into safely.
 _MOST_ON_CPU = 64
 _SPARE = 0.92  # the share of a GPU's memory that may be in use: fragmentation takes the rest
-_NO_MEMORY_ON_CPU = "can't allocate memory"  # torch's allocator; it has no error class for it
+# torch's allocator and oneDNN on a CPU; neither has an error class for it.
+_NO_MEMORY_ON_CPU = ("can't allocate memory", "could not create a primitive")
 
 
 def rehearse(trainer: Trainer, *, image_size: int, samples: int) -> None:
@@ -108,7 +109,9 @@ def _fits_alone(trainer: Trainer, *, image_size: int, samples: int) -> bool:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY_ON_CPU in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in _NO_MEMORY_ON_CPU
+    )
 
 
 def _too_large(ranks: list[int], *, image_size: int, samples: int) -> str:

@@ -82,13 +82,20 @@ def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, RankError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(STATUS_USER_ERROR)
+        _leave(STATUS_USER_ERROR)
     except LeaseLost as error:  # not the user's mistake, and no fault of the program: no stacks
         print(f"error: {error}; this job ends without a trace in the run", file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"error: {error}; make room and give the same command again", file=sys.stderr)
-        sys.exit(STATUS_USER_ERROR)
+        _leave(STATUS_USER_ERROR)
     sys.exit(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once. gloo's threads, whose peers may be gone already, abort the process in its destructors."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
