@@ -108,6 +108,22 @@ def test_a_run_that_changes_its_stage_in_the_middle_ends_where_it_would_have(
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
+def test_growing_images_and_weighed_classes_end_in_the_same_bits_after_a_stop(
+    place: Path, on_ranks: OnRanks
+) -> None:
+    grown = (
+        "train.phases=[{image_size: 32}, {image_size: 64}]",
+        "loss.class_weights=balanced",
+        "train.duration=8 steps",
+    )
+    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "grown", *grown))
+    stopped = arguments(place, "grown_stopped", *grown)
+    for steps in (5, 0):  # in the middle of the second resolution
+        on_ranks("pretrain_run", world_size=2, arguments=stopped, stop_after=steps)
+    assert_bit_equal(last(place / "grown_stopped"), last(place / "grown"))
+    assert json.loads((place / "grown_stopped/summary.json").read_text())["every_sample_once"] is True
+
+
 def test_a_run_whose_last_checkpoint_finds_no_room_is_not_done(
     place: Path, undisturbed: Path, on_ranks: OnRanks
 ) -> None:
