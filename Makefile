@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
+# Tests that start ranks of their own wait a good deal, for time-outs and for processes to start.
+PAIR := --numprocesses 2 --dist loadfile
 export DS_BUILD_OPS = 0
 
 .PHONY: help quickstart test campaigns slurm-scenarios test-unit lint types install clean system-packages
@@ -19,11 +21,11 @@ help:
 quickstart: $(VENV)/.quickstart
 	$(BIN)/coatnet quickstart
 
-# What starts ranks and servers of its own runs alone, SLURM's scenarios three at a time, since they mostly wait;
+# What starts ranks and servers of its own runs two at a time, SLURM's scenarios three, since they mostly wait;
 # the rest by as many workers as there are cores.
 test: system-packages $(VENV)/.test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/gpu --ignore tests/integration/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/gpu --ignore tests/integration/slurm $(PAIR)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/slurm --numprocesses 3 --maxschedchunk 1
 
 test-unit: $(VENV)/.test
