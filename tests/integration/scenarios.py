@@ -25,7 +25,7 @@ from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from finetune.trainer import Trainer as Finetuner
 from finetune.worker import main as finetune
-from pretrain import parts
+from pretrain import tune
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
 from pretrain.engine.start import load_deepspeed
@@ -33,7 +33,6 @@ from pretrain.guard_config import GuardConfig
 from pretrain.health import Health
 from pretrain.replay import replay
 from pretrain.trainer import Trainer
-from pretrain.tune import largest_micro_batch
 from pretrain.worker import main
 
 TINY = ModelConfig(num_classes=5, image_size=32, depths=[1, 1, 1, 1, 1], widths=[8, 16, 16, 32, 32])
@@ -268,18 +267,20 @@ def no_space(self: CheckpointStore, own_bytes: int) -> None:
 
 
 def tuned_run(arguments: list[str], spare_bytes: int) -> str:
-    """Run the worker with the largest micro-batch; rank 1 has only so much memory to spare for it."""
+    """Run the worker with the largest micro-batch; alone, rank 1 has only so much memory to spare for it."""
+    fits, limits = tune._fits_alone, list[int]()
 
-    def with_little_memory(trainer: Trainer, **options: Any) -> int:
+    def with_little_memory(trainer: Trainer, **options: Any) -> bool:
         if trainer.engine.ranks.rank == 1:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, resource.RLIM_INFINITY))
+            limits.append(used + spare_bytes)
+            resource.setrlimit(resource.RLIMIT_AS, (limits[0], resource.RLIM_INFINITY))
         try:
-            return largest_micro_batch(trainer, **options)
+            return fits(trainer, **options)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    parts.largest_micro_batch = with_little_memory
+    tune._fits_alone = with_little_memory
     return failing_run(arguments)
 
 
