@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
+from lease_report import Case, Row, list_kernels, run_phase, table
 from model import PEAK_FLOPS, training_step
 from timm_peer import import_timm
 
@@ -44,8 +45,6 @@ from coatnet.runtime.ranks import Ranks
 MINUTES = {"ceilings": 2.0, "peer": 6.0, "depthwise": 5.0, "attention": 5.0, "stages": 8.0, "batches": 4.0}
 _TOGETHER = 8
 _TURN = Path(tempfile.gettempdir()) / "gpu_lease.turn"  # several processes compile at once but time in turns
-Row = dict[str, Any]
-Case = tuple[str, Callable[[], Row]]
 
 
 @dataclass(frozen=True)
@@ -347,17 +346,6 @@ def whole_step(
     return {**row, "peak_gib": None if peak is None else peak / 2**30}
 
 
-def list_kernels(step: Callable[[], None], path: Path) -> None:
-    """Write what one step's kernels cost, the dearest first."""
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    kinds += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    with torch.profiler.profile(activities=kinds) as profile:
-        step()
-    order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    table = profile.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100)
-    path.write_text(table)
-
-
 PHASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "ceilings": ceilings,
     "peer": peer,
@@ -366,34 +354,6 @@ PHASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "stages": stages,
     "batches": batches,
 }
-
-
-def run_phase(
-    cases: Iterator[Case], *, deadline: float, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Row]:
-    """Run cases until the deadline; the rest, and those that fail, become rows that say so."""
-    for name, case in cases:
-        if clock() >= deadline:
-            yield {"case": name, "left_out": "the phase's time was over"}
-            continue
-        try:
-            yield {"case": name, **case()}
-        except (RuntimeError, ImportError, torch.OutOfMemoryError) as error:
-            yield {"case": name, "failed": (str(error).splitlines() or [type(error).__name__])[0]}
-
-
-def table(rows: list[Row]) -> str:
-    """Format a phase's rows as Markdown, a column for every key that occurs."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
-    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -417,11 +377,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no CUDA device; --tiny runs the same logic on a CPU")
     device = torch.device("cpu" if options.tiny else "cuda")
     Ranks.single(deterministic=options.deterministic)
-    bench = Bench(TINY if options.tiny else FULL, device, torch.float32 if options.tiny else torch.bfloat16)
+    bench = Bench(
+        TINY if options.tiny else FULL,
+        device,
+        torch.float32 if options.tiny else torch.bfloat16,
+        options.out if options.kernels else None,
+    )
     name = "CPU, tiny shapes" if options.tiny else torch.cuda.get_device_name()
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "phases": {}}
     options.out.mkdir(parents=True, exist_ok=True)
-    bench.kernels = options.out if options.kernels else None
     for phase in options.phases:
         share = 60 * options.minutes * MINUTES[phase] / sum(MINUTES.values())
         rows = result["phases"].setdefault(phase, [])
