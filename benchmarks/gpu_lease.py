@@ -12,7 +12,6 @@ case that fails or whose phase is out of time becomes a row that says so. `lease
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import statistics
@@ -30,7 +29,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lease_report import Case, Row, list_kernels, run_phase, table
+from lease_report import Case, Row, list_kernels, make_parser, run_phase, table
 from model import PEAK_FLOPS, training_step
 from timm_peer import import_timm
 
@@ -358,20 +357,7 @@ PHASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the phases in order and write both files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
-    parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name has one of these"
-    )
-    parser.add_argument("--minutes", type=float, default=sum(MINUTES.values()), help="for all six phases")
-    parser.add_argument(
-        "--tiny", action="store_true", help="small shapes, fp32: try the script without a GPU"
-    )
-    parser.add_argument("--kernels", action="store_true", help="list the kernels of the whole steps beside")
-    parser.add_argument(
-        "--deterministic", action="store_true", help="only kernels that give the same bits every time"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/lease"))
+    parser = make_parser((__doc__ or "").splitlines()[0], MINUTES)
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("no CUDA device; --tiny runs the same logic on a CPU")

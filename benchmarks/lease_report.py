@@ -1,7 +1,8 @@
-"""How gpu_lease.py runs its cases within their time, and how it writes down what they found."""
+"""The command line of gpu_lease.py, how it runs its cases in time, and how it writes what they found."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,3 +51,22 @@ def list_kernels(step: Callable[[], None], path: Path) -> None:
     order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     table = profile.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100)
     path.write_text(table)
+
+
+def make_parser(description: str, minutes: dict[str, float]) -> argparse.ArgumentParser:
+    """Describe the command line; `minutes` holds each phase's share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--phases", nargs="+", choices=minutes, default=list(minutes))
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name has one of these"
+    )
+    parser.add_argument("--minutes", type=float, default=sum(minutes.values()), help="for all six phases")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small shapes, fp32: try the script without a GPU"
+    )
+    parser.add_argument("--kernels", action="store_true", help="list the kernels of the whole steps beside")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="only kernels that give the same bits every time"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/lease"))
+    return parser
