@@ -29,7 +29,7 @@ _REASONS = {
 class Tiling:
     """The outcome: the rewritten bytes, or the original ones and why they were kept."""
 
-    payload: bytes
+    payload: kernel.Payload
     kept_because: str | None
 
 
@@ -38,7 +38,7 @@ def is_available() -> bool:
     return kernel.is_available()
 
 
-def tile_jpeg(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Tiling:
+def tile_jpeg(payload: kernel.Payload, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Tiling:
     """Rewrite a JPEG with restart markers; read back and compared, or else the original is kept.
 
     Segments before the scan (EXIF, ICC, quantisation) are copied; what follows the image's end is dropped.

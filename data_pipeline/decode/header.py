@@ -55,7 +55,7 @@ class ImageInfo(NamedTuple):
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-def probe(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageInfo:
+def probe(payload: bytes | memoryview, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageInfo:
     """Read an image's header.
 
     Raises:
@@ -64,6 +64,7 @@ def probe(payload: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageInfo
     limits.check_bytes(len(payload))
     if is_jpeg(payload):
         return _probe_jpeg(payload, limits)
+    payload = bytes(payload)
     size = _announced_size(payload)
     if size is not None:
         limits.check(width=size[0], height=size[1])
@@ -96,7 +97,7 @@ def open_with_pillow(payload: bytes) -> Image.Image:
         raise DecodeError("corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def _probe_jpeg(payload: bytes, limits: DecodeLimits) -> ImageInfo:
+def _probe_jpeg(payload: bytes | memoryview, limits: DecodeLimits) -> ImageInfo:
     header = read_jpeg_header(payload)
     limits.check(width=header.width, height=header.height)
     if not header.supported:

@@ -83,7 +83,7 @@ def announce(payload: Payload) -> tuple[int, ...] | None:
     return found
 
 
-def tile(payload: bytes, *, tile_width: int, limits: DecodeLimits) -> bytes | Status:
+def tile(payload: Payload, *, tile_width: int, limits: DecodeLimits) -> bytes | Status:
     """Rewrite a JPEG's scan with restart markers every `tile_width` pixels, or say why that cannot be."""
     assert _native is not None
     result = _native.tile(payload, tile_width, limits.max_pixels)

@@ -50,21 +50,43 @@ class DirectFile:
         self._filled = 0
         self.position = 0
 
-    def append(self, part: bytes) -> None:
+    def fits(self, size: int) -> bool:
+        """Say whether `room(size)` would leave the memory it returned before where it is."""
+        return size <= _PIECE_BYTES - self._filled
+
+    def room(self, size: int) -> memoryview | None:
+        """Return the memory of the next `size` bytes, to be filled in place and then `take`n, without a copy.
+
+        Only the newest room may be used. None where so much does not fit; `append` takes any size.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        if not self.fits(size):
+            self._make_room()
+            if not self.fits(size):
+                return None
+        return self._piece[self._filled : self._filled + size]
+
+    def take(self, size: int) -> None:
+        """Add the first bytes of the newest room at the end of the file."""
+        self._filled += size
+        self.position += size
+
+    def append(self, part: bytes | memoryview) -> None:
         """Add bytes at the end.
 
         Raises:
             OSError: the disk is full or fails.
         """
-        self.position += len(part)
-        while len(part) > _PIECE_BYTES - self._filled:
-            room = _PIECE_BYTES - self._filled
-            self._piece[self._filled :] = part[:room]
-            self._write(_PIECE_BYTES)
-            part, self._filled = part[room:], 0
-        end = self._filled + len(part)
-        self._piece[self._filled : end] = part
-        self._filled = end
+        part = memoryview(part)
+        while len(part):
+            if self._filled == _PIECE_BYTES:
+                self._make_room()
+            size = min(len(part), _PIECE_BYTES - self._filled)
+            self._piece[self._filled : self._filled + size] = part[:size]
+            self.take(size)
+            part = part[size:]
 
     def sync(self) -> None:
         """Write what is left, and return when all of it is on the disk; nothing can be appended afterwards.
@@ -80,6 +102,13 @@ class DirectFile:
     def close(self) -> None:
         """Let go of the file; what was not synced is lost."""
         os.close(self._descriptor)
+
+    def _make_room(self) -> None:
+        """Write whole blocks, and keep the rest at the beginning of the piece."""
+        whole = self._filled - self._filled % _ALIGNED_BYTES
+        self._write(whole)
+        self._piece[: self._filled - whole] = self._piece[whole : self._filled]
+        self._filled -= whole
 
     def _write(self, size: int) -> None:
         done = 0

@@ -45,7 +45,7 @@ class Judged(NamedTuple):
         detail: the decoder's words, if any.
     """
 
-    payload: bytes
+    payload: bytes | memoryview
     info: ImageInfo | None
     flags: int = 0
     kinds: Sequence[str] = ()
@@ -59,7 +59,7 @@ class Judged(NamedTuple):
         return _SUFFIXES[self.info.format][0]
 
 
-def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
+def judge(payload: bytes | memoryview, *, name: str, options: ShardOptions) -> Judged:
     """Judge an image.
 
     Raises:
@@ -88,7 +88,7 @@ def judge(payload: bytes, *, name: str, options: ShardOptions) -> Judged:
     flags = sum(_FLAGS.get(kind, 0) for kind in set(kinds)) if kinds else 0
     if action == "convert":
         try:
-            payload = _convert(payload)
+            payload = _convert(bytes(payload))
         except DecodeError as error:
             return Judged(payload, None, kinds=[*kinds, error.kind], detail=error.detail, action="skip")
         info, flags = probe(payload), int(Flag.CONVERTED)

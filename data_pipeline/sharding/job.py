@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.inspection import Judged, judge
 from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import ShardOptions
-from data_pipeline.sharding.shard_writer import Sample, sample_key, write_shard
+from data_pipeline.sharding.shard_writer import ShardWriter, sample_key
 
 _MAX_PAYLOAD_BYTES = 1 << 28
 
@@ -58,31 +57,41 @@ def run_job(job: ShardJob) -> ShardResult:
         StopSharding: an image whose policy is "stop".
     """
     odd: list[Oddity] = []
-    entry = write_shard(Path(job.path), _samples(job, odd), multi=job.multi)
+    with ShardWriter(Path(job.path), multi=job.multi) as shard:
+        for number, item in enumerate(job.items, start=job.first):
+            judged = _judge(item, shard.payload_room(item.size + 1), job.options)
+            if judged.kinds:
+                odd.append(Oddity(item.name, list(judged.kinds), judged.action, judged.detail))
+            if judged.info is not None:
+                shard.add(sample_key(number, item.name), judged, item.label, item.rows)
+        entry = shard.commit()
     return ShardResult(entry, odd)
 
 
-def _samples(job: ShardJob, odd: list[Oddity]) -> Iterator[Sample]:
-    for number, item in enumerate(job.items, start=job.first):
-        try:
-            judged = judge(read_item(item), name=item.name, options=job.options)
-        except OSError as error:
-            judged = Judged(b"", None, kinds=["unreadable"], detail=str(error.strerror), action="skip")
-        if judged.kinds:
-            odd.append(Oddity(item.name, list(judged.kinds), judged.action, judged.detail))
-        if judged.info is not None:
-            yield Sample(sample_key(number, item.name), judged, item.label, item.rows)
+def _judge(item: Item, room: memoryview | None, options: ShardOptions) -> Judged:
+    try:
+        return judge(read_item(item, room), name=item.name, options=options)
+    except OSError as error:
+        return Judged(b"", None, kinds=["unreadable"], detail=str(error.strerror), action="skip")
 
 
-def read_item(item: Item) -> bytes:
+def read_item(item: Item, room: memoryview | None = None) -> bytes | memoryview:
     """Read a sample's payload, never more than an image may have.
+
+    Args:
+        room: memory of more than the listed size, to read into rather than to allocate.
 
     Raises:
         OSError: it cannot be read.
     """
+    whole = item.offset == WHOLE_FILE
     descriptor = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if item.offset == WHOLE_FILE:
+        if room is not None:
+            count = os.preadv(descriptor, [room if whole else room[: item.size]], 0 if whole else item.offset)
+            if count == item.size or not whole:
+                return room[:count]
+        if whole:
             return _read_all(descriptor, item.size)
         return os.pread(descriptor, min(item.size, _MAX_PAYLOAD_BYTES), item.offset)
     finally:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,71 +20,70 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]+")
 _MAX_KEY_NAME = 64
 
 
-class Sample(NamedTuple):
-    """What is written of a sample; `key` names it in the tar."""
-
-    key: bytes
-    image: Judged
-    label: int
-    rows: NDArray[np.void] | None = None
-
-
 def sample_key(number: int, name: str) -> bytes:
     """Make a key that sorts by `number` and still shows where the sample came from, made harmless."""
     stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0].encode("utf-8", "replace")
     return b"%09d-%s" % (number, _UNSAFE.sub(b"_", stem)[:_MAX_KEY_NAME])
 
 
-def write_shard(path: Path, samples: Iterable[Sample], *, multi: bool) -> ShardEntry:
-    """Write a shard, then its index; both exist wholly or not at all.
+class ShardWriter:
+    """A shard in the making; a context that leaves a whole shard with its index, or nothing.
 
-    Raises:
-        OSError: the disk is full or fails; what was begun is removed.
+    A record is composed where the disk takes it from: the payload is read there, and never copied.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with closing(DirectFile(temporary)) as file:
-            rows, labels, xxh3 = _write_records(file, samples)
-            file.sync()
-        index = ShardIndex(np.array(rows, dtype=SAMPLE), np.array(labels, dtype=LABEL) if multi else None)
-        samples_file, labels_file = index.to_bytes()
-        write_whole(index_path(path), samples_file)
-        if labels_file is not None:
-            write_whole(labels_path(path), labels_file)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    labels_hash = None if labels_file is None else file_hash(labels_file)
-    return ShardEntry(path.name, len(rows), file.position, xxh3, file_hash(samples_file), labels_hash)
 
+    def __init__(self, path: Path, *, multi: bool) -> None:
+        """Begin the shard under a temporary name.
 
-def _write_records(
-    file: DirectFile, samples: Iterable[Sample]
-) -> tuple[list[tuple[int, ...]], list[tuple[int, float]], str]:
-    """Return the index's rows, the labels' rows and the file's hash."""
-    rows: list[tuple[int, ...]] = []
-    labels: list[tuple[int, float]] = []
-    whole = xxhash.xxh3_128()
-    for sample in samples:
-        image, info = sample.image, sample.image.info
+        Raises:
+            OSError: it cannot be written there.
+        """
+        self._path, self._multi = path, multi
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = DirectFile(self._temporary)
+        self._hash = xxhash.xxh3_128()
+        self._rows: list[tuple[int, ...]] = []
+        self._labels: list[tuple[int, float]] = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def payload_room(self, size: int) -> memoryview | None:
+        """Return where the next record's payload will lie, if it is small enough to be read there.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        room = self._file.room(BLOCK + size)
+        return None if room is None else room[BLOCK:]
+
+    def add(self, key: bytes, image: Judged, label: int, rows: NDArray[np.void] | None) -> None:
+        """Write a sample; its payload may lie in the newest `payload_room`, at its beginning.
+
+        Args:
+            key: names the sample in the tar.
+            rows: (label, weight) rows of a multi-label corpus.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        payload, info, count = image.payload, image.info, 1
         assert info is not None, "skipped images are not written"
-        payload, label, count = image.payload, sample.label, 1
-        head = member_header(sample.key + b"." + image.suffix.encode(), len(payload))
-        if sample.rows is not None:
-            label, count = len(labels), len(sample.rows)
-            labels += sample.rows.tolist()
-        position, checksum = file.position, xxhash.xxh3_64()
-        for part in (head, payload, padding(len(payload)) + _label_member(sample)):
-            checksum.update(part)
-            whole.update(part)
-            file.append(part)
-        rows.append(
+        if rows is not None:
+            label, count = len(self._labels), len(rows)
+            self._labels += rows.tolist()
+        head = member_header(key + b"." + image.suffix.encode(), len(payload))
+        tail = padding(len(payload)) + _label_member(key, label, rows)
+        position, size = self._file.position, BLOCK + len(payload) + len(tail)
+        self._rows.append(
             (
                 position,
-                checksum.intdigest(),
-                file.position - position,
+                self._write(head, payload, tail),
+                size,
                 BLOCK,
                 len(payload),
                 info.width,
@@ -100,16 +96,61 @@ def _write_records(
                 0,
             )
         )
-    file.append(END)
-    whole.update(END)
-    return rows, labels, whole.hexdigest()
+
+    def commit(self) -> ShardEntry:
+        """Write the index, then let both appear under their names.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        self._hash.update(END)
+        self._file.append(END)
+        self._file.sync()
+        labels = np.array(self._labels, dtype=LABEL) if self._multi else None
+        samples_file, labels_file = ShardIndex(np.array(self._rows, dtype=SAMPLE), labels).to_bytes()
+        write_whole(index_path(self._path), samples_file)
+        if labels_file is not None:
+            write_whole(labels_path(self._path), labels_file)
+        self._temporary.replace(self._path)
+        sync_folder(self._path.parent)
+        return ShardEntry(
+            self._path.name,
+            len(self._rows),
+            self._file.position,
+            self._hash.hexdigest(),
+            file_hash(samples_file),
+            None if labels_file is None else file_hash(labels_file),
+        )
+
+    def _write(self, head: bytes, payload: bytes | memoryview, tail: bytes) -> int:
+        """Write a record and return its checksum."""
+        end = BLOCK + len(payload)
+        size = end + len(tail)
+        in_place = isinstance(payload, memoryview)
+        if in_place and not self._file.fits(size):  # making room would move it
+            payload, in_place = bytes(payload), False
+        record = self._file.room(size)
+        if record is None:
+            checksum = xxhash.xxh3_64()
+            for part in (head, payload, tail):
+                checksum.update(part)
+                self._hash.update(part)
+                self._file.append(part)
+            return checksum.intdigest()
+        record[:BLOCK] = head
+        if not in_place:
+            record[BLOCK:end] = payload
+        record[end:] = tail
+        self._hash.update(record)
+        self._file.take(size)
+        return xxhash.xxh3_64_intdigest(record)
 
 
-def _label_member(sample: Sample) -> bytes:
+def _label_member(key: bytes, label: int, rows: NDArray[np.void] | None) -> bytes:
     """Return the member that holds the label: `cls` for one, `json` for several with weights."""
-    if sample.rows is None:
-        suffix, content = b".cls", b"%d" % sample.label
+    if rows is None:
+        suffix, content = b".cls", b"%d" % label
     else:
-        pairs = ",".join(f"[{label},{weight:.7g}]" for label, weight in sample.rows.tolist())
+        pairs = ",".join(f"[{label},{weight:.7g}]" for label, weight in rows.tolist())
         suffix, content = b".json", f'{{"labels":[{pairs}]}}'.encode()
-    return member_header(sample.key + suffix, len(content)) + content + padding(len(content))
+    return member_header(key + suffix, len(content)) + content + padding(len(content))

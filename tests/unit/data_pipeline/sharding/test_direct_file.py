@@ -45,6 +45,27 @@ def test_parts_of_any_size_become_one_file(tmp_path: Path, sizes: list[int]) -> 
     assert (tmp_path / "file").read_bytes() == whole
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.sampled_from([0, 1, 511, 4095, 4096, 8191, 8192, 8193, 20000]), max_size=9))
+def test_what_is_filled_in_place_and_what_is_copied_become_one_file(tmp_path: Path, sizes: list[int]) -> None:
+    whole = b""
+    with closing(DirectFile(tmp_path / "file")) as file:
+        for number, size in enumerate(sizes):
+            part = bytes([number + 1]) * size
+            whole += part
+            room = file.room(size + 1)
+            if room is None:
+                assert size + 1 > PIECE - PIECE % 4096 - 4096, "a piece may keep a broken block at most"
+                file.append(part)
+            else:
+                assert len(room) == size + 1
+                room[:size] = part
+                room[size:] = b"\xff"  # given back
+                file.take(size)
+        file.sync()
+    assert (tmp_path / "file").read_bytes() == whole
+
+
 @pytest.mark.parametrize("refusing", ["open", "write"])
 def test_a_file_system_that_knows_no_other_way_is_written_through_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str

@@ -16,9 +16,14 @@ from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.sharding import direct_file, sharder
+from data_pipeline.sharding.job import ShardJob, run_job
+from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.tile import is_available
 from data_pipeline.tools.verify import verify_shards
+
+needs_kernel = pytest.mark.skipif(not is_available(), reason="no C kernel")
 
 
 def shard(source: Path, destination: Path, **options) -> Corpus:
@@ -69,6 +74,30 @@ def test_equal_sources_give_equal_bytes_whatever_the_number_of_processes(
     shard(image_folder, tmp_path / "one")
     shard(image_folder, tmp_path / "two", workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+@pytest.mark.parametrize("piece_bytes", [4096, 12288, 32768])
+@pytest.mark.parametrize("tile_jpeg", [False, pytest.param(True, marks=needs_kernel)])
+def test_shards_are_equal_whether_a_record_fits_into_a_piece_or_not(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int, tile_jpeg: bool
+) -> None:
+    shard(image_folder, tmp_path / "whole", tile_jpeg=tile_jpeg)
+    monkeypatch.setattr(direct_file, "_PIECE_BYTES", piece_bytes)
+    shard(image_folder, tmp_path / "pieces", tile_jpeg=tile_jpeg)
+    assert files(tmp_path / "pieces") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("behind", [b"", b"\0", bytes(5000)])
+def test_a_file_that_changed_since_it_was_listed_is_read_whole(tmp_path: Path, behind: bytes) -> None:
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (40, 30), "red").save(path)
+    listed = Item(0, "image.jpg", str(path), WHOLE_FILE, path.stat().st_size, label=0)
+    path.write_bytes(path.read_bytes() + behind)
+    job = ShardJob(str(tmp_path / "shard-000000.tar"), 0, [listed], ShardOptions(), multi=False)
+    assert run_job(job).entry.samples == 1
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        written = tar.extractfile(tar.getmembers()[0])
+        assert written is not None and written.read() == path.read_bytes()
 
 
 def test_images_are_mixed_at_write_time(image_folder: Path, tmp_path: Path) -> None:
