@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_BLOCK_BYTES = 512, SOS = 0xDA, DHT = 0xC4, DRI = 0xDD }; /* a block's longest code, stuffed */
+enum { MAX_BLOCK_BYTES = 256, SOS = 0xDA, DHT = 0xC4, DRI = 0xDD }; /* a block's longest code */
 
 /* One value: the zeros before it (DC: 0) and where it stands, at 0 (DC) or behind (AC). Blocks end at the next DC. */
 typedef struct {
@@ -26,9 +26,14 @@ typedef struct {
 typedef struct {
     uint8_t *bytes;
     size_t size, room;
-    uint64_t buffer; /* right-aligned */
-    int bits, no_memory;
 } Writer;
+
+/* Bits of one interval, without the zeros that are stuffed behind 0xFF; the last ones wait in `buffer`. */
+typedef struct {
+    uint8_t *to;
+    uint64_t buffer; /* right-aligned; what lies above its `bits` has been written */
+    int bits;
+} Stream;
 
 typedef struct {
     int per_mcu;               /* blocks */
@@ -82,62 +87,56 @@ static Status read_tokens(Tokens *tokens, const Jpeg *jpeg) {
     return status == OK && tokens->no_memory ? NO_MEMORY : status;
 }
 
-/* ---- tokens to bits, or to frequencies when there is no writer: inlined, each becomes its own loop ---- */
+/* ---- tokens to bits, or to frequencies when there is no stream: inlined, each becomes its own loop ---- */
 
 #define INLINE static inline __attribute__((always_inline))
 
-static int magnitude(int value) { return value ? 32 - __builtin_clz((unsigned)abs(value)) : 0; }
+INLINE int magnitude(int value) { return 31 - __builtin_clz(2 * (unsigned)abs(value) + 1); }
 
-/* Write the whole bytes among the waiting bits. */
-static void flush(Writer *writer) {
-    while (writer->bits >= 8) {
-        const uint8_t byte = (uint8_t)(writer->buffer >> (writer->bits -= 8));
-        writer->bytes[writer->size++] = byte;
-        if (byte == 0xFF) writer->bytes[writer->size++] = 0;
-    }
+/* Eight bytes are stored at every call and only the whole ones kept: no branch that could be guessed wrong. */
+INLINE void put(Stream *stream, unsigned bits, int count) { /* 1 to 31 */
+    stream->buffer = stream->buffer << count | bits;
+    stream->bits += count;
+    uint64_t eight = stream->buffer << (64 - stream->bits);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    eight = __builtin_bswap64(eight);
+#endif
+    memcpy(stream->to, &eight, sizeof eight);
+    stream->to += stream->bits >> 3;
+    stream->bits &= 7;
 }
 
-/* Write four bytes at once where none of them is 0xFF. */
-INLINE void flush32(Writer *writer) {
-    const uint32_t four = (uint32_t)(writer->buffer >> (writer->bits - 32));
-    if ((~four - 0x01010101u) & four & 0x80808080u) {
-        flush(writer);
-        return;
-    }
-    uint8_t *to = writer->bytes + writer->size;
-    for (int i = 0; i < 4; i++) to[i] = (uint8_t)(four >> (24 - 8 * i));
-    writer->size += 4;
-    writer->bits -= 32;
-}
-
-INLINE void put(Writer *writer, unsigned bits, int count) { /* at most 31 */
-    writer->buffer = writer->buffer << count | bits;
-    if ((writer->bits += count) >= 32) flush32(writer);
-}
-
-INLINE void emit(Plan *plan, Writer *writer, int is_dc, int table, int symbol, int value) {
-    if (!writer) {
+INLINE void emit(Plan *plan, Stream *stream, int is_dc, int table, int symbol, int value) {
+    if (!stream) {
         plan->frequencies[is_dc][table][symbol]++;
         return;
     }
     const Code *code = &plan->code[is_dc][table];
     const int size = symbol & 15;
     const unsigned raw = (unsigned)(value < 0 ? value - 1 : value) & ((1u << size) - 1);
-    put(writer, (unsigned)code->word[symbol] << size | raw, code->length[symbol] + size);
+    put(stream, (unsigned)code->word[symbol] << size | raw, code->length[symbol] + size);
 }
 
-INLINE const Token *emit_block(Plan *plan, Writer *writer, const Token *token, const Token *end, int table, int *running) {
+INLINE const Token *emit_block(Plan *plan, Stream *stream, const Token *token, const Token *end, int table, int *running) {
     const int difference = token->value - *running;
     *running = token->value;
-    emit(plan, writer, 1, table, magnitude(difference), difference);
+    emit(plan, stream, 1, table, magnitude(difference), difference);
     int k = 1;
     for (token++; token < end && !token->is_dc; token++) {
         int run = token->run;
         k += run + 1;
-        for (; run > 15; run -= 16) emit(plan, writer, 0, table, 0xF0, 0);
-        emit(plan, writer, 0, table, run << 4 | magnitude(token->value), token->value);
+        for (; run > 15; run -= 16) emit(plan, stream, 0, table, 0xF0, 0);
+        emit(plan, stream, 0, table, run << 4 | magnitude(token->value), token->value);
     }
-    if (k < BLOCK) emit(plan, writer, 0, table, 0, 0);
+    if (k < BLOCK) emit(plan, stream, 0, table, 0, 0);
+    return token;
+}
+
+INLINE const Token *emit_interval(Plan *plan, Stream *stream, const Token *token, const Token *end) {
+    int running[MAX_COMPONENTS] = {0};
+    for (int mcu = 0; mcu < plan->interval && token < end; mcu++)
+        for (int i = 0; i < plan->per_mcu && token < end; i++)
+            token = emit_block(plan, stream, token, end, plan->component[i] > 0, &running[plan->component[i]]);
     return token;
 }
 
@@ -151,40 +150,45 @@ static int writer_reserve(Writer *writer, size_t bytes) {
     return 1;
 }
 
-static void align_with_ones(Writer *writer) {
-    flush(writer);
-    if (writer->bits) put(writer, (1u << (8 - writer->bits)) - 1, 8 - writer->bits);
-    flush(writer);
-}
-
-INLINE int emit_all(Plan *plan, Writer *writer, const Tokens *tokens) {
-    const Token *token = tokens->tokens, *end = token + tokens->count;
-    int running[MAX_COMPONENTS] = {0};
-    for (uint64_t mcu = 0; token < end; mcu++) {
-        if (writer && !writer_reserve(writer, (size_t)plan->per_mcu * MAX_BLOCK_BYTES + 16)) return 0;
-        if (mcu && mcu % (uint64_t)plan->interval == 0) {
-            memset(running, 0, sizeof running);
-            if (writer) {
-                align_with_ones(writer);
-                writer->bytes[writer->size++] = 0xFF;
-                writer->bytes[writer->size++] = (uint8_t)(0xD0 + ((mcu / (uint64_t)plan->interval - 1) & 7));
-            }
-        }
-        for (int i = 0; i < plan->per_mcu && token < end; i++) {
-            const int component = plan->component[i];
-            token = emit_block(plan, writer, token, end, component > 0, &running[component]);
-        }
-    }
-    if (writer) align_with_ones(writer);
-    return 1;
-}
-
-/* ---- the file ---- */
-
 static void put_bytes(Writer *writer, const void *bytes, size_t size) {
     memcpy(writer->bytes + writer->size, bytes, size);
     writer->size += size;
 }
+
+/* Copy an interval's bytes with a zero behind each 0xFF. */
+static int put_stuffed(Writer *writer, const uint8_t *from, const uint8_t *end) {
+    if (!writer_reserve(writer, 2 * (size_t)(end - from))) return 0;
+    while (from < end) {
+        const uint8_t *stop = memchr(from, 0xFF, (size_t)(end - from));
+        const uint8_t *next = stop ? stop + 1 : end;
+        put_bytes(writer, from, (size_t)(next - from));
+        if (stop) writer->bytes[writer->size++] = 0;
+        from = next;
+    }
+    return 1;
+}
+
+static void count_all(Plan *plan, const Tokens *tokens) {
+    const Token *token = tokens->tokens, *end = token + tokens->count;
+    while (token < end) token = emit_interval(plan, NULL, token, end);
+}
+
+static int write_all(Plan *plan, Writer *writer, const Tokens *tokens) {
+    const Token *token = tokens->tokens, *end = token + tokens->count;
+    uint8_t *bytes = malloc((size_t)plan->interval * (size_t)plan->per_mcu * MAX_BLOCK_BYTES + sizeof(uint64_t));
+    int done = bytes != NULL;
+    for (unsigned index = 0; done && token < end; index++) {
+        Stream stream = {bytes, 0, 0};
+        token = emit_interval(plan, &stream, token, end);
+        if (stream.bits) put(&stream, (1u << (8 - stream.bits)) - 1, 8 - stream.bits);
+        done = put_stuffed(writer, bytes, stream.to) && writer_reserve(writer, 2);
+        if (done && token < end) put_bytes(writer, (const uint8_t[]){0xFF, (uint8_t)(0xD0 + (index & 7))}, 2);
+    }
+    free(bytes);
+    return done;
+}
+
+/* ---- the file ---- */
 
 /* Copy the segments from SOI to the scan but the Huffman tables and the restart interval; return the SOS. */
 static const uint8_t *copy_segments(Writer *writer, const uint8_t *data) {
@@ -238,11 +242,11 @@ static void lay_out_mcu(Plan *plan, const Jpeg *jpeg, int tile_width) {
 }
 
 static Status write_file(Writer *writer, Plan *plan, const Tokens *tokens, const uint8_t *data, const uint8_t *scan) {
-    emit_all(plan, NULL, tokens);
+    count_all(plan, tokens);
     for (int table = 0; table < (plan->components > 1 ? 2 : 1); table++)
         for (int is_dc = 0; is_dc < 2; is_dc++)
             if (!optimal_code(&plan->code[is_dc][table], plan->frequencies[is_dc][table])) return UNSUPPORTED;
-    if (!put_header(writer, plan, data, scan) || !emit_all(plan, writer, tokens)) return NO_MEMORY;
+    if (!put_header(writer, plan, data, scan) || !write_all(plan, writer, tokens)) return NO_MEMORY;
     if (!writer_reserve(writer, 2)) return NO_MEMORY;
     put_bytes(writer, (const uint8_t[]){0xFF, 0xD9}, 2);
     return OK;
