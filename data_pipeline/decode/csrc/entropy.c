@@ -94,11 +94,11 @@ static inline Status read_dc(Bits *bits, const Huffman *table, int *running) {
     return *running >= -32768 && *running <= 32767 ? OK : CORRUPT;
 }
 
-/* With `block` NULL the values are not kept. Two symbols share a look at the bits: a short one takes 25 bits at most
- * and a long one 31 of the 57, after which a short one still fits. */
+/* Values go to `block` and `places` or to `tokens`, where they are not NULL. Two symbols share a look at the bits: a
+ * short one takes 25 bits at most and a long one 31 of the 57, after which a short one still fits. */
 static inline __attribute__((always_inline)) Status read_ac(
-    Bits *bits, const Huffman *table, int16_t *block, uint8_t *places, int *count) {
-    int k = 1, found = 0;
+    Bits *bits, const Huffman *table, int16_t *block, uint8_t *places, Token *tokens, int *count) {
+    int k = 1, found = 0, behind = 1; /* the last token */
     for (;;) {
         uint64_t window = peek(bits);
         for (int i = 0; i < 2; i++) {
@@ -118,6 +118,12 @@ static inline __attribute__((always_inline)) Status read_ac(
                 block[natural_order[k]] = (int16_t)value_of(window, symbol);
                 places[found++] = (uint8_t)k;
             }
+            if (tokens) { /* 16 zeros are no token, but part of the next one's run; no branch, they would be guessed */
+                const int value = value_of(window, symbol);
+                tokens[found] = (Token){(int16_t)value, (uint8_t)(k - behind), 0};
+                behind = value ? k + 1 : behind;
+                found += value != 0;
+            }
             if (++k == BLOCK) {
                 *count = found;
                 return OK;
@@ -134,7 +140,18 @@ Status block_decode(
     if (status != OK) return status;
     memset(block, 0, BLOCK * sizeof *block);
     block[0] = (int16_t)*running;
-    status = read_ac(&local, ac, block, places, count);
+    status = read_ac(&local, ac, block, places, NULL, count);
+    *bits = local;
+    return status;
+}
+
+Status block_tokens(Bits *bits, const Huffman *dc, const Huffman *ac, int *running, Token *tokens, int *count) {
+    Bits local = *bits;
+    Status status = read_dc(&local, dc, running);
+    if (status != OK) return status;
+    tokens[0] = (Token){(int16_t)*running, 0, 1};
+    status = read_ac(&local, ac, NULL, NULL, tokens + 1, count);
+    if (status == OK) ++*count;
     *bits = local;
     return status;
 }
@@ -144,7 +161,7 @@ Status block_skip(Bits *bits, const Huffman *dc, const Huffman *ac, int *running
     int count;
     Status status = read_dc(&local, dc, running);
     if (status != OK) return status;
-    status = read_ac(&local, ac, NULL, NULL, &count);
+    status = read_ac(&local, ac, NULL, NULL, NULL, &count);
     *bits = local;
     return status;
 }

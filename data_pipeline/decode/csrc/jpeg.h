@@ -79,6 +79,15 @@ int bits_finished(const Bits *bits);
 Status block_decode(
     Bits *bits, const Huffman *dc, const Huffman *ac, int *running, int16_t *block, uint8_t *places, int *count);
 
+/* One value: the zeros before it (DC: 0) and where it stands, at 0 (DC) or behind (AC). Blocks end at the next DC. */
+typedef struct {
+    int16_t value;
+    uint8_t run, is_dc;
+} Token;
+
+/* The same as up to BLOCK tokens. */
+Status block_tokens(Bits *bits, const Huffman *dc, const Huffman *ac, int *running, Token *tokens, int *count);
+
 /* The same without keeping the values. */
 Status block_skip(Bits *bits, const Huffman *dc, const Huffman *ac, int *running);
 

@@ -1,12 +1,14 @@
 /* See scan.h. */
 #include "scan.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
     const Jpeg *jpeg;
     Region region;
     Sink *sink;
+    Tokens *tokens; /* instead of the sink, where there are any */
     Bits bits;
     int running[MAX_COMPONENTS]; /* DC values */
 } Walk;
@@ -18,6 +20,34 @@ static const uint8_t *find_marker(const uint8_t *p, const uint8_t *end) {
         p += p[1] == 0xFF ? 1 : 2;
     }
     return NULL;
+}
+
+static int tokens_reserve(Tokens *tokens) {
+    if (tokens->room - tokens->count >= BLOCK) return 1;
+    const size_t room = tokens->room * 2 + 1024 * BLOCK;
+    Token *grown = realloc(tokens->list, room * sizeof *grown);
+    if (!grown) return 0;
+    tokens->list = grown;
+    tokens->room = room;
+    return 1;
+}
+
+static Status decode_mcu_to_tokens(Walk *walk) {
+    const Jpeg *jpeg = walk->jpeg;
+    Tokens *tokens = walk->tokens;
+    for (int i = 0; i < jpeg->components; i++) {
+        const Component *c = &jpeg->component[i];
+        for (int blocks = c->h * c->v; blocks > 0; blocks--) {
+            int count;
+            if (bits_overrun(&walk->bits)) return CORRUPT;
+            if (!tokens_reserve(tokens)) return NO_MEMORY;
+            const Status status = block_tokens(
+                &walk->bits, &jpeg->dc[c->dc], &jpeg->ac[c->ac], &walk->running[i], tokens->list + tokens->count, &count);
+            if (status != OK) return status;
+            tokens->count += (size_t)count;
+        }
+    }
+    return OK;
 }
 
 static Status decode_mcu(Walk *walk, int column, int row) {
@@ -60,7 +90,9 @@ static Status decode_interval(Walk *walk, int64_t start, int64_t stop) {
     int column = (int)(start % across), row = (int)(start / across);
     for (int64_t mcu = start; mcu < stop; mcu++) {
         const int inside = column >= region->left && column < region->right && row >= region->top;
-        const Status status = inside ? decode_mcu(walk, column, row) : skip_mcu(walk);
+        const Status status = walk->tokens ? decode_mcu_to_tokens(walk)
+                              : inside     ? decode_mcu(walk, column, row)
+                                           : skip_mcu(walk);
         if (status != OK) return status;
         if (++column == across) {
             column = 0;
@@ -89,8 +121,9 @@ static int64_t behind_needed(const Region *region, int64_t start, int64_t stop, 
 
 size_t scan_scratch_bytes(const Jpeg *jpeg) { return (size_t)(jpeg->end - jpeg->scan) + BITS_MARGIN; }
 
-Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch) {
-    Walk walk = {.jpeg = jpeg, .region = region, .sink = sink};
+static Status scan(Walk *walk, uint8_t *scratch) {
+    const Jpeg *jpeg = walk->jpeg;
+    const Region region = walk->region;
     const int across = jpeg->mcus_x;
     const int64_t total = (int64_t)across * jpeg->mcus_y;
     const int64_t interval = jpeg->restart_interval ? jpeg->restart_interval : total;
@@ -100,10 +133,10 @@ Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch
         const int64_t stop = start + interval < total ? start + interval : total;
         if (next_needed(&region, start, across) < stop) {
             const int64_t until = behind_needed(&region, start, stop, across);
-            p = bits_start(&walk.bits, scratch, p, jpeg->end);
-            const Status status = decode_interval(&walk, start, until);
+            p = bits_start(&walk->bits, scratch, p, jpeg->end);
+            const Status status = decode_interval(walk, start, until);
             if (status != OK) return status;
-            if (bits_overrun(&walk.bits) || (until == stop && !bits_finished(&walk.bits))) return CORRUPT;
+            if (bits_overrun(&walk->bits) || (until == stop && !bits_finished(&walk->bits))) return CORRUPT;
             if (until == last && last < total) return OK;
         }
         if (!p || !(p = find_marker(p, jpeg->end))) return CORRUPT;
@@ -111,4 +144,14 @@ Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch
         if (p[1] != 0xD0 + (index & 7)) return CORRUPT;
         p += 2;
     }
+}
+
+Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch) {
+    Walk walk = {.jpeg = jpeg, .region = region, .sink = sink};
+    return scan(&walk, scratch);
+}
+
+Status scan_tokens(const Jpeg *jpeg, Tokens *tokens, uint8_t *scratch) {
+    Walk walk = {.jpeg = jpeg, .region = {0, 0, jpeg->mcus_x, jpeg->mcus_y}, .tokens = tokens};
+    return scan(&walk, scratch);
 }

@@ -24,6 +24,14 @@ struct Sink {
  * room for scan_scratch_bytes. */
 Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch);
 
+/* A whole image's tokens; the list grows, and is the caller's to free whatever comes back. */
+typedef struct {
+    Token *list;
+    size_t count, room;
+} Tokens;
+
+Status scan_tokens(const Jpeg *jpeg, Tokens *tokens, uint8_t *scratch);
+
 size_t scan_scratch_bytes(const Jpeg *jpeg);
 
 #endif

@@ -9,20 +9,6 @@
 
 enum { MAX_BLOCK_BYTES = 256, SOS = 0xDA, DHT = 0xC4, DRI = 0xDD }; /* a block's longest code */
 
-/* One value: the zeros before it (DC: 0) and where it stands, at 0 (DC) or behind (AC). Blocks end at the next DC. */
-typedef struct {
-    int16_t value;
-    uint8_t run, is_dc;
-} Token;
-
-typedef struct {
-    Sink sink;
-    int16_t values[BLOCK];
-    Token *tokens;
-    size_t count, room;
-    int no_memory;
-} Tokens;
-
 typedef struct {
     uint8_t *bytes;
     size_t size, room;
@@ -45,46 +31,12 @@ typedef struct {
 
 void tile_free(uint8_t *bytes) { free(bytes); }
 
-/* ---- blocks to tokens ---- */
-
-static int tokens_reserve(Tokens *tokens) {
-    if (tokens->room - tokens->count >= BLOCK) return 1;
-    const size_t room = tokens->room * 2 + 1024 * BLOCK;
-    Token *grown = realloc(tokens->tokens, room * sizeof *grown);
-    if (!grown) return 0;
-    tokens->tokens = grown;
-    tokens->room = room;
-    return 1;
-}
-
-static void take_tokens(Sink *sink, int component, int x, int y, int count) {
-    Tokens *tokens = (Tokens *)sink; /* its first member */
-    (void)component, (void)x, (void)y;
-    if (!tokens_reserve(tokens)) {
-        tokens->no_memory = 1;
-        return;
-    }
-    Token *next = tokens->tokens + tokens->count;
-    *next++ = (Token){sink->values[0], 0, 1};
-    for (int i = 0, k = 1; i < count; i++) {
-        const int place = sink->places[i];
-        const int16_t value = sink->values[natural_order[place]];
-        if (!value) continue; /* part of a long run of zeros */
-        *next++ = (Token){value, (uint8_t)(place - k), 0};
-        k = place + 1;
-    }
-    tokens->count = (size_t)(next - tokens->tokens);
-}
-
 static Status read_tokens(Tokens *tokens, const Jpeg *jpeg) {
-    const Region all = {0, 0, jpeg->mcus_x, jpeg->mcus_y};
     uint8_t *scratch = malloc(scan_scratch_bytes(jpeg));
     memset(tokens, 0, sizeof *tokens);
-    tokens->sink.values = tokens->values;
-    tokens->sink.take = take_tokens;
-    const Status status = scratch ? scan_region(jpeg, all, &tokens->sink, scratch) : NO_MEMORY;
+    const Status status = scratch ? scan_tokens(jpeg, tokens, scratch) : NO_MEMORY;
     free(scratch);
-    return status == OK && tokens->no_memory ? NO_MEMORY : status;
+    return status;
 }
 
 /* ---- tokens to bits, or to frequencies when there is no stream: inlined, each becomes its own loop ---- */
@@ -169,12 +121,12 @@ static int put_stuffed(Writer *writer, const uint8_t *from, const uint8_t *end) 
 }
 
 static void count_all(Plan *plan, const Tokens *tokens) {
-    const Token *token = tokens->tokens, *end = token + tokens->count;
+    const Token *token = tokens->list, *end = token + tokens->count;
     while (token < end) token = emit_interval(plan, NULL, token, end);
 }
 
 static int write_all(Plan *plan, Writer *writer, const Tokens *tokens) {
-    const Token *token = tokens->tokens, *end = token + tokens->count;
+    const Token *token = tokens->list, *end = token + tokens->count;
     uint8_t *bytes = malloc((size_t)plan->interval * (size_t)plan->per_mcu * MAX_BLOCK_BYTES + sizeof(uint64_t));
     int done = bytes != NULL;
     for (unsigned index = 0; done && token < end; index++) {
@@ -258,9 +210,9 @@ static Status verify(Jpeg *jpeg, const Writer *writer, const Tokens *wanted, uin
     if (status != OK) return status;
     status = read_tokens(&found, jpeg);
     if (status == OK && (found.count != wanted->count ||
-                         memcmp(found.tokens, wanted->tokens, wanted->count * sizeof *found.tokens) != 0))
+                         memcmp(found.list, wanted->list, wanted->count * sizeof *found.list) != 0))
         status = CORRUPT;
-    free(found.tokens);
+    free(found.list);
     return status;
 }
 
@@ -277,7 +229,7 @@ Status tile_jpeg(
         status = write_file(&writer, plan, &tokens, data, jpeg->scan);
     }
     if (status == OK) status = verify(jpeg, &writer, &tokens, max_pixels);
-    free(tokens.tokens);
+    free(tokens.list);
     free(plan);
     free(jpeg);
     if (status != OK) free(writer.bytes);
