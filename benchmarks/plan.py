@@ -1,11 +1,13 @@
 """Predicted against measured on this machine: memory and step time of three model sizes.
 
-    .venv/bin/python benchmarks/plan.py                   # two cores
+    .venv/bin/python benchmarks/plan.py --rounds 3        # two cores, measured before and after each run
     .venv/bin/python benchmarks/plan.py --finetune        # two cores, each model fine-tuned from a checkpoint
     .venv/bin/python benchmarks/plan.py --hardware h100   # one GPU, by its profile
 
-On cores time is a rank's own processor time per step: other work on the machine slows the clock on the wall,
-but hardly this. On a GPU it is the median step of the run's own metrics, and memory what the allocator held.
+On cores time is a rank's own processor time per step, which other work lengthens less than the clock on the
+wall. It lengthens it still (caches, memory, what the host gives), so the profile is measured right before and
+after each run, as `coatnet plan --calibrate` does, and the two plans' mean is compared; `fixed` is cpu2.yaml.
+On a GPU time is the median step of the run's own metrics, memory what the allocator held.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cluster.planning.calibration import calibrate
 from cluster.planning.request import plan_of
 
 COATNET = [sys.executable, "-m", "coatnet.cli"]
@@ -79,9 +82,9 @@ class Case:
 
 
 CASES = (
-    Case("4 M, 96 px", [1, 1, 2, 3, 1], [32, 48, 96, 192, 256], 96, 8, 14),
-    Case("13 M, 96 px", [1, 2, 3, 5, 1], [48, 64, 128, 256, 512], 96, 8, 10),
-    Case("25 M, 96 px", [2, 2, 3, 5, 2], [64, 96, 192, 384, 768], 96, 8, 8),
+    Case("2.4 M, 96 px", [1, 1, 2, 3, 1], [32, 48, 96, 192, 256], 96, 8, 14),
+    Case("7.7 M, 96 px", [1, 2, 3, 5, 1], [48, 64, 128, 256, 512], 96, 8, 10),
+    Case("24 M, 96 px", [2, 2, 3, 5, 2], [64, 96, 192, 384, 768], 96, 8, 8),
 )
 
 
@@ -95,48 +98,75 @@ def on_a_gpu(model: str, batch: int) -> Case:
 
 GPU_CASES = (on_a_gpu("coatnet_0", 128), on_a_gpu("coatnet_2", 64), on_a_gpu("coatnet_4", 64))
 
+HEAD = """\
+| model | MiB predicted | measured | error | s/step predicted | measured | error | fixed | load |
+|---|---|---|---|---|---|---|---|---|"""
+
 
 def main() -> None:
     """Measure every case and print a row for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hardware", default="cpu2", help="the profile to compare with")
+    parser.add_argument("--hardware", help="a GPU's profile to compare with; default: cores, measured")
     parser.add_argument("--eager", action="store_true", help="on a GPU: without torch.compile")
     parser.add_argument("--stage", type=int, default=1, help="ZeRO's")
     parser.add_argument("--finetune", action="store_true", help="on cores: fine-tune instead")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to go through the cases")
     options = parser.parse_args()
-    hardware = options.hardware
-    cases = CASES if hardware == "cpu2" else GPU_CASES
+    cases = GPU_CASES if options.hardware else CASES
+    command = "finetune" if options.finetune else "pretrain"
     folder = Path(tempfile.mkdtemp(prefix="plan-"))
     try:
         shards = make_corpus(folder)
-        print("| model | MiB predicted | measured | error | s/step predicted | measured | error |")
-        print("|---|---|---|---|---|---|---|")
-        for case in cases:
+        print(HEAD, flush=True)
+        for case in cases * options.rounds:
             case = replace(case, compile=case.compile and not options.eager, stage=options.stage)
-            command = "finetune" if options.finetune else "pretrain"
-            print(row(case, folder, shards, hardware=hardware, command=command), flush=True)
+            config, directory = write_config(case, folder, shards, command=command)
+            compare = compare_cores if options.hardware is None else compare_gpu
+            cells = compare(case, config, directory, command=command, hardware=options.hardware)
+            print("| " + " | ".join([case.name, *cells, f"{os.getloadavg()[0]:.0f}"]) + " |", flush=True)
     finally:
         shutil.rmtree(folder)
 
 
-def row(case: Case, folder: Path, shards: Path, *, hardware: str, command: str) -> str:
-    """Run one case beside its plan."""
-    directory = folder / "run"
+def write_config(case: Case, folder: Path, shards: Path, *, command: str) -> tuple[Path, Path]:
+    """Write the case's config and return it with the run directory, which is not there yet."""
+    directory, config = folder / "run", folder / "config.yaml"
     shutil.rmtree(directory, ignore_errors=True)
     values = {**asdict(case), "global_batch": case.global_batch, "shards": shards, "directory": directory}
-    config = folder / "config.yaml"
     if command == "finetune":
         values["checkpoint"] = write_checkpoint(case, folder / "checkpoint")
     config.write_text((FINETUNE if command == "finetune" else CONFIG).format(**values))
+    return config, directory
+
+
+def compare_cores(case: Case, config: Path, directory: Path, *, command: str, hardware: None) -> list[str]:
+    """Run a case between two measurements of the machine."""
+    folder = config.parent
+    before, after = folder / "before.yaml", folder / "after.yaml"
+    calibrate(before, ranks=case.ranks)
+    memory, seconds = measure(command, config, directory, global_batch=case.global_batch)
+    calibrate(after, ranks=case.ranks)
+    plans = [
+        plan_of(command, config, [f"hardware={name}", f"gpus_per_node={case.ranks}"])[0]
+        for name in (before, after, "cpu2")
+    ]
+    predicted = (plans[0].step.seconds + plans[1].step.seconds) / 2
+    fixed = f"{plans[2].step.seconds / seconds - 1:+.0%}"
+    return [*cells(plans[0].measurable_bytes, memory, predicted, seconds), fixed]
+
+
+def compare_gpu(case: Case, config: Path, directory: Path, *, command: str, hardware: str) -> list[str]:
+    """Run a case beside the plan by a profile."""
     plan, _ = plan_of(command, config, [f"hardware={hardware}", f"gpus_per_node={case.ranks}"])
-    if hardware == "cpu2":
-        memory, seconds = measure(command, config, directory, global_batch=case.global_batch)
-    else:
-        memory, seconds = measure_gpu(config, directory)
-    predicted = plan.measurable_bytes
-    cells = [case.name, f"{predicted / 2**20:.0f}", f"{memory / 2**20:.0f}"]
-    cells += [f"{predicted / memory - 1:+.0%}", f"{plan.step.seconds:.3f}", f"{seconds:.3f}"]
-    return "| " + " | ".join([*cells, f"{plan.step.seconds / seconds - 1:+.0%}"]) + " |"
+    memory, seconds = measure_gpu(config, directory)
+    return [*cells(plan.measurable_bytes, memory, plan.step.seconds, seconds), "–"]
+
+
+def cells(bytes_predicted: float, bytes_measured: float, predicted: float, measured: float) -> list[str]:
+    """Set both predictions beside what was measured."""
+    memory = [f"{bytes_predicted / 2**20:.0f}", f"{bytes_measured / 2**20:.0f}"]
+    times = [f"{predicted:.3f}", f"{measured:.3f}", f"{predicted / measured - 1:+.0%}"]
+    return [*memory, f"{bytes_predicted / bytes_measured - 1:+.0%}", *times]
 
 
 def measure_gpu(config: Path, directory: Path) -> tuple[float, float]:

@@ -23,6 +23,12 @@ def plan(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Lists, as nodes=8,64, become a table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG of throughput and efficiency against GPUs.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml", help="Measure this machine's cores for a second, keep it, plan for it."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict memory, speed, communication and days; needs no GPU and no queue.
@@ -31,10 +37,13 @@ def plan(
     """
     import json
 
-    from cluster.planning.request import compare_plans, plan_of, scaling_plans
+    from cluster.planning.request import calibrated_words, compare_plans, plan_of, scaling_plans
     from cluster.planning.tables import plot_scaling, print_comparison, print_plan
 
     given = overrides or []
+    if calibrate is not None:
+        compare_plans(command, config, given)  # a mistake is told before anything is measured
+        given = calibrated_words(calibrate, given)
     if plot is not None:
         plot_scaling(scaling_plans(command, config, given), plot, name=config.stem)
         if not as_json:

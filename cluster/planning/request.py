@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.planning.calibration import BASE, calibrate, calibrated, mean_rates
 from cluster.planning.estimate import MemoryChoice, Plan, make_plan, memory_choices
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.recipe_view import RecipeView, view
@@ -30,6 +31,20 @@ class Machine:
     epoch_samples: int | None = None
 
 
+def calibrated_words(path: Path, given: Sequence[str]) -> list[str]:
+    """Measure this machine into a hardware file, and return the words that plan for it.
+
+    Raises:
+        UserError: they name another hardware, or measuring failed.
+    """
+    own, rest = _split(given)
+    if "hardware" in own:
+        raise UserError(f"hardware={own['hardware']} and --calibrate {path} exclude each other; give one")
+    per_node = own.get("gpus_per_node", str(load_hardware(BASE).gpus_per_node))
+    calibrate(path, ranks=_count(per_node, name="gpus_per_node"))
+    return [*(f"{key}={value}" for key, value in own.items()), f"hardware={path}", *rest]
+
+
 def plan_of(command: str | None, config: Path, given: Sequence[str]) -> tuple[Plan, list[MemoryChoice]]:
     """Return the plan of one layout, and its memory under every ZeRO stage.
 
@@ -47,16 +62,23 @@ def plan_of(command: str | None, config: Path, given: Sequence[str]) -> tuple[Pl
     return plan, memory_choices(recipe, plan=plan, hardware=hardware)
 
 
-def plan_run(config: dict[str, Any], *, world_size: int, device: str) -> dict[str, Any] | None:
+def plan_run(
+    config: dict[str, Any], *, world_size: int, device: str, rates: Sequence[Sequence[dict[str, Any]]] = ()
+) -> dict[str, Any] | None:
     """Return the plan of a run that begins, as plan.json; None where no profile is of its device.
+
+    Args:
+        rates: what the ranks attain on a CPU, if they have measured it.
 
     Raises:
         UserError: the config leaves open what a plan needs.
     """
-    name = "cpu2" if device == "cpu" else _profile_of(device)
+    name = BASE if device == "cpu" else _profile_of(device)
     if name is None:
         return None
     hardware = load_hardware(name)
+    if rates:
+        hardware = replace(calibrated(hardware, mean_rates(rates)), name=f"{name}, measured")
     per_node = min(world_size, hardware.gpus_per_node)
     if world_size % per_node:
         return None
@@ -114,8 +136,7 @@ def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> li
 
 
 def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[RecipeView, Machine]:
-    own = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.partition("=")[0] in _OWN}
-    rest = [word for word in given if word.partition("=")[0] not in _OWN]
+    own, rest = _split(given)
     machine = Machine(
         nodes=_count(own.get("nodes", "1"), name="nodes"),
         gpus_per_node=_count(own["gpus_per_node"], name="gpus_per_node") if "gpus_per_node" in own else None,
@@ -125,6 +146,12 @@ def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[Reci
     command = command or find_command(config, overrides=rest)
     resolved, _ = read_recipe(command, config, overrides=rest)
     return view(resolved, origin=str(config), epoch_samples=machine.epoch_samples), machine
+
+
+def _split(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Part the plan's own words from the config's overrides."""
+    own = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.partition("=")[0] in _OWN}
+    return own, [word for word in given if word.partition("=")[0] not in _OWN]
 
 
 def _count(text: str, *, name: str) -> int:

@@ -12,12 +12,12 @@ from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
 from cluster.planning.workload import Work
 
-_BACKWARD = 2.0
+BACKWARD = 2.0
 # AdamW reads weight, gradient and two moments and writes three of them back, in fp32.
 _OPTIMIZER_BYTES = 28.0
-_FLOPS_PER_MAC = 2.0
+FLOPS_PER_MAC = 2.0
 # Uncompiled, every elementwise step is a pass of its own.
-_UNFUSED_PASSES = 1.35
+UNFUSED_PASSES = 1.35
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
     recomputed = flops = backward = 0.0
     for work in works:
         forward = accumulation * _forward_seconds(work, layout=layout, hardware=hardware)
-        both = forward * (1.0 + _BACKWARD)
+        both = forward * (1.0 + BACKWARD)
         stages[work.stage] = stages.get(work.stage, 0.0) + both
         kinds[work.kind] = kinds.get(work.kind, 0.0) + both
-        backward += forward * _BACKWARD
+        backward += forward * BACKWARD
         recomputed += forward if work.stage in layout.checkpointing else 0.0
-        flops += accumulation * layout.micro_batch * work.macs * _FLOPS_PER_MAC * (1.0 + _BACKWARD)
+        flops += accumulation * layout.micro_batch * work.macs * FLOPS_PER_MAC * (1.0 + BACKWARD)
     own = sum(work.parameters for work in works) / (layout.world_size if layout.zero_stage else 1)
     return Step(
         stages, kinds, recomputed, own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second, backward, flops
@@ -68,7 +68,7 @@ def _forward_seconds(work: Work, *, layout: Layout, hardware: Hardware) -> float
     batch = layout.micro_batch
     moved = (work.moved * batch + work.parameters) * size
     arithmetic = (
-        work.macs * batch * _FLOPS_PER_MAC / (hardware.peak_flops(layout.precision) * hardware.matmul_share)
+        work.macs * batch * FLOPS_PER_MAC / (hardware.peak_flops(layout.precision) * hardware.matmul_share)
     )
     share = {
         "matmul": 1.0,
@@ -76,6 +76,6 @@ def _forward_seconds(work: Work, *, layout: Layout, hardware: Hardware) -> float
         "attention": hardware.attention_share,
     }.get(work.kind, hardware.elementwise_share)
     if work.kind == "elementwise" and not layout.compiled:
-        moved *= _UNFUSED_PASSES
+        moved *= UNFUSED_PASSES
     traffic = moved / (hardware.copy_bytes_per_second * share)
     return max(arithmetic, traffic) + hardware.kernel_seconds

@@ -1,13 +1,14 @@
 """What a run is expected to need, kept in plan.json beside what it then measures.
 
 Packages that can plan declare a function as an entry point of the group `coatnet.planners`; it is given the
-resolved config and the ranks and returns numbers under the names that metrics have, or None where it knows no
-such machine. Imports no torch; a run never depends on it.
+resolved config, the ranks and what they attain, and returns numbers under the names that metrics have, or
+None where it knows no such machine. Imports no torch; a run never depends on it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -17,16 +18,24 @@ from coatnet.runtime.run_directory import RunDirectory, write_atomically
 _GROUP = "coatnet.planners"
 
 
-def predict(run: RunDirectory, *, config: dict[str, Any], world_size: int, device: str) -> bool:
+def predict(
+    run: RunDirectory,
+    *,
+    config: dict[str, Any],
+    world_size: int,
+    device: str,
+    rates: Sequence[Any] = (),
+) -> bool:
     """Write plan.json, and return whether somebody could plan this run.
 
     Args:
         config: resolved, as plain containers.
         device: "cpu", or the GPU's name as its driver tells it.
+        rates: what each rank attains in single operations, if that was measured.
     """
     for point in entry_points(group=_GROUP):
         try:
-            plan = point.load()(config, world_size=world_size, device=device)
+            plan = point.load()(config, world_size=world_size, device=device, rates=rates)
         except UserError as error:  # a config that trains, but that a plan cannot judge
             run.record_event("no_plan", reason=str(error))
             continue

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
+from dataclasses import asdict
 from typing import Any, Protocol
 
-from coatnet.config import to_yaml
+from coatnet.config import to_dict, to_yaml
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import opened_run
+from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks, already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
+
+_MEASURING_SECONDS = 0.3
+_LONG_SECONDS = 60.0  # a shorter run is not worth a second for a better plan
 
 
 class Begin(Protocol):
@@ -49,8 +56,30 @@ def work(
             elif not ranks.any(stop.requested):
                 from coatnet.training.loop import train_to_end
 
+                plan_for_this_hour(run, config=config, ranks=ranks)
                 train_to_end(begin(config, ranks=ranks, run=run, lease=lease, digest=digest), stop)
             elif ranks.is_main:  # told while torch was loading
                 run.mark("stopped", reason=stop.reason)
                 print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)
         ranks.stop()
+
+
+def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
+    """Plan a longer run on cores once more, by what its ranks attain now: cores are rarely one's own."""
+    if ranks.device_type != "cpu" or not ranks.broadcast(ranks.is_main and _is_long(run)):
+        return
+    from coatnet.model.rates import measure_rates
+
+    own = measure_rates(seconds=_MEASURING_SECONDS, clock=time.perf_counter)
+    everyones = ranks.gather([asdict(rate) for rate in own])
+    if ranks.is_main:
+        predict(run, config=to_dict(config), world_size=ranks.world_size, device="cpu", rates=everyones)
+
+
+def _is_long(run: RunDirectory) -> bool:
+    """Return whether a run takes over a minute by the plan that it has; one without a length does."""
+    if not run.plan.exists():
+        return False
+    plan = json.loads(run.plan.read_text())
+    samples = plan.get("total_samples")
+    return samples is None or samples / plan["images_per_second"] > _LONG_SECONDS

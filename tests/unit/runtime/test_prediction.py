@@ -14,15 +14,15 @@ from coatnet.runtime import prediction
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 
-def answer(config: dict[str, Any], *, world_size: int, device: str) -> dict[str, Any]:
+def answer(config: dict[str, Any], *, world_size: int, device: str, rates: Any) -> dict[str, Any]:
     return {"step_seconds": config["seconds"] * world_size, "device": device}
 
 
-def refuse(config: dict[str, Any], *, world_size: int, device: str) -> None:
+def refuse(config: dict[str, Any], *, world_size: int, device: str, rates: Any) -> None:
     raise UserError("train.global_batch does not divide")
 
 
-def pass_on(config: dict[str, Any], *, world_size: int, device: str) -> None:
+def pass_on(config: dict[str, Any], *, world_size: int, device: str, rates: Any) -> None:
     return None
 
 

@@ -1,0 +1,36 @@
+"""What a rank does before it trains: a longer run on cores is planned by what they attain at that moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coatnet.config import load_config, to_dict
+from coatnet.runtime.prediction import predict
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
+from coatnet.training.work import plan_for_this_hour
+from pretrain.config import PretrainConfig
+
+
+@pytest.mark.parametrize(
+    ("duration", "hardware"),
+    [("2 steps", "cpu2"), ("100000 steps", "cpu2, measured"), ("30 epochs", "cpu2, measured")],
+)
+def test_only_a_run_of_over_a_minute_is_planned_by_what_its_cores_attain(
+    duration: str, hardware: str, tmp_path: Path
+) -> None:
+    words = [
+        f"train.duration={duration}",
+        "train.global_batch=8",
+        "train.micro_batch=8",
+        "model.depths=[1,1,1,1,1]",
+    ]
+    words += ["model.widths=[16,16,32,32,32]", "augment.image_size=64"]
+    config = load_config(PretrainConfig, overrides=[*words, "data.train=[{path: nowhere}]"])
+    run, ranks = RunDirectory(tmp_path), Ranks.single()
+    assert predict(run, config=to_dict(config), world_size=1, device="cpu")
+    plan_for_this_hour(run, config=config, ranks=ranks)
+    assert json.loads(run.plan.read_text())["hardware"] == hardware
