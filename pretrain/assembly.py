@@ -42,16 +42,20 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
     corpora = open_train_corpora(config.data)
     classes = corpora[0].classes
     model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
+    norm = replace(config.norm, group_images=group_images)
+
+    def skeleton() -> CoAtNet:
+        return _prepared(build_model(model_config, norm=norm, device="meta"), config)
+
     model = build_model(
         model_config,
-        norm=replace(config.norm, group_images=group_images),
+        norm=norm,
         seed=config.seed,
         placed=sharder(config.zero, ranks=ranks, precision=config.precision),
     )
-    model.set_activation_checkpointing(config.train.activation_checkpointing)
     if config.compile:
         on_compilation(lambda: account.enter("compile"), account.leave)
-        model.compile_blocks()
+    _prepared(model, config)
     engine = Engine(
         model,
         ranks=ranks,
@@ -59,6 +63,7 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
         optimizer=config.optimizer,
         precision=config.precision,
         ema_decay=config.ema or None,
+        skeleton=skeleton,
     )
     calendar = make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     return Assembly(
@@ -77,3 +82,11 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
             class_weights=loss_weights(corpora, config.loss.class_weights),
         ),
     )
+
+
+def _prepared(model: CoAtNet, config: PretrainConfig) -> CoAtNet:
+    """Let a model compute as the config says; its weights may come later."""
+    model.set_activation_checkpointing(config.train.activation_checkpointing)
+    if config.compile:
+        model.compile_blocks()
+    return model

@@ -239,7 +239,6 @@ class Parts(TrainingRun[State, PretrainResult]):
                 image_size=size,
                 share=share,
                 group_images=self._group_images,
-                alone=self.config.zero.stage < 3 and self.config.norm.sync == "none",
             )
             self.recorder.event("tuned", micro_batch=self.trainer.micro_batch)
         else:

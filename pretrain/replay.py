@@ -18,7 +18,7 @@ import torch
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import load_config
 from coatnet.runtime.account import TimeAccount
-from coatnet.runtime.opening import run_rank
+from coatnet.runtime.endings import run_rank
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines

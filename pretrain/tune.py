@@ -2,21 +2,22 @@
 
 Ranks differ: one device may hold more than the others. A rank that runs out of memory in the middle of a step
 leaves its peers waiting in a collective, so each size is tried by every rank alone first, and all agree on
-what they found before they take the step together. Where the passes need all ranks (stage 3, batch norm over
-ranks) only a size is tried that every rank expects to fit.
+what they found before they take the step together.
 """
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from coatnet.config import UserError
-from coatnet.runtime.opening import RankError
+from coatnet.runtime.endings import RankError
 from pretrain.trainer import Trainer
 
 # On a CPU there is no limit that could be run into safely.
 _MOST_ON_CPU = 64
 _SPARE = 0.92  # the share of a GPU's memory that may be in use: fragmentation takes the rest
+_GIB = 2**30
 # torch's allocator and oneDNN on a CPU; neither has an error class for it.
 _NO_MEMORY_ON_CPU = ("can't allocate memory", "could not create a primitive")
 
@@ -32,17 +33,13 @@ def rehearse(trainer: Trainer, *, image_size: int, samples: int) -> None:
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        text = _too_large([trainer.engine.ranks.rank], image_size=image_size, samples=samples)
-        raise RankError(text) from None
+        ranks = trainer.engine.ranks
+        short = {ranks.rank: _memory_of(ranks.device)}
+        raise RankError(_too_large(short, image_size=image_size, samples=samples)) from None
 
 
-def largest_micro_batch(
-    trainer: Trainer, *, image_size: int, share: int, group_images: int, alone: bool = True
-) -> int:
+def largest_micro_batch(trainer: Trainer, *, image_size: int, share: int, group_images: int) -> int:
     """Return the largest divisor of a rank's share, in whole groups, that leaves memory to spare everywhere.
-
-    Args:
-        alone: a rank can take its passes without the others.
 
     Raises:
         UserError: not even one group fits.
@@ -51,10 +48,8 @@ def largest_micro_batch(
     for size in (size for size in range(group_images, share + 1, group_images) if share % size == 0):
         if ranks.device_type == "cpu" and size > max(_MOST_ON_CPU, group_images):
             break
-        fits = memory.expects(size)
-        if fits and alone:
-            fits = _fits_alone(trainer, image_size=image_size, samples=size)
-        short = [rank for rank, fitting in enumerate(ranks.gather(fits)) if not fitting]
+        lacking = memory.lacking(size) or _lacking_alone(trainer, image_size=image_size, samples=size)
+        short = {rank: words for rank, words in enumerate(ranks.gather(lacking)) if words}
         if short and best == 0:
             raise UserError(_too_large(short, image_size=image_size, samples=size))
         if short:
@@ -83,12 +78,13 @@ class _Memory:
         """Note what a step of this size took at most."""
         self._points.append((size, self._used()))
 
-    def expects(self, size: int) -> bool:
-        """Say whether a larger size will fit, on a line through the last two."""
+    def lacking(self, size: int) -> str | None:
+        """Return what there is of it if a larger size will not fit, on a line through the last two."""
         if len(self._points) < 2:
-            return True
+            return None
         (before, less), (last, used) = self._points[-2:]
-        return used + (used - less) * (size - last) / (last - before) < _SPARE
+        fits = used + (used - less) * (size - last) / (last - before) < _SPARE
+        return None if fits else _memory_of(self._device)
 
     def _used(self) -> float:
         if not self._known:
@@ -96,16 +92,19 @@ class _Memory:
         return torch.cuda.max_memory_reserved(self._device) / torch.cuda.mem_get_info(self._device)[1]
 
 
-def _fits_alone(trainer: Trainer, *, image_size: int, samples: int) -> bool:
+def _lacking_alone(trainer: Trainer, *, image_size: int, samples: int) -> str | None:
+    """Take a micro-batch on this rank alone; return what memory there is where it does not fit."""
+    device = trainer.engine.ranks.device
     try:
         trainer.rehearse_alone(image_size=image_size, samples=samples)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        if trainer.engine.ranks.device_type == "cuda":
+        found = _memory_of(device)
+        if device.type == "cuda":
             torch.cuda.empty_cache()
-        return False
-    return True
+        return found
+    return None
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -114,8 +113,17 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def _too_large(ranks: list[int], *, image_size: int, samples: int) -> str:
-    where = ", ".join(map(str, ranks))
+def _memory_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{device}: {(total - free) / _GIB:.1f} of {total / _GIB:.1f} GiB in use"
+    own, machine = psutil.Process().memory_info().rss / _GIB, psutil.virtual_memory()
+    free, total = machine.available / _GIB, machine.total / _GIB
+    return f"{own:.1f} GiB of its own, {free:.1f} of {total:.1f} GiB free"
+
+
+def _too_large(short: dict[int, str], *, image_size: int, samples: int) -> str:
+    where = ", ".join(f"{rank} ({memory})" for rank, memory in short.items())
     return (
         f"out of memory on rank {where} with train.micro_batch={samples} at {image_size} px; give a smaller "
         "one or tune.micro_batch=auto, activation checkpointing "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coatnet.config import load_config
-from coatnet.runtime.opening import run_rank
+from coatnet.runtime.endings import run_rank
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.work import work
 from data_pipeline.decode import backend_name

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
+from coatnet.runtime.endings import STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.stop import SIGNALS
@@ -22,7 +23,6 @@ from coatnet.runtime.stop import SIGNALS
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
-STATUS_USER_ERROR = 2
 
 
 def run_ranks(
@@ -101,7 +101,8 @@ def launch_run(
         UserError: another job holds the run directory.
     """
     if already_launched():
-        import_module(module).main(arguments)
+        with endings_in_a_line():
+            import_module(module).main(arguments)
         return 0
     # Asked here as well, so that a second start ends at once and not after torch has been loaded.
     Lease.require_free(directory)
@@ -193,6 +194,9 @@ def _say_who_died(rank: int, state: int, *, logs: Path | None) -> None:
     how = f"was killed by {signal.Signals(-state).name}" if state < 0 else f"ended with status {state}"
     log = None if logs is None or rank == 0 else _log_of(rank, logs=logs)
     words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log else []
+    if words and state == STATUS_USER_ERROR:  # it knew what was wrong
+        print(words[-1], file=sys.stderr, flush=True)
+        return
     last = f"; the last line of {log}: {words[-1]}" if words else ""
     print(f"error: rank {rank} {how}, and the others with it{last}", file=sys.stderr, flush=True)
 

@@ -1,28 +1,20 @@
-"""How a run begins and how its ranks fail: one opens the directory, a user's mistake is said once."""
+"""How a run begins: one rank opens the directory, and an error there ends all alike."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from yaml import safe_load
 
 from coatnet.config import UserError
 from coatnet.runtime.environment import describe_environment
-from coatnet.runtime.launch import STATUS_USER_ERROR
-from coatnet.runtime.lease import Lease, LeaseLost
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
-
-
-class RankError(UserError):
-    """A user's mistake that other ranks may not see: one device is out of memory."""
 
 
 def open_run(
@@ -70,32 +62,3 @@ def opened_run(run: RunDirectory, *, ranks: Ranks, **facts: Any) -> Iterator[Lea
     finally:
         if lease is not None:
             lease.release()
-
-
-def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a rank's main; a user's mistake is one line from rank 0 and status 2 from all.
-
-    What one rank alone met with (`RankError`) is said by that rank.
-    """
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, RankError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        _leave(STATUS_USER_ERROR)
-    except LeaseLost as error:  # not the user's mistake, and no fault of the program: no stacks
-        print(f"error: {error}; this job ends without a trace in the run", file=sys.stderr)
-        _leave(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}; make room and give the same command again", file=sys.stderr)
-        _leave(STATUS_USER_ERROR)
-    sys.exit(0)
-
-
-def _leave(status: int) -> NoReturn:
-    """End at once. gloo's threads, whose peers may be gone already, abort the process in its destructors."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

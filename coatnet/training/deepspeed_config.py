@@ -22,11 +22,9 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str, parameter
         zero: how to shard.
         clip: the gradient's greatest norm; 0 is off.
         precision: of the run.
-        parameters: of the model; a bucket is allocated whole, and need not be larger.
+        parameters: of the model.
     """
-    if zero.stage == 3:
-        parameters = max(parameters // WINDOWS, 1)
-    bucket = min(zero.bucket_elements, parameters + parameters % 2)
+    bucket = bucket_elements(zero, parameters=parameters)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -55,3 +53,13 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str, parameter
         config["bf16"] = {"enabled": True, "immediate_grad_update": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def bucket_elements(zero: ZeroConfig, *, parameters: int) -> int:
+    """Return the size of a bucket, and of a window of stage 3, for a model of so many parameters.
+
+    A bucket is allocated whole, and need not be larger than what it is for.
+    """
+    if zero.stage == 3:
+        parameters = max(parameters // WINDOWS, 1)
+    return min(zero.bucket_elements, parameters + parameters % 2)

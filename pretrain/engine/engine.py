@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
+from coatnet.model.sync import silent_sums
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.ema import Ema
@@ -20,6 +21,7 @@ from coatnet.training.optimizer import MasterAdamW, make_optimizer
 from coatnet.training.pieces import Piece
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
+from pretrain.engine.alone import stand_in, windows
 from pretrain.engine.start import load_deepspeed
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
@@ -53,8 +55,17 @@ class Engine:
         optimizer: OptimizerConfig,
         precision: str = "fp32",
         ema_decay: float | None = None,
+        skeleton: Callable[[], nn.Module] | None = None,
     ) -> None:
+        """Shard a model.
+
+        Args:
+            model: at stage 3 sharded already, by `sharder`.
+            ranks, zero, optimizer, precision, ema_decay: how.
+            skeleton: makes the model again on the meta device, for `rehearse_alone`.
+        """
         self.ranks, self.stage, self.precision = ranks, zero.stage, precision
+        self._zero, self._skeleton = zero, skeleton
         self.applied_steps = 0
         self._optimizer = optimizer
         self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
@@ -119,13 +130,22 @@ class Engine:
     def rehearse_alone(self, micro_batch: Any, *, loss_of: LossOf) -> None:
         """Take a micro-batch forward and backward without a word to the other ranks, and keep nothing of it.
 
-        Not at stage 3, where the passes themselves need all ranks.
+        At stage 3 a stand-in takes it, beside memory for what a common step would gather and reduce.
         """
-        assert self.stage < 3
-        with self._forward_context():
-            loss = loss_of(self.module, micro_batch)
-        # Not `backward`, whose hooks would begin to reduce gradients.
-        torch.autograd.grad(loss, list(self.module.parameters()), allow_unused=True)
+        if self.stage == 3:
+            assert self._skeleton is not None
+            device, dtype = self.ranks.device, next(self.module.parameters()).dtype
+            model = stand_in(self._skeleton(), device=device, dtype=dtype)
+            taken = windows(model, self._zero, device=device, dtype=dtype)
+        else:
+            model, taken = self.module, []
+        with silent_sums():
+            with self._forward_context():
+                loss = loss_of(model, micro_batch)
+            if taken:
+                loss.backward()
+            else:  # not `backward`, whose hooks would begin to reduce gradients
+                torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
     def _update(self, loss: Tensor, *, lr: float) -> Update:
         for group in self._deepspeed.optimizer.param_groups:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import resource
 import signal
 import threading
 from contextlib import suppress
@@ -267,20 +266,26 @@ def no_space(self: CheckpointStore, own_bytes: int) -> None:
 
 
 def tuned_run(arguments: list[str], spare_bytes: int) -> str:
-    """Run the worker with the largest micro-batch; alone, rank 1 has only so much memory to spare for it."""
-    fits, limits = tune._fits_alone, list[int]()
+    """Run the worker with the largest micro-batch; alone, rank 1 has only so much memory for activations.
 
-    def with_little_memory(trainer: Trainer, **options: Any) -> bool:
-        if trainer.engine.ranks.rank == 1:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            limits.append(used + spare_bytes)
-            resource.setrlimit(resource.RLIMIT_AS, (limits[0], resource.RLIM_INFINITY))
-        try:
-            return fits(trainer, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    A limit of the kernel's would be truer, but oneDNN dies of a segmentation fault there.
+    """
+    lacking = tune._lacking_alone
 
-    tune._fits_alone = with_little_memory
+    def with_little_memory(trainer: Trainer, **options: Any) -> str | None:
+        spare = spare_bytes if trainer.engine.ranks.rank == 1 else 1 << 40
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal spare
+            spare -= tensor.nbytes
+            if spare < 0:
+                raise torch.OutOfMemoryError("out of memory")
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return lacking(trainer, **options)
+
+    tune._lacking_alone = with_little_memory
     return failing_run(arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,34 @@ def test_a_mistake_that_all_ranks_meet_is_said_once_by_the_first(tmp_path: Path)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 2
     assert b"error: what both ranks met" in said and b"rank 1" not in said
+
+
+def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_stacks(tmp_path: Path) -> None:
+    process = launch("lacking", tmp_path)
+    said = process.communicate(timeout=90)[1].decode().splitlines()
+    assert process.returncode == 2 and "error: out of memory on rank 1" in said
+    assert all(line.startswith("error: ") for line in said)
+    assert sum("rank 0 lost another rank" in line for line in said) == 1
+
+
+def test_under_srun_and_torchrun_too_only_the_first_rank_says_what_all_met(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    task = "from coatnet.runtime.launch import launch_run\nfrom pathlib import Path\nimport sys\n"
+    task += "launch_run('talk', sys.argv[1:], directory=Path(sys.argv[2]), ranks=None)"
+    place = {"PYTHONPATH": str(PROGRAMS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", task, "mistaken", str(tmp_path)],
+            env={**os.environ, **place, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]
+    said = [one.communicate(timeout=90)[1].decode() for one in tasks]
+    assert said == ["error: what every rank met\n", ""]
+    assert [one.returncode for one in tasks] == [2, 2]
 
 
 @pytest.mark.parametrize(

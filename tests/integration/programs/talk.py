@@ -6,13 +6,17 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from coatnet.config import UserError
+from coatnet.runtime.endings import RankError, run_rank
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.stop import StopFlag
 
 
-def main(task: str, directory: Path) -> None:
+def main(arguments: Sequence[str]) -> None:
+    task, directory = arguments[0], Path(arguments[1])
     ranks = Ranks.start(timeout_seconds=60)
     assert ranks.gather({"rank": ranks.rank}) == [{"rank": rank} for rank in range(ranks.world_size)]
     assert ranks.broadcast(["from", ranks.rank]) == ["from", 0]
@@ -29,6 +33,12 @@ def main(task: str, directory: Path) -> None:
                 time.sleep(0.5)
                 print("error: what both ranks met", file=sys.stderr)
             sys.exit(2)
+        if task == "mistaken":
+            raise UserError("what every rank met")
+        if task == "lacking":
+            if ranks.rank == 1:
+                raise RankError("out of memory on rank 1")
+            ranks.any(False)
         if task == "stop":
             (directory / f"ready{ranks.rank}").touch()
             while not ranks.any(stop.requested):
@@ -40,4 +50,4 @@ def main(task: str, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_rank(main)

@@ -1,0 +1,70 @@
+"""How a rank ends: what a user can mend is one line from one rank, a lost peer one without stacks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from coatnet.config import UserError
+from coatnet.runtime.lease import LeaseLost
+
+STATUS_USER_ERROR = 2
+# How gloo and NCCL say that the other end of a connection is gone.
+_LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited")
+
+
+class RankError(UserError):
+    """A user's mistake that other ranks may not see: one device is out of memory."""
+
+
+def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a rank's main with the process's arguments."""
+    with endings_in_a_line():
+        main(sys.argv[1:])
+    sys.exit(0)
+
+
+@contextmanager
+def endings_in_a_line() -> Iterator[None]:
+    """End the process where a rank meets with what needs no stacks.
+
+    What a user can mend is one line from rank 0 and status 2 from all; what one rank alone met with
+    (`RankError`) is said by that rank.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    try:
+        yield
+    except UserError as error:
+        if rank == 0 or isinstance(error, RankError):
+            _say(" ".join(str(error).split()))
+        _leave(STATUS_USER_ERROR)
+    except LeaseLost as error:  # neither the user's mistake nor a fault of the program
+        _say(f"{error}; this job ends without a trace in the run")
+        _leave(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"{error}; make room and give the same command again")
+        _leave(STATUS_USER_ERROR)
+    except RuntimeError as error:
+        lost = _LOST_PEER.search(str(error))
+        if lost is None:
+            raise
+        _say(f"rank {rank} lost another rank ({lost[0]}), which knows why")
+        _leave(1)
+
+
+def _say(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once. gloo's threads, whose peers may be gone already, abort the process in its destructors."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
