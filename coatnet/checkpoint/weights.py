@@ -17,6 +17,7 @@ from coatnet.checkpoint.inspection import CONFIG, MANIFEST, TENSORS, check_safet
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
+from coatnet.runtime.run_directory import write_atomically
 
 # What a user may say of a run's weights, and `load_weights` is told.
 WHICH: dict[str, bool | None] = {"auto": None, "ema": True, "raw": False}
@@ -86,21 +87,26 @@ def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weigh
 
 def export_safetensors(weights: Weights, destination: Path | str) -> Path:
     """Write `model.safetensors` and `config.json` into a directory; each by temporary name and rename."""
-    from safetensors.torch import save_file
-
     destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
-    temporary = destination / f".{TENSORS}.{os.getpid()}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
     config = {"model": to_dict(weights.model), "classes": weights.classes, "facts": weights.facts}
-    temporary_config = destination / f".{CONFIG}.{os.getpid()}.tmp"
-    temporary_config.write_text(json.dumps(config, indent=2) + "\n")
-    for left, name in ((temporary, TENSORS), (temporary_config, CONFIG)):
-        with left.open("rb") as file:
-            os.fsync(file.fileno())
-        left.replace(destination / name)
+    write_tensors(weights.tensors, destination / TENSORS)
+    write_atomically(destination / CONFIG, json.dumps(config, indent=2) + "\n")
     return destination
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file by temporary name and rename, readable by whom other new files are."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+    temporary.chmod(mode)  # safetensors' own is for the owner alone
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 @torch.no_grad()

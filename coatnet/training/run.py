@@ -91,6 +91,7 @@ class TrainingRun(Generic[State, Result]):
         lease: Lease | None,
         model: ModelConfig,
         augmented: Callable[[Any], torch.Tensor],
+        begins_with: str = "",
         **facts: Any,
     ) -> None:
         """Make the recorder and the checkpoints.
@@ -101,8 +102,10 @@ class TrainingRun(Generic[State, Result]):
             lease: of the run, on the main rank.
             model: what is trained.
             augmented: pictures of what the model sees of a batch.
+            begins_with: what is said of a start besides.
             facts: what stands in each checkpoint besides.
         """
+        self._begins_with = begins_with
         self.recorder = Recorder(
             self.run,
             ranks=self.ranks,
@@ -143,9 +146,10 @@ class TrainingRun(Generic[State, Result]):
             world_size=self.ranks.world_size,
             stage=self.zero_stage,
         )
-        place = "starts" if kind == "start" else f"resumes after step {state.step:,}"
+        place = f"starts{self._begins_with}" if kind == "start" else f"resumes after step {state.step:,}"
+        ranks = "1 rank" if self.ranks.world_size == 1 else f"{self.ranks.world_size} ranks"
         self.recorder.say(
-            f"{self.run.path} {place}: {self.ranks.world_size} ranks, ZeRO {self.zero_stage}, "
+            f"{self.run.path} {place}: {ranks} on {self.ranks.device_type}, ZeRO {self.zero_stage}, "
             f"{state.samples_seen:,} of {self.calendar.total:,} images seen"
         )
         self.account.started()
@@ -227,6 +231,12 @@ class TrainingRun(Generic[State, Result]):
         if self.ranks.is_main and finished:
             write_atomically(self.run.summary, json.dumps(self.summary(state), indent=2) + "\n")
             self.run.mark("done", samples_seen=state.samples_seen)
+            early = state.samples_seen < self.calendar.total
+            self.recorder.say(
+                f"done after {state.samples_seen:,} images"
+                f"{f' of {self.calendar.total:,}: the last evaluations brought nothing better' if early else ''}"
+                f"; `coatnet report {self.run.path}` shows it"
+            )
         elif self.ranks.is_main:
             self.run.mark("stopped", samples_seen=state.samples_seen, reason=reason)
             self.recorder.say(

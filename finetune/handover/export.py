@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def export_model(
     destination.mkdir(parents=True, exist_ok=True)
     certificates = []
     for form in formats:
+        print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)
         files, answers, notes = _WRITERS[form](classifier, destination)
         certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
         write_atomically(destination / f"certificate-{form}.json", json.dumps(certificate, indent=2) + "\n")

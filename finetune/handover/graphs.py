@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,11 @@ def export_torch(classifier: Classifier, destination: Path) -> tuple[list[Path],
     path = destination / _TORCH
     program = _program(classifier)
     torch.export.save(program, path)
-    answers = torch.export.load(path).module()
+    program_alone = torch.export.load(path).module()
+
+    def answers(images: Tensor) -> Tensor:  # a graph's module refuses eval(), which whoever measures it calls
+        return program_alone(images)
+
     return [path], answers, {"image_size": classifier.augment.image_size}
 
 
@@ -55,7 +62,7 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         raise UserError(f"--format onnx needs {error.name}; install coatnet[onnx]") from None
     path = destination / _ONNX
     images = fixed_batch(classifier.augment.image_size)
-    with contextlib.redirect_stdout(io.StringIO()):  # the exporter talks on stdout, where --json speaks
+    with _quiet_exporter():
         program = torch.onnx.export(
             _Images(classifier.model).eval(),
             (images,),
@@ -75,6 +82,20 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         return torch.from_numpy(session.run(["logits"], {"images": pixels})[0])
 
     return [path], answers, {"image_size": classifier.augment.image_size, "opset": _OPSET}
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep off what torch's exporter says of packages and of itself: --json speaks on stdout."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _program(classifier: Classifier) -> torch.export.ExportedProgram:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from coatnet.checkpoint.interchange.timm import timm_arguments, to_timm
+from coatnet.checkpoint.weights import write_tensors
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
@@ -35,13 +36,14 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     name, arguments = timm_arguments(config)
     tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
     path, described = destination / _TENSORS, destination / _ARGUMENTS
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-    write_atomically(described, json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n")
     try:
         import timm
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError("--format timm needs timm to prove itself; install it (pip install timm)") from None
+    except ImportError as error:
+        raise UserError(
+            f"--format timm is proved by timm, and {error.name} is missing here; `pip install timm` brings it"
+        ) from None
+    write_tensors(tensors, path)
+    write_atomically(described, json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n")
     peer = timm.create_model(name, **arguments)
     peer.load_state_dict(load_file(path))
     peer.eval()

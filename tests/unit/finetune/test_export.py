@@ -61,6 +61,12 @@ def test_safetensors_open_in_their_own_reader_and_hold_the_same_tensors(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["classes"] == ["amber", "blue", "green"]
 
 
+def test_whoever_may_read_other_new_files_may_read_exported_weights(exported: Path, tmp_path: Path) -> None:
+    export_model(str(exported), tmp_path, formats=["safetensors"])
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == modes["README.md"]
+
+
 @pytest.mark.slow
 def test_onnx_runs_in_onnxruntime_at_any_batch_size(exported: Path, photos: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -75,10 +81,11 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_size(exported: Path, photos: Path
 
 @pytest.mark.slow
 def test_torch_export_opens_without_this_code_and_at_another_resolution(
-    exported: Path, tmp_path: Path
+    exported: Path, photos: Path, tmp_path: Path
 ) -> None:
-    (certificate,) = export_model(str(exported), tmp_path, formats=["torch_export"], px=96)
+    (certificate,) = export_model(str(exported), tmp_path, formats=["torch_export"], px=96, data=str(photos))
     assert certificate["accepted"] and certificate["images"] == [4, 3, 96, 96]
+    assert certificate["differing_guesses"] == 0 and certificate["top1"] == certificate["exported_top1"]
     program = torch.export.load(tmp_path / "model.pt2").module()
     images = odd_batch(96)
     assert (program(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
