@@ -39,7 +39,9 @@ def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
             duration(run.remaining_seconds),
             duration(run.lost_seconds),
         )
-    console.print(table if runs else "no runs found")
+    console.print(
+        table if runs else "no submitted runs found; `coatnet report RUN` shows one that was started by hand"
+    )
     for run in runs:
         words = run.detail or run.last_error
         if words and run.state != "done":

@@ -77,7 +77,7 @@ def shard(
             tile_jpeg=tile_jpeg,
             bad_budget=bad_budget,
             workers=workers,
-            policy=OddPolicy(**dict(_pair(item) for item in policy or [])),
+            policy=OddPolicy.from_pairs(_pair(item) for item in policy or []),
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"coatnet shard: {error}") from None
@@ -108,8 +108,8 @@ def shard(
 def preview(
     corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("preview.png"),
-    images: Annotated[int, typer.Option(help="How many images.")] = 24,
-    columns: Annotated[int, typer.Option(help="How many side by side.")] = 8,
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 24,
+    columns: Annotated[int, typer.Option(min=1, help="How many side by side.")] = 8,
     seed: Annotated[int, typer.Option(help="Which images.")] = 0,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Augmentation, as in a config: image_size=160 mixup=0.8")
@@ -122,9 +122,10 @@ def preview(
     from coatnet.config import load_config
     from data_pipeline.augment_config import AugmentConfig
     from data_pipeline.open_corpus import open_corpus
-    from data_pipeline.tools.contact_sheet import contact_sheet
 
     augment = load_config(AugmentConfig, overrides=overrides or [])
+    from data_pipeline.tools.contact_sheet import contact_sheet  # loads torch
+
     sheet = contact_sheet(open_corpus(corpus), augment, images=images, columns=columns, seed=seed)
     sheet.save(output)
     print(f"{output}: {sheet.width}×{sheet.height} pixels")
@@ -134,7 +135,9 @@ def inspect_shards(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     verify: Annotated[bool, typer.Option("--verify", help="Hash every byte, compare index and tar.")] = False,
     lint: Annotated[bool, typer.Option("--lint", help="Decode every image.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads for --verify and --lint; 0: one per core.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads for --verify and --lint; 0: one per core.")
+    ] = 0,
     export: Annotated[
         str | None, typer.Option(help="Write the index that wids, or dali, reads beside the shards.")
     ] = None,
@@ -189,10 +192,12 @@ def inspect_shards(
 def inspect_order(
     corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
     world_sizes: Annotated[str, typer.Option(help="Numbers of ranks, with commas.")] = "1,2,4,8",
-    global_batch: Annotated[int, typer.Option(help="Samples of a step.")] = 64,
+    global_batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 64,
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
-    epoch: Annotated[int, typer.Option(help="Which epoch.")] = 0,
-    show_steps: Annotated[int, typer.Option(help="List the shards of each rank in the first steps.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, help="Which epoch.")] = 0,
+    show_steps: Annotated[
+        int, typer.Option(min=0, help="List the shards of each rank in the first steps.")
+    ] = 0,
     as_json: _Json = False,
 ) -> None:
     """Prove that an epoch reads every sample exactly once at each world size; show who reads which shard.
@@ -239,7 +244,7 @@ def inspect_throughput(
         float | None, typer.Option(help="Images a second that the model needs on this machine.")
     ] = None,
     threads: Annotated[str, typer.Option(help="Numbers of threads to try, with commas.")] = "1,2",
-    seconds: Annotated[float, typer.Option(help="Time for each.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each.")] = 3.0,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Augmentation, as in a config: image_size=160")
     ] = None,

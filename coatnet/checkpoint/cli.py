@@ -79,8 +79,14 @@ def _print(description: dict[str, Any]) -> None:
 
     console = Console()
     table = Table(title=description["directory"], title_justify="left", box=None, show_header=False)
-    for key in ("step", "samples_seen", "world_size", "epoch"):
-        table.add_row(key.replace("_", " "), f"{description[key]:,}")
+    numbers = {
+        "step": "step",
+        "samples_seen": "samples seen",
+        "world_size": "world size",
+        "epoch": "lease's epoch",
+    }
+    for key, name in numbers.items():
+        table.add_row(name, f"{description[key]:,}")
     table.add_row("size", f"{description['bytes'] / 2**20:,.1f} MiB")
     for kind, counted in description["kinds"].items():
         table.add_row(kind, f"{counted['tensors']:,} tensors, {counted['elements']:,} elements")

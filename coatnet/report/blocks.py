@@ -8,6 +8,8 @@ from html import escape
 
 from coatnet.report.style import STYLE
 
+_NEAR = 20  # letters: a moment's length
+
 
 @dataclass(frozen=True)
 class Table:
@@ -135,13 +137,20 @@ def _html(block: Block) -> str:
 def _html_table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=right' if number in table.right else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{_look(cell, is_number=number in table.right)}>{escape(cell)}</{tag}>"
             for number, cell in enumerate(cells)
         )
 
     head = f"<thead><tr>{row(table.head, 'th')}</tr></thead>" if table.head else ""
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _look(cell: str, *, is_number: bool) -> str:
+    """Return a cell's class: numbers stand to the right, and what is short is never broken."""
+    if is_number:
+        return " class=right"
+    return " class=near" if len(cell) <= _NEAR else ""
 
 
 def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:

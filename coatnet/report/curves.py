@@ -38,6 +38,8 @@ def curves(record: RunRecord) -> list[Block]:
     charts, used = [], set()
     for title, names in _TOGETHER:
         series = {label: record.series[name] for name, label in names.items() if record.series.get(name)}
+        if series.get("highest rank") == series.get("training"):  # one rank
+            series.pop("highest rank", None)
         used |= set(names)
         if series:
             charts.append(_chart(title, series, restarts))

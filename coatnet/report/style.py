@@ -42,8 +42,10 @@ margin:10px 4px 0;font-size:13px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 td,th{text-align:left;padding:4px 18px 4px 0;border-bottom:1px solid var(--line);vertical-align:top;
-overflow-wrap:anywhere;max-width:640px}
-td.right,th.right{text-align:right;white-space:nowrap}
+max-width:640px}
+td:last-child{overflow-wrap:anywhere}
+td.right,th.right,td.near,th{white-space:nowrap}td.right,th.right{text-align:right}
+@media(max-width:600px){td,th{padding-right:12px}}
 th{color:var(--soft);font-weight:600}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;
 padding:12px;overflow-x:auto;font-size:12.5px}details{margin:12px 0}

@@ -118,7 +118,8 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
     progress = record.series.get("progress")
     if progress and record.state != "done":
         rows.append(("of the run", f"{progress[-1][1]:.1%}"))
-    rows += [("wall time", clock(record.seconds)), ("lives", str(max(1, len(record.lives))))]
+    lives = max(1, len(record.lives))
+    rows += [("wall time", clock(record.seconds)), ("life" if lives == 1 else "lives", f"{lives:,}")]
     useful = record.account.get("compute", 0.0) + record.account.get("communication", 0.0)
     if record.seconds:
         rows.append(("of it training", f"{useful / record.seconds:.1%}"))
@@ -231,7 +232,7 @@ def _happened(record: RunRecord) -> list[Block]:
         for event in record.events[-_MOST_ROWS:]
     ]
     if rows:
-        title = f"{len(record.events):,} events" + (
+        title = f"{len(record.events):,} event{'s' if len(record.events) != 1 else ''}" + (
             f", the last {_MOST_ROWS}" if len(record.events) > _MOST_ROWS else ""
         )
         blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))]))

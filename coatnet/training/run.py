@@ -231,11 +231,11 @@ class TrainingRun(Generic[State, Result]):
         if self.ranks.is_main and finished:
             write_atomically(self.run.summary, json.dumps(self.summary(state), indent=2) + "\n")
             self.run.mark("done", samples_seen=state.samples_seen)
-            early = state.samples_seen < self.calendar.total
+            total = self.calendar.total
+            early = f" of {total:,}, since evaluations brought nothing better"
             self.recorder.say(
-                f"done after {state.samples_seen:,} images"
-                f"{f' of {self.calendar.total:,}: the last evaluations brought nothing better' if early else ''}"
-                f"; `coatnet report {self.run.path}` shows it"
+                f"done after {state.samples_seen:,} images{early if state.samples_seen < total else ''}; "
+                f"`coatnet report {self.run.path}` shows it"
             )
         elif self.ranks.is_main:
             self.run.mark("stopped", samples_seen=state.samples_seen, reason=reason)

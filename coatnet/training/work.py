@@ -12,6 +12,7 @@ from coatnet.config import to_dict, to_yaml
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.prediction import predict
+from coatnet.runtime.progress import clock
 from coatnet.runtime.ranks import Ranks, already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
@@ -52,11 +53,14 @@ def work(
             run, ranks=ranks, config_yaml=to_yaml(config), digest=digest, force=force, **about
         ) as lease:
             if run.marker("done") is not None:
-                pass
+                if ranks.is_main:
+                    print(f"{run.path}: is done already; see `coatnet report {run.path}`", file=sys.stderr)
             elif not ranks.any(stop.requested):
                 from coatnet.training.loop import train_to_end
 
                 plan_for_this_hour(run, config=config, ranks=ranks)
+                if ranks.is_main:
+                    tell_plan(run)
                 train_to_end(begin(config, ranks=ranks, run=run, lease=lease, digest=digest), stop)
             elif ranks.is_main:  # told while torch was loading
                 run.mark("stopped", reason=stop.reason)
@@ -74,6 +78,17 @@ def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
     everyones = ranks.gather([asdict(rate) for rate in own])
     if ranks.is_main:
         predict(run, config=to_dict(config), world_size=ranks.world_size, device="cpu", rates=everyones)
+
+
+def tell_plan(run: RunDirectory) -> None:
+    """Say what a step and the run should take, before the first one: it may be more than anyone waits for."""
+    if not run.plan.exists():
+        return
+    plan = json.loads(run.plan.read_text())
+    said = f"{plan['step_seconds']:.3g} s a step of {plan['global_batch']:,} images"
+    if plan.get("total_samples") is not None:
+        said += f", {clock(plan['total_samples'] / plan['images_per_second'])} in all"
+    print(f"{run.path}: planned {said}", file=sys.stderr, flush=True)
 
 
 def _is_long(run: RunDirectory) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def run_job(job: ShardJob) -> ShardResult:
         StopSharding: an image whose policy is "stop".
     """
     odd: list[Oddity] = []
-    with ShardWriter(Path(job.path), multi=job.multi) as shard:
+    with warnings.catch_warnings(), ShardWriter(Path(job.path), multi=job.multi) as shard:
+        warnings.simplefilter("ignore")  # Pillow's, of images that the report names
         for number, item in enumerate(job.items, start=job.first):
             judged = _judge(item, shard.payload_room(item.size + 1), job.options)
             if judged.kinds:

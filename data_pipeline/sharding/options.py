@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -31,6 +32,19 @@ class OddPolicy:
     animated: str = "keep"
     oriented: str = "keep"
     progressive: str = "keep"
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> OddPolicy:
+        """Return the policy in which the given kinds have the given actions.
+
+        Raises:
+            ValueError: there is no such kind, or not that action for it.
+        """
+        chosen, kinds = dict(pairs), [entry.name for entry in fields(cls)]
+        for kind in chosen:
+            if kind not in kinds:
+                raise ValueError(f"--policy {kind!r}: allowed kinds are {', '.join(kinds)}")
+        return cls(**chosen)
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data_pipeline.tools.verify import Problem
@@ -51,11 +52,14 @@ def print_problems(problems: list[Problem], *, checked: bool) -> None:
             console.print("[green]nothing is damaged[/green]")
         return
     table = Table(title=f"{len(problems)} problems", title_justify="left")
-    for heading in ("shard", "sample", "what"):
+    for heading in ("shard", "sample", "name", "what"):
         table.add_column(heading, overflow="fold")
     for problem in problems[:_MOST_PROBLEMS]:
-        table.add_row(problem.shard, "" if problem.sample is None else str(problem.sample), problem.what)
+        sample = "" if problem.sample is None else str(problem.sample)
+        table.add_row(problem.shard, sample, escape(problem.name), escape(problem.what))
     console.print(table)
+    if len(problems) > _MOST_PROBLEMS:
+        console.print(f"… {len(problems) - _MOST_PROBLEMS:,} more; --json lists all")
 
 
 def print_order(proof: dict[str, Any]) -> None:

@@ -23,11 +23,16 @@ _CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was written; `sample` is None where it concerns the shard."""
+    """Something that is not as it was written; `sample` is None where it concerns the shard.
+
+    Attributes:
+        name: the sample's key in the tar, empty where that cannot be read.
+    """
 
     shard: str
     sample: int | None
     what: str
+    name: str = ""
 
 
 def verify_shards(
@@ -121,5 +126,6 @@ def _lint_shard(corpus: Corpus, shard: int) -> list[Problem]:
         except BadSampleError as error:
             verdict = error
         if verdict is not None:
-            problems.append(Problem(entry.name, number, str(verdict)))
+            _, _, name = corpus.name(shard, number).partition(" ")
+            problems.append(Problem(entry.name, number, str(verdict), name))
     return problems

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from typer.testing import CliRunner
 
 from coatnet.config import UserError
 from data_pipeline import cli
+from data_pipeline.corpus import Corpus
 from data_pipeline.tools.contact_sheet import _caption
+from data_pipeline.tools.tables import print_problems
+from data_pipeline.tools.verify import Problem
 
 RUNNER = CliRunner()
 
@@ -43,7 +47,7 @@ def test_shard_prints_what_it_wrote(image_folder: Path, tmp_path: Path) -> None:
         (["--shard-size", "big"], "'big' is no size"),
         (["--policy", "cmyk"], "expected KIND=ACTION"),
         (["--policy", "cmyk=eat"], "cmyk is 'eat'; allowed: keep, convert, skip, stop"),
-        (["--policy", "smell=keep"], "smell"),
+        (["--policy", "smell=keep"], "--policy 'smell': allowed kinds are not_an_image, unsupported"),
         (["--check", "taste"], "check is 'taste'; allowed: decode, header"),
         (["--validation", "1.5"], "allowed: 0 up to, but not, 1"),
         (["--in-place"], "or --in-place without one"),
@@ -124,6 +128,39 @@ def test_inspect_order_proves_exactly_once(shard_folder: Path) -> None:
         run(cli.inspect_order, shard_folder, "--world-sizes", "1,7", "--global-batch", "49", "--json")
     )
     assert ragged["tail_samples"] == 22 and ragged["exactly_once"] is True
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (cli.inspect_order, ["--global-batch", "0"]),
+        (cli.inspect_order, ["--epoch", "-1"]),
+        (cli.inspect_throughput, ["--seconds", "0"]),
+        (cli.preview, ["--images", "0"]),
+        (cli.preview, ["--columns", "0"]),
+    ],
+)
+def test_a_number_that_would_run_for_ever_or_mean_nothing_is_refused(
+    shard_folder: Path, command: Callable[..., None], option: list[str]
+) -> None:
+    run(command, shard_folder, *option, status=2)
+
+
+def test_lint_names_the_damaged_sample(
+    shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    problems = [Problem("shard-0.tar", 7, "damaged: [odd]", "000007-ant")] * 51
+    print_problems(problems, checked=True)
+    shown = capsys.readouterr().out
+    assert "000007-ant" in shown and "[odd]" in shown and "1 more; --json lists all" in shown
+    corpus = Corpus.open(folder)
+    content = bytes(corpus.read(0, 3).payload)
+    path = folder / "shard-000000.tar"
+    path.write_bytes(path.read_bytes().replace(content, content[:-300] + bytes(300)))
+    facts = json.loads(run(cli.inspect_shards, folder, "--lint", "--json", status=1))
+    (named,) = [problem for problem in facts["problems"] if problem["sample"] == 3]
+    assert named["name"] and named["name"] in corpus.name(0, 3)
 
 
 def test_inspect_throughput_says_what_holds_a_model_back(shard_folder: Path) -> None:

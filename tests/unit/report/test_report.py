@@ -146,3 +146,16 @@ def test_a_chart_of_few_or_equal_or_missing_points_is_drawn(points: list[tuple[f
 )
 def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_a_single_rank_has_no_highest_one_and_short_cells_are_not_broken(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    append_line(run.metrics, {"samples_seen": 16008, "train/loss": 1.0, "train/loss_max": 1.0})
+    assert "highest rank" in write_report(tmp_path / "run").read_text()
+    alone = make_run(tmp_path / "alone")
+    lines = [json.loads(line) for line in alone.metrics.read_text().splitlines()]
+    alone.metrics.write_text("")
+    for line in lines:
+        append_line(alone.metrics, line | {"train/loss_max": line.get("train/loss")})
+    page = write_report(tmp_path / "alone").read_text()
+    assert "highest rank" not in page and "<td class=near>" in page

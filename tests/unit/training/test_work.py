@@ -11,7 +11,7 @@ from coatnet.config import load_config, to_dict
 from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
-from coatnet.training.work import plan_for_this_hour
+from coatnet.training.work import plan_for_this_hour, tell_plan
 from pretrain.config import PretrainConfig
 
 
@@ -34,3 +34,12 @@ def test_only_a_run_of_over_a_minute_is_planned_by_what_its_cores_attain(
     assert predict(run, config=to_dict(config), world_size=1, device="cpu")
     plan_for_this_hour(run, config=config, ranks=ranks)
     assert json.loads(run.plan.read_text())["hardware"] == hardware
+
+
+def test_the_plan_is_told_before_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    tell_plan(run)  # nobody could plan it
+    plan = {"step_seconds": 390.25, "global_batch": 4096, "images_per_second": 10.5, "total_samples": 75600}
+    run.plan.write_text(json.dumps(plan))
+    tell_plan(run)
+    assert capsys.readouterr().err == f"{tmp_path}: planned 390 s a step of 4,096 images, 2:00:00 in all\n"
