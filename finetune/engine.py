@@ -18,6 +18,7 @@ from coatnet.model.norm import commit_statistics, defer_statistics
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.optimizer import ClippedAdamW, make_optimizer
+from coatnet.training.precision import compute_in_bf16
 from coatnet.training.sections import ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from finetune.config import FinetuneConfig
@@ -50,6 +51,8 @@ class Engine:
             deepspeed_plugin=_Plugin(config, parameters=parameters) if config.zero else None,
             kwargs_handlers=handlers,
         )
+        if config.precision == "bf16":
+            compute_in_bf16(self.model, device_type=ranks.device_type, cache=config.zero < 3)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, self._adamw)
         defer_statistics(self.model)
         plain = SimpleNamespace(module=self.model, optimizer=self._adamw)
@@ -71,14 +74,12 @@ class Engine:
         self._wrapped.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
-        in_bf16 = self._config.precision == "bf16"
         total = torch.zeros((), device=self._ranks.device)
         for loss_of in losses:
             is_last = loss_of is losses[-1]
             self._accelerator.gradient_state._set_sync_gradients(is_last)
             with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._wrapped):
-                with torch.autocast(self._ranks.device_type, torch.bfloat16, enabled=in_bf16):
-                    loss = loss_of(self._wrapped)
+                loss = loss_of(self._wrapped)
                 self._accelerator.backward(loss)
             total += loss.detach()
         norm = self._update()

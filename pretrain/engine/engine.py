@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.ema import Ema
 from coatnet.training.optimizer import MasterAdamW, make_optimizer
 from coatnet.training.pieces import Piece
+from coatnet.training.precision import compute_in_bf16
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.alone import stand_in, windows
@@ -69,6 +70,7 @@ class Engine:
         self.applied_steps = 0
         self._optimizer = optimizer
         self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
+        self._choose_precision(model)
         self._deepspeed, *_ = load_deepspeed().initialize(
             model=model,
             optimizer=make_optimizer(model, optimizer, stage=zero.stage, precision=precision),
@@ -115,8 +117,7 @@ class Engine:
         for number, micro_batch in enumerate(micro_batches):
             last = number == count - 1
             self._deepspeed.set_gradient_accumulation_boundary(last)
-            with self._forward_context():
-                loss = loss_of(self._deepspeed, micro_batch) / count
+            loss = loss_of(self._deepspeed, micro_batch) / count
             total += loss.detach()
             if last:
                 self.own_seconds = time.monotonic() - began
@@ -137,11 +138,11 @@ class Engine:
             device, dtype = self.ranks.device, next(self.module.parameters()).dtype
             model = stand_in(self._skeleton(), device=device, dtype=dtype)
             taken = windows(model, self._zero, device=device, dtype=dtype)
+            self._choose_precision(model)
         else:
             model, taken = self.module, []
         with silent_sums():
-            with self._forward_context():
-                loss = loss_of(model, micro_batch)
+            loss = loss_of(model, micro_batch)
             if taken:
                 loss.backward()
             else:  # not `backward`, whose hooks would begin to reduce gradients
@@ -193,15 +194,12 @@ class Engine:
         self._state.load(checkpoint, applied_steps=applied_steps)
 
     def _evaluate(self, images: Tensor) -> Tensor:
-        with self._forward_context():
-            return self._deepspeed(images).float()
+        return self._deepspeed(images).float()
 
-    def _forward_context(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        # At stage 3 a gathered weight is gone after its layer; its cached copy would stay.
-        kind, cache = self.ranks.device_type, self.stage < 3
-        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=cache)
+    def _choose_precision(self, model: nn.Module) -> None:
+        if self.precision != "fp32":
+            # At stage 3 a gathered weight is gone after its layer; its cached copy would stay.
+            compute_in_bf16(model, device_type=self.ranks.device_type, cache=self.stage < 3)
 
 
 def _elements(model: nn.Module) -> int:

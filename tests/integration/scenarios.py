@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -93,6 +94,13 @@ def engine_losses(
 ) -> list[float]:
     engine = tiny_engine(Ranks.start(), stage=stage, clip=clip, precision=precision)
     return train(engine, first=0, steps=steps, accumulation=accumulation)
+
+
+def engine_losses_as_on_a_gpu(stage: int, steps: int, accumulation: int, precision: str) -> list[float]:
+    """Let DeepSpeed's question whether autocast is on, which is CUDA's alone, be answered for this device."""
+    answer = torch.is_autocast_enabled
+    with mock.patch.object(torch, "is_autocast_enabled", lambda device="cpu": answer(device)):
+        return engine_losses(stage, steps, accumulation, precision=precision)
 
 
 def ddp_losses(steps: int, clip: float = 1.0) -> list[float]:

@@ -78,6 +78,16 @@ def test_bf16_follows_fp32_closely(
     assert found == pytest.approx(in_fp32, rel=0.02) and found != in_fp32
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_deepspeed_does_not_switch_autocast_off_on_a_gpu(
+    on_ranks: OnRanks, in_fp32: list[float], stage: int
+) -> None:
+    options = {"stage": stage, "steps": 6, "accumulation": 2, "precision": "autocast"}
+    found = on_ranks("engine_losses_as_on_a_gpu", world_size=2, **options)[0]
+    assert found == on_ranks("engine_losses", world_size=2, **options)[0]
+    assert found == pytest.approx(in_fp32, rel=0.02) and found != in_fp32
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stage_three_never_holds_more_than_one_whole_module(on_ranks: OnRanks, precision: str) -> None:
     for answer in on_ranks("sharded_build", world_size=2, precision=precision):
