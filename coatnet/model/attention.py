@@ -40,11 +40,28 @@ class RelativeBias(nn.Module):
     def _bias(self, height: int, width: int) -> Tensor:
         table = _at_least_fp32(self.table)
         if table.shape[1:] != (2 * height - 1, 2 * width - 1):
-            size = (2 * height - 1, 2 * width - 1)
-            table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
+            table = _resize(table, 2 * height - 1, 2 * width - 1)
         if torch.is_grad_enabled() and table.requires_grad:
             return _Spread.apply(table, height, width)
         return _spread(table, height, width)
+
+
+def _resize(table: Tensor, height: int, width: int) -> Tensor:
+    """Resize bilinearly, by products: on a GPU `interpolate` scatters its gradient, in an order of its own.
+
+    Shape: (heads, h, w) → (heads, height, width).
+    """
+    with torch.autocast(table.device.type, enabled=False):
+        rows, columns = _bilinear(height, table.shape[1], table), _bilinear(width, table.shape[2], table)
+        return rows @ table @ columns.T
+
+
+def _bilinear(size: int, old: int, like: Tensor) -> Tensor:
+    """Return each new place's weights on the old ones, half-pixel centres. Shape: (size, old)."""
+    new = torch.arange(size, device=like.device, dtype=torch.float64)
+    at = ((new + 0.5) * (old / size) - 0.5).clamp(0, old - 1)
+    distance = at[:, None] - torch.arange(old, device=like.device, dtype=torch.float64)
+    return (1 - distance.abs()).clamp(min=0).to(like.dtype)
 
 
 def _spread(table: Tensor, height: int, width: int) -> Tensor:

@@ -62,3 +62,13 @@ def test_the_chosen_kernel_of_torch_agrees_with_float64(tokens: int, dtype: torc
     # Its mask has the type of q.
     exact = exact_outputs(q, k, v, bias.to(dtype), down)
     assert_close(found, exact, limit=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_the_gradient_of_a_resized_bias_has_the_same_bits_every_time_without_any_switch() -> None:
+    from coatnet.model.attention import RelativeBias
+
+    bias = RelativeBias(16, grid=14).cuda()
+    torch.nn.init.normal_(bias.table)
+    down = torch.randn_like(bias(24, 24))
+    first, *others = (torch.autograd.grad(bias(24, 24), bias.table, down)[0] for _ in range(20))
+    assert all(torch.equal(first, other) for other in others)

@@ -49,6 +49,14 @@ def test_another_grid_is_the_bilinear_resize_of_the_table(height: int, width: in
     assert torch.allclose(bias.float()(height, width).double(), got, atol=1e-5)
 
 
+def test_the_resize_stays_in_fp32_under_autocast() -> None:
+    bias = RelativeBias(2, grid=4)
+    torch.nn.init.normal_(bias.table)
+    plain = bias(6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bias(6, 6), plain)
+
+
 def test_the_gradient_flows_to_the_stored_table_at_another_resolution() -> None:
     bias = RelativeBias(3, grid=7)
     torch.nn.init.normal_(bias.table)
