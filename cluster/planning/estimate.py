@@ -101,7 +101,7 @@ def make_plan(
     """
     per_node = gpus_per_node or hardware.gpus_per_node
     world = nodes * per_node
-    accumulation, layout = _layout(recipe, world_size=world)
+    accumulation, layout = _layout(recipe, world_size=world, on_cores=hardware.shares_memory)
     works = workload(recipe.model, image_size=recipe.image_size)
     parameters = sum(work.parameters for work in works)
     memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
@@ -173,7 +173,7 @@ def write_plan(directory: Path, plan: Plan) -> Path:
     return path
 
 
-def _layout(recipe: RecipeView, *, world_size: int) -> tuple[int, Layout]:
+def _layout(recipe: RecipeView, *, world_size: int, on_cores: bool) -> tuple[int, Layout]:
     share, rest = divmod(recipe.global_batch, world_size)
     micro = min(recipe.micro_batch or share, share) if share else 0
     if rest or not share or share % micro:
@@ -190,5 +190,6 @@ def _layout(recipe: RecipeView, *, world_size: int) -> tuple[int, Layout]:
         ema=recipe.ema,
         bucket_elements=recipe.bucket_elements,
         compiled=recipe.compiled,
+        rows=on_cores and not recipe.compiled,
     )
     return share // micro, layout

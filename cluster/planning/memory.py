@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.planning.hardware import Hardware
-from cluster.planning.workload import Work
+from cluster.planning.workload import Work, mode
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
 WINDOWS = 8  # stage 3 works on such a part of the model at a time (coatnet.training.deepspeed_config)
 _WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
-# Fitted on two CPU ranks, to CoAtNet-0 and -2: weights that come and go leave pages in the C library's heap.
+# Fitted on two CPU ranks, to CoAtNet-0 and -2 (stage 3) and to three small models (stages 1 and 2): what is
+# freed leaves holes in the C library's heap, which holds blocks of up to 32 MiB; larger ones go back.
 _PAGES_KEPT = 1.2
+_HEAP_BLOCK = 32 * 2**20
+_FLAT_COPIES = 6  # of all weights or gradients, that come and go in a step
 _INPUT_BYTES = 3 * (1 + 4)  # a pixel as it arrives (uint8) and normalised (float)
 
 
@@ -24,6 +27,7 @@ class Layout:
     Args:
         checkpointing: stages whose activations are computed again in the backward pass.
         compiled: whether torch.compile fuses what is elementwise.
+        rows: whether the CPU's extension does batch norm and GELU in one pass.
     """
 
     world_size: int
@@ -34,6 +38,7 @@ class Layout:
     ema: bool = False
     bucket_elements: int = 200_000_000
     compiled: bool = False
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
     reserve = model * hardware.reserve_share
-    if stage == 3 and hardware.shares_memory:
-        reserve += _PAGES_KEPT * parameters * held
+    if hardware.shares_memory:
+        reserve += _heap_bytes(parameters * held, stage=stage)
     return Memory(
         weights, gradients, optimizer, ema, casts, activations, buckets, picture,
         hardware.process_bytes, reserve,
@@ -105,17 +110,28 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
 
 def saved_bytes(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
     """Return the activations that the backward pass finds, by stage."""
-    size = _FP32 if layout.precision == "fp32" else _BF16
     stages: dict[str, float] = {}
     for work in works:
-        elements = work.kept_elements(compiled=layout.compiled)
+        one = _kept_bytes(work, layout)
         if work.stage in layout.checkpointing:
-            elements = work.block_input
-        stages[work.stage] = stages.get(work.stage, 0.0) + elements * size * layout.micro_batch
-    for stage in layout.checkpointing:  # while its backward pass runs, one block is there in full
-        if stage in stages:
-            stages[stage] += _largest_block_elements(works, layout, stage=stage) * size * layout.micro_batch
+            one = work.block_input * _element_bytes(layout)
+        stages[work.stage] = stages.get(work.stage, 0.0) + one * layout.micro_batch
+    # while a backward pass runs, one block is there in full
+    whole = {stage: _largest_block_bytes(works, layout, stage=stage) for stage in layout.checkpointing}
+    if whole:
+        largest = max(whole, key=lambda stage: whole[stage])
+        stages[largest] += whole[largest] * layout.micro_batch
     return stages
+
+
+def _kept_bytes(work: Work, layout: Layout) -> float:
+    if layout.compiled:
+        return work.kept * _element_bytes(layout)
+    return work.kept_bytes[mode(layout.precision, rows=layout.rows)]
+
+
+def _element_bytes(layout: Layout) -> int:
+    return _FP32 if layout.precision == "fp32" else _BF16
 
 
 def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hardware, image_size: int) -> int:
@@ -129,6 +145,13 @@ def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hard
     return max(0, int((hardware.rank_memory_bytes - (2 * one - two)) / (two - one)))
 
 
+def _heap_bytes(flat: float, *, stage: int) -> float:
+    """Return the holes that DeepSpeed's flat copies of all weights leave in the heap."""
+    if stage == 3:
+        return _PAGES_KEPT * flat
+    return _FLAT_COPIES * flat if stage >= 1 and flat < _HEAP_BLOCK else 0.0
+
+
 def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: Layout) -> float:
     if layout.zero_stage == 0:
         return min(layout.bucket_elements, parameters) * held
@@ -138,9 +161,9 @@ def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: 
     return 2.0 * min(layout.bucket_elements, parameters) * held
 
 
-def _largest_block_elements(works: Sequence[Work], layout: Layout, *, stage: str) -> float:
+def _largest_block_bytes(works: Sequence[Work], layout: Layout, *, stage: str) -> float:
     blocks: dict[str, float] = {}
     for work in works:
         if work.stage == stage:
-            blocks[work.block] = blocks.get(work.block, 0.0) + work.kept_elements(compiled=layout.compiled)
+            blocks[work.block] = blocks.get(work.block, 0.0) + _kept_bytes(work, layout)
     return max(blocks.values(), default=0.0)

@@ -36,7 +36,7 @@ RATES = [
 
 
 def work(kind: str, *, moved: float, macs: int = 0) -> Work:
-    return Work("S1", "S1.0", kind, 0, macs, moved, 0.0, 0.0, 0.0)
+    return Work("S1", "S1.0", kind, 0, macs, moved, 0.0, {}, 0.0)
 
 
 @pytest.mark.parametrize(

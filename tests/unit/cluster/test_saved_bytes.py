@@ -1,0 +1,55 @@
+"""The plan's activations are what torch itself says that it keeps: counted on shapes alone, without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.planning.memory import Layout, saved_bytes
+from cluster.planning.workload import workload
+from coatnet.model import ModelConfig, NormConfig, build_model, rows
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+from saved_bytes import count_compiled, count_eager, count_saved, planned_bytes
+
+STAGES = ("S0", "S1", "S2", "S3", "S4")
+
+
+@pytest.mark.parametrize("precision", ["autocast", "fp32"])
+@pytest.mark.parametrize("name", ["coatnet_0", "coatnet_2", "coatnet_4"])
+def test_uncompiled_activations_on_a_gpu_are_what_autograd_saves(name: str, precision: str) -> None:
+    options = {"batch": 64, "image_size": 224, "precision": precision}
+    counted, planned = (
+        count_eager(ModelConfig(name=name), **options),
+        planned_bytes(ModelConfig(name=name), **options),
+    )
+    for stage in STAGES:
+        assert planned[stage] == pytest.approx(counted[stage], rel=0.02), stage
+    assert sum(planned.values()) == pytest.approx(sum(counted.values()), rel=0.01)
+
+
+@pytest.mark.skipif(rows.name(device_type="cpu") != "rows", reason="the C extension is not built")
+@pytest.mark.parametrize(
+    ("depths", "widths"),
+    [
+        ([1, 1, 2, 3, 1], [32, 48, 96, 192, 256]),
+        ([1, 2, 3, 5, 1], [48, 64, 128, 256, 512]),
+        ([2, 2, 3, 5, 2], [64, 96, 192, 384, 768]),
+    ],
+)
+def test_activations_on_cores_are_what_autograd_saves(depths: list[int], widths: list[int]) -> None:
+    config = ModelConfig(depths=depths, widths=widths, num_classes=2)
+    model = build_model(config, norm=NormConfig(group_images=2), seed=0).train()
+    counted = count_saved(model, torch.zeros(4, 3, 96, 96), precision="fp32")
+    layout = Layout(1, 0, 4, precision="fp32", rows=True)
+    planned = saved_bytes(workload(config, image_size=96), layout=layout)
+    for stage in STAGES:
+        assert planned[stage] == pytest.approx(counted[stage], rel=0.01), stage
+
+
+def test_compiled_activations_are_what_inductors_partitioner_keeps() -> None:
+    for block, (counted, planned) in count_compiled("coatnet_4", widths=[96] * 5, num_classes=2).items():
+        assert planned == pytest.approx(counted, rel=0.01), block
