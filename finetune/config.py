@@ -91,8 +91,7 @@ class FinetuneConfig:
         model: null takes the checkpoint's; given, it must agree with it. Needed where `init` is null.
         stochastic_depth: null keeps the model's.
         freeze: parts that do not learn, of S0 … S4 and dense; all six make a linear probe.
-        zero: stage of accelerate's DeepSpeed plug-in for models that need it: 1 shards AdamW's state over the
-            ranks, 2 the gradients too; 0 is plain data parallelism.
+        zero: accelerate's DeepSpeed plug-in shards AdamW's state over the ranks (1) and gradients too (2).
         ema: decay of the averaged weights, which are then the ones evaluated; 0 is off.
         precision: "fp32", or "bf16" (autocast).
         seeds: several make one run each, and a summary with mean and deviation; empty for `seed` alone.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coatnet.checkpoint.inspection import refuse_pickle
 from coatnet.config import UserError, load_config
 from coatnet.runtime.launch import launch_run
 from coatnet.runtime.ranks import already_launched
@@ -24,6 +26,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
         UserError: the config is wrong, or several seeds were asked for under srun or torchrun.
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
+    refuse_pickle(Path(config.init or ""))
     # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.
     options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
     whole = Path(config.run.directory)
@@ -38,9 +41,10 @@ def launch(path: str, overrides: Sequence[str]) -> int:
         if status or not (directory / "done").exists():
             return status
     summary = summarise([json.loads((each / "summary.json").read_text()) for each in directories.values()])
-    write_atomically(
-        whole / "summary.json", json.dumps({**summary, "seeds": [*directories]}, indent=2) + "\n"
-    )
+    summary["seeds"] = [*directories]
+    write_atomically(whole / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if "top1" in summary:
+        print(f"{whole}: top1 {summary['top1']:.4f} ± {summary['deviation']['top1']:.4f}", file=sys.stderr)
     return 0
 
 

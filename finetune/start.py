@@ -37,13 +37,14 @@ def starting_model(
     if weights is None:
         size = config.augment.image_size
         fresh = replace(wanted, num_classes=len(classes), image_size=size, stochastic_depth=own)
-        return build_model(fresh, norm=config.norm, seed=config.seed), fresh, {"init": None}
+        return build_model(fresh, norm=config.norm, seed=config.seed), fresh, {"init": None, "said": ""}
     model = build_model(replace(weights.model, stochastic_depth=own), norm=config.norm, seed=config.seed)
     load_tensors(model, weights.tensors, origin=str(config.init))
     model.resize_head(len(classes), init=config.head.init, seed=config.seed)
     kept = _keep_rows(model, weights, classes=classes) if config.head.keep_rows == "matching" else 0
     facts = {key: weights.facts.get(key) for key in ("step", "samples_seen", "config_digest")}
-    return model, model.config, {"init": config.init, "rows_kept": kept, **facts}
+    said = f" from {config.init} under a new head" + (f" that knows {kept} classes already" if kept else "")
+    return model, model.config, {"init": config.init, "rows_kept": kept, "said": said, **facts}
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ class Trainer(TrainingRun[State, StepResult]):
             lease=lease,
             model=model_config,
             augmented=self._transform.pictures,
-            begins_with=f" from {config.init}, {origin['rows_kept']} classes kept" if config.init else "",
+            begins_with=origin.pop("said"),
             classes=classes,
             augment=to_dict(replace(config.augment, image_size=self.calendar.phases[-1].image_size)),
             config_digest=digest,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from coatnet.runtime.ranks import Ranks, already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
 
+# What torch's data parallelism says of an argument that accelerate hands on, and of 1×1 depthwise strides.
+_OF_NO_CONSEQUENCE = "`broadcast_buffers` is deprecated|Grad strides do not match"
 _MEASURING_SECONDS = 0.3
 _LONG_SECONDS = 60.0  # a shorter run is not worth a second for a better plan
 
@@ -42,6 +45,7 @@ def work(
         force: take a run over whose config was another.
         alone: go on without a process group where nobody launched one.
     """
+    warnings.filterwarnings("ignore", _OF_NO_CONSEQUENCE)
     run = RunDirectory(config.run.directory)
     with StopFlag() as stop:
         start = Ranks.single if alone and not already_launched() else Ranks.start

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,24 @@ def check_evaluation_set(path: Path, *, labels: Path | None, real: Path | None) 
     if labels is not None:
         for row, line in enumerate(_text(labels).splitlines(), start=1):
             _check_name(line.strip().partition(" ")[0], origin=f"{labels}:{row}")
+        tell_unlabelled(path, labels)
     if real is not None:
         read_real_labels(real)
     if "://" not in str(path) and not path.is_dir():
         raise UserError(f"{path}: no such folder of shards or images")
+
+
+def tell_unlabelled(folder: Path, labels: Path) -> None:
+    """Say how many files of a flat folder the label file leaves out, and that they are not evaluated."""
+    known = {line.strip().partition(" ")[0] for line in _text(labels).splitlines()}
+    found = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    unknown = sorted(name for name in found if name not in known and not name.startswith("."))
+    if unknown:
+        print(
+            f"warning: {labels} has no label for {len(unknown):,} of {len(found):,} files in {folder}; "
+            f"these are not evaluated, the first is {unknown[0][:200]!a}",
+            file=sys.stderr,
+        )
 
 
 def open_evaluation_set(

@@ -173,3 +173,14 @@ def test_the_commands_refuse_in_one_line_before_torch_is_loaded(exported: Path, 
         assert done.stderr.count("\n") == (0 if command[0] == "predict" else 1)
         assert after.ru_utime - before.ru_utime < 1.0
     assert not proof.exists() and not (tmp_path / "out").exists()
+
+
+def test_a_pickle_to_fine_tune_from_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    from finetune.launch import launch
+
+    proof, config = tmp_path / "ran", tmp_path / "config.yaml"
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Payload(proof)))
+    config.write_text(f"init: {tmp_path / 'weights.pth'}\n")
+    with refused_at_once("a pickle can run any program"):
+        launch(str(config), [f"run.directory={tmp_path / 'run'}"])
+    assert not proof.exists() and not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.runtime.ranks import Ranks
 from finetune.evaluation.request import EvaluationRequest, evaluate
+from finetune.evaluation.sources import check_evaluation_set
 
 SYNSETS = ["n01440764 tench", "n01443537 goldfish", "n01484850 shark"]
 IMAGES = 12
@@ -71,6 +72,18 @@ def test_synset_folders_numbered_folders_and_a_flat_folder_give_one_answer(
     for other in (numbered, by_file, by_number):
         assert (other["samples"], other["top1"], other["top5"]) == (IMAGES, synsets["top1"], synsets["top5"])
         assert other["loss"] == pytest.approx(synsets["loss"], abs=1e-6)
+
+
+def test_files_that_the_label_file_leaves_out_are_told(
+    flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "val.txt"
+    labels.write_text("".join(f"{name(number)} 0\n" for number in range(IMAGES)))
+    check_evaluation_set(flat, labels=labels, real=None)
+    assert capsys.readouterr().err == ""
+    labels.write_text("".join(f"{name(number)} 0\n" for number in range(3)))
+    check_evaluation_set(flat, labels=labels, real=None)
+    assert f"no label for {IMAGES - 3} of {IMAGES} files" in capsys.readouterr().err
 
 
 def test_a_set_of_some_classes_is_judged_among_these_alone(model: Path, flat: Path, tmp_path: Path) -> None:
