@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.array import array_state, is_task, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
 from cluster.notice import ending_notice
 from cluster.progress import last_records, newest_step
@@ -120,10 +121,11 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     if job is not None and job.is_alive:
         state = "requeued" if job.state == "PENDING" and lives else job.state.lower()
         return state, _in_brackets(job.reason).strip(" ()")
-    tasks = [RunDirectory(path.parent) for path in run.path.glob(f"task-*/{LIVES_FILE}")]
+    tasks = task_folders(run.path)
     if tasks:
-        done = sum(task.marker("done") is not None for task in tasks)
-        return "ended", f"{done} of {len(tasks)} tasks that began are done; submit again for the others"
+        return array_state(
+            run.path, tasks, state_of=lambda task: _state(task, History(task.path).lives(), None)
+        )
     last = lives[-1] if lives else None
     if last is not None and last.outcome not in {"", "ended"}:
         if job is not None and job.state == "CANCELLED" and last.outcome != "failed":
@@ -141,7 +143,11 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
 
 
 def _noticed(run: RunDirectory, last: Life | None) -> str:
-    return ending_notice(run.path, job_id=last.job_id, life=last.number) if last is not None else ""
+    if last is None:
+        return ""
+    folder, ids = log_names(run.path) if is_task(run.path) else (run.path, [last.job_id])
+    found = (ending_notice(folder, job_id=job_id, life=last.number) for job_id in ids)
+    return next((state for state in found if state), "")
 
 
 def _in_brackets(reason: str) -> str:

@@ -246,6 +246,21 @@ def test_an_array_runs_each_of_its_tasks_once_and_goes_on_after_a_warning(
     assert read_status(run.directory, queue=slurm.queue()).state == "done"
 
 
+def test_an_array_tells_what_became_of_its_tasks_without_accounting(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start_array(slurm_cluster, tmp_path / "array", tasks=3)
+    slurm_cluster.wait_for((run.directory / "begun").exists, seconds=60, what="the first task")
+    others = [run.directory / f"task-{number:04d}" / "done" for number in (1, 2)]
+    slurm_cluster.wait_for(lambda: all(path.exists() for path in others), seconds=60, what="the others")
+    slurm_cluster.client("scancel", f"{run.job_id}_0")
+    slurm_cluster.wait_for(
+        lambda: read_status(run.directory, queue={}).state == "cancelled", seconds=60, what="the notice"
+    )
+    found = read_status(run.directory, queue={})
+    assert found.detail.startswith("2 of 3 tasks done, 1 cancelled"), found
+
+
 def test_a_pipeline_runs_its_stages_one_after_the_other(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
     order = tmp_path / "order"
     jobs = start_pipeline(slurm_cluster, tmp_path, order=order)

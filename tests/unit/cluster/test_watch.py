@@ -157,15 +157,56 @@ def test_a_clock_that_went_backwards_loses_no_negative_time(run: Path) -> None:
     assert read_status(run, queue=queued("RUNNING"), now=1.0).lost_seconds == 0.0
 
 
-def test_an_array_counts_the_tasks_that_are_done(tmp_path: Path) -> None:
+@pytest.fixture
+def array(tmp_path: Path) -> Path:
+    """Four tasks were submitted as job 7, of which three began: lives without an end."""
     History(tmp_path).note("submitted", job_id="7", folder="0001", lives=0)
-    for number in (0, 1):
+    (tmp_path / "submissions" / "0001").mkdir(parents=True)
+    (tmp_path / "submissions" / "0001" / "job.json").write_text('{"array": 4}')
+    (tmp_path / "logs").mkdir()
+    for number in range(3):
         task = tmp_path / f"task-{number:04d}"
         task.mkdir()
-        History(task).begin(job_id="7", nodes=["n1"], step=-1)
-    RunDirectory(task).mark("done")
-    found = read_status(tmp_path, queue={})
-    assert found.state == "ended" and found.detail.startswith("1 of 2 tasks")
+        History(task).begin(job_id=f"{8 + number}", nodes=["n1"], step=-1)
+    return tmp_path
+
+
+def end(task: Path, outcome: str, reason: str) -> None:
+    history = History(task)
+    history.end(history.lives()[-1], outcome=outcome, reason=reason, tries=1, excluded={})
+
+
+def test_an_array_without_a_job_tells_what_became_of_each_task(array: Path) -> None:
+    RunDirectory(array / "task-0000").mark("done")
+    end(array / "task-0001", "failed", "a rank on n1 ended: boom")
+    found = read_status(array, queue={})
+    assert found.state == "lost", "a task without an end may still run elsewhere"
+    (array / "logs" / "job-7_2.log").write_text(
+        "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format(" DUE TO TIME LIMIT")
+    )
+    found = read_status(array, queue={})
+    assert found.state == "failed"
+    assert found.detail == (
+        "1 of 4 tasks done, 1 failed, 1 timeout, 1 never began (task 1: a rank on n1 ended: boom); "
+        "submit again for the others"
+    )
+    assert read_status(array / "task-0002", queue={}).state == "timeout"
+
+
+def test_an_array_that_was_cancelled_is_no_ended_one(array: Path) -> None:
+    for number in range(3):
+        end(array / f"task-{number:04d}", "ended", "SLURM is ending the job")
+        (array / "logs" / f"job-7_{number}.log").write_text(
+            "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format("")
+        )
+    assert read_status(array, queue={}).state == "cancelled"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"array": "x"}'])
+def test_a_broken_job_file_leaves_an_array_the_tasks_that_began(array: Path, text: str) -> None:
+    (array / "submissions" / "0001" / "job.json").write_text(text)
+    RunDirectory(array / "task-0000").mark("done")
+    assert read_status(array, queue={}).detail.startswith("1 of 3 tasks done, 2 lost")
 
 
 def test_progress_rate_and_remaining_time_come_from_the_metrics(run: Path) -> None:
