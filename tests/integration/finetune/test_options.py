@@ -81,7 +81,7 @@ def test_seeds_stop_early_and_are_summarised(
     )
     said = coatnet(*words).stderr
     assert "under a new head that knows 3 classes already" in said
-    assert " images, since evaluations brought nothing better" in said and "seeds: top1" in said
+    assert ", since evaluations brought nothing better" in said and "seeds: top1" in said
     summary = json.loads((tmp_path / "seeds" / "summary.json").read_text())
     assert summary["seeds"] == [0, 1] and len(summary["runs"]) == 2
     one = json.loads((tmp_path / "seeds" / "seed-0" / "summary.json").read_text())
