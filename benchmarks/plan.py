@@ -3,6 +3,8 @@
     .venv/bin/python benchmarks/plan.py --rounds 3        # two cores, measured before and after each run
     .venv/bin/python benchmarks/plan.py --finetune        # two cores, each model fine-tuned from a checkpoint
     .venv/bin/python benchmarks/plan.py --hardware h100   # one GPU, by its profile
+    … --hardware h200 --eager --precision fp32 --recorded benchmarks/results/plan_h200_fp32.json
+                                                          # the plan of now beside what a GPU measured before
 
 On cores time is a rank's own processor time per step, which other work lengthens less than the clock on the
 wall. It lengthens it still (caches, memory, what the host gives), so the profile is measured right before and
@@ -21,13 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cluster.planning.calibration import calibrate
 from cluster.planning.request import plan_of
 
 COATNET = [sys.executable, "-m", "coatnet.cli"]
+Compare = Callable[..., list[str]]
+Measure = Callable[..., tuple[float, float]]
 CONFIG = """\
 model: {{name: {model}, depths: {depths}, widths: {widths}}}
 norm: {{group_images: {group_images}}}
@@ -108,21 +114,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hardware", help="a GPU's profile to compare with; default: cores, measured")
     parser.add_argument("--eager", action="store_true", help="on a GPU: without torch.compile")
+    parser.add_argument("--precision", default="autocast", help="on a GPU")
+    parser.add_argument("--recorded", type=Path, help="on a GPU: what was measured before; nothing is run")
     parser.add_argument("--stage", type=int, default=1, help="ZeRO's")
     parser.add_argument("--finetune", action="store_true", help="on cores: fine-tune instead")
     parser.add_argument("--rounds", type=int, default=1, help="how often to go through the cases")
     options = parser.parse_args()
-    cases = GPU_CASES if options.hardware else CASES
+    cases = CASES
     command = "finetune" if options.finetune else "pretrain"
+    if options.hardware is None:
+        compare: Compare = compare_cores
+    else:
+        cases = tuple(
+            replace(case, compile=not options.eager, precision=options.precision) for case in GPU_CASES
+        )
+        measured = measure_gpu if options.recorded is None else partial(recall, options.recorded)
+        compare = partial(compare_gpu, hardware=options.hardware, measured=measured)
     folder = Path(tempfile.mkdtemp(prefix="plan-"))
     try:
         shards = make_corpus(folder)
         print(HEAD, flush=True)
         for case in cases * options.rounds:
-            case = replace(case, compile=case.compile and not options.eager, stage=options.stage)
+            case = replace(case, stage=options.stage)
             config, directory = write_config(case, folder, shards, command=command)
-            compare = compare_cores if options.hardware is None else compare_gpu
-            cells = compare(case, config, directory, command=command, hardware=options.hardware)
+            cells = compare(case, config, directory, command=command)
             print("| " + " | ".join([case.name, *cells, f"{os.getloadavg()[0]:.0f}"]) + " |", flush=True)
     finally:
         shutil.rmtree(folder)
@@ -139,7 +154,7 @@ def write_config(case: Case, folder: Path, shards: Path, *, command: str) -> tup
     return config, directory
 
 
-def compare_cores(case: Case, config: Path, directory: Path, *, command: str, hardware: None) -> list[str]:
+def compare_cores(case: Case, config: Path, directory: Path, *, command: str) -> list[str]:
     """Run a case between two measurements of the machine."""
     folder = config.parent
     before, after = folder / "before.yaml", folder / "after.yaml"
@@ -155,10 +170,12 @@ def compare_cores(case: Case, config: Path, directory: Path, *, command: str, ha
     return [*cells(plans[0].measurable_bytes, memory, predicted, seconds), fixed]
 
 
-def compare_gpu(case: Case, config: Path, directory: Path, *, command: str, hardware: str) -> list[str]:
-    """Run a case beside the plan by a profile."""
+def compare_gpu(
+    case: Case, config: Path, directory: Path, *, command: str, hardware: str, measured: Measure
+) -> list[str]:
+    """Set a case beside the plan by a profile."""
     plan, _ = plan_of(command, config, [f"hardware={hardware}", f"gpus_per_node={case.ranks}"])
-    memory, seconds = measure_gpu(config, directory)
+    memory, seconds = measured(case, config, directory)
     return [*cells(plan.measurable_bytes, memory, plan.step.seconds, seconds), "–"]
 
 
@@ -169,7 +186,13 @@ def cells(bytes_predicted: float, bytes_measured: float, predicted: float, measu
     return [*memory, f"{bytes_predicted / bytes_measured - 1:+.0%}", *times]
 
 
-def measure_gpu(config: Path, directory: Path) -> tuple[float, float]:
+def recall(recorded: Path, case: Case, config: Path, directory: Path) -> tuple[float, float]:
+    """Return what a case's run took when it was measured."""
+    run = json.loads(recorded.read_text())["runs"][case.name]
+    return run["mib"] * 2**20, run["step_seconds"]
+
+
+def measure_gpu(case: Case, config: Path, directory: Path) -> tuple[float, float]:
     """Return the allocator's peak in bytes and the median step of the second half, from the run's metrics."""
     subprocess.run([*COATNET, "pretrain", str(config)], check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
