@@ -1,6 +1,7 @@
 """Predicted against measured on this machine: memory and step time of three model sizes.
 
     .venv/bin/python benchmarks/plan.py --rounds 3        # two cores, measured before and after each run
+    .venv/bin/python benchmarks/plan.py --stage 1 3       # the same at two stages in turn
     .venv/bin/python benchmarks/plan.py --finetune        # two cores, each model fine-tuned from a checkpoint
     .venv/bin/python benchmarks/plan.py --hardware h100   # one GPU, by its profile
     … --hardware h200 --eager --precision fp32 --recorded benchmarks/results/plan_h200_fp32.json
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from cluster.planning.calibration import calibrate
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="on a GPU: without torch.compile")
     parser.add_argument("--precision", default="autocast", help="on a GPU")
     parser.add_argument("--recorded", type=Path, help="on a GPU: what was measured before; nothing is run")
-    parser.add_argument("--stage", type=int, default=1, help="ZeRO's")
+    parser.add_argument("--stage", type=int, nargs="+", default=[1], help="ZeRO's; of several in turn")
     parser.add_argument("--finetune", action="store_true", help="on cores: fine-tune instead")
     parser.add_argument("--rounds", type=int, default=1, help="how often to go through the cases")
     options = parser.parse_args()
@@ -134,11 +136,12 @@ def main() -> None:
     try:
         shards = make_corpus(folder)
         print(HEAD, flush=True)
-        for case in cases * options.rounds:
-            case = replace(case, stage=options.stage)
+        for case, stage in product(cases * options.rounds, options.stage):
+            case = replace(case, stage=stage)
             config, directory = write_config(case, folder, shards, command=command)
             cells = compare(case, config, directory, command=command)
-            print("| " + " | ".join([case.name, *cells, f"{os.getloadavg()[0]:.0f}"]) + " |", flush=True)
+            row = [f"{case.name}, ZeRO-{stage}", *cells, f"{os.getloadavg()[0]:.0f}"]
+            print("| " + " | ".join(row) + " |", flush=True)
     finally:
         shutil.rmtree(folder)
 

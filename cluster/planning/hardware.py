@@ -20,6 +20,8 @@ class Hardware:
         matmul_share, elementwise_share, depthwise_share, attention_share: what is attained of the peak, or of
             the copy rate for the bandwidth-bound ones.
         kernel_seconds: least time of one kernel, launched from a compiled graph.
+        sharding_seconds: what DeepSpeed's Python takes at stage 3 to gather, reduce and free one layer, per
+            micro-batch; none where a device's queue hides it.
         node_bytes_per_second, network_bytes_per_second: one device's bus bandwidth inside a node and between.
         process_bytes: what one rank takes before the model: interpreter, libraries, context, buffers.
         reserve_share: part of the memory that fragmentation takes.
@@ -34,6 +36,7 @@ class Hardware:
     depthwise_share: float = 0.5
     attention_share: float = 0.35
     kernel_seconds: float = 4e-6
+    sharding_seconds: float = 0.0
     gpus_per_node: int = 8
     node_bytes_per_second: float = 1e11
     network_bytes_per_second: float = 1e10

@@ -28,12 +28,14 @@ class Step:
         stages: forward and backward by stage, of all micro-batches.
         kinds: the same by kind of operation.
         recomputed: forward passes taken again for activation checkpointing.
+        sharding: stage 3's work around every layer.
         flops: what the model needs (recomputation not counted), for the MFU.
     """
 
     stages: dict[str, float]
     kinds: dict[str, float]
     recomputed: float
+    sharding: float
     optimizer: float
     backward: float
     flops: float
@@ -41,7 +43,7 @@ class Step:
     @property
     def seconds(self) -> float:
         """Return the sum."""
-        return sum(self.stages.values()) + self.recomputed + self.optimizer
+        return sum(self.stages.values()) + self.recomputed + self.sharding + self.optimizer
 
 
 def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, hardware: Hardware) -> Step:
@@ -58,8 +60,15 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
         recomputed += forward if work.stage in layout.checkpointing else 0.0
         flops += accumulation * layout.micro_batch * work.macs * FLOPS_PER_MAC * (1.0 + BACKWARD)
     own = sum(work.parameters for work in works) / (layout.world_size if layout.zero_stage else 1)
+    layers = sum(work.parameters > 0 for work in works) if layout.zero_stage == 3 else 0
     return Step(
-        stages, kinds, recomputed, own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second, backward, flops
+        stages=stages,
+        kinds=kinds,
+        recomputed=recomputed,
+        sharding=accumulation * layers * hardware.sharding_seconds,
+        optimizer=own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second,
+        backward=backward,
+        flops=flops,
     )
 
 

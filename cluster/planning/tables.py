@@ -121,7 +121,8 @@ def _total(memory: Memory, plan: Plan, *, digits: int = 2) -> str:
 def _speed_table(plan: Plan) -> Table:
     table = _table("part of a step", "time", "share")
     parts = {f"{stage} forward and backward": seconds for stage, seconds in plan.step.stages.items()}
-    parts |= {"recomputation": plan.step.recomputed, "AdamW": plan.step.optimizer}
+    parts |= {"recomputation": plan.step.recomputed, "sharding, by layer": plan.step.sharding}
+    parts["AdamW"] = plan.step.optimizer
     parts |= {f"{name} (exposed in all {_milliseconds(plan.communication.exposed)})": seconds
               for name, seconds in plan.communication.collectives.items()}  # fmt: skip
     for label, seconds in parts.items():

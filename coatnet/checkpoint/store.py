@@ -144,8 +144,16 @@ class CheckpointStore:
             self.wait()
 
     def steps(self) -> list[int]:
-        """Return the committed steps, oldest first."""
-        found = (path.name.removeprefix(_PREFIX) for path in self.directory.glob(f"{_PREFIX}*"))
+        """Return the committed steps, oldest first.
+
+        Raises:
+            CheckpointError: the directory cannot be read, which a glob would take for an empty one.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: {error.strerror}; make it readable") from None
+        found = (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
         return sorted(int(digits) for digits in found if digits.isdigit())
 
     def path(self, step: int) -> Path:
@@ -159,9 +167,12 @@ class CheckpointStore:
         the way once an older one is found: the run will come to its step again.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is whole: the run never starts at 0 by itself.
+            CheckpointError: there are checkpoints, but none is whole, or nobody can tell: the run never
+                starts at 0 by itself.
         """
-        steps = self._ranks.broadcast(self.steps() if self._ranks.is_main else None)
+        steps, fault = self._ranks.broadcast(self._listing() if self._ranks.is_main else None)
+        if fault:
+            raise CheckpointError(fault)
         broken: list[int] = []
         for step in reversed(steps):
             if before is not None and step >= before:
@@ -191,6 +202,13 @@ class CheckpointStore:
         """Finish the save under way and end the writer."""
         self.wait()
         self._writer.shutdown()
+
+    def _listing(self) -> tuple[list[int], str | None]:
+        """Return the committed steps, or what keeps them from being known, to tell it to all ranks."""
+        try:
+            return self.steps(), None
+        except CheckpointError as error:
+            return [], str(error)
 
     def _open(self, step: int) -> tuple[Checkpoint | None, str | None]:
         try:

@@ -14,7 +14,9 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
+from coatnet.config import UserError
 from coatnet.runtime.endings import STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import already_launched
@@ -38,17 +40,19 @@ def run_ranks(
     SIGTERM, SIGUSR1 and SIGINT are passed on, each once; one that comes while the ranks are being started
     reaches all of them. When a rank dies badly the others are ended within five seconds; when this process is
     killed, the kernel ends them.
+
+    Raises:
+        UserError: the folder for the logs cannot be written.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    if log_directory is not None:
-        log_directory.mkdir(parents=True, exist_ok=True)
+    logs = _open_logs(log_directory, ranks=ranks)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all ranks are there to pass them on to
     group: list[subprocess.Popen[bytes]] = []
     previous = {number: signal.signal(number, _forward_to(group)) for number in SIGNALS}
     try:
-        for rank in range(ranks):
+        for rank, log in enumerate(logs):
             started = _start_rank(
                 module,
                 arguments,
@@ -57,7 +61,7 @@ def run_ranks(
                 port=port,
                 mask=mask,
                 environment=environment,
-                logs=log_directory,
+                log=log,
             )
             group.append(started)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -67,6 +71,22 @@ def run_ranks(
         for number, handler in previous.items():
             signal.signal(number, handler)
         _end(group)
+        for log in logs:
+            if log is not None:
+                log.close()
+
+
+def _open_logs(folder: Path | None, *, ranks: int) -> list[BinaryIO | None]:
+    """Return a file for every rank but the first, which speaks to the terminal, as under SLURM."""
+    if folder is None:
+        return [None] * ranks
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [None, *(_log_of(rank, logs=folder).open("ab") for rank in range(1, ranks))]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}; choose another run.directory, or make room or a way in"
+        ) from None
 
 
 def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
@@ -131,7 +151,7 @@ def _start_rank(
     port: int,
     mask: set[int],
     environment: Mapping[str, str] | None,
-    logs: Path | None,
+    log: BinaryIO | None,
 ) -> subprocess.Popen[bytes]:
     variables = {
         **os.environ,
@@ -143,20 +163,14 @@ def _start_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    # Rank 0 speaks to the terminal; the others write to their own log, as under SLURM.
-    output = None if rank == 0 or logs is None else _log_of(rank, logs=logs).open("ab")
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=variables,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=lambda: _become_rank(mask),
-        )
-    finally:
-        if output is not None:
-            output.close()
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=variables,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=lambda: _become_rank(mask),
+    )
 
 
 def _become_rank(mask: set[int]) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from coatnet.config import UserError
+from coatnet.runtime.launch import run_ranks
+
 PROGRAMS = Path(__file__).parent / "programs"
 LAUNCH = """
 import sys
@@ -115,6 +118,12 @@ def test_a_signal_that_comes_while_the_ranks_start_reaches_all_of_them(tmp_path:
     assert done.returncode == 0, done.stderr.decode()
     assert b"SIGUSR1: asking 2 ranks to end" in done.stderr
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
+
+
+def test_a_folder_that_takes_no_logs_is_a_users_mistake_and_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.*choose another run\.directory"):
+        run_ranks("talk", [], ranks=2, log_directory=tmp_path / "file" / "logs")
 
 
 def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -120,6 +121,20 @@ def test_a_run_never_starts_anew_over_checkpoints_that_are_all_broken(tmp_path: 
     (tmp_path / "step-00000001" / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="not starting anew"):
         make_store(tmp_path)[0].newest()
+
+
+def test_a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+
+    def denied(path: Path) -> list[str]:  # root may read what others may not: chmod would not do
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(CheckpointError, match="Permission denied; make it readable"):
+        store.newest()
 
 
 def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:

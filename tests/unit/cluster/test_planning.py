@@ -106,6 +106,17 @@ def test_memory_components_add_up_and_checkpointing_saves_most_activations() -> 
     assert checkpointed.components()["activations"] < 0.5 * kept.components()["activations"]
 
 
+def test_stage_three_costs_a_core_time_for_every_layer_and_micro_batch() -> None:
+    works, hardware = workload(ModelConfig(), image_size=224), load_hardware("cpu2")
+    layers = sum(work.parameters > 0 for work in works)
+    one, three = (
+        predict_step(works, layout=Layout(2, stage, 8), accumulation=2, hardware=hardware) for stage in (1, 3)
+    )
+    assert one.sharding == 0.0
+    assert three.sharding == pytest.approx(2 * layers * hardware.sharding_seconds)
+    assert three.seconds == pytest.approx(one.seconds + three.sharding)
+
+
 def test_communication_grows_with_the_stage_and_vanishes_on_one_device() -> None:
     hardware = load_hardware("h100")
 
