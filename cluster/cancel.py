@@ -18,7 +18,9 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     """
     history = History(directory)
     if not history.events():
-        raise UserError(f"{directory} is no run directory: it has no lives.jsonl")
+        raise UserError(
+            f"{directory} was never submitted: it has no lives.jsonl; stop it where it was started"
+        )
     run = RunDirectory(directory)
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; there is nothing to cancel")

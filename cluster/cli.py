@@ -69,10 +69,10 @@ def submit(
     nodes: Annotated[int | None, typer.Option(help="Number of nodes.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and ranks, per node.")] = None,
     time: Annotated[str | None, typer.Option(help="Limit of one life: D-HH:MM:SS.")] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option()] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition to run in.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account that pays.")] = None,
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features that nodes must have.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Nodes never to use.")] = None,
     spares: Annotated[int | None, typer.Option(help="Nodes held ready beside those that compute.")] = None,
     continuation: Annotated[str | None, typer.Option(help="requeue, chain or none.")] = None,
@@ -177,10 +177,14 @@ def logs(
 
     if not directory.is_dir():
         raise UserError(f"{directory} is no run directory")
+    is_silent = True
     for line in read_logs(
         directory, rank=rank, tail=tail, follow=follow, finished=lambda: has_finished(directory)
     ):
         print(line, flush=follow)
+        is_silent = False
+    if is_silent:
+        print(f"{directory}: no logs; what was started by hand wrote to its terminal", file=sys.stderr)
 
 
 def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:

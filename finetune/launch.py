@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coatnet.checkpoint.inspection import refuse_pickle
+from coatnet.checkpoint.inspection import check_init
 from coatnet.config import UserError, load_config
 from coatnet.runtime.launch import launch_run
 from coatnet.runtime.ranks import already_launched
@@ -26,7 +26,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
         UserError: the config is wrong, or several seeds were asked for under srun or torchrun.
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
-    refuse_pickle(Path(config.init or ""))
+    check_init(config.init)
     # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.
     options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
     whole = Path(config.run.directory)

@@ -153,6 +153,17 @@ def check_model(path: Path) -> None:
         raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
 
 
+def check_init(init: str | None) -> None:
+    """Look at what a run is to begin with: what `check_model` takes, or weights alone; None is from scratch.
+
+    Raises:
+        UserError: nothing of the kind lies there, or it is not what it claims to be.
+    """
+    if init is not None:
+        path = Path(init)
+        (check_safetensors if is_bare(path) else check_model)(path)
+
+
 def check_source(path: Path, *, classes: Path | None, trust_pickle: bool) -> None:
     """Look at weights that are to be imported, and at the file of their class names.
 

@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+import typer
+import typer.main
 
 COMMANDS = sorted(point.name for point in entry_points(group="coatnet.commands"))
 
@@ -23,6 +25,14 @@ def coatnet(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_help_of_every_command_shows_an_example(name: str) -> None:
     function = next(iter(entry_points(group="coatnet.commands", name=name))).load()
     assert "Example: coatnet " + name.replace(".", " ") in function.__doc__
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_every_command_says_what_it_is(name: str) -> None:
+    app = typer.Typer(add_completion=False)
+    app.command(name)(next(iter(entry_points(group="coatnet.commands", name=name))).load())
+    silent = [one.name for one in typer.main.get_command(app).params if not getattr(one, "help", None)]
+    assert not silent
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name in TABLES or name.startswith("inspect.")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import slurm
+from cluster import cli, slurm
 from cluster.cancel import cancel_run
 from cluster.cli import status
 from cluster.history import History
@@ -294,7 +294,7 @@ def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
 
 
 def test_a_finished_run_or_another_folder_cannot_be_cancelled(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="was never submitted"):
         cancel_run(tmp_path)
     RunDirectory(run).mark("done")
     with pytest.raises(UserError, match="is done"):
@@ -313,3 +313,10 @@ def test_status_reads_the_directories_when_the_queue_does_not_answer(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     status([run], as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["state"] == "lost"
+
+
+def test_a_run_without_logs_is_told_and_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.logs(tmp_path, follow=False, rank=None, tail=100)
+    assert "started by hand" in capsys.readouterr().err

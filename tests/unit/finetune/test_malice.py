@@ -183,4 +183,9 @@ def test_a_pickle_to_fine_tune_from_is_refused_before_anything_is_loaded(tmp_pat
     config.write_text(f"init: {tmp_path / 'weights.pth'}\n")
     with refused_at_once("a pickle can run any program"):
         launch(str(config), [f"run.directory={tmp_path / 'run'}"])
+    with refused_at_once("nowhere: neither a run directory, a checkpoint, nor an exported model"):
+        launch(str(config), [f"run.directory={tmp_path / 'run'}", "init=nowhere"])
+    (tmp_path / "weights.pth").rename(tmp_path / "weights.safetensors")
+    with refused_at_once("not a safetensors file"):
+        launch(str(config), [f"run.directory={tmp_path / 'run'}", f"init={tmp_path / 'weights.safetensors'}"])
     assert not proof.exists() and not (tmp_path / "run").exists()
