@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -18,13 +19,18 @@ DOCUMENTS = sorted(
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 POINTS = {point.name: point for point in entry_points(group="coatnet.commands")}
 _FENCE = re.compile(r"^ *```(?:sh|bash|console)\n(.*?)^ *```", re.M | re.S)
+_INDENTED = re.compile(r"^    (?:\S*/)?(coatnet [^#\n]*(?:\\\n[^\n]*)*)", re.M)
+_FILE = re.compile(
+    r"\b((?:benchmarks|tests|configs|docs)/[\w./-]*\w\.(?:py|md|yaml|json|sh|txt|html|svg|png))\b"
+)
+_COMMIT = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*[0-9])[0-9a-f]{7}\b")
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
 def typed_commands(text: str) -> list[list[str]]:
-    """Return the words of every `coatnet …` line in a text's shell blocks, continuation lines joined."""
+    """Return the words of every `coatnet …` line in shell and indented blocks, continued lines joined."""
     found = []
-    for block in _FENCE.findall(text):
+    for block in [*_FENCE.findall(text), *_INDENTED.findall(_FENCE.sub("", text))]:
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"^\s*\$ ", "", line).strip()
             if re.match(r"(\S*/)?coatnet ", line):
@@ -67,3 +73,24 @@ def test_every_relative_link_of_a_document_leads_to_a_file(path: Path) -> None:
     for target in _LINK.findall(path.read_text()):
         if "://" not in target and not target.startswith("mailto:"):
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_every_file_of_the_repository_that_a_document_names_is_there(path: Path) -> None:
+    missing = {name for name in _FILE.findall(path.read_text()) if not (ROOT / name).exists()}
+    assert not missing
+
+
+def test_every_commit_that_a_document_names_is_in_the_history() -> None:
+    git = ["git", "-C", str(ROOT)]
+    known = subprocess.run(
+        [*git, "log", "--format=%h", "--abbrev=7"], capture_output=True, text=True, check=False
+    )
+    shallow = subprocess.run(
+        [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
+    )
+    if known.returncode or shallow.stdout.strip() != "false":
+        pytest.skip("no whole history here")
+    commits = set(known.stdout.split())
+    named = {(path.name, commit) for path in DOCUMENTS for commit in _COMMIT.findall(path.read_text())}
+    assert not {(name, commit) for name, commit in named if commit not in commits}
