@@ -58,6 +58,7 @@ class TimeAccount:
         self._stack = ["start"]
         self._since = time.monotonic()
         self._began = time.time() - age_seconds
+        self._epoch_of_clock = self._began + age_seconds - self._since
         self._offset: int | None = None
         self._flushed_at = 0.0
 
@@ -122,7 +123,8 @@ class TimeAccount:
             "life": self._life,
             "rank": self._rank,
             "began": round(self._began, 3),
-            "ended": round(time.time(), 3),
+            # Not the clock on the wall, which may be set meanwhile: the classes would not add up to it.
+            "ended": round(self._epoch_of_clock + time.monotonic(), 3),
             "samples_seen": samples_seen,
             "seconds": {name: round(value, 3) for name, value in self.seconds().items()},
         }

@@ -34,6 +34,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+def test_a_clock_that_is_set_back_during_a_life_does_not_part_the_classes_from_wall_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = TimeAccount(tmp_path, rank=0, life="a", age_seconds=2.0)
+    before = time.time()
+    monkeypatch.setattr(time, "time", lambda: before - 3600)
+    account.flush(samples_seen=0)
+    (life,) = read_lives(tmp_path)
+    assert sum(life.seconds.values()) == pytest.approx(life.ended - life.began, abs=0.01)
+    assert 2.0 <= life.ended - life.began < 60
+
+
 def test_nested_classes_add_up_to_wall_time_within_one_percent(tmp_path: Path) -> None:
     began = time.monotonic()
     account = TimeAccount(tmp_path, rank=0, life="a")
