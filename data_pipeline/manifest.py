@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
@@ -107,31 +105,3 @@ def parse_manifest(text: str, *, origin: str) -> Manifest:
             f"{origin}: its shards hold {manifest.samples} samples, it says {values.get('samples')}"
         )
     return manifest
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it exists wholly or not at all, and survives a power cut.
-
-    Raises:
-        OSError: it could not be written; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

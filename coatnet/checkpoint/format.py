@@ -175,15 +175,6 @@ def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
         raise CheckpointError(f"{origin}: not a manifest ({error})") from None
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
 

@@ -25,7 +25,6 @@ from coatnet.checkpoint.format import (
     CheckpointError,
     Manifest,
     RankFile,
-    fsync_directory,
     manifest_to_json,
     rank_file_from_json,
     read_json,
@@ -38,6 +37,7 @@ from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.whole_files import sync_folder
 
 _PREFIX = "step-"
 _POLL_SECONDS = 0.02
@@ -245,7 +245,7 @@ class CheckpointStore:
             temporary.mkdir(exist_ok=True)
             self._require_space(sum(one.data.numel() * one.data.element_size() for one in snapshot))
             written = write_rank_file(temporary / f"rank-{rank:05d}.safetensors", snapshot)
-            fsync_directory(temporary)
+            sync_folder(temporary)
             # The note appears whole, and last: rank 0 may rename the directory the moment it is there.
             part = temporary / f"{_note(rank)}.part"
             write_json(part, asdict(written))
@@ -290,7 +290,7 @@ class CheckpointStore:
         write_json(temporary / MANIFEST, manifest_to_json(manifest))
         for rank in range(self._ranks.world_size):
             (temporary / _note(rank)).unlink()
-        fsync_directory(temporary)
+        sync_folder(temporary)
         Checkpoint(temporary)  # every file that the manifest names is there, in its size
         if self._lease is not None:
             self._lease.check()
@@ -301,7 +301,7 @@ class CheckpointStore:
             if self._lease is not None:
                 self._lease.check()
             raise
-        fsync_directory(self.directory)
+        sync_folder(self.directory)
 
     def _await_rank(self, temporary: Path, rank: int) -> RankFile:
         deadline = time.monotonic() + self._timeout_seconds

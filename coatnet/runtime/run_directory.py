@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.runtime.whole_files import write_whole
 
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
@@ -135,17 +136,8 @@ def _time(event: dict[str, Any]) -> float:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file by temporary name, fsync and rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a small text file wholly or not at all."""
+    write_whole(path, text.encode())
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

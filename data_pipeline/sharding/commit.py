@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
-from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest, write_whole
+from coatnet.runtime.whole_files import write_whole
+from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.sharding.inspection import StopSharding
 from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.listing import Listing

@@ -11,8 +11,9 @@ import xxhash
 
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
+from coatnet.runtime.whole_files import write_whole
 from data_pipeline.index import FORMATS, LABEL, SAMPLE, ShardIndex, file_hash, index_path, labels_path
-from data_pipeline.manifest import Manifest, ShardEntry, write_whole
+from data_pipeline.manifest import Manifest, ShardEntry
 from data_pipeline.sharding.commit import check_budget, commit, disk_errors, finished_before
 from data_pipeline.sharding.inspection import judge
 from data_pipeline.sharding.job import Oddity, ShardResult

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from coatnet.config import UserError
-from data_pipeline.manifest import ShardEntry, write_whole
+from coatnet.runtime.whole_files import write_whole
+from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.job import Oddity, ShardResult
 
 FOLDER = ".sharding"

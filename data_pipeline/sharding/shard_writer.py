@@ -10,8 +10,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from coatnet.runtime.whole_files import sync_folder, write_whole
 from data_pipeline.index import FORMATS, LABEL, SAMPLE, ShardIndex, file_hash, index_path, labels_path
-from data_pipeline.manifest import ShardEntry, sync_folder, write_whole
+from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.direct_file import DirectFile
 from data_pipeline.sharding.inspection import Judged
 from data_pipeline.tar_format import BLOCK, END, member_header, padding

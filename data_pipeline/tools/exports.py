@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from coatnet.runtime.whole_files import write_whole
 from data_pipeline.corpus import Corpus
-from data_pipeline.manifest import write_whole
 from data_pipeline.tar_format import walk_members
 
 LIBRARIES = ("wids", "dali")
