@@ -47,6 +47,8 @@ def model_card(record: RunRecord) -> list[Block]:
         ("results", _results(record)),
         ("checkpoint", str(record.facts.get("checkpoint") or "none yet")),
     ]
+    if config.get("init"):
+        rows.insert(3, ("begins with", str(config["init"])))
     once = record.summary.get("every_sample_once")
     if once is not None:
         rows.append(("every sample once", "yes, proved by a digest of all positions" if once else "NO"))

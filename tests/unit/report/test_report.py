@@ -118,11 +118,11 @@ def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     run.config.write_text(
         "model: {name: coatnet_1, num_classes: 7}\naugment: {image_size: 224}\n"
-        "train: {duration: 3 epochs, global_batch: 32}\ndata: {train: [{path: shards/a}]}\n"
+        "train: {duration: 3 epochs, global_batch: 32}\ndata: {train: [{path: shards/a}]}\ninit: runs/b\n"
     )
     text = write_report(run.path).with_suffix(".md").read_text()
     assert "coatnet_1, C-C-T-T" in text and "3 epochs, global batch 32" in text
-    assert "top1 75.00%" in text and "shards/a" in text
+    assert "top1 75.00%" in text and "shards/a" in text and "| begins with | runs/b |" in text
 
 
 def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:
