@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from cluster.history import History
 
 _CONFIG = Annotated[str, typer.Argument(help="A config, a pipeline file, or the command's first argument.")]
 _OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key.sub=value, or further arguments.")]
@@ -39,12 +42,15 @@ def plan(
 
     from cluster.planning.request import calibrated_words, compare_plans, plan_of, scaling_plans
     from cluster.planning.tables import plot_scaling, print_comparison, print_plan
+    from coatnet.config import UserError
 
     given = overrides or []
     if calibrate is not None:
         compare_plans(command, config, given)  # a mistake is told before anything is measured
         given = calibrated_words(calibrate, given)
     if plot is not None:
+        if compare:
+            raise UserError("--plot and --compare exclude each other; give one")
         plot_scaling(scaling_plans(command, config, given), plot, name=config.stem)
         if not as_json:
             print(f"drawn: {plot}")
@@ -79,7 +85,7 @@ def submit(
     container: Annotated[
         str | None, typer.Option(help="Image; the site file says pyxis or apptainer.")
     ] = None,
-    array: Annotated[int, typer.Option(help="Tasks of a job array, for sharding.")] = 0,
+    array: Annotated[int, typer.Option(min=0, help="Tasks of a job array, for sharding.")] = 0,
     site: Annotated[Path | None, typer.Option(help="Site file; default $COATNET_SITE.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the site file, as spares=1.")
@@ -142,19 +148,24 @@ def status(
     import json
 
     from cluster import slurm
-    from cluster.status import find_runs, read_status
+    from cluster.status import find_runs, status_or_trouble
     from cluster.tables import print_status
+    from coatnet.config import UserError
 
+    for given in directories or []:
+        if not given.is_dir():
+            raise UserError(f"{given}: no such folder")
     runs = find_runs(directories or [Path("runs")])
+    queue, silence = None, ""
     try:
-        queue, reachable = _known_jobs(runs), True
-    except slurm.SlurmError:  # no SLURM here, or its controller is away: the directories still tell a lot
-        queue, reachable = {}, False
-    found = [read_status(run, queue=queue) for run in runs]
+        queue = _known_jobs(runs)
+    except slurm.SlurmError as error:  # no SLURM here, or it is away: the directories still tell a lot
+        silence = str(error)
+    found = [status_or_trouble(run, queue=queue) for run in runs]
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
     else:
-        print_status(found, queue_is_known=reachable)
+        print_status(found, silence=silence)
 
 
 def logs(
@@ -163,9 +174,9 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on, across lives, until the run ends.")
     ] = False,
     rank: Annotated[
-        int | None, typer.Option(help="This rank alone; default: the job's log and rank 0.")
+        int | None, typer.Option(min=0, help="This rank alone; default: the job's log and rank 0.")
     ] = None,
-    tail: Annotated[int, typer.Option(help="So many last lines; 0 for all.")] = 100,
+    tail: Annotated[int, typer.Option(min=0, help="So many last lines; 0 for all.")] = 100,
 ) -> None:
     """Print the logs of a run, across its lives.
 
@@ -218,5 +229,12 @@ def _known_jobs(runs: list[Path]) -> dict[str, Any]:
     from cluster.history import History
 
     queue = slurm.queue()
-    gone = [job_id for run in runs for job_id in History(run).job_ids()[-1:] if job_id not in queue]
+    gone = [job_id for run in runs for job_id in _job_ids(History(run))[-1:] if job_id not in queue]
     return {**slurm.accounted(gone), **queue}
+
+
+def _job_ids(history: History) -> list[str]:
+    try:
+        return history.job_ids()
+    except OSError:  # told as the run's state
+        return []

@@ -180,8 +180,16 @@ def hostnames(node_list: str) -> list[str]:
 
 
 def queue() -> dict[str, QueuedJob]:
-    """Return this user's jobs that the controller still knows, by the id that each job knows itself by."""
-    return parse_queue(json.loads(run_command(["squeue", "--json", f"--user={os.getuid()}"])))
+    """Return this user's jobs that the controller still knows, by the id that each job knows itself by.
+
+    Raises:
+        SlurmError: squeue fails, or prints something else.
+    """
+    printed = run_command(["squeue", "--json", f"--user={os.getuid()}"])
+    try:
+        return parse_queue(json.loads(printed))
+    except (ValueError, TypeError, AttributeError):
+        raise SlurmError(f"squeue --json printed {printed[:60].strip()!r} instead of jobs") from None
 
 
 def jobs_of(job_ids: Collection[str], known: Mapping[str, QueuedJob]) -> list[QueuedJob]:

@@ -31,7 +31,7 @@ class RunStatus:
     """One line of `coatnet status`.
 
     Args:
-        state: done, held, cancelled, running, pending, requeued, stopped, failed, ended or lost.
+        state: done, held, cancelled, running, pending, requeued, stopped, failed, ended, lost or unreadable.
         detail: why, in a few words.
         step: newest committed checkpoint's.
         lost_seconds: wall time since the first life began that no rank spent on the run's own work.
@@ -63,16 +63,20 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float | None = None) -> RunStatus:
+def read_status(
+    directory: Path, *, queue: Mapping[str, QueuedJob] | None, now: float | None = None
+) -> RunStatus:
     """Return what is known of one run.
 
     Args:
-        queue: the jobs that SLURM knows; empty off the cluster.
+        queue: the jobs that SLURM knows; None where it does not answer, as off the cluster.
     """
     history = History(directory)
     lives = history.lives()
-    job = _job(history, queue)
+    job = _job(history, queue or {})
     state, detail = _state(RunDirectory(directory), lives, job)
+    if state == "lost" and queue is not None and detail:
+        detail += ", and SLURM knows no job of this run"
     records = [
         row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS)
         if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
@@ -98,12 +102,24 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob], now: float |
     )
 
 
+def status_or_trouble(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> RunStatus:
+    """Return what is known of one run, or why nothing is: one that cannot be read hides no other."""
+    try:
+        return read_status(directory, queue=queue)
+    except OSError as error:
+        return RunStatus(
+            directory=str(directory), state="unreadable", detail=str(error), job_id="", nodes=[], lives=0,
+            step=None, samples_seen=None, total_samples=None, images_per_second=None, remaining_seconds=None,
+            lost_seconds=None, last_error="",
+        )  # fmt: skip
+
+
 def has_finished(directory: Path) -> bool:
     """Return whether nothing more will come of a run by itself, by what its directory says; asks no queue."""
     run = RunDirectory(directory)
     if any(run.marker(name) is not None for name in _FINAL_MARKERS):
         return True
-    ended = read_status(directory, queue={}).state in {"failed", "cancelled"}
+    ended = read_status(directory, queue=None).state in {"failed", "cancelled"}
     return ended and not History(directory).awaits_a_life()
 
 
@@ -139,7 +155,7 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
         return ended, f"{began}; SLURM says {job.state}{_in_brackets(job.reason)}"
     if ended:
         return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
-    return "lost", f"{began}, and SLURM knows no job of this run"
+    return "lost", began
 
 
 def _noticed(run: RunDirectory, last: Life | None) -> str:

@@ -88,6 +88,10 @@ def prepare(request: Request) -> Prepared:
             raise UserError(
                 f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
             )
+    if request.array and trains:
+        raise UserError(
+            f"--array {request.array}: tasks of an array would train in one run directory; submit runs"
+        )
     if directory is None:
         raise UserError(f"{request.command} needs --directory: where its logs and markers go")
     directory = check_path(directory, what="run directory")

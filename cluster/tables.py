@@ -14,8 +14,12 @@ _BAR = 12  # characters, where the terminal has room for them
 _ROOM = 100
 
 
-def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
-    """Print one line per run, and below the table what each has to say."""
+def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
+    """Print one line per run, and below the table what each has to say.
+
+    Args:
+        silence: why SLURM said nothing of them.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -50,8 +54,9 @@ def print_status(runs: Sequence[RunStatus], *, queue_is_known: bool) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
-    if not queue_is_known:
-        console.print("\nno SLURM answers here: states are read from the run directories alone", style="dim")
+    if silence:
+        words = f"states are read from the run directories alone: {silence}"
+        console.print(f"\n{escape(words)}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _coloured(state: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from coatnet.config import UserError, load_config
 
+_MAY_BE_ZERO = ("kernel_seconds", "network_latency_seconds", "process_bytes", "reserve_share")
 _FOLDER = Path(__file__).parents[1] / "hardware"
 
 
@@ -48,6 +49,20 @@ class Hardware:
     reserve_share: float = 0.05
     shares_memory: bool = False  # devices are cores of one machine
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "matmul_flops":
+                missing = {"bf16", "fp32"} - set(value)
+                if missing or min(value.values()) <= 0:
+                    raise ValueError(f"matmul_flops is {value}; allowed: bf16 and fp32, above 0")
+            elif (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (value < 0 or (value == 0 and one.name not in _MAY_BE_ZERO))
+            ):
+                raise ValueError(f"{one.name} is {value}; allowed: above 0")
 
     @property
     def rank_memory_bytes(self) -> float:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from cluster.planning.estimate import MemoryChoice, Plan
 from cluster.planning.memory import Memory
 from cluster.tables import duration
+from coatnet.config import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _GIB = 2**30
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str) -> None:
@@ -67,7 +69,13 @@ def print_comparison(plans: Sequence[Plan]) -> None:
 
 
 def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
-    """Draw throughput and efficiency against the number of GPUs."""
+    """Draw throughput and efficiency against the number of GPUs.
+
+    Raises:
+        UserError: the picture cannot be written there.
+    """
+    if path.suffix not in _PICTURES:
+        raise UserError(f"--plot {path}: a picture ends in {', '.join(_PICTURES)}")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,8 +99,12 @@ def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
         axis.set_xticks(gpus, [str(count) for count in gpus], rotation=45)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise UserError(f"--plot {path}: {error.strerror}") from None
+    finally:
+        pyplot.close(figure)
 
 
 def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:

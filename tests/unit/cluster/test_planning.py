@@ -14,6 +14,7 @@ from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.memory import WINDOWS, Layout, largest_micro_batch, predict_memory
 from cluster.planning.request import compare_plans, plan_of, plan_run, scaling_plans
 from cluster.planning.speed import predict_step
+from cluster.planning.tables import plot_scaling
 from cluster.planning.workload import workload
 from cluster.recipe import read_recipe
 from coatnet.config import UserError
@@ -237,6 +238,34 @@ def test_the_largest_resolution_of_a_progressive_run_decides(exported: Path) -> 
 def test_mistakes_are_named(words: list[str], message: str, config: Path) -> None:
     with pytest.raises(UserError, match=message):
         plan_of("pretrain", config, words)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("copy_bytes_per_second: 0", "copy_bytes_per_second is 0.0; allowed: above 0"),
+        ("memory_bytes: -1", r"memory_bytes is -1\.0"),
+        ("matmul_flops: {bf16: 1.0}", "allowed: bf16 and fp32, above 0"),
+    ],
+)
+def test_a_hardware_file_that_no_machine_can_be_is_refused(
+    line: str, message: str, config: Path, tmp_path: Path
+) -> None:
+    good = {"name": "x", "memory_bytes": "1.0e9", "matmul_flops": "{bf16: 1.0, fp32: 1.0}"}
+    good |= {"copy_bytes_per_second": "1.0", line.partition(":")[0]: line.partition(":")[2]}
+    path = tmp_path / "mine.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in good.items()))
+    with pytest.raises(UserError, match=message):
+        plan_of("pretrain", config, [f"hardware={path}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.txt", r"ends in \.png"), ("no/x.png", "No such file or directory")]
+)
+def test_a_picture_that_cannot_be_is_refused(name: str, message: str, config: Path, tmp_path: Path) -> None:
+    plans = scaling_plans("pretrain", config, [])[:2]
+    with pytest.raises(UserError, match=message):
+        plot_scaling(plans, tmp_path / name, name="x")
 
 
 def test_the_command_prints_pure_json_without_torch(config: Path) -> None:

@@ -133,3 +133,8 @@ def test_every_local_corpus_of_a_config_is_looked_for_on_the_nodes(tmp_path: Pat
     )
     request = Request("pretrain", str(config), (), SITE, directory=tmp_path / "run")
     assert prepare(request).job.shards == ["/a", "/c"]
+
+
+def test_tasks_of_an_array_do_not_train_in_one_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--array 3: tasks of an array would train in one run directory"):
+        prepare(replace(request(tmp_path, SITE), array=3))

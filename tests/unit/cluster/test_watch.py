@@ -270,7 +270,7 @@ def test_the_table_of_runs_fits_the_terminal(
     record = {"time": time.time(), "samples_seen": 1_281_167, "progress": 0.25}
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     monkeypatch.setenv("COLUMNS", columns)
-    print_status([read_status(run, queue=queued("COMPLETING"))], queue_is_known=True)
+    print_status([read_status(run, queue=queued("COMPLETING"))])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "completing" in line]
     assert len(row) <= int(columns) and "25.0%" in row
 
@@ -306,13 +306,44 @@ def program(path: Path, line: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_status_reads_the_directories_when_the_queue_does_not_answer(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("echo unreachable >&2; exit 1", "squeue: unreachable"),
+        ("echo garbage", "squeue --json printed 'garbage' instead of jobs"),
+        ("echo '['", "squeue --json printed '[' instead of jobs"),
+        ("echo '[]'", "squeue --json printed '[]' instead of jobs"),
+        ("""echo '{"jobs": [3]}'""", "instead of jobs"),
+    ],
+)
+def test_status_reads_the_directories_when_the_queue_says_nothing_of_use(
+    line: str,
+    said: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    program(tmp_path / "squeue", "echo unreachable >&2; exit 1")
+    program(tmp_path / "squeue", line)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     status([run], as_json=True)
-    assert json.loads(capsys.readouterr().out)[0]["state"] == "lost"
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["detail"]) == ("lost", "life 1 has no end")
+    status([run])
+    assert said in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        status([tmp_path / "nowhere"])
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.parent / "second" / "lives.jsonl").mkdir(parents=True)
+    status([run.parent], as_json=True)
+    found = {Path(one["directory"]).name: one for one in json.loads(capsys.readouterr().out)}
+    assert found["first"]["state"] == "lost"
+    assert found["second"]["state"] == "unreadable" and "Is a directory" in found["second"]["detail"]
 
 
 def test_a_run_without_logs_is_told_and_not_passed_over(
