@@ -72,6 +72,10 @@ def main() -> NoReturn:
         if os.environ.get("COATNET_TRACEBACK"):
             raise
         _fail(str(error))
+    except OSError as error:  # a file or folder that cannot be made, read or written
+        if os.environ.get("COATNET_TRACEBACK") or error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPTED)
     sys.exit(0)

@@ -58,6 +58,8 @@ def evaluate(
 
     check_model(model)
     check_evaluation_set(data, labels=labels, real=real)
+    if destination is not None:
+        destination.mkdir(parents=True, exist_ok=True)
     from finetune.evaluation.request import EvaluationRequest, run_request
     from finetune.evaluation.table import print_reports
 

@@ -44,9 +44,9 @@ def export_model(
     unknown = [form for form in formats if form not in _WRITERS]
     if unknown:
         raise UserError(f"--format {unknown[0]}: allowed are {', '.join(_WRITERS)}")
+    destination.mkdir(parents=True, exist_ok=True)
     # Exports are compared where all of their ecosystems run, on the CPU.
     classifier = open_classifier(path, weights=weights, px=px, device=torch.device("cpu"))
-    destination.mkdir(parents=True, exist_ok=True)
     certificates = []
     for form in formats:
         print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)

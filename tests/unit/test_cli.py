@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import typer
@@ -64,6 +65,18 @@ def test_a_misspelled_key_names_the_nearest_one() -> None:
     done = coatnet("pretrain", "configs/quickstart_pretrain.yaml", "data.trian=x")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "did you mean data.train?" in done.stderr
+
+
+def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "in_the_way").touch()
+    (tmp_path / "images").mkdir()
+    model = tmp_path / "model"
+    (model / "checkpoints").mkdir(parents=True)
+    done = coatnet(
+        "evaluate", str(model), str(tmp_path / "images"), "--destination", str(tmp_path / "in_the_way")
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'in_the_way'}: File exists\n"
 
 
 def test_an_unknown_command_is_refused() -> None:
