@@ -7,7 +7,13 @@ from pathlib import Path
 
 from coatnet.config import UserError, load_config
 
-_MAY_BE_ZERO = ("kernel_seconds", "network_latency_seconds", "process_bytes", "reserve_share")
+_MAY_BE_ZERO = (
+    "kernel_seconds",
+    "network_latency_seconds",
+    "process_bytes",
+    "reserve_share",
+    "sharding_seconds",
+)
 _FOLDER = Path(__file__).parents[1] / "hardware"
 
 
