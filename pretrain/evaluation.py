@@ -10,7 +10,6 @@ from torch import Tensor
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
-from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.device import DeviceTransform
 from data_pipeline.evaluate_loader import EvaluateLoader
@@ -44,13 +43,7 @@ class Evaluator:
         if isinstance(metrics, SingleLabelMetrics) and classes > _MOST_CONFUSION_CLASSES:
             metrics = SingleLabelMetrics(classes, device=self._ranks.device, confusion=False)
         with engine.evaluating(ema=ema) as forward:
-            for pixels, batch in equal_batches(
-                self._corpus,
-                self._config.augment,
-                batch=self._config.evaluate.batch,
-                threads=self._config.data.threads,
-                ranks=self._ranks,
-            ):
+            for pixels, batch in equal_batches(self._corpus, self._config, ranks=self._ranks):
                 logits = forward(pixels)[: len(batch)]
                 if len(batch):
                     targets = batch.labels.to(self._ranks.device)
@@ -62,7 +55,7 @@ class Evaluator:
 
 
 def equal_batches(
-    corpus: SampleSource, augment: AugmentConfig, *, batch: int, threads: int, ranks: Ranks
+    corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (pixels, batch), equally often on every rank: at ZeRO-3 a forward pass is a collective.
 
@@ -70,8 +63,14 @@ def equal_batches(
 
     Shape: pixels float (max(1, n), 3, H, W).
     """
+    augment, batch = config.augment, config.evaluate.batch
     loader = EvaluateLoader(
-        corpus, augment, batch=batch, rank=ranks.rank, world_size=ranks.world_size, threads=threads
+        corpus,
+        augment,
+        batch=batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        threads=config.data.threads,
     )
     transform = DeviceTransform(augment, training=False)
     size = augment.image_size

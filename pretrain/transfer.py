@@ -45,13 +45,7 @@ class TransferProbe:
         features, labels = [], []
         try:
             with engine.evaluating() as forward:
-                for pixels, batch in equal_batches(
-                    self._corpus,
-                    self._config.augment,
-                    batch=self._config.evaluate.batch,
-                    threads=self._config.data.threads,
-                    ranks=self._ranks,
-                ):
+                for pixels, batch in equal_batches(self._corpus, self._config, ranks=self._ranks):
                     forward(pixels)
                     features.append(functional.normalize(caught.pop()[: len(batch)], dim=1))
                     labels.append(batch.labels)

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from coatnet.config import UserError
 from coatnet.runtime.endings import STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import already_launched
+from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
 
 _POLL_SECONDS = 0.05
@@ -84,9 +84,7 @@ def _open_logs(folder: Path | None, *, ranks: int) -> list[BinaryIO | None]:
         folder.mkdir(parents=True, exist_ok=True)
         return [None, *(_log_of(rank, logs=folder).open("ab") for rank in range(1, ranks))]
     except OSError as error:
-        raise UserError(
-            f"{error.filename}: {error.strerror}; choose another run.directory, or make room or a way in"
-        ) from None
+        raise cannot_write(error, folder=folder) from None
 
 
 def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:

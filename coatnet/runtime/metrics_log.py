@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ class MetricsLog:
 
     def __init__(self, run: RunDirectory, *, enabled: bool) -> None:
         self._run, self._enabled = run, enabled
+        if enabled:
+            _keep_the_board_quiet()
         self._writer: Any = None
 
     def scalars(self, values: dict[str, float], *, samples_seen: int) -> None:
@@ -77,3 +80,15 @@ class MetricsLog:
 
             self._writer = SummaryWriter(str(self._run.tensorboard))
         return self._writer
+
+
+def _keep_the_board_quiet() -> None:
+    """Let TensorBoard's thread end without stacks where a disk is full: the next call here counts that."""
+    usual = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        of_board = type(ended.thread).__module__.startswith("tensorboard.")
+        if not (of_board and isinstance(ended.exc_value, OSError)):
+            usual(ended)
+
+    threading.excepthook = hook

@@ -14,7 +14,7 @@ from coatnet.runtime.environment import describe_environment
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.runtime.run_directory import RunDirectory, cannot_write, write_atomically
 
 
 def open_run(
@@ -43,8 +43,10 @@ def open_run(
             )
             write_atomically(run.environment, json.dumps(described, indent=2) + "\n")
             predict(run, config=safe_load(config_yaml), world_size=ranks.world_size, device=ranks.device_name)
-        except (UserError, OSError) as error:
+        except UserError as error:
             trouble = str(error)
+        except OSError as error:
+            trouble = str(cannot_write(error, folder=run.path))
     trouble = ranks.broadcast(trouble)
     if trouble is not None:
         if lease is not None:

@@ -135,6 +135,12 @@ def _time(event: dict[str, Any]) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def cannot_write(error: OSError, *, folder: Path) -> UserError:
+    """Return what a user is told of a run directory that takes no files."""
+    what = f"{error.filename or folder}: {error.strerror}"
+    return UserError(f"{what}; make room or a way in, or choose another run.directory")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file wholly or not at all."""
     write_whole(path, text.encode())

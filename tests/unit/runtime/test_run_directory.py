@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,27 @@ def test_a_full_disk_costs_records_that_are_counted_and_ends_no_run(
     assert run.lost_records == 2 and capsys.readouterr().err.count("No space left on device") == 1
     MetricsLog(run, enabled=True).scalars({"train/loss": 1.0}, samples_seen=1)
     assert next(iter(read_lines(run.metrics)))["lost_records"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_the_thread_of_a_tensorboard_on_a_full_disk_ends_without_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    MetricsLog(RunDirectory(tmp_path), enabled=True)
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        board = writer._AsyncWriter(writer.RecordWriter(full))
+        board.write(b"a record")
+        board._worker.join()
+        with pytest.raises(OSError, match="No space left"):
+            board.write(b"another")
+    assert told == []
+    another = threading.Thread(target=lambda: Path("/dev/full").write_text("a word"))
+    another.start()
+    another.join()
+    assert len(told) == 1
 
 
 def test_a_tensorboard_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
