@@ -34,13 +34,15 @@ def endings_in_a_line() -> Iterator[None]:
     """End the process where a rank meets with what needs no stacks.
 
     What a user can mend is one line from rank 0 and status 2 from all; what one rank alone met with
-    (`RankError`) is said by that rank.
+    (`RankError`) is said by that rank. Under srun, where each rank has a log, all say it: the batch
+    script reads that of the rank which ended first.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    speaks = rank == 0 or "RANK" not in os.environ
     try:
         yield
     except UserError as error:
-        if rank == 0 or isinstance(error, RankError):
+        if speaks or isinstance(error, RankError):
             _say(" ".join(str(error).split()))
         _leave(STATUS_USER_ERROR)
     except LeaseLost as error:  # neither the user's mistake nor a fault of the program

@@ -63,23 +63,31 @@ def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_s
     assert sum("rank 0 lost another rank" in line for line in said) == 1
 
 
-def test_under_srun_and_torchrun_too_only_the_first_rank_says_what_all_met(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "second"),
+    [(("RANK", "WORLD_SIZE"), ""), (("SLURM_PROCID", "SLURM_NTASKS"), "error: what every rank met\n")],
+)
+def test_of_what_all_ranks_met_the_first_speaks_and_under_srun_each_in_its_log(
+    tmp_path: Path, names: tuple[str, str], second: str
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     task = "from coatnet.runtime.launch import launch_run\nfrom pathlib import Path\nimport sys\n"
     task += "launch_run('talk', sys.argv[1:], directory=Path(sys.argv[2]), ranks=None)"
-    place = {"PYTHONPATH": str(PROGRAMS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    place = {"PYTHONPATH": str(PROGRAMS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if "SLURM_PROCID" in names:
+        place |= {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"}
     tasks = [
         subprocess.Popen(
             [sys.executable, "-c", task, "mistaken", str(tmp_path)],
-            env={**os.environ, **place, "RANK": str(rank)},
+            env={**os.environ, **place, **dict(zip(names, (str(rank), "2"), strict=True))},
             stderr=subprocess.PIPE,
         )
         for rank in (0, 1)
     ]
     said = [one.communicate(timeout=90)[1].decode() for one in tasks]
-    assert said == ["error: what every rank met\n", ""]
+    assert said == ["error: what every rank met\n", second]
     assert [one.returncode for one in tasks] == [2, 2]
 
 

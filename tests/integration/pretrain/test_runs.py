@@ -188,11 +188,15 @@ def test_a_rank_that_runs_out_of_memory_alone_leaves_nobody_waiting(
 
 
 def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, on_ranks: OnRanks) -> None:
-    growing = "train.batch_changes=[{at: 4 steps, global_batch: 48}]"
-    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "growing", growing))
+    growing = (
+        "train.batch_changes=[{at: 4 steps, global_batch: 48}]",
+        f"evaluate.transfer={place / 'images'}",
+    )
+    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "growing", *growing))
     summary = json.loads((place / "growing/summary.json").read_text())
     assert summary["every_sample_once"] is True
     assert (summary["samples"], summary["steps"]) == (STEPS * 24, 4 + 6)
+    assert summary["transfer_top1"] > 0.5  # classes that differ in brightness: by chance a third
 
 
 def test_a_flipped_bit_in_one_ranks_weights_is_found_and_the_rank_named(on_ranks: OnRanks) -> None:
