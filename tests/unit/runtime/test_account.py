@@ -29,7 +29,7 @@ account.started()
 with account.measure("compute"):
     time.sleep(0.2)
 account.flush(samples_seen=8)
-time.sleep(0.1)
+time.sleep(0.15)  # a process knows its age to a tick of 0.01 s
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
