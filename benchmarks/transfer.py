@@ -119,7 +119,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     if not folder.exists():
         temporary = folder.with_name(f".{folder.name}.tmp")
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # older Pythons lack it
+            tar.extractall(temporary)
         temporary.rename(folder)
     return folder
 
