@@ -36,6 +36,7 @@ from PIL import Image
 import coatnet.runtime.launch
 import pretrain.parts
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import read_lines
 from pretrain.engine.start import load_deepspeed
@@ -209,8 +210,7 @@ def forked_rank(
     parent = os.getpid()
 
     def work() -> int:
-        coatnet.runtime.launch.die_with_parent()
-        assert os.getppid() == parent
+        die_with_parent(parent)
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({key: str(value) for key, value in place.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -18,13 +17,13 @@ from typing import BinaryIO
 
 from coatnet.runtime.endings import STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
+from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
-_PR_SET_PDEATHSIG = 1
 
 
 def run_ranks(
@@ -161,25 +160,21 @@ def _start_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    launcher = os.getpid()
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env=variables,
         stdout=log,
         stderr=log,
         start_new_session=True,
-        preexec_fn=lambda: _become_rank(mask),
+        preexec_fn=lambda: _become_rank(mask, launcher),
     )
 
 
-def _become_rank(mask: set[int]) -> None:
+def _become_rank(mask: set[int], launcher: int) -> None:
     """Die with the launcher; wait with signals only if the launcher's caller does."""
-    die_with_parent()
+    die_with_parent(launcher)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait(group: Sequence[subprocess.Popen[bytes]], *, logs: Path | None) -> int:

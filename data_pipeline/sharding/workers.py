@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,11 +12,11 @@ from itertools import islice
 from typing import TypeVar
 
 from coatnet.config import UserError
+from coatnet.runtime.parent import die_with_parent
 
 J = TypeVar("J")
 R = TypeVar("R")
 _JOBS_PER_WORKER = 2  # submitted ahead: their items are copied to the workers
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: int) -> Iterator[R]:
@@ -37,7 +35,9 @@ def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: 
         return
     # spawn: a fork would inherit the locks of this process' threads
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
+    ) as pool:
         try:
             running = {pool.submit(work, job) for job in islice(jobs, workers * _JOBS_PER_WORKER)}
             while running:
@@ -52,8 +52,7 @@ def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow_parent() -> None:
+def _follow_parent(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(parent)
