@@ -140,7 +140,8 @@ def main() -> None:
             case = replace(case, stage=stage)
             config, directory = write_config(case, folder, shards, command=command)
             cells = compare(case, config, directory, command=command)
-            row = [f"{case.name}, ZeRO-{stage}", *cells, f"{os.getloadavg()[0]:.0f}"]
+            name = case.name if command == "finetune" else f"{case.name}, ZeRO-{stage}"
+            row = [name, *cells, f"{os.getloadavg()[0]:.0f}"]
             print("| " + " | ".join(row) + " |", flush=True)
     finally:
         shutil.rmtree(folder)

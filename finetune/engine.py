@@ -41,9 +41,9 @@ class Engine:
         self._adamw = make_optimizer(
             self.model, wanted, stage=stage, precision="fp32", layer_decay=wanted.layer_decay
         )
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        on_cpu = ranks.device_type == "cpu"
-        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+        parameters, on_cpu = sum(one.numel() for one in self.model.parameters()), ranks.device_type == "cpu"
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        handlers: list[Any] = [ddp]
         if on_cpu and config.zero:  # accelerate refuses `cpu` beside DeepSpeed, and knows no backend without
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
         self._accelerator = Accelerator(
