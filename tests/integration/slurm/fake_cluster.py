@@ -27,6 +27,7 @@ _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 20
 _POLL_SECONDS = 0.2  # asking SLURM takes 20 ms of a core
 _PLACES, _JOBS_APART = 4, 2500
+_FIRST_PORT, _PORTS_APART = 6820, 40  # SLURM's own, and behind
 DAEMONS = ("slurmctld", "slurmd", "munged")
 
 _CONF = """\
@@ -160,10 +161,13 @@ class FakeCluster:
         deadline = time.monotonic() + seconds
         while not happened():
             if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"waited {seconds:g} s for {what}\n{self.client('squeue') if ask else ''}"
-                )
+                known = f"{self.client('squeue', check=False)}\n{self._last_words()}" if ask else ""
+                raise AssertionError(f"waited {seconds:g} s for {what}\n{known}")
             time.sleep(_POLL_SECONDS)
+
+    def _last_words(self) -> str:
+        logs = sorted((self.root / "log").glob("*.log"))
+        return "\n".join(f"{log.name}: {line}" for log in logs for line in log.read_text().splitlines()[-4:])
 
     def kill_controller(self, *, job_id: str) -> None:
         """Kill the cluster's controller once it has written down what it knows of a job; jobs go on.
@@ -302,7 +306,7 @@ class FakeCluster:
             file.truncate()
 
     def _write_conf(self) -> None:
-        ports = _free_ports(1 + len(self.names))
+        ports = _free_ports(1 + len(self.names), place=self._place)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 * 9 // 10
         nodes = [
             f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={self._cpus} "
@@ -371,11 +375,13 @@ def _open_files(pid: int) -> set[str]:
         return set()
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def _free_ports(count: int, *, place: int) -> list[int]:
+    """Return ports below those that the kernel gives to clients, who might be quicker than a daemon."""
+    ports = []
+    for port in range(_FIRST_PORT + place * _PORTS_APART, _FIRST_PORT + (place + 1) * _PORTS_APART):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+    assert len(ports) >= count, f"no {count} free ports from {_FIRST_PORT} on"
+    return ports[:count]
