@@ -7,7 +7,8 @@ import errno
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -96,10 +97,17 @@ def engine_losses(
     return train(engine, first=0, steps=steps, accumulation=accumulation)
 
 
-def engine_losses_as_on_a_gpu(stage: int, steps: int, accumulation: int, precision: str) -> list[float]:
+@contextmanager
+def asked_as_on_a_gpu() -> Iterator[None]:
     """Let DeepSpeed's question whether autocast is on, which is CUDA's alone, be answered for this device."""
     answer = torch.is_autocast_enabled
     with mock.patch.object(torch, "is_autocast_enabled", lambda device="cpu": answer(device)):
+        yield
+
+
+def engine_losses_as_on_a_gpu(stage: int, steps: int, accumulation: int, precision: str) -> list[float]:
+    """The same where DeepSpeed knows of autocast."""
+    with asked_as_on_a_gpu():
         return engine_losses(stage, steps, accumulation, precision=precision)
 
 
@@ -362,3 +370,9 @@ def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0)
     Finetuner.step = step  # type: ignore[method-assign]
     finetune(arguments)
     return "finished"
+
+
+def finetune_run_as_on_a_gpu(arguments: list[str]) -> str:
+    """The same where DeepSpeed knows of autocast."""
+    with asked_as_on_a_gpu():
+        return finetune_run(arguments)

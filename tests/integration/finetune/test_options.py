@@ -42,6 +42,22 @@ def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing
     assert {"memory_bytes", "step_seconds", "images_per_second"} <= set(compared), "planned by its checkpoint"
 
 
+@pytest.mark.slow
+def test_deepspeed_does_not_switch_bf16_off_on_a_gpu(
+    command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    def train(name: str, scenario: str, **changes: str) -> dict[str, torch.Tensor]:
+        words = command(tmp_path / name, zero="1", train__duration="3 steps", **changes)
+        on_ranks(scenario, world_size=1, arguments=words[words.index("finetune") + 1 :])
+        return load_weights(tmp_path / name).tensors
+
+    known = train("known", "finetune_run_as_on_a_gpu", precision="bf16")
+    for name, same in train("unknown", "finetune_run", precision="bf16").items():
+        assert torch.equal(known[name], same), name
+    in_fp32 = train("fp32", "finetune_run_as_on_a_gpu")
+    assert any(not torch.equal(known[name], other) for name, other in in_fp32.items())
+
+
 @pytest.mark.campaign
 def test_masked_tails_make_whole_epochs_and_the_same_weights_on_one_rank_and_two(
     command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
