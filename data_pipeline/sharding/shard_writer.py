@@ -63,7 +63,7 @@ class ShardWriter:
         return None if room is None else room[BLOCK:]
 
     def add(self, key: bytes, image: Judged, label: int, rows: NDArray[np.void] | None) -> None:
-        """Write a sample; its payload may lie in the newest `payload_room`, at its beginning.
+        """Write a sample; a payload that is a view lies at the beginning of the newest `payload_room`.
 
         Args:
             key: names the sample in the tar.
