@@ -1,9 +1,10 @@
 """The store: commits checkpoints by manifest and rename, finds the newest good one, deletes the superfluous.
 
 Protocol (docs/checkpoint-format.md): every rank writes its file and a sealed note of it into one temporary
-directory and fsyncs both; rank 0 waits, with a bound, for all notes, writes the manifest, makes sure that its
-lease still holds, renames the directory and fsyncs the parent. Ranks meet through the file system, so that a
-writer thread needs no collectives. A failed save never fails the run: the older checkpoint stays.
+directory, fsyncs both and leaves word for rank 0. That one waits for all, with a bound, writes the manifest,
+makes sure that its lease still holds, renames the directory and fsyncs the parent. Words go through the
+mailbox: a writer thread needs no collectives, and a rank that cannot write can say so. A failed save never
+fails the run: the older checkpoint stays.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from coatnet.runtime.whole_files import sync_folder
 _PREFIX = "step-"
 _POLL_SECONDS = 0.02
 _SPACE_MARGIN = 1.05
+_WRITTEN = "written"  # a rank's word; any other says why it could not
 
 
 class SaveFailed(RuntimeError):
@@ -253,7 +255,9 @@ class CheckpointStore:
         except (OSError, SaveFailed) as error:
             self._give_up(temporary, error)
             raise
-        if self._ranks.is_main:
+        if not self._ranks.is_main:
+            self._tell(temporary, _WRITTEN)
+        else:
             try:
                 self._commit(temporary, step=step, samples_seen=samples_seen, facts=facts)
             finally:
@@ -271,12 +275,13 @@ class CheckpointStore:
         if self._ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             return
-        try:
+        with suppress(OSError):
             (temporary / f"rank-{rank:05d}.safetensors").unlink(missing_ok=True)
-            temporary.mkdir(exist_ok=True)  # making it may be what failed
-            (temporary / f"rank-{rank:05d}.failed").write_text(str(error))
-        except OSError:
-            return  # rank 0 runs into its time-out instead
+        self._tell(temporary, str(error))
+
+    def _tell(self, temporary: Path, text: str) -> None:
+        with suppress(RuntimeError):  # rank 0 is gone: all end
+            self._ranks.tell(_word(temporary, self._ranks.rank), text)
 
     def _commit(self, temporary: Path, *, step: int, samples_seen: int, facts: dict[str, Any]) -> None:
         manifest = Manifest(
@@ -304,18 +309,20 @@ class CheckpointStore:
         sync_folder(self.directory)
 
     def _await_rank(self, temporary: Path, rank: int) -> RankFile:
+        """Wait for a rank's word, then read its note: over NFS that alone could take a minute to be seen."""
         deadline = time.monotonic() + self._timeout_seconds
-        note = temporary / _note(rank)
-        failed = temporary / f"rank-{rank:05d}.failed"
-        while not note.exists():
-            if failed.exists():
-                raise SaveFailed(f"rank {rank}: {failed.read_text()}")
+        while rank != self._ranks.rank:
+            word = self._ranks.heard(_word(temporary, rank))
+            if word == _WRITTEN:
+                break
+            if word is not None:
+                raise SaveFailed(f"rank {rank}: {word}")
             if not temporary.exists():
                 raise LeaseLost(f"{temporary} was removed by a newer job")
             if time.monotonic() > deadline:
                 raise SaveFailed(f"rank {rank} did not write within {self._timeout_seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
-        return rank_file_from_json(read_json(note))
+        return rank_file_from_json(read_json(temporary / _note(rank)))
 
     def _retain(self, step: int, *, save: int) -> None:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
@@ -382,3 +389,7 @@ def _save_number(temporary: Path) -> int:
 
 def _note(rank: int) -> str:
     return f"rank-{rank:05d}.json"
+
+
+def _word(temporary: Path, rank: int) -> str:
+    return f"{temporary.name}/{rank}"

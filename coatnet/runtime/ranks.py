@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ class Ranks:
     """Who this process is among its peers, and the few collectives that a run needs.
 
     Units: `rank` counts over all nodes, `local_rank` over the processes of this node.
+
+    Attributes:
+        mailbox: torch's key-value store, in which ranks leave words for each other.
     """
 
     rank: int = 0
@@ -32,6 +35,7 @@ class Ranks:
     local_world_size: int = 1
     device_type: str = "cpu"
     distributed: bool = False
+    mailbox: Any = field(default=None, compare=False)
 
     @classmethod
     def single(cls, *, deterministic: bool = False) -> Ranks:
@@ -65,13 +69,18 @@ class Ranks:
         # DeepSpeed asks for it, srun does not set it.
         os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
         choose_interface(os.environ["MASTER_ADDR"])
+        timeout = timedelta(seconds=timeout_seconds)
+        mailbox, rank, world_size = next(
+            torch.distributed.rendezvous("env://", place.rank, place.world_size, timeout=timeout)
+        )
         torch.distributed.init_process_group(
             "nccl" if kind == "cuda" else "gloo",
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=timedelta(seconds=timeout_seconds),
+            store=torch.distributed.PrefixStore("group", mailbox),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
         )
-        return cls(place.rank, place.world_size, place.local_rank, place.local_world_size, kind, True)
+        return cls(rank, world_size, place.local_rank, place.local_world_size, kind, True, mailbox)
 
     @property
     def is_main(self) -> bool:
@@ -160,6 +169,22 @@ class Ranks:
             json.loads(part[: int(size)].cpu().numpy().tobytes())
             for part, size in zip(parts, lengths, strict=True)
         ]
+
+    def tell(self, key: str, text: str) -> None:
+        """Leave a word for whoever asks for the key; from any thread, waits for nobody.
+
+        Raises:
+            RuntimeError: whoever keeps the words is gone.
+        """
+        self.mailbox.set(key, text)
+
+    def heard(self, key: str) -> str | None:
+        """Take the word that was left under a key, or return None while there is none."""
+        if not self.mailbox.check([key]):
+            return None
+        text = self.mailbox.get(key).decode()
+        self.mailbox.delete_key(key)
+        return str(text)
 
     def stop(self) -> None:
         """Leave the process group."""

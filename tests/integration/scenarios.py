@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from coatnet.checkpoint import store
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
@@ -233,6 +234,7 @@ def pretrain_run(
     disk_is_full: bool = False,
     fill_after: int = 0,
     ballast: str = "",
+    stale_after: int = 0,
 ) -> str:
     """Run the worker of `coatnet pretrain`.
 
@@ -242,6 +244,7 @@ def pretrain_run(
         spike_at: the first step from this position reports a hundred times its loss.
         disk_is_full: no checkpoint finds room; the answer is then the run's error.
         fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; likewise.
+        stale_after: so many steps into this life, rank 1 can write nothing to its disk any more; likewise.
     """
     take_step, taken, spiked = Trainer.step, [], []
 
@@ -252,6 +255,8 @@ def pretrain_run(
             os.kill(os.getpid(), signal.SIGTERM)
         if fill_after and len(taken) == fill_after and self.engine.ranks.is_main:
             fill(Path(ballast))
+        if stale_after and len(taken) == stale_after and self.engine.ranks.rank == 1:
+            lose_the_disk()
         result = take_step(self, *given, **options)
         if spike_at and options["samples_seen"] == spike_at and not spiked:
             spiked.append(None)
@@ -264,7 +269,7 @@ def pretrain_run(
     try:
         main(arguments)
     except UserError as error:
-        if not disk_is_full and not fill_after:
+        if not disk_is_full and not fill_after and not stale_after:
             raise
         return str(error)
     return "finished"
@@ -275,6 +280,15 @@ def fill(ballast: Path) -> None:
     with suppress(OSError), ballast.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
+
+
+def lose_the_disk() -> None:
+    """Let every call by which this rank writes a checkpoint, or a word about it, fail."""
+
+    def stale(*given: Any, **options: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    os.mkdir = os.unlink = store.write_rank_file = stale  # type: ignore[assignment]
 
 
 def no_space(self: CheckpointStore, own_bytes: int) -> None:

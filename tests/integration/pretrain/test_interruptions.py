@@ -178,3 +178,20 @@ def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
     on_ranks("pretrain_run", world_size=2, arguments=given)
     assert run.marker("done") is not None and kinds(run.path).count("resume") == 1
     assert_bit_equal(last(run.path), last(undisturbed))
+
+
+def test_a_rank_that_can_write_nothing_any_more_says_so_and_nobody_waits_for_its_file(
+    place: Path, tmp_path: Path, undisturbed: Path, on_ranks: OnRanks
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    given = arguments(place, str(run.path))
+    endings = on_ranks(
+        "pretrain_run", world_size=2, arguments=given, stale_after=6
+    )  # waiting would take 600 s
+    assert all("could not be saved" in ending for ending in endings)
+    alarms = [one["text"] for one in run.read_events() if one["kind"] == "alarm"]
+    assert len(alarms) == 3 and all("Stale file handle" in text for text in alarms)
+    assert last(run.path).step == 4 and run.marker("done") is None
+    on_ranks("pretrain_run", world_size=2, arguments=given)
+    assert run.marker("done") is not None
+    assert_bit_equal(last(run.path), last(undisturbed))
