@@ -60,7 +60,7 @@ def replay(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
     checkpoint = Checkpoint(folder / "checkpoint")
     checkpoint.verify()
     facts = checkpoint.facts
-    account = TimeAccount(folder / "account", rank=0, life="replay")  # never flushed
+    account = TimeAccount(folder / "account", rank=0, life=0)  # never written
     assembly = assemble(config, ranks=ranks, account=account, group_images=facts["group_images"])
     assembly.stream.check(bundle.data)
     state = State(**facts["progress"])

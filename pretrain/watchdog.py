@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from coatnet.runtime.absence import Absence
+
 EXIT_HANG = 75  # EX_TEMPFAIL: the launcher and SLURM's requeue may try again
 _KEPT_STEPS = 1000
 _LEAST_STEPS = 20
@@ -21,7 +23,10 @@ _LAST_WORDS_SECONDS = 4 * _POLL_SECONDS
 
 
 class Watchdog:
-    """A thread that expects a beat at least every max(`hang_seconds`, 5 × p99 of the steps)."""
+    """A thread that expects a beat at least every max(`hang_seconds`, 5 × p99 of the steps).
+
+    Time in which this process itself was stopped does not count: a suspended job goes on where it was.
+    """
 
     def __init__(self, stacks: Path, *, hang_seconds: float, start_seconds: float) -> None:
         self._stacks = stacks
@@ -76,7 +81,9 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
+        absence = Absence(every_seconds=_POLL_SECONDS)
         while not self._stopped.wait(_POLL_SECONDS):
+            self._beaten_at += absence.seconds()
             silence = time.monotonic() - self._beaten_at
             patient = self._held or self._lenient
             if silence > (self._start_seconds if patient else self._patience_seconds):

@@ -1,22 +1,24 @@
 """The account of time: every second of a rank belongs to one class, kept over restarts. Imports no torch.
 
-Each rank has one file with one line of fixed width per life, rewritten in place: weeks of training stay a few
-kilobytes, and a killed process leaves the last totals that it wrote.
+Each rank has one file with one line of fixed width per life, rewritten in place every two seconds: weeks of
+training stay a few kilobytes, and a killed process leaves the last totals that it wrote.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from coatnet.runtime.absence import Absence
+from coatnet.runtime.lease import newest_epoch
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -40,19 +42,22 @@ class TimeAccount:
     """A stack of classes on a monotonic clock: entering one stops the clock of the one around it.
 
     Time outside of every `measure` belongs to `start` before the first step and to `idle` afterwards.
+
+    Attributes:
+        life: the number of this start.
     """
 
-    def __init__(self, folder: Path, *, rank: int, life: str, age_seconds: float = 0.0) -> None:
+    def __init__(self, folder: Path, *, rank: int, life: int, age_seconds: float = 0.0) -> None:
         """Open a life's account.
 
         Args:
             folder: the run's.
             rank: this one.
-            life: a name that all ranks of this start share.
+            life: the number of this start, the same on all ranks; later ones have higher numbers.
             age_seconds: time that has passed in this process already; it belongs to `start`.
         """
         self._file = folder / f"rank-{rank:05d}.jsonl"
-        self._rank, self._life = rank, life
+        self._rank, self.life = rank, life
         self._seconds = dict.fromkeys(CLASSES, 0.0)
         self._seconds["start"] = age_seconds
         self._stack = ["start"]
@@ -60,15 +65,28 @@ class TimeAccount:
         self._began = time.time() - age_seconds
         self._epoch_of_clock = self._began + age_seconds - self._since
         self._offset: int | None = None
-        self._flushed_at = 0.0
+        self._samples_seen = 0
+        self._lock, self._closed = threading.RLock(), threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="account", daemon=True)
 
     @classmethod
     def of_run(cls, run: RunDirectory, *, ranks: Ranks) -> TimeAccount:
-        """Begin a life of a run, which this process was started for; all ranks call this."""
-        life = ranks.broadcast(uuid.uuid4().hex[:8])
+        """Begin a life of a run, which this process was started for; all ranks call this.
+
+        Lives are numbered by the epochs of the run's lease: a clock may be set back between two of them.
+        """
+        life = ranks.broadcast(newest_epoch(run.path) if ranks.is_main else None)
         account = cls(run.account, rank=ranks.rank, life=life, age_seconds=process_age_seconds())
         account.flush(samples_seen=0)
+        account._keeper.start()
         return account
+
+    def close(self) -> None:
+        """Write the totals for the last time."""
+        self._closed.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        self._write_totals()
 
     @contextmanager
     def measure(self, name: str, *, inside: str | None = None) -> Iterator[None]:
@@ -89,45 +107,68 @@ class TimeAccount:
     def enter(self, name: str) -> None:
         """Begin to count to class `name`, until `leave`."""
         assert name in CLASSES, name
-        self._settle()
-        self._stack.append(name)
+        with self._lock:
+            self._settle()
+            self._stack.append(name)
 
     def leave(self) -> None:
         """Go back to the class around the present one."""
-        self._settle()
-        self._stack.pop()
+        with self._lock:
+            self._settle()
+            self._stack.pop()
 
     def shift(self, seconds: float, *, source: str, target: str) -> None:
         """Count seconds to another class: some are known only later, such as those of a GPU."""
-        self._settle()
-        seconds = min(seconds, self._seconds[source])
-        self._seconds[source] -= seconds
-        self._seconds[target] += seconds
+        with self._lock:
+            self._settle()
+            seconds = min(seconds, self._seconds[source])
+            self._seconds[source] -= seconds
+            self._seconds[target] += seconds
 
     def started(self) -> None:
         """Say that the start is over: what is not measured from now on is idle."""
-        self._settle()
-        self._stack[0] = "idle"
+        with self._lock:
+            self._settle()
+            self._stack[0] = "idle"
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each class so far in this life."""
-        self._settle()
-        return dict(self._seconds)
+        with self._lock:
+            self._settle()
+            return dict(self._seconds)
 
-    def flush(self, *, samples_seen: int, now: bool = True) -> None:
-        """Write this life's totals; without `now`, only if the last time was two seconds ago."""
-        if not now and time.monotonic() - self._flushed_at < _FLUSH_SECONDS:
-            return
-        self._flushed_at = time.monotonic()
-        row = {
-            "life": self._life,
-            "rank": self._rank,
-            "began": round(self._began, 3),
-            # Not the clock on the wall, which may be set meanwhile: the classes would not add up to it.
-            "ended": round(self._epoch_of_clock + time.monotonic(), 3),
-            "samples_seen": samples_seen,
-            "seconds": {name: round(value, 3) for name, value in self.seconds().items()},
-        }
+    def reached(self, samples_seen: int) -> None:
+        """Say how far the run is, for when the totals are written next."""
+        self._samples_seen = samples_seen
+
+    def flush(self, *, samples_seen: int) -> None:
+        """Write this life's totals."""
+        self.reached(samples_seen)
+        self._write_totals()
+
+    def _keep(self) -> None:
+        """Write the totals every two seconds, whatever the rank is at; while it was stopped it was idle."""
+        absence, before = Absence(every_seconds=_FLUSH_SECONDS), self.seconds()
+        while not self._closed.wait(_FLUSH_SECONDS):
+            absent = absence.seconds()
+            if absent:
+                now = self.seconds()
+                stopped_in = max(CLASSES, key=lambda name: now[name] - before[name])
+                self.shift(absent, source=stopped_in, target="idle")
+            before = self.seconds()
+            self._write_totals()
+
+    def _write_totals(self) -> None:
+        with self._lock:
+            row = {
+                "life": self.life,
+                "rank": self._rank,
+                "began": round(self._began, 3),
+                # Not the clock on the wall, which may be set meanwhile: the classes would not add up to it.
+                "ended": round(self._epoch_of_clock + time.monotonic(), 3),
+                "samples_seen": self._samples_seen,
+                "seconds": {name: round(value, 3) for name, value in self.seconds().items()},
+            }
         with suppress(OSError):  # a full disk: the next write holds the same totals and more
             self._write(json.dumps(row, separators=(",", ":")).encode())
 
@@ -155,7 +196,7 @@ class LifeAccount:
     Units: `began` and `ended` in seconds of the epoch; `ended` is when its last totals were written.
     """
 
-    life: str
+    life: int
     began: float
     ended: float
     samples_seen: int
@@ -163,8 +204,12 @@ class LifeAccount:
 
 
 def read_lives(folder: Path) -> list[LifeAccount]:
-    """Return the lives of a run, oldest first."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    """Return the lives of a run, oldest first.
+
+    Only one at a time holds a run. One that seems to begin before the end of the last, since a clock was set
+    back or is another host's, is taken to follow at once.
+    """
+    rows: dict[int, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("rank-*.jsonl")):
         content = file.read_bytes()
         for begin in range(0, len(content), _LINE_BYTES):
@@ -172,24 +217,31 @@ def read_lives(folder: Path) -> list[LifeAccount]:
                 row = json.loads(content[begin : begin + _LINE_BYTES])
             except ValueError:
                 continue  # torn by a crash of the machine
-            if isinstance(row, dict) and set(CLASSES) == set(row.get("seconds", ())):
+            if _is_whole(row):
                 rows.setdefault(row["life"], []).append(row)
-    lives = [
-        LifeAccount(
+    lives: list[LifeAccount] = []
+    for life, ranks in sorted(rows.items()):
+        found = LifeAccount(
             life=life,
             began=sum(row["began"] for row in ranks) / len(ranks),
             ended=sum(row["ended"] for row in ranks) / len(ranks),
             samples_seen=max(row["samples_seen"] for row in ranks),
             seconds={name: sum(row["seconds"][name] for row in ranks) / len(ranks) for name in CLASSES},
         )
-        for life, ranks in rows.items()
-    ]
-    return sorted(lives, key=lambda one: one.began)
+        back = lives[-1].ended - found.began if lives else 0.0
+        if back > 0:
+            found = replace(found, began=found.began + back, ended=found.ended + back)
+        lives.append(found)
+    return lives
+
+
+def _is_whole(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("life"), int) and set(row["seconds"]) == set(CLASSES)
 
 
 def between_seconds(lives: list[LifeAccount]) -> float:
     """Return the time between lives: in a queue, or after the last totals of one that was killed."""
-    return sum(max(0.0, later.began - earlier.ended) for earlier, later in pairwise(lives))
+    return sum(later.began - earlier.ended for earlier, later in pairwise(lives))
 
 
 def summarise(folder: Path) -> dict[str, float]:
@@ -197,7 +249,11 @@ def summarise(folder: Path) -> dict[str, float]:
 
     Units: seconds, averaged over the ranks of each life. What lies between lives is `idle`.
     """
-    lives = read_lives(folder)
+    return add_up(read_lives(folder))
+
+
+def add_up(lives: list[LifeAccount]) -> dict[str, float]:
+    """Add up lives that follow one on the other, as `summarise` does."""
     sums = {name: sum(one.seconds[name] for one in lives) for name in CLASSES}
     sums["idle"] += between_seconds(lives)
     return sums

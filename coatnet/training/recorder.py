@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from coatnet.runtime.account import CLASSES, TimeAccount, read_lives, summarise
+from coatnet.runtime.account import CLASSES, TimeAccount, add_up, read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
 from coatnet.runtime.ranks import Ranks
@@ -89,9 +89,10 @@ class Recorder:
             {name: float(row[f"account/{name}"]) for name in CLASSES} for row in known[::stride]
         ]
         lives = read_lives(self._run.account)
-        self._earlier_seconds = summarise(self._run.account)
-        for name, seconds in lives[-1].seconds.items() if lives else ():
-            self._earlier_seconds[name] -= seconds  # this life's own
+        self._earlier_seconds = add_up(lives)
+        for own in (one for one in lives if one.life == self._account.life):
+            for name, seconds in own.seconds.items():
+                self._earlier_seconds[name] -= seconds
 
     def say(self, text: str) -> None:
         """Print a line for whoever looks on; above the bar where there is one."""
@@ -142,7 +143,7 @@ class Recorder:
                 self._scalars(state, result, now - self._recorded_at), samples_seen=state.samples_seen
             )
             self._recorded_at, self._samples, self._steps = now, 0, 0
-        self._account.flush(samples_seen=state.samples_seen, now=False)
+        self._account.reached(state.samples_seen)
         if now - self._flushed_at >= _FLUSH_SECONDS:
             self.flush(state)
 
@@ -175,8 +176,7 @@ class Recorder:
         self._metrics.figure("account", account_figure(self._history), samples_seen=state.samples_seen)
 
     def flush(self, state: RunState) -> None:
-        """Hand metrics and the time account to the file system."""
-        self._account.flush(samples_seen=state.samples_seen)
+        """Hand metrics to the file system, and what the time account has come to."""
         if self._ranks.is_main:
             own = self._account.seconds()
             spent = {name: self._earlier_seconds[name] + own[name] for name in CLASSES}

@@ -218,6 +218,7 @@ class TrainingRun(Generic[State, Result]):
         if state is not None:
             self.recorder.flush(state)
         self.recorder.close()
+        self.account.close()
 
     def finish(self, state: State, *, reason: str | None) -> None:
         """Leave a marker, and the summary of a run that reached its end.

@@ -150,7 +150,7 @@ def test_garbage_in_metrics_and_account_is_passed_over(run: Path) -> None:
 
 
 def test_a_clock_that_went_backwards_loses_no_negative_time(run: Path) -> None:
-    account = TimeAccount(RunDirectory(run).account, rank=0, life="a")
+    account = TimeAccount(RunDirectory(run).account, rank=0, life=1)
     with account.measure("compute"):
         time.sleep(0.01)
     account.flush(samples_seen=8)

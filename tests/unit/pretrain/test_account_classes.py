@@ -18,7 +18,7 @@ from pretrain.engine.exposed import ExposedCommunication
 
 @pytest.fixture
 def account(tmp_path: Path) -> Iterator[TimeAccount]:
-    yield TimeAccount(tmp_path, rank=0, life="a")
+    yield TimeAccount(tmp_path, rank=0, life=1)
     callback_handler.clear()
 
 

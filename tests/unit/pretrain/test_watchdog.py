@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,21 @@ print("patient", flush=True)
 a_step_that_never_ends()
 """
 
+STOPPED = """
+import sys, time
+from pathlib import Path
+from pretrain.watchdog import Watchdog
+
+watchdog = Watchdog(Path(sys.argv[1]) / "stacks", hang_seconds=1.5, start_seconds=1.5)
+watchdog.start()
+print("watching", flush=True)
+began = time.monotonic()
+while time.monotonic() - began < 3.0:  # stopped in here
+    watchdog.beat()
+    time.sleep(0.1)
+print("went on", flush=True)
+"""
+
 
 def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) -> None:
     stacks = tmp_path / "logs" / "stacks-rank0.txt"
@@ -40,6 +56,16 @@ def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) ->
     assert "patient" in done.stdout and str(stacks) in done.stdout
     text = stacks.read_text()
     assert "a_step_that_never_ends" in text and "a_thread_that_waits" in text
+
+
+def test_a_process_that_was_stopped_itself_is_no_hang(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"watching\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4.0)  # longer than a second without a beat, and than a busy machine lets a thread wait
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and said == b"went on\n"
 
 
 @pytest.fixture

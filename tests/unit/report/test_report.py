@@ -25,7 +25,7 @@ def make_run(path: Path) -> RunDirectory:
     run.record_event("start", host="n1")
     run.record_event("resume", host="n2")
     run.record_event("bad_sample", shard="train-0.tar", reason="<script>alert(1)</script>")
-    account = TimeAccount(run.account, rank=0, life="a", age_seconds=100.0)
+    account = TimeAccount(run.account, rank=0, life=1, age_seconds=100.0)
     account.shift(90.0, source="start", target="compute")
     account.shift(5.0, source="start", target="data_wait")
     account.flush(samples_seen=1)
@@ -104,7 +104,7 @@ def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_pat
     run = RunDirectory(tmp_path / "run")
     run.create_or_resume("seed: 1\n", digest="aa")
     for number, (begin, end) in enumerate(((1000.0, 1060.0), (1090.0, 1200.0))):
-        account = TimeAccount(run.account, rank=0, life=f"life{number}")
+        account = TimeAccount(run.account, rank=0, life=number)
         account._seconds["compute"], account._began = end - begin - 10 * number, begin
         account._seconds["redone"] = 10.0 * number
         account.flush(samples_seen=100 * (number + 1))

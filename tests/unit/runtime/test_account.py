@@ -12,6 +12,7 @@ import pytest
 
 from coatnet.runtime.account import (
     CLASSES,
+    LifeAccount,
     TimeAccount,
     between_seconds,
     process_age_seconds,
@@ -24,7 +25,7 @@ KILLED_LIFE = """
 import os, signal, sys, time
 from pathlib import Path
 from coatnet.runtime.account import TimeAccount, process_age_seconds
-account = TimeAccount(Path(sys.argv[1]), rank=0, life=sys.argv[2], age_seconds=process_age_seconds())
+account = TimeAccount(Path(sys.argv[1]), rank=0, life=int(sys.argv[2]), age_seconds=process_age_seconds())
 account.started()
 with account.measure("compute"):
     time.sleep(0.2)
@@ -33,11 +34,48 @@ time.sleep(0.15)  # a process knows its age to a tick of 0.01 s
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+# A life that evaluates for ever, and keeps its account at a quicker pace.
+EVALUATING_LIFE = """
+import sys, threading
+from coatnet.runtime import absence, account
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
+absence._LEAST_SECONDS, account._FLUSH_SECONDS = 0.5, 0.05
+own = account.TimeAccount.of_run(RunDirectory(sys.argv[1]), ranks=Ranks())
+own.started()
+with own.measure("evaluation"):
+    threading.Event().wait()
+"""
+
+
+def test_a_life_that_is_killed_in_its_evaluation_leaves_how_long_that_and_its_being_stopped_took(
+    tmp_path: Path,
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", EVALUATING_LIFE, str(tmp_path)])
+
+    def wait_for(name: str, seconds: float) -> LifeAccount:
+        while True:
+            lives = read_lives(tmp_path / "account")
+            if lives and lives[0].seconds[name] > seconds:
+                return lives[0]
+            assert process.poll() is None
+            time.sleep(0.01)
+
+    evaluating = wait_for("evaluation", 0.2)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    stopped = wait_for("idle", 1.0)
+    process.kill()
+    process.wait()
+    assert stopped.ended - stopped.began == pytest.approx(sum(stopped.seconds.values()), abs=0.01)
+    assert evaluating.seconds["idle"] < stopped.seconds["idle"]
+
 
 def test_a_clock_that_is_set_back_during_a_life_does_not_part_the_classes_from_wall_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    account = TimeAccount(tmp_path, rank=0, life="a", age_seconds=2.0)
+    account = TimeAccount(tmp_path, rank=0, life=1, age_seconds=2.0)
     before = time.time()
     monkeypatch.setattr(time, "time", lambda: before - 3600)
     account.flush(samples_seen=0)
@@ -46,9 +84,23 @@ def test_a_clock_that_is_set_back_during_a_life_does_not_part_the_classes_from_w
     assert 2.0 <= life.ended - life.began < 60
 
 
+def test_a_clock_that_is_set_back_between_lives_changes_neither_their_order_nor_the_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    for life, set_by in ((1, 0.0), (2, -3600.0), (3, -3500.0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda by=set_by: clock() + by)
+            TimeAccount(tmp_path, rank=0, life=life, age_seconds=50.0).flush(samples_seen=10 * life)
+    lives = read_lives(tmp_path)
+    assert [(one.life, one.samples_seen) for one in lives] == [(1, 10), (2, 20), (3, 30)]
+    assert sum(summarise(tmp_path).values()) == pytest.approx(lives[-1].ended - lives[0].began, abs=0.01)
+    assert 150 <= lives[-1].ended - lives[0].began < 300
+
+
 def test_nested_classes_add_up_to_wall_time_within_one_percent(tmp_path: Path) -> None:
     began = time.monotonic()
-    account = TimeAccount(tmp_path, rank=0, life="a")
+    account = TimeAccount(tmp_path, rank=0, life=1)
     account.started()
     for _ in range(20):
         with account.measure("compute"):
@@ -64,11 +116,11 @@ def test_nested_classes_add_up_to_wall_time_within_one_percent(tmp_path: Path) -
 
 
 def test_killed_lives_and_the_time_between_them_add_up_to_wall_time(tmp_path: Path) -> None:
-    for life in ("a", "b"):
-        command = [sys.executable, "-c", KILLED_LIFE, str(tmp_path), life]
+    for life in (1, 2):
+        command = [sys.executable, "-c", KILLED_LIFE, str(tmp_path), str(life)]
         assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
     lives = read_lives(tmp_path)
-    assert [one.life for one in lives] == ["a", "b"]
+    assert [one.life for one in lives] == [1, 2]
     total, wall = summarise(tmp_path), lives[1].ended - lives[0].began
     assert abs(sum(total.values()) - wall) < 0.01 * wall
     assert total["compute"] >= 0.4 and total["start"] > 0
@@ -76,7 +128,7 @@ def test_killed_lives_and_the_time_between_them_add_up_to_wall_time(tmp_path: Pa
 
 
 def test_lives_are_added_and_ranks_averaged(tmp_path: Path) -> None:
-    for life in ("a", "b"):
+    for life in (1, 2):
         for rank in (0, 1):
             account = TimeAccount(tmp_path, rank=rank, life=life)
             account._seconds["compute"] = 10.0 + rank
@@ -89,20 +141,20 @@ def test_lives_are_added_and_ranks_averaged(tmp_path: Path) -> None:
 
 
 def test_the_file_does_not_grow_with_the_time_and_survives_a_torn_line(tmp_path: Path) -> None:
-    account = TimeAccount(tmp_path, rank=3, life="a")
+    account = TimeAccount(tmp_path, rank=3, life=1)
     for seen in range(50):
         account.flush(samples_seen=seen)
     file = tmp_path / "rank-00003.jsonl"
     once = file.stat().st_size
     with file.open("ab") as torn:
-        torn.write(b'{"life":"b","ra')
-    TimeAccount(tmp_path, rank=3, life="c").flush(samples_seen=60)
+        torn.write(b'{"life":2,"ra')
+    TimeAccount(tmp_path, rank=3, life=2).flush(samples_seen=60)
     assert file.stat().st_size == 3 * once
-    assert [(life.life, life.samples_seen) for life in read_lives(tmp_path)] == [("a", 49), ("c", 60)]
+    assert [(life.life, life.samples_seen) for life in read_lives(tmp_path)] == [(1, 49), (2, 60)]
 
 
 def test_a_class_inside_of_another_is_counted_there_alone(tmp_path: Path) -> None:
-    account = TimeAccount(tmp_path, rank=0, life="a")
+    account = TimeAccount(tmp_path, rank=0, life=1)
     with account.measure("redone"), account.measure("communication", inside="compute"):
         time.sleep(0.002)
     with account.measure("compute"), account.measure("communication", inside="compute"):
@@ -115,7 +167,7 @@ def test_a_class_inside_of_another_is_counted_there_alone(tmp_path: Path) -> Non
 
 def test_what_a_process_spent_before_its_account_is_part_of_the_start(tmp_path: Path) -> None:
     assert process_age_seconds() > 0
-    account = TimeAccount(tmp_path, rank=0, life="a", age_seconds=5.0)
+    account = TimeAccount(tmp_path, rank=0, life=1, age_seconds=5.0)
     assert account.seconds()["start"] >= 5.0
     account.flush(samples_seen=0)
     (life,) = read_lives(tmp_path)

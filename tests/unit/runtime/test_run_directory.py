@@ -92,7 +92,7 @@ def test_events_of_a_run_that_had_one_file_for_all_are_read(tmp_path: Path) -> N
     append_line(run.events, {"time": 1.0, "kind": "bad_sample", "rank": 3})
     append_line(run.events, {"kind": "without a time"})
     run.record_event("bad_sample", writer=3)
-    assert [event["kind"] for event in run.read_events()] == ["without a time", "bad_sample", "bad_sample"]
+    assert [event["kind"] for event in run.read_events()] == ["bad_sample", "without a time", "bad_sample"]
 
 
 def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:

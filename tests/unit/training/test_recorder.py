@@ -35,7 +35,7 @@ WANTED = {
 }
 
 
-def make_recorder(run: RunDirectory, *, life: str) -> Recorder:
+def make_recorder(run: RunDirectory, *, life: int) -> Recorder:
     account = TimeAccount(run.account, rank=0, life=life)
     account.flush(samples_seen=0)
     return Recorder(
@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recorder, state = make_recorder(run, life="a"), State()
+    recorder, state = make_recorder(run, life=1), State()
     for _ in range(2):
         take_step(recorder, state)
     recorder.occasional(state, {"train/update_norm": 0.1, "activations/S1/mean": 0.0})
@@ -104,11 +104,11 @@ def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
 
 
 def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: RunDirectory) -> None:
-    first, state = make_recorder(run, life="a"), State()
+    first, state = make_recorder(run, life=1), State()
     take_step(first, state, bad=2)
     take_step(first, state, applied=False)
     first.flush(state)
-    second = make_recorder(run, life="b")
+    second = make_recorder(run, life=2)
     second.remember(list(read_lines(run.metrics)))
     state.samples_seen = 8
     take_step(second, state, bad=1)
@@ -119,10 +119,11 @@ def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: 
 
 
 def test_the_account_in_the_metrics_goes_on_where_earlier_lives_ended(run: RunDirectory) -> None:
-    first = make_recorder(run, life="a")
+    first = make_recorder(run, life=1)
     first._account._seconds["compute"] = 100.0
     first.flush(State())
-    second = make_recorder(run, life="b")
+    first._account.close()
+    second = make_recorder(run, life=2)
     second.remember(list(read_lines(run.metrics)))
     second._account._seconds["compute"] = 10.0
     second.flush(State())
