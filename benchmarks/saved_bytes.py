@@ -17,11 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._inductor.lowering  # the decompositions below look there
 from torch import Tensor, nn
-from torch._functorch.aot_autograd import aot_module
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
@@ -165,6 +161,12 @@ class _Summed(nn.Module):
 
 
 def _partitioned(block: nn.Module, *, width: int, side: int) -> float:
+    # Here, since the compiler takes seconds to import: who only counts what is not compiled need not wait.
+    import torch._inductor.lowering  # the decompositions look there
+    from torch._functorch.aot_autograd import aot_module
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+
     x = torch.empty(_COMPILED_IMAGES, side, side, width, dtype=torch.bfloat16).requires_grad_()
     rows = (_COMPILED_IMAGES, _COMPILED_IMAGES * side * side)  # what holds images and no weights begins so
     weights = {tuple(one.shape) for one in block.parameters()}

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytest.importorskip("sklearn", reason="scikit-learn (extra `quickstart`) holds the digits")
+pytestmark = pytest.mark.skipif(
+    find_spec("sklearn") is None, reason="scikit-learn (extra `quickstart`) holds the digits"
+)
 
 
 def quickstart(directory: Path) -> subprocess.CompletedProcess[str]:

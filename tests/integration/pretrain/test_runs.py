@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +222,8 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn (extra `quickstart`) holds the digits")
 def test_five_random_kills_of_a_rank_of_the_quickstart_leave_no_trace(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn (extra `quickstart`) holds the digits")
     program = ROOT / "tests/integration/programs/quickstart_kills.py"
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": path}

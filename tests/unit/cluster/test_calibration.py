@@ -89,6 +89,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_machine_is_measured_into_a_file_that_a_plan_takes(config: Path, tmp_path: Path) -> None:
     here = tmp_path / "here.yaml"
     words = calibrated_words(

@@ -33,6 +33,7 @@ def ending(**changes: object) -> Ending:
         ({"status": 143, "state": "CANCELLED"}, Action.LEAVE),
         ({"status": 1, "state": None}, Action.LEAVE),
         ({"status": 1}, Action.RETRY),
+        ({"status": 1, "retries_left": 1}, Action.RETRY),  # the last one
         ({"status": 1, "retries_left": 0}, Action.FAIL),
         ({"status": 2, "user_error": True}, Action.FAIL),
         ({"status": 1, "warned": True}, Action.CONTINUE),
@@ -56,3 +57,11 @@ def test_a_job_that_slurm_is_ending_is_never_continued_or_tried_again() -> None:
 def test_a_failure_names_the_node_and_the_status() -> None:
     given = ending(status=7, node="fake2", message="RuntimeError: no")
     assert decide(given)[1] == "a rank on fake2 ended with status 7: RuntimeError: no"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [("train.steps is 'x'", "train.steps is 'x'"), ("", "the config or its data are wrong (status 2)")],
+)
+def test_a_users_mistake_is_told_in_the_ranks_words_or_in_ours(message: str, reason: str) -> None:
+    assert decide(ending(status=2, user_error=True, message=message))[1] == reason

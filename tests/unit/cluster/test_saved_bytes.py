@@ -24,10 +24,9 @@ STAGES = ("S0", "S1", "S2", "S3", "S4")
 )
 def test_uncompiled_activations_on_a_gpu_are_what_autograd_saves(name: str, precision: str) -> None:
     options = {"batch": 64, "image_size": 224, "precision": precision}
-    counted, planned = (
-        count_eager(ModelConfig(name=name), **options),
-        planned_bytes(ModelConfig(name=name), **options),
-    )
+    # A stage's blocks are alike but for the first; benchmarks/saved_bytes.py counts them all.
+    config = ModelConfig(name=name, depths=[1, 2, 2, 2, 2])
+    counted, planned = count_eager(config, **options), planned_bytes(config, **options)
     for stage in STAGES:
         assert planned[stage] == pytest.approx(counted[stage], rel=0.02), stage
     assert sum(planned.values()) == pytest.approx(sum(counted.values()), rel=0.01)
@@ -52,6 +51,7 @@ def test_activations_on_cores_are_what_autograd_saves(depths: list[int], widths:
         assert planned[stage] == pytest.approx(counted[stage], rel=0.01), stage
 
 
+@pytest.mark.slow
 def test_compiled_activations_are_what_inductors_partitioner_keeps() -> None:
     for block, (counted, planned) in count_compiled("coatnet_4", widths=[96] * 5, num_classes=2).items():
         assert planned == pytest.approx(counted, rel=0.01), block

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from coatnet.model import ModelConfig, build_model, defer_statistics
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_blocks_compile_without_graph_breaks_and_share_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.testing import CompileCounter  # seconds of imports, which collection need not wait for
+
     counter = CompileCounter()
     compile_module = torch.nn.Module.compile
     # Dynamo alone traces here: inductor's code would take a minute and adds no graph breaks.
@@ -40,6 +45,7 @@ def test_blocks_compile_without_graph_breaks_and_share_their_code(monkeypatch: p
     assert counter.frame_count == 2 * (2 + 4 * 2)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_the_kernel_for_gpus_traces_without_a_graph_break() -> None:
     from coatnet.model.attention import fused_attention
 

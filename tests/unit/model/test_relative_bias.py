@@ -40,11 +40,11 @@ def test_another_grid_is_the_bilinear_resize_of_the_table(height: int, width: in
     torch.nn.init.normal_(bias.table, generator=torch.Generator().manual_seed(0))
     table = resize(bias.table.detach(), 2 * height - 1, 2 * width - 1)
     got = bias(height, width)
-    for i in range(height * width):
-        for j in range(height * width):
-            row, column = i // width - j // width, i % width - j % width
-            expected = table[:, row + height - 1, column + width - 1]
-            assert torch.allclose(got[:, i, j], expected, atol=1e-12)
+    rows, columns = (
+        at.flatten() for at in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    )
+    down, right = (at[:, None] - at[None, :] for at in (rows, columns))
+    assert torch.allclose(got, table[:, down + height - 1, right + width - 1], atol=1e-12)
     # In fp32 the coordinates, up to 23, are rounded to steps of 2e-6.
     assert torch.allclose(bias.float()(height, width).double(), got, atol=1e-5)
 

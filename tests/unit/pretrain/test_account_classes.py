@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._dynamo.callback import callback_handler
 
 from coatnet.runtime.account import TimeAccount
 from pretrain.compiling import on_compilation
@@ -19,9 +18,18 @@ from pretrain.engine.exposed import ExposedCommunication
 @pytest.fixture
 def account(tmp_path: Path) -> Iterator[TimeAccount]:
     yield TimeAccount(tmp_path, rank=0, life=1)
+
+
+@pytest.fixture
+def callbacks() -> Iterator[None]:
+    yield
+    # Here, since it takes seconds to import, which collection need not wait for.
+    from torch._dynamo.callback import callback_handler
+
     callback_handler.clear()
 
 
+@pytest.mark.usefixtures("callbacks")
 def test_a_compilation_counts_to_compile_and_not_to_the_step_around_it(account: TimeAccount) -> None:
     on_compilation(lambda: account.enter("compile"), account.leave)
 

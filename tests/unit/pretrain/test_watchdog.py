@@ -15,17 +15,20 @@ from pretrain.watchdog import EXIT_HANG, Watchdog
 HANGING = """
 import sys, threading, time
 from pathlib import Path
+from pretrain import watchdog as module
 from pretrain.watchdog import Watchdog
+
+module._POLL_SECONDS, module._LAST_WORDS_SECONDS = 0.1, 0.4  # a fifth of what a run has
 
 def a_thread_that_waits(): time.sleep(60)
 def a_step_that_never_ends(): time.sleep(60)
 
 threading.Thread(target=a_thread_that_waits, daemon=True).start()
-watchdog = Watchdog(Path(sys.argv[1]), hang_seconds=0.2, start_seconds=10.0)
+watchdog = Watchdog(Path(sys.argv[1]), hang_seconds=0.2, start_seconds=4.0)
 watchdog.start()
 watchdog.beat()
 with watchdog.patience():
-    time.sleep(1.0)
+    time.sleep(0.7)  # after a beat alone 0.4 were a hang
 watchdog.beat()
 print("patient", flush=True)
 a_step_that_never_ends()

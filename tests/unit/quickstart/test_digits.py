@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("sklearn", reason="scikit-learn (extra `quickstart`) holds the digits")
-
 from PIL import Image
 
 from coatnet.quickstart.digits import write_digits
+
+pytestmark = pytest.mark.skipif(
+    find_spec("sklearn") is None, reason="scikit-learn (extra `quickstart`) holds the digits"
+)
 
 
 @pytest.fixture(scope="module")
