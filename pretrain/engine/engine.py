@@ -23,6 +23,7 @@ from coatnet.training.precision import compute_in_bf16
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.alone import stand_in, windows
+from pretrain.engine.flattening import moving_weights
 from pretrain.engine.start import load_deepspeed
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
@@ -71,14 +72,15 @@ class Engine:
         self._optimizer = optimizer
         self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
         self._choose_precision(model)
-        self._deepspeed, *_ = load_deepspeed().initialize(
-            model=model,
-            optimizer=make_optimizer(model, optimizer, stage=zero.stage, precision=precision),
-            config=deepspeed_config(
-                zero, clip=optimizer.clip, precision=precision, parameters=_elements(model)
-            ),
-            dist_init_required=False,
-        )
+        told = deepspeed_config(zero, clip=optimizer.clip, precision=precision, parameters=_elements(model))
+        deepspeed = load_deepspeed()
+        with moving_weights():
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=make_optimizer(model, optimizer, stage=zero.stage, precision=precision),
+                config=told,
+                dist_init_required=False,
+            )
         if isinstance(self._deepspeed.optimizer, MasterAdamW):
             self._deepspeed.optimizer.halve()
         self._state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)

@@ -28,6 +28,7 @@ from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from finetune.trainer import Trainer as Finetuner
 from finetune.worker import main as finetune
 from pretrain import tune
+from pretrain.engine import flattening
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
 from pretrain.engine.start import load_deepspeed
@@ -153,6 +154,27 @@ def sharded_build(precision: str) -> dict[str, Any]:
         with load_deepspeed().zero.GatheredParameters([sharded]):
             equal &= torch.equal(sharded.data, parameter.data.to(sharded.dtype))
     return {"held": max(held), "largest": max(largest), "equal": bool(equal)}
+
+
+def flattened_build(stage: int, precision: str) -> float:
+    """Build 25 million parameters; return the memory taken while they became flat, in models."""
+    ranks, status, move, peaks = Ranks.start(), Path("/proc/self/status"), flattening.move, []
+    tiny_engine(ranks, stage=stage, precision=precision)  # loads whatever is lazy
+
+    def resident(field: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if field in line)
+
+    def watched(weights: list[torch.Tensor]) -> torch.Tensor:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        before, flat = resident("VmRSS"), move(weights)
+        peaks.append((resident("VmHWM") - before) * 1024 / flat.nbytes)
+        return flat
+
+    with mock.patch.object(flattening, "move", watched):
+        model, optimizer = build_model(ModelConfig(image_size=32)), OptimizerConfig(learning_rate=RATE)
+        zero = ZeroConfig(stage=stage)
+        Engine(model, ranks=ranks, zero=zero, optimizer=optimizer, precision=precision)
+    return peaks[0]
 
 
 def save_after_training(folder: str, stage: int, precision: str = "fp32") -> list[float]:

@@ -94,6 +94,14 @@ def test_stage_three_never_holds_more_than_one_whole_module(on_ranks: OnRanks, p
         assert answer["held"] == answer["largest"] and answer["equal"] is True
 
 
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")])
+def test_weights_become_flat_without_the_whole_model_being_held_twice(
+    on_ranks: OnRanks, stage: int, precision: str
+) -> None:
+    found = on_ranks("flattened_build", world_size=1, stage=stage, precision=precision)[0]
+    assert found < 0.5, "1.0 by concatenation"
+
+
 # Four writers; together their readers are all twelve pairs of {1, 2, 4} ranks and stages 0 to 3.
 GRID = {
     (1, 0): [(1, 0), (2, 2), (4, 3)],
