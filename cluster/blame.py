@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from cluster.decide import Ending
 from cluster.history import Life
 
-# From the messages of CUDA, cuDNN, NCCL and the kernel; "out of memory" is the program's own affair.
+# From the messages of CUDA, cuDNN, NCCL, the kernel and our ranks; "out of memory" is the program's affair.
 _HARDWARE = re.compile(
     r"uncorrectable|\bECC\b|\bXid\b|CUDA error: (unspecified launch failure|unknown error|hardware)"
     r"|CUDA-capable device\(s\) is/are busy|no CUDA-capable device|GPU is lost|fallen off the bus"
     r"|NVLink|system not yet initialized|driver shutting down|Input/output error|Stale file handle"
-    r"|Read-only file system",
+    r"|Read-only file system|silent corruption",
     re.IGNORECASE,
 )
 _FIRST_SIGNAL_STATUS = 129

@@ -85,12 +85,16 @@ class Stream:
         return self._loader(self._phases[0]).state()
 
     def check(self, saved: dict[str, Any]) -> None:
-        """Make sure that a checkpoint's order of samples is this one.
+        """Make sure that a checkpoint's order of samples is this one, and take over its exclusions.
 
         Raises:
             UserError: it is another one, so that the run could not go on exactly.
         """
-        self._loader(self._phases[0]).restore(saved)
+        loader = self._loader(self._phases[0])
+        loader.restore(saved)
+        self._excluded = [
+            position for first, end in loader.state()["excluded"] for position in range(first, end)
+        ]
 
     def _loader(self, phase: Phase) -> TrainLoader:
         loader = TrainLoader(

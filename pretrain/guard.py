@@ -1,4 +1,4 @@
-"""Judges every step: refused, spiking, or fine. A pure function of the results, so all ranks judge alike."""
+"""Judges every step: refused, spiking, or fine. All ranks judge alike, by the results and the state alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Guard:
     def __init__(self, config: GuardConfig, *, rollbacks: int = 0) -> None:
         self._config = config
         self._rollbacks = rollbacks
-        self._spiking, self._spiking_since = 0, 0
 
     def veto(self, state: State) -> Veto | None:
         """Return what refuses a step by its loss before anything changes, where spikes are to be skipped."""
@@ -45,18 +44,18 @@ class Guard:
             robust_score(result.loss, state.losses), robust_score(result.gradient_norm, state.gradient_norms)
         )
         if self._is_spike(score, state.losses):
-            if self._spiking == 0:
-                self._spiking_since = state.samples_seen - result.samples
-            self._spiking += 1
-            return self._on_spike(result, state, score=score)
-        self._spiking = 0
+            if state.spiking == 0:
+                state.spike_step, state.spike_begin = state.step, state.samples_seen - result.samples
+            state.spiking += 1
+            return self._on_spike(state, score=score)
+        state.spiking = 0
         for history, value in ((state.losses, result.loss), (state.gradient_norms, result.gradient_norm)):
             history.append(value)
             del history[: -self._config.spike_window]
         return Verdict(score=score)
 
-    def _on_spike(self, result: PretrainResult, state: State, *, score: float) -> Verdict:
-        if self._config.spike != "rollback" or self._spiking < self._config.spike_steps:
+    def _on_spike(self, state: State, *, score: float) -> Verdict:
+        if self._config.spike != "rollback" or state.spiking < self._config.spike_steps:
             return Verdict("spike", score=score)
         self._rollbacks += 1
         if self._rollbacks > self._config.max_rollbacks:
@@ -64,15 +63,13 @@ class Guard:
                 f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks - 1} "
                 "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate"
             )
-        verdict = Verdict(
+        return Verdict(
             "rollback",
             score=score,
             rollback=True,
-            step=state.step - self._spiking + 1,
-            samples=range(self._spiking_since, state.samples_seen),
+            step=state.spike_step,
+            samples=range(state.spike_begin, state.samples_seen),
         )
-        self._spiking = 0
-        return verdict
 
     def _is_spike(self, score: float, history: list[float]) -> bool:
         return score > self._config.spike_score and len(history) * 2 >= self._config.spike_window

@@ -52,13 +52,15 @@ class Health:
     def compare_weights(self, model: nn.Module) -> list[Finding]:
         """Compare the ranks' copies of the weights; one that differs was corrupted without a word.
 
+        Which one it is a majority tells; where there is none, no rank can be named.
         At stage 3 only what every rank holds (the running statistics) can be compared.
         """
         digests = self._ranks.gather(weight_digest(model, parameters=self._stage < 3))
         common, votes = Counter(digests).most_common(1)[0]
         if votes == self._ranks.world_size:
             return []
-        wrong = [rank for rank, digest in enumerate(digests) if digest != common]
+        decided = 2 * votes > self._ranks.world_size
+        wrong = [rank for rank, digest in enumerate(digests) if decided and digest != common]
         return [Finding("silent_corruption", {"ranks": wrong, "digests": digests})]
 
     def _stragglers(self) -> list[Finding]:

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError, to_dict
+from coatnet.config import to_dict
+from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
@@ -23,7 +24,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard
-from pretrain.health import Health
+from pretrain.health import Finding, Health
 from pretrain.profiler import StepProfiler
 from pretrain.state import State, digest_of_range
 from pretrain.trainer import PretrainResult
@@ -133,15 +134,22 @@ class Parts(TrainingRun[State, PretrainResult]):
         )
 
     def save(self, state: State, *, wait: bool) -> None:
-        """Save, in the background or until it is done."""
+        """Save what all ranks agree on, in the background or until it is done.
+
+        Raises:
+            Distrusted: the ranks' weights differ.
+        """
         with self.watchdog.patience():
+            if self.config.guard.digest_every:
+                with self.account.measure("checkpoint"):
+                    self._report(self.health.compare_weights(self.engine.module), state)
             super().save(state, wait=wait)
 
     def look_after(self, state: State, result: PretrainResult) -> None:
         """Do what is done at every step without touching its result.
 
         Raises:
-            UserError: the ranks' weights differ.
+            Distrusted: the ranks' weights differ.
         """
         self.watchdog.beat()
         self._exposed.settle()
@@ -153,14 +161,28 @@ class Parts(TrainingRun[State, PretrainResult]):
         self.profiler.after_step(state.step)
         self.profiler.before_step(state.step + 1)
         super().look_after(state, result)
-        for finding in self.health.check(self.engine.module, state, result):
+        self._report(self.health.check(self.engine.module, state, result), state)
+
+    def _report(self, findings: list[Finding], state: State) -> None:
+        """Record what was found of the ranks, and end where they cannot go on.
+
+        The rank whose weights are wrong ends first: whoever starts it anew takes that one's word for the
+        reason, and its node for the cause. Nothing is ever saved that the ranks did not agree on.
+        """
+        for finding in findings:
             self.recorder.event(finding.kind, step=state.step, **finding.fields)
-            if finding.kind == "silent_corruption":
-                raise UserError(
-                    f"the weights of ranks {finding.fields['ranks']} differ from the others' at step "
-                    f"{state.step}: silent corruption. The same command goes on from the last checkpoint; "
-                    "leave out the node if it happens again"
-                )
+            if finding.kind != "silent_corruption":
+                continue
+            wrong, found = finding.fields["ranks"], f"differ from the others' at step {state.step}"
+            advice = "the same command goes on from the last checkpoint, which is whole"
+            if not wrong:
+                raise Distrusted(f"the ranks' weights {found}, and none has a majority; {advice}")
+            if self.ranks.rank not in wrong:
+                self.ranks.barrier()
+            raise Distrusted(
+                f"silent corruption: the weights of ranks {wrong} {found}; {advice}; leave that node out "
+                "if it happens again"
+            )
 
     def keep_for_replay(self, state: State, result: PretrainResult, verdict: Verdict) -> None:
         """Write a bundle of a bad step, the first of several in a row, as long as there are few.
@@ -207,12 +229,13 @@ class Parts(TrainingRun[State, PretrainResult]):
     def roll_back(self, state: State, verdict: Verdict) -> None:
         """Go back to before a spike and leave its samples out from now on."""
         self.stream.exclude(verdict.samples)
+        with self.watchdog.patience():
+            state.become(self.checkpoints.restore(before=verdict.step))
+        # Last: a run that is killed before comes to the same spike again, and not from behind it.
         if self.ranks.is_main:
             known = _read_ranges(self._exclusions)
             ranges = [*known, [verdict.samples.start, verdict.samples.stop]]
             write_atomically(self._exclusions, json.dumps({"ranges": ranges}) + "\n")
-        with self.watchdog.patience():
-            state.become(self.checkpoints.restore(before=verdict.step))
 
     def summary(self, state: State) -> dict[str, Any]:
         """Return what summary.json says of a run that reached its end."""

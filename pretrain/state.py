@@ -37,11 +37,16 @@ class State(RunState):
         trained_digest: sum over all samples passed of a hash of their position: equal to
             `digest_of_positions` of the whole range when each came exactly once.
         losses, gradient_norms: of the last accepted steps; the guard's measure of what is normal.
+        spiking: taken steps in a row whose loss was a spike, until now.
+        spike_step, spike_begin: number and position of the first of them.
     """
 
     trained_digest: int = 0
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
+    spiking: int = 0
+    spike_step: int = 0
+    spike_begin: int = 0
 
     def advance(self, *, samples: int, applied: bool, digest: int) -> None:
         """Move on by one step over samples of this digest."""

@@ -22,6 +22,10 @@ class RankError(UserError):
     """A user's mistake that other ranks may not see: one device is out of memory."""
 
 
+class Distrusted(RuntimeError):
+    """What a rank holds is wrong, by no mistake of the user or the program: a new start may go well."""
+
+
 def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a rank's main with the process's arguments."""
     with endings_in_a_line():
@@ -45,6 +49,9 @@ def endings_in_a_line() -> Iterator[None]:
         if speaks or isinstance(error, RankError):
             _say(" ".join(str(error).split()))
         _leave(STATUS_USER_ERROR)
+    except Distrusted as error:
+        _say(str(error))
+        _leave(1)
     except LeaseLost as error:  # neither the user's mistake nor a fault of the program
         _say(f"{error}; this job ends without a trace in the run")
         _leave(1)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from faulty_runs import pretrain_run as pretrain_run
 from torch.nn.parallel import DistributedDataParallel
 
-from coatnet.checkpoint import store
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
@@ -205,15 +203,18 @@ def save(engine: Engine, folder: Path) -> None:
 
 
 def refused_step(stage: int, precision: str) -> dict[str, Any]:
-    """Feed one rank a NaN in the middle of a run."""
+    """Feed one rank a NaN in the middle of a run, in the second of four micro-batches."""
     ranks = Ranks.start()
     engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=2, accumulation=1)
     before = [piece.weight.clone() for piece in engine.pieces]
     images, labels = own_samples(2, ranks)
     poison = float("nan") if ranks.rank == ranks.world_size - 1 else 1.0
+    images = torch.cat(
+        [part * (poison if number == 1 else 1.0) for number, part in enumerate(images.chunk(4))]
+    )
     update = engine.step(
-        [(images * poison, labels)],
+        list(zip(images.chunk(4), labels.chunk(4), strict=True)),
         loss_of=lambda model, part: make_loss("softmax")(model(part[0]), part[1]),
         lr=RATE,
     )
@@ -247,74 +248,6 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
         "unchanged": bool(torch.equal(plain, again))
         and all(torch.equal(old, piece.weight) for old, piece in zip(before, engine.pieces, strict=True)),
     }
-
-
-def pretrain_run(
-    arguments: list[str],
-    stop_after: int = 0,
-    spike_at: int = 0,
-    disk_is_full: bool = False,
-    fill_after: int = 0,
-    ballast: str = "",
-    stale_after: int = 0,
-) -> str:
-    """Run the worker of `coatnet pretrain`.
-
-    Args:
-        arguments: the worker's.
-        stop_after: so many steps into this life, rank 0 gets a SIGTERM.
-        spike_at: the first step from this position reports a hundred times its loss.
-        disk_is_full: no checkpoint finds room; the answer is then the run's error.
-        fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; likewise.
-        stale_after: so many steps into this life, rank 1 can write nothing to its disk any more; likewise.
-    """
-    take_step, taken, spiked = Trainer.step, [], []
-
-    def step(self: Trainer, *given: Any, **options: Any) -> Any:
-        if options["learning_rate"] > 0:  # not the rehearsal
-            taken.append(None)
-        if stop_after and len(taken) == stop_after and self.engine.ranks.is_main:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if fill_after and len(taken) == fill_after and self.engine.ranks.is_main:
-            fill(Path(ballast))
-        if stale_after and len(taken) == stale_after and self.engine.ranks.rank == 1:
-            lose_the_disk()
-        result = take_step(self, *given, **options)
-        if spike_at and options["samples_seen"] == spike_at and not spiked:
-            spiked.append(None)
-            return dataclasses.replace(result, losses=[100 * loss for loss in result.losses])
-        return result
-
-    Trainer.step = step  # type: ignore[method-assign]
-    if disk_is_full:
-        CheckpointStore._require_space = no_space  # type: ignore[method-assign]
-    try:
-        main(arguments)
-    except UserError as error:
-        if not disk_is_full and not fill_after and not stale_after:
-            raise
-        return str(error)
-    return "finished"
-
-
-def fill(ballast: Path) -> None:
-    """Write until there is no room for another byte."""
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-
-
-def lose_the_disk() -> None:
-    """Let every call by which this rank writes a checkpoint, or a word about it, fail."""
-
-    def stale(*given: Any, **options: Any) -> Any:
-        raise OSError(errno.ESTALE, "Stale file handle")
-
-    os.mkdir = os.unlink = store.write_rank_file = stale  # type: ignore[assignment]
-
-
-def no_space(self: CheckpointStore, own_bytes: int) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def tuned_run(arguments: list[str], spare_bytes: int) -> str:

@@ -158,6 +158,25 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     assert losses == sorted(losses, reverse=True) and "class" in found["worst_samples"][0]["name"]
 
 
+def test_a_kill_in_the_middle_of_a_rollback_changes_nothing(
+    place: Path, ask_ranks: Callable[..., Any], on_ranks: OnRanks
+) -> None:
+    guard = ["guard.spike=rollback", "guard.spike_window=4", "guard.spike_score=2000", "guard.spike_steps=2"]
+    more = [*guard, "save.every=1 steps", "train.duration=12 steps"]
+    given = arguments(place, "rolled_back", *more)
+    on_ranks("pretrain_run", world_size=2, arguments=given, spike_at=7 * 24, spike_steps=2)
+    given = arguments(place, "killed_rolling_back", *more)
+    spike = {"spike_at": 7 * 24, "spike_steps": 2}
+    assert ask_ranks("pretrain_run", world_size=2, arguments=given, kill_in_rollback=True, **spike)[0] == {
+        "error": "died"
+    }
+    on_ranks("pretrain_run", world_size=2, arguments=given, **spike)
+    rolled_back, killed = place / "rolled_back", place / "killed_rolling_back"
+    assert (killed / "exclusions.json").read_text() == (rolled_back / "exclusions.json").read_text()
+    assert json.loads((killed / "exclusions.json").read_text())["ranges"] == [[7 * 24, 9 * 24]]
+    assert_bit_equal(last(killed), last(rolled_back))
+
+
 def test_a_refused_step_is_kept_and_comes_out_alike_on_one_device(place: Path, on_ranks: OnRanks) -> None:
     wild = ["optimizer.learning_rate=1e30", "schedule.minimum=1e30", "schedule.warmup=0 steps"]
     options = arguments(place, "wild", *wild, "guard.max_skipped=3")
@@ -200,9 +219,27 @@ def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, o
     assert summary["transfer_top1"] > 0.5  # classes that differ in brightness: by chance a third
 
 
-def test_a_flipped_bit_in_one_ranks_weights_is_found_and_the_rank_named(on_ranks: OnRanks) -> None:
-    for before, after in on_ranks("flipped_bit", world_size=3, stage=1):
-        assert before == [] and after == [["silent_corruption", [1]]]
+@pytest.mark.parametrize(("world_size", "named"), [(3, [1]), (2, [])], ids=["a majority", "no majority"])
+def test_a_flipped_bit_in_one_ranks_weights_is_found_and_the_rank_named_where_a_majority_tells(
+    on_ranks: OnRanks, world_size: int, named: list[int]
+) -> None:
+    for before, after in on_ranks("flipped_bit", world_size=world_size, stage=1):
+        assert before == [] and after == [["silent_corruption", named]]
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_weights_that_ranks_do_not_agree_on_are_never_saved_and_the_next_start_leaves_no_trace_of_them(
+    place: Path, undisturbed: Path, ask_ranks: Callable[..., Any], on_ranks: OnRanks, stage: int
+) -> None:
+    run = place / f"flipped{stage}"
+    given = arguments(place, run.name, f"zero.stage={stage}")
+    answers = ask_ranks("pretrain_run", world_size=3, arguments=given, flip_after=8)
+    assert "silent corruption: the weights of ranks [1] differ" in answers[1]["result"]
+    assert "error" in answers[0] and "error" in answers[2]  # they lost rank 1
+    assert last(run).step == 4
+    on_ranks("pretrain_run", world_size=2, arguments=given)
+    losses = last(run).facts["progress"]["losses"]
+    np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
 def test_a_rank_that_hangs_ends_all_with_their_stacks_written(

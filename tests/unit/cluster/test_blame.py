@@ -26,6 +26,7 @@ def crash(node: str = "n2", *, status: int = 139, message: str = "") -> Ending:
         "RuntimeError: No CUDA GPUs are available: no CUDA-capable device is detected",
         "OSError: [Errno 5] Input/output error: 'shards/train/00007.tar'",
         "NCCL WARN Cuda failure 'GPU is lost'",
+        "silent corruption: the weights of ranks [3] differ from the others' at step 500",
     ],
 )
 def test_the_words_of_broken_hardware_blame_their_node_at_once(message: str) -> None:

@@ -70,6 +70,25 @@ def test_a_rollback_over_a_short_step_names_the_samples_of_all() -> None:
     assert verdict.rollback and verdict.samples == range(80, 91)
 
 
+def test_a_rollback_over_a_refused_step_begins_at_the_first_that_spiked() -> None:
+    guard = Guard(GuardConfig(spike_window=10, spike="rollback", spike_steps=2))
+    state = after_steps(guard, 10)
+    assert not step(guard, state, result(9.0)).rollback
+    assert step(guard, state, result(math.nan, norm=math.inf, applied=False)).event == "skipped_step"
+    verdict = step(guard, state, result(9.0))
+    assert verdict.rollback and verdict.step == 11 and verdict.samples == range(80, 104)
+
+
+def test_a_spike_goes_on_over_a_resume_in_the_middle_of_it() -> None:
+    config = GuardConfig(spike_window=10, spike="rollback", spike_steps=2)
+    guard = Guard(config)
+    state = after_steps(guard, 10)
+    assert not step(guard, state, result(9.0)).rollback
+    resumed = State(**state.to_json())
+    verdict = step(Guard(config), resumed, result(9.0))
+    assert verdict.rollback and verdict.step == 11 and verdict.samples == range(80, 96)
+
+
 def test_too_many_rollbacks_stop_the_run_with_advice() -> None:
     guard = Guard(GuardConfig(spike_window=10, spike="rollback", max_rollbacks=1), rollbacks=1)
     with pytest.raises(UserError, match=r"guard\.max_rollbacks"):
