@@ -26,6 +26,23 @@ def test_lives_that_begin_at_the_same_step_made_no_progress(tmp_path: Path) -> N
     assert history.lives_without_progress(step=200) == 0
 
 
+def test_the_first_life_of_a_run_that_nobody_submitted_counts_as_well(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for _ in range(2):
+        history.begin(job_id="1", nodes=["n1"], step=-1)
+    assert history.lives_without_progress(step=-1) == 2
+
+
+def test_a_run_awaits_a_life_from_each_submission_until_one_begins(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    assert not history.awaits_a_life()
+    for number in range(2):
+        history.note("submitted", job_id=f"{number}", folder=f"000{number}", lives=number)
+        assert history.awaits_a_life()
+        history.begin(job_id=f"{number}", nodes=["n1"], step=-1)
+        assert not history.awaits_a_life()
+
+
 def test_a_new_submission_begins_counting_anew(tmp_path: Path) -> None:
     history = History(tmp_path)
     for _ in range(3):
@@ -52,7 +69,9 @@ def test_a_torn_last_line_loses_itself_alone(tmp_path: Path) -> None:
     with (tmp_path / "lives.jsonl").open("a") as file:
         file.write('{"event": "end", "li')
     history.begin(job_id="1", nodes=["n1"], step=7)
-    assert [life.step for life in history.lives()] == [-1, 7]
+    history.begin(job_id="1", nodes=["n1"], step=8)
+    assert [life.step for life in history.lives()] == [-1, 7, 8]
+    assert len((tmp_path / "lives.jsonl").read_text().splitlines()) == 4, "a line each, and the torn one"
 
 
 @pytest.mark.parametrize(

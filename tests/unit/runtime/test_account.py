@@ -165,6 +165,16 @@ def test_a_class_inside_of_another_is_counted_there_alone(tmp_path: Path) -> Non
     assert 0.001 <= seconds["communication"] < seconds["redone"] + seconds["compute"] + 1
 
 
+def test_what_is_shifted_may_have_passed_a_moment_ago(tmp_path: Path) -> None:
+    account = TimeAccount(tmp_path, rank=0, life=1)
+    with account.measure("compute"):
+        time.sleep(0.01)
+        account.shift(0.01, source="compute", target="communication")
+    assert account.seconds()["communication"] == pytest.approx(0.01)
+    account.shift(3600.0, source="communication", target="compute")  # no more than there is
+    assert account.seconds()["communication"] == 0.0
+
+
 def test_what_a_process_spent_before_its_account_is_part_of_the_start(tmp_path: Path) -> None:
     assert process_age_seconds() > 0
     account = TimeAccount(tmp_path, rank=0, life=1, age_seconds=5.0)

@@ -166,6 +166,21 @@ def test_a_job_that_lost_its_lease_notices_and_touches_nothing_of_its_successors
     second.release()
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_beating_thread_sees_a_successor_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease.acquire(tmp_path)
+    monkeypatch.setattr(module, "_is_alive", lambda *_: False)
+    second = Lease.acquire(tmp_path)
+    assert first._lost.wait(60.0)
+    with pytest.raises(LeaseLost):
+        first.raise_if_lost()
+    second.raise_if_lost()
+    first.release()
+    second.release()
+
+
 def test_a_beat_needs_no_space_on_the_disk(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     path = tmp_path / "lease" / "epoch-00000001"
