@@ -1,89 +1,56 @@
-"""The `coatnet` command. It finds subcommands through the entry points of the group `coatnet.commands` and
-knows none of them: `inspect.model = "package.module:function"` becomes `coatnet inspect model`.
+"""The `coatnet` command: how it begins and how it ends. What it can do is found by `coatnet.commands`.
 
-A subcommand is a plain function with typer annotations. Its module must import nothing heavy at the top,
-since `coatnet --help` reads every docstring.
+Imports as little as possible, since Ctrl-C is heeded from here on: whenever it comes, the command ends in
+silence with status 130. A user's mistake is one line on stderr and status 2; a reader that went away, as
+`head` does, is not worth a word.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, NoReturn
+from types import FrameType
+from typing import NoReturn
 
-import typer
-import typer.main
-from typer.core import TyperGroup
-
-from coatnet.config.errors import UserError
-
-_GROUP = "coatnet.commands"
-_HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
-_GROUP_HELP = {"inspect": "Look inside models, shards, checkpoints and the sample order."}
-_EXIT_USER_ERROR = 2
-_EXIT_INTERRUPTED = 130
-
-
-class _EntryPointGroup(TyperGroup):
-    """A group whose commands are entry points, imported when they are asked for."""
-
-    prefix = ""
-    points: ClassVar[dict[str, EntryPoint]] = {}
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        rest = (name[len(self.prefix) :] for name in self.points if name.startswith(self.prefix))
-        return sorted({name.split(".")[0] for name in rest})
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        full = self.prefix + cmd_name
-        if full in self.points:
-            return _command(cmd_name, self.points[full].load())
-        if any(name.startswith(f"{full}.") for name in self.points):
-            return _group(cmd_name, prefix=f"{full}.", points=self.points, help=_GROUP_HELP.get(full, ""))
-        return None
-
-
-def _typer() -> typer.Typer:
-    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-
-def _command(name: str, function: Any) -> Any:
-    app = _typer()
-    app.command(name)(function)
-    return typer.main.get_command(app)
-
-
-def _group(name: str, *, prefix: str, points: dict[str, EntryPoint], help: str) -> Any:
-    kind = type("EntryPointGroup", (_EntryPointGroup,), {"prefix": prefix, "points": points})
-    app = _typer()
-    app.callback(cls=kind, help=help, no_args_is_help=True)(lambda: None)
-    group = typer.main.get_command(app)
-    group.name = name
-    return group
+STATUS_USER_ERROR = 2
+_STATUS_INTERRUPTED = 128 + signal.SIGINT
+_STATUS_NO_READER = 128 + signal.SIGPIPE
 
 
 def main() -> NoReturn:
-    """Run the command line: a user's mistake is one line on stderr and exit status 2."""
-    points = {point.name: point for point in entry_points(group=_GROUP)}
+    """Run the command line and end the process with its status."""
+    status = 0
+    signal.signal(signal.SIGINT, _leave)  # while modules are imported there is nothing to clean up
     try:
-        _group("coatnet", prefix="", points=points, help=_HELP).main(prog_name="coatnet")
-    except UserError as error:
+        from coatnet.commands import run
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _leave(signal.SIGINT, None)
+    except BrokenPipeError:
+        # What is still in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _STATUS_NO_READER
+    except Exception as error:
         if os.environ.get("COATNET_TRACEBACK"):
             raise
-        _fail(str(error))
-    except OSError as error:  # a file or folder that cannot be made, read or written
-        if os.environ.get("COATNET_TRACEBACK") or error.filename is None:
+        from coatnet.commands import in_a_line
+
+        line = in_a_line(error)
+        if line is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        sys.exit(_EXIT_INTERRUPTED)
-    sys.exit(0)
+        print(f"error: {line}", file=sys.stderr)
+        status = STATUS_USER_ERROR
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does one that comes at the very end leave a trace
+    sys.exit(status)
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(_EXIT_USER_ERROR)
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once: other threads and exit handlers have nothing to say about an interruption."""
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,17 @@ def balanced_weights(corpora: Sequence[SampleSource]) -> list[float]:
     Raises:
         UserError: a corpus has several labels per image.
     """
-    if any(corpus.label_kind != "single" for corpus in corpora):
-        raise UserError("loss.class_weights is 'balanced', but a corpus has several labels per image")
+    check_single_labels(corpora, needed_by="loss.class_weights is 'balanced'")
     classes = len(corpora[0].classes)
     counts = sum(np.bincount(corpus.labels(), minlength=classes) for corpus in corpora)
     return (np.sum(counts) / (classes * np.maximum(counts, 1))).tolist()
+
+
+def check_single_labels(corpora: Sequence[SampleSource], *, needed_by: str) -> None:
+    """Check that every image has one label.
+
+    Raises:
+        UserError: a corpus has several labels per image.
+    """
+    if any(corpus.label_kind != "single" for corpus in corpora):
+        raise UserError(f"{needed_by}, but a corpus has several labels per image")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from coatnet.config.checks import one_of
+
 TAILS = ("continue", "drop", "mask")
+DECODERS = ("auto", "kernel", "pillow")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -107,7 +110,7 @@ class DataConfig:
         for name in ("threads", "prefetch", "lanes", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.tail not in TAILS:
-            raise ValueError(f"tail is {self.tail!r}; allowed: {', '.join(TAILS)}")
+        one_of("tail", self.tail, TAILS)
+        one_of("decoder", self.decoder, DECODERS)
         if not 0.0 <= self.bad_sample_budget <= 1.0:
             raise ValueError(f"bad_sample_budget is {self.bad_sample_budget}; allowed: 0 to 1")

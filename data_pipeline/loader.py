@@ -21,11 +21,11 @@ from data_pipeline.budget import BadSampleBudget
 from data_pipeline.config import DataConfig
 from data_pipeline.filling import BatchFiller, PendingBatch
 from data_pipeline.lookahead import Lookahead
-from data_pipeline.open_corpus import open_train_corpora
+from data_pipeline.open_corpus import common_classes, open_train_corpora
 from data_pipeline.prefetch import made_ahead
 from data_pipeline.record import SampleSource
 from data_pipeline.steps import Steps
-from data_pipeline.training_order import make_order
+from data_pipeline.training_order import check_shares, make_order
 
 _MAX_CHUNK = 32
 _STATE_VERSION = 1
@@ -57,12 +57,8 @@ class TrainLoader:
         Raises:
             UserError: corpora that do not fit together, or a batch that the ranks cannot share.
         """
-        if global_batch < 1 or global_batch % world_size:
-            raise UserError(
-                f"train.global_batch is {global_batch}; allowed with {world_size} ranks: multiples of "
-                f"{world_size}"
-            )
-        self.classes = _common_classes(corpora)
+        check_shares(global_batch, world_size=world_size)
+        self.classes = common_classes(corpora)
         self.num_classes = len(self.classes)
         self._corpora = list(corpora)
         self._weights = [entry.weight for entry in data.train] or [1.0]
@@ -171,19 +167,6 @@ class TrainLoader:
                 tail=None if weights is None else Tail(end - samples_seen, torch.from_numpy(weights)),
             )
             samples_seen = end
-
-
-def _common_classes(corpora: Sequence[SampleSource]) -> list[str]:
-    if not corpora:
-        raise UserError("data.train is empty; give at least one corpus, data.train=[{path: SHARDS}]")
-    classes = corpora[0].classes
-    for number, corpus in enumerate(corpora[1:], start=1):
-        if corpus.classes != classes:
-            raise UserError(
-                f"data.train[{number}]: has {len(corpus.classes)} classes that differ from the "
-                f"{len(classes)} of data.train[0]; a mixture needs one vocabulary"
-            )
-    return classes
 
 
 def _ranges(positions: list[int]) -> list[list[int]]:

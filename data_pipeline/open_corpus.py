@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config import UserError
@@ -56,3 +57,21 @@ def open_train_corpora(data: DataConfig) -> list[SampleSource]:
     if not data.train:
         raise UserError("data.train is empty; give data.train=[{path: SHARDS_OR_IMAGE_FOLDER}]")
     return [open_corpus(entry.path, cache=data.cache) for entry in data.train]
+
+
+def common_classes(corpora: Sequence[SampleSource]) -> list[str]:
+    """Return the vocabulary that the corpora of a mixture share.
+
+    Raises:
+        UserError: there is no corpus, or one has another vocabulary.
+    """
+    if not corpora:
+        raise UserError("data.train is empty; give at least one corpus, data.train=[{path: SHARDS}]")
+    classes = corpora[0].classes
+    for number, corpus in enumerate(corpora[1:], start=1):
+        if corpus.classes != classes:
+            raise UserError(
+                f"data.train[{number}]: has {len(corpus.classes)} classes that differ from the "
+                f"{len(classes)} of data.train[0]; a mixture needs one vocabulary"
+            )
+    return classes

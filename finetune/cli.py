@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from coatnet.config import UserError
 from coatnet.runtime.stop import held_signals
+
+
+def _one_of(name: str, *allowed: str) -> Callable[[Any], Any]:
+    """Return what checks an option's value, or each of several, before the command begins."""
+
+    def check(value: Any) -> Any:
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one not in allowed:
+                raise UserError(f"{name} {one}: allowed are {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+def _sides(value: Any) -> Any:
+    """Check the side of images, or each of several."""
+    for px in value if isinstance(value, list) else [value]:
+        if px is not None and (px < 32 or px % 32):
+            raise UserError(f"--px {px}: allowed are multiples of 32")
+    return value
+
 
 _MODEL = typer.Argument(help="A run, a checkpoint or an exported directory.")
 _JSON = typer.Option("--json", help="Print JSON and nothing else.")
-_WEIGHTS = typer.Option(help="Which weights of a run: auto (EMA where there is one), ema or raw.")
+_WEIGHTS = typer.Option(
+    help="Which weights of a run: auto (EMA where there is one), ema or raw.",
+    callback=_one_of("--weights", "auto", "ema", "raw"),
+)
+_PX = typer.Option(help="Side of the images; default: the model's own.", callback=_sides)
 _BATCH = typer.Option(min=1, help="Images at a time; no result depends on it.")
 _THREADS = typer.Option(min=1, help="Decoding threads.")
 
@@ -37,13 +64,23 @@ def finetune(
 def evaluate(
     model: Annotated[Path, _MODEL],
     data: Annotated[Path, typer.Argument(help="Shards, an image folder, or with --labels a flat folder.")],
-    px: Annotated[list[int] | None, typer.Option(help="Side of the images; several are compared.")] = None,
+    px: Annotated[
+        list[int] | None, typer.Option(help="Side of the images; several are compared.", callback=_sides)
+    ] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
     batch: Annotated[int, _BATCH] = 64,
     ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     threads: Annotated[int, _THREADS] = 2,
-    resize: Annotated[str | None, typer.Option(help="center_crop or whole; default: as trained.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="center_crop or whole; default: as trained.",
+            callback=_one_of("--resize", "center_crop", "whole"),
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32 or bf16.", callback=_one_of("--precision", "fp32", "bf16"))
+    ] = "fp32",
     labels: Annotated[Path | None, typer.Option(help="File of `NAME LABEL` lines.")] = None,
     real: Annotated[Path | None, typer.Option(help="ReaL labels of ImageNet's validation set.")] = None,
     destination: Annotated[Path | None, typer.Option(help="Folder for figures, tables and plots.")] = None,
@@ -56,8 +93,8 @@ def evaluate(
     from coatnet.checkpoint.inspection import check_model
     from finetune.evaluation.sources import check_evaluation_set
 
-    check_model(model)
-    check_evaluation_set(data, labels=labels, real=real)
+    found = check_model(model, weights=weights)
+    check_evaluation_set(data, labels=labels, real=real, model=found)
     if destination is not None:
         destination.mkdir(parents=True, exist_ok=True)
     from finetune.evaluation.request import EvaluationRequest, run_request
@@ -87,7 +124,7 @@ def predict(
     model: Annotated[Path, _MODEL],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 5,
-    px: Annotated[int | None, typer.Option(help="Side of the images; default: the model's own.")] = None,
+    px: Annotated[int | None, _PX] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
     batch: Annotated[int, _BATCH] = 32,
     as_json: Annotated[bool, _JSON] = False,
@@ -99,7 +136,7 @@ def predict(
     from coatnet.checkpoint.inspection import check_model
     from finetune.image_files import image_files, print_predictions, refused_images
 
-    check_model(model)
+    check_model(model, weights=weights)
     rows = refused_images(image_files(images))
     if not rows:
         from finetune.classifier import open_classifier
@@ -119,10 +156,15 @@ def export(
     model: Annotated[Path, _MODEL],
     destination: Annotated[Path, typer.Argument(help="Directory to write.")],
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="safetensors, timm, onnx, torch_export; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="safetensors, timm, onnx, torch_export; repeatable.",
+            callback=_one_of("--format", "safetensors", "timm", "onnx", "torch_export"),
+        ),
     ] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
-    px: Annotated[int | None, typer.Option(help="Side that a graph is made for.")] = None,
+    px: Annotated[int | None, typer.Option(help="Side that a graph is made for.", callback=_sides)] = None,
     data: Annotated[Path | None, typer.Option(help="Evaluation set for the certificates.")] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
@@ -131,8 +173,14 @@ def export(
     Example: coatnet export runs/second exported --format safetensors --format onnx --data photos/validation
     """
     from coatnet.checkpoint.inspection import check_model
+    from finetune.evaluation.sources import check_evaluation_set
 
-    check_model(model)
+    found = check_model(model, weights=weights)
+    if data is not None:
+        check_evaluation_set(data, model=found)
+    if (destination / "checkpoints").is_dir():
+        raise UserError(f"{destination}: holds a run; export into a folder of its own")
+    destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.export import export_model, print_certificates
 
     certificates = export_model(
@@ -153,7 +201,9 @@ def import_weights(
     source: Annotated[Path, typer.Argument(help="timm weights or safetensors (.safetensors, or .pth).")],
     destination: Annotated[Path, typer.Argument(help="Directory to write, in the native form.")],
     name: Annotated[str, typer.Option(help="Family member that the weights are of.")] = "coatnet_0",
-    px: Annotated[int, typer.Option(help="Side of the images that they were trained on.")] = 224,
+    px: Annotated[
+        int, typer.Option(help="Side of the images that they were trained on.", callback=_sides)
+    ] = 224,
     classes: Annotated[Path | None, typer.Option(help="File with one class name per line.")] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read a .pth, with weights_only=True.")
@@ -165,7 +215,8 @@ def import_weights(
     """
     from coatnet.checkpoint.inspection import check_source
 
-    check_source(source, classes=classes, trust_pickle=trust_pickle)
+    check_source(source, name=name, classes=classes, trust_pickle=trust_pickle)
+    destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.importing import import_model
 
     print(import_model(source, destination, name=name, px=px, classes=classes, trust_pickle=trust_pickle))
@@ -174,7 +225,7 @@ def import_weights(
 def demo(
     model: Annotated[Path, _MODEL],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
-    px: Annotated[int | None, typer.Option(help="Side of the images; default: the model's own.")] = None,
+    px: Annotated[int | None, _PX] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
 ) -> None:
     """Serve a page on this machine alone, where an image is dropped and the guesses appear.
@@ -182,11 +233,12 @@ def demo(
     Example: coatnet demo runs/second --port 8000
     """
     from coatnet.checkpoint.inspection import check_model
+    from finetune.demo.server import check_port, make_server
 
-    check_model(model)
+    check_model(model, weights=weights)
+    check_port(port)
     from finetune.classifier import open_classifier
     from finetune.demo.answer import make_answer
-    from finetune.demo.server import make_server
 
     classifier = open_classifier(str(model), weights=weights, px=px)
     server = make_server(make_answer(classifier), title=classifier.title, port=port)

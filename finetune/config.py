@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from coatnet.config import config_digest
 from coatnet.config.checks import below_one, multiple_of, one_of
 from coatnet.model.config import PARTS, ModelConfig, NormConfig
 from coatnet.training.sections import (
@@ -128,8 +129,11 @@ class FinetuneConfig:
         if self.zero not in (0, 1, 2):
             raise ValueError(f"zero is {self.zero}; allowed: 0, 1, 2")
         below_one("ema", self.ema)
+        below_one("stochastic_depth", self.stochastic_depth or 0.0)
         for part in self.freeze:
             one_of("freeze", part, PARTS)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; allowed: each once")
         if self.init is None and self.model is None:
             raise ValueError("init is null and model is not given; allowed: a checkpoint, or a model")
         group = self.norm.group_images
@@ -139,3 +143,8 @@ class FinetuneConfig:
                 f"multiples of {group}"
             )
         multiple_of("augment.image_size", self.augment.image_size, 32)
+
+
+def run_digest(config: FinetuneConfig) -> str:
+    """Return what tells runs apart: the config without what changes where and how, but not what comes out."""
+    return config_digest(config, without=("launch", "run", "save", "seeds"))

@@ -9,28 +9,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_init
 from coatnet.config import UserError, load_config
 from coatnet.runtime.launch import launch_run
 from coatnet.runtime.ranks import already_launched
-from coatnet.runtime.run_directory import write_atomically
-from finetune.config import FinetuneConfig
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.training.calendar import Calendar
+from data_pipeline.first_look import look_at_data
+from finetune.config import FinetuneConfig, run_digest
 
 _AVERAGED = ("top1", "top5", "best_top1", "seconds")
 
 
 def launch(path: str, overrides: Sequence[str]) -> int:
-    """Train one run per seed and return the exit status.
+    """Train one run per seed and return the exit status; what cannot work is said before torch is loaded.
 
     Raises:
         UserError: the config is wrong, or several seeds were asked for under srun or torchrun.
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
-    check_init(config.init)
+    found = check_init(config.init, weights=config.weights, model=config.model)
+    classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make)
+    if found and classes and config.head.keep_rows == "matching":
+        matching_rows(found.classes, classes)
     # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.
     options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
     whole = Path(config.run.directory)
     if not config.seeds:
+        RunDirectory(whole).check_identity(run_digest(config))
         return launch_run("finetune.worker", [path, *overrides], directory=whole, **options)
     if already_launched():
         raise UserError("seeds: several runs under srun or torchrun; give `seed` and one job for each")

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from coatnet.checkpoint.classes import match_classes
+from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_architecture, is_bare
 from coatnet.checkpoint.weights import LOGITS, WHICH, Weights, load_tensors, load_weights
-from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from finetune.config import FinetuneConfig
@@ -49,19 +48,8 @@ def starting_model(
 
 @torch.no_grad()
 def _keep_rows(model: CoAtNet, weights: Weights, *, classes: Sequence[str]) -> int:
-    """Copy the rows of the logits' layer whose classes the checkpoint knows, and return how many.
-
-    Raises:
-        UserError: the checkpoint names no classes, or none of these.
-    """
-    if weights.classes is None:
-        raise UserError("head.keep_rows is 'matching', but the checkpoint carries no class names")
-    pairs = [(new, old) for new, old in enumerate(match_classes(weights.classes, classes)) if old is not None]
-    if not pairs:
-        raise UserError(
-            f"head.keep_rows is 'matching', but none of the {len(classes)} classes is among the checkpoint's "
-            f"{len(weights.classes)}; allowed: none"
-        )
+    """Copy the rows of the logits' layer whose classes the checkpoint knows, and return how many."""
+    pairs = matching_rows(weights.classes, classes)
     new, old = (torch.tensor(side) for side in zip(*pairs, strict=True))
     for name in LOGITS:
         model.get_parameter(name)[new] = weights.tensors[name].float()[old]

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from coatnet.config import config_digest, load_config
+from coatnet.config import load_config
 from coatnet.runtime.endings import run_rank
 from coatnet.training.work import work
 from data_pipeline.decode import backend_name
-from finetune.config import FinetuneConfig
-
-# Sections that change where and how, but not what comes out: they may change under a run.
-NOT_THE_RESULT = ("launch", "run", "save", "seeds")
+from finetune.config import FinetuneConfig, run_digest
 
 
 def main(arguments: Sequence[str]) -> None:
     """Join the ranks, train, leave a marker."""
     config = load_config(FinetuneConfig, arguments[0] or None, overrides=arguments[1:])
-    digest = config_digest(config, without=NOT_THE_RESULT)
-    work(config, _begin, digest=digest, decoder=backend_name(config.data.decoder), alone=True)
+    work(config, _begin, digest=run_digest(config), decoder=backend_name(config.data.decoder), alone=True)
 
 
 def _begin(config: FinetuneConfig, **parts: Any) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from coatnet.config import Duration, UserError
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar, Change
+from data_pipeline.training_order import check_shares
 from pretrain.config import PretrainConfig
 
 
@@ -38,13 +40,16 @@ def settle_group_images(config: PretrainConfig, *, ranks: Ranks, run: RunDirecto
     Raises:
         UserError: batches that cannot be cut evenly.
     """
-    file = run.path / "group_images.json"
-    known = ranks.is_main and run.has_begun and file.exists()
-    settled = ranks.broadcast(json.loads(file.read_text()) if known else None)
+    settled = ranks.broadcast(settled_group_images(run) if ranks.is_main else None)
     group = cut(config, world_size=ranks.world_size, settled=settled)
     if ranks.is_main and settled is None:
-        write_atomically(file, f"{group}\n")
+        write_atomically(_file(run), f"{group}\n")
     return group
+
+
+def settled_group_images(run: RunDirectory) -> int | None:
+    """Return what the run's first start found, None before."""
+    return json.loads(_file(run).read_text()) if run.has_begun and _file(run).exists() else None
 
 
 def cut(config: PretrainConfig, *, world_size: int, settled: int | None = None) -> int:
@@ -56,10 +61,7 @@ def cut(config: PretrainConfig, *, world_size: int, settled: int | None = None) 
     batches = [config.train.global_batch, *(change.global_batch for change in config.train.batch_changes)]
     micro = config.train.micro_batch
     for batch in batches:
-        if batch % world_size:
-            raise UserError(
-                f"train.global_batch is {batch}; allowed with {world_size} ranks: multiples of {world_size}"
-            )
+        check_shares(batch, world_size=world_size)
         if micro is not None and (batch // world_size) % micro:
             raise UserError(
                 f"train.micro_batch is {micro}; allowed: divisors of {batch // world_size}, each rank's "
@@ -74,3 +76,7 @@ def cut(config: PretrainConfig, *, world_size: int, settled: int | None = None) 
                 f"allowed: divisors of the micro-batch, {one}"
             )
     return group
+
+
+def _file(run: RunDirectory) -> Path:
+    return run.path / "group_images.json"

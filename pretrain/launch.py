@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config import load_config
-from coatnet.runtime.launch import launch_run
-from pretrain.config import PretrainConfig
+from coatnet.runtime.launch import device_count, launch_run
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.ranks import already_launched
+from coatnet.runtime.run_directory import RunDirectory
+from data_pipeline.first_look import look_at_data
+from pretrain.batches import cut, make_calendar, settled_group_images
+from pretrain.config import PretrainConfig, run_digest
 
 
 def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
@@ -17,6 +22,19 @@ def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
         UserError: the config is wrong, or another job holds the run directory.
     """
     config = load_config(PretrainConfig, path, overrides=overrides)
+    if not already_launched():
+        _look(config, force=force)
     arguments = [path, *overrides, *(["--force"] if force else [])]
     directory, ranks = Path(config.run.directory), config.launch.ranks
     return launch_run("pretrain.worker", arguments, directory=directory, ranks=ranks)
+
+
+def _look(config: PretrainConfig, *, force: bool) -> None:
+    """Refuse what the ranks would refuse, without the seconds that they need to start."""
+    run = RunDirectory(config.run.directory)
+    Lease.require_free(run.path)
+    run.check_identity(run_digest(config), force=force)
+    look_at_data(config, make_calendar=make_calendar)
+    # Last, since counting GPUs loads torch.
+    ranks = config.launch.ranks or device_count()
+    cut(config, world_size=ranks, settled=settled_group_images(run))

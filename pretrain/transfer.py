@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coatnet.config import UserError
 from coatnet.runtime.ranks import Ranks
+from data_pipeline.class_weights import check_single_labels
 from data_pipeline.record import SampleSource
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
@@ -25,8 +25,7 @@ class TransferProbe:
         Raises:
             UserError: its images have several labels each.
         """
-        if corpus.label_kind != "single":
-            raise UserError("evaluate.transfer: a corpus with one label per image is needed")
+        check_single_labels([corpus], needed_by="evaluate.transfer")
         self._corpus, self._config, self._ranks = corpus, config, ranks
 
     def measure(self, engine: Engine) -> dict[str, float]:

@@ -73,6 +73,23 @@ def match_classes(known: Sequence[str], wanted: Sequence[str]) -> list[int | Non
     return found
 
 
+def matching_rows(known: Sequence[str] | None, wanted: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (place among the wanted classes, place among the known ones) of those in both.
+
+    Raises:
+        UserError: the checkpoint names no classes, or none of these.
+    """
+    if known is None:
+        raise UserError("head.keep_rows is 'matching', but the checkpoint carries no class names")
+    pairs = [(new, old) for new, old in enumerate(match_classes(known, wanted)) if old is not None]
+    if not pairs:
+        raise UserError(
+            f"head.keep_rows is 'matching', but none of the {len(wanted)} classes is among the checkpoint's "
+            f"{len(known)}; allowed: none"
+        )
+    return pairs
+
+
 def evaluation_columns(
     known: Sequence[str] | None, wanted: Sequence[str], *, origin: str
 ) -> list[int] | None:

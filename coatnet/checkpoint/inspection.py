@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,25 @@ from coatnet.model.config import ModelConfig
 TENSORS = "model.safetensors"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
+TIMM_LOGITS, OWN_LOGITS = "head.fc.weight", "head.logits.weight"
 _NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
 _PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
 _MAX_HEADER_BYTES = 64 << 20
 _MAX_CONFIG_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model's files say of it.
+
+    Attributes:
+        classes: their names, if there are any.
+        is_averaged: whether the average of the weights is there, or all that there is.
+    """
+
+    model: ModelConfig
+    classes: list[str] | None
+    is_averaged: bool
 
 
 def is_pickle(path: Path) -> bool:
@@ -41,8 +57,8 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def check_safetensors(path: Path) -> None:
-    """Check the header of a .safetensors file, which others' readers trust.
+def check_safetensors(path: Path) -> dict[str, list[int]]:
+    """Check the header of a .safetensors file, which others' readers trust, and return the tensors' shapes.
 
     Raises:
         UserError: too short, a header that claims too much, or not safetensors at all (a renamed pickle).
@@ -67,6 +83,7 @@ def check_safetensors(path: Path) -> None:
         raise UserError(f"{path}: not a valid safetensors file (its header is damaged)") from None
     if max([*ends, *sizes], default=0) > size - 8 - header_bytes:
         raise UserError(f"{path}: not a valid safetensors file (its header claims more than there is)")
+    return {name: tensor["shape"] for name, tensor in tensors.items()}
 
 
 def read_exported_config(config: Path) -> dict[str, Any]:
@@ -110,18 +127,23 @@ def described_model(path: Path) -> ModelConfig:
     Raises:
         UserError: nothing of the kind lies there, or it says nothing of its model.
     """
-    check_model(path)
-    file = path / TENSORS if path.is_dir() else path
-    if file.exists() and file.is_file():
-        return read_exported_config(file.parent / CONFIG)["model"]
-    manifests = [path / MANIFEST, *sorted(path.glob(f"checkpoints/step-*/{MANIFEST}"), reverse=True)]
-    for manifest in manifests:
+    found = check_model(path)
+    if found is None:
+        raise UserError(f"{path}: no checkpoint there describes its model")
+    return found.model
+
+
+def _describe(path: Path) -> Description | None:
+    """Return what the newest checkpoint that can be read says of itself, by its manifest alone."""
+    for manifest in [path / MANIFEST, *sorted(path.glob(f"checkpoints/step-*/{MANIFEST}"), reverse=True)]:
         try:
-            facts = json.loads(json.loads(manifest.read_text())["body"])["facts"]
-            return from_dict(ModelConfig, facts["model"], origin=str(manifest))
-        except (OSError, ValueError, KeyError, TypeError):
+            body = json.loads(json.loads(manifest.read_text())["body"])
+            model = from_dict(ModelConfig, body["facts"]["model"], origin=str(manifest))
+            kinds = {piece["kind"] for file in body["files"] for piece in file["pieces"]}
+            return Description(model, body["facts"].get("classes"), "ema" in kinds)
+        except (OSError, ValueError, KeyError, TypeError, UserError):
             continue  # whoever reads the tensors says what is wrong with it
-    raise UserError(f"{path}: no checkpoint there describes its model")
+    return None
 
 
 def check_architecture(wanted: ModelConfig, found: ModelConfig, *, origin: str) -> None:
@@ -138,8 +160,15 @@ def check_architecture(wanted: ModelConfig, found: ModelConfig, *, origin: str) 
             )
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     """Look at what a command was given as its model: a run, a checkpoint, or an exported model.
+
+    Args:
+        path: where it lies.
+        weights: which are wanted; "ema" of a run needs an average in it.
+
+    Returns:
+        What it says of itself; None where that cannot be told without reading it.
 
     Raises:
         UserError: nothing of the kind lies there, or an exported model is not what it claims to be.
@@ -148,31 +177,68 @@ def check_model(path: Path) -> None:
     file = path / TENSORS if path.is_dir() else path
     if path.suffix == ".safetensors" or file.exists():
         check_safetensors(file)
-        read_exported_config(file.parent / CONFIG)
-    elif not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
+        exported = read_exported_config(file.parent / CONFIG)
+        return Description(exported["model"], exported["classes"], is_averaged=True)
+    if not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
+    if not (path / MANIFEST).exists() and not any(path.glob("checkpoints/step-*")):
+        raise UserError(f"{path}: the run has no checkpoint yet")
+    found = _describe(path)
+    if weights == "ema" and found is not None and not found.is_averaged:
+        raise UserError(f"{path}: holds no average (ema) of the weights; take raw, or auto")
+    return found
 
 
-def check_init(init: str | None) -> None:
+def check_init(
+    init: str | None,
+    *,
+    weights: str = "auto",
+    model: ModelConfig | None = None,
+) -> Description | None:
     """Look at what a run is to begin with: what `check_model` takes, or weights alone; None is from scratch.
 
-    Raises:
-        UserError: nothing of the kind lies there, or it is not what it claims to be.
-    """
-    if init is not None:
-        path = Path(init)
-        (check_safetensors if is_bare(path) else check_model)(path)
+    Args:
+        init: where it lies.
+        weights: which are wanted.
+        model: what it should hold, if that was said.
 
-
-def check_source(path: Path, *, classes: Path | None, trust_pickle: bool) -> None:
-    """Look at weights that are to be imported, and at the file of their class names.
+    Returns:
+        What it says of itself; None where it says nothing.
 
     Raises:
-        UserError: a pickle without trust, no safetensors, or names that are not fit to be shown.
+        UserError: nothing of the kind lies there, or it is not what it claims or should be.
     """
-    if classes is not None:
-        read_class_names(classes)
-    if not is_pickle(path):
+    if init is None:
+        return None
+    path = Path(init)
+    if is_bare(path):
         check_safetensors(path)
-    elif not trust_pickle:
-        refuse_pickle(path)
+        return None
+    found = check_model(path, weights=weights)
+    if found is not None and model is not None:
+        check_architecture(model, found.model, origin=init)
+    return found
+
+
+def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: bool) -> None:
+    """Look at weights that are to be imported, at their model's name and at the file of their class names.
+
+    Raises:
+        UserError: a pickle without trust, no safetensors, weights of no CoAtNet, an unknown model, or names
+            that are not fit to be shown or too few.
+    """
+    names = None if classes is None else read_class_names(classes)
+    try:
+        ModelConfig(name=name.removesuffix("_224"))
+    except ValueError as error:
+        raise UserError(f"--name: {error}") from None
+    if is_pickle(path):
+        if not trust_pickle:
+            refuse_pickle(path)
+        return
+    shapes = check_safetensors(path)
+    logits = next((shapes[key] for key in (TIMM_LOGITS, OWN_LOGITS) if key in shapes), [])
+    if len(logits) != 2:
+        raise UserError(f"{path}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")
+    if names is not None and len(names) != logits[0]:
+        raise UserError(f"{classes}: {len(names)} names for {logits[0]} outputs of {path}")

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +154,10 @@ def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
     if isinstance(node, ListConfig):
         return [_instantiate(item, prefix=f"{prefix}[{i}]", origin=origin) for i, item in enumerate(node)]
     if not isinstance(node, DictConfig) or node._is_none():
+        if isinstance(node, float) and not math.isfinite(
+            node
+        ):  # compares with nothing, so no check refuses it
+            raise ConfigError(f"{origin}: {prefix} is {node}; allowed: finite numbers")
         return None if isinstance(node, DictConfig) else node
     names = [str(key) for key in node]
     values = {

@@ -47,25 +47,32 @@ class RunDirectory:
         Raises:
             UserError: the directory holds a run of another config (give --force or another directory).
         """
-        if self.identity.exists():
-            known = json.loads(self.identity.read_text()).get("digest")
-            if known != digest and self.has_begun and not force:
-                raise UserError(
-                    f"{self.path}: holds a run with another config (digest {known}, now {digest}); "
-                    f"compare {self.config}, choose another run.directory, or give --force"
-                )
-            existed = True
-        else:
-            if self.path.exists() and any(self.checkpoints.glob("step-*")):
-                raise UserError(
-                    f"{self.path}: holds checkpoints but no identity.json; not starting anew in it"
-                )
-            existed = False
+        existed = self.check_identity(digest, force=force)
         for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config_yaml)
         write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
         return existed
+
+    def check_identity(self, digest: str, *, force: bool = False) -> bool:
+        """Check that what lies here, if anything, is a run of this config; return True when something does.
+
+        Raises:
+            UserError: it is of another config, or of none that is known.
+        """
+        if not self.identity.exists():
+            if any(self.checkpoints.glob("step-*")):
+                raise UserError(
+                    f"{self.path}: holds checkpoints but no identity.json; not starting anew in it"
+                )
+            return False
+        known = json.loads(self.identity.read_text()).get("digest")
+        if known != digest and self.has_begun and not force:
+            raise UserError(
+                f"{self.path}: holds a run with another config (digest {known}, now {digest}); "
+                f"compare {self.config}, choose another run.directory, or give --force"
+            )
+        return True
 
     def record_event(self, kind: str, *, writer: int | str = 0, **fields: Any) -> None:
         """Record a restart, a bad sample, a skipped step, an alarm.

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from coatnet.config import Duration
 from coatnet.config.checks import above_zero, at_least_one, below_one, counted, multiple_of, one_of
 
+# Figures of an evaluation that are better the higher they are.
+FIGURES = ("top1", "top5", "precision1", "map", "transfer_top1")
+_MOST_RANKS = 1024
+
 
 @dataclass
 class RunConfig:
@@ -152,7 +156,8 @@ class SaveConfig:
         every: minutes (by rank 0's clock), epochs, steps or images.
         last: so many of the newest stay.
         keep_every_steps: those of every so many steps stay for good; null for none.
-        best: the one with the highest figure of this name stays (top1, ema_top1, map …); null for none.
+        best: the one with the highest figure of this name stays, one of `FIGURES`, in pretraining also of the
+            average (ema_top1 …); null for none.
     """
 
     every: str = "10 minutes"
@@ -165,6 +170,8 @@ class SaveConfig:
         at_least_one("last", self.last)
         if self.keep_every_steps is not None:
             at_least_one("keep_every_steps", self.keep_every_steps)
+        if self.best is not None:
+            one_of("best", self.best.removeprefix("ema_"), FIGURES)
 
 
 @dataclass
@@ -181,5 +188,5 @@ class LaunchConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.ranks is not None:
-            at_least_one("ranks", self.ranks)
+        if self.ranks is not None and not 1 <= self.ranks <= _MOST_RANKS:
+            raise ValueError(f"ranks is {self.ranks}; allowed: 1 to {_MOST_RANKS} on one machine")

@@ -31,6 +31,15 @@ _HEADERS = {
 Answer = Callable[[bytes], dict[str, Any]]
 
 
+def check_port(port: int) -> None:
+    """Make sure that a port can be had, before a model is loaded.
+
+    Raises:
+        UserError: it is taken, or not for us.
+    """
+    _bound(port, BaseHTTPRequestHandler).server_close()
+
+
 def make_server(answer: Answer, *, title: str, port: int) -> ThreadingHTTPServer:
     """Bind the server; `serve_forever` runs it. `answer` turns an image's bytes into the JSON that is shown.
 
@@ -39,12 +48,16 @@ def make_server(answer: Answer, *, title: str, port: int) -> ThreadingHTTPServer
     """
     parts = {"answer": staticmethod(answer), "title": title, "one_at_a_time": threading.Lock()}
     handler = type("Handler", (_Handler,), parts)
-    try:
-        server = ThreadingHTTPServer((LOOPBACK, port), handler)
-    except OSError as error:
-        raise UserError(f"--port {port}: {error.strerror}; take another, or 0 for any free one") from None
+    server = _bound(port, handler)
     server.daemon_threads = True
     return server
+
+
+def _bound(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    try:
+        return ThreadingHTTPServer((LOOPBACK, port), handler)
+    except OSError as error:
+        raise UserError(f"--port {port}: {error.strerror}; take another, or 0 for any free one") from None
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coatnet.checkpoint.classes import evaluation_columns
 from coatnet.config import UserError
 from coatnet.model.cost import model_cost
 from coatnet.runtime.launch import run_ranks
@@ -19,7 +18,7 @@ from coatnet.runtime.ranks import Ranks, already_launched
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.figures import confusion, figures, most_confused, per_class
 from finetune.evaluation.measure import measure
-from finetune.evaluation.sources import open_evaluation_set, read_real_labels, real_accuracy
+from finetune.evaluation.sources import judged_columns, open_evaluation_set, read_real_labels, real_accuracy
 from finetune.evaluation.write import write_reports
 
 _BAD_SHOWN = 20
@@ -80,14 +79,8 @@ def evaluate(request: EvaluationRequest, *, ranks: Ranks) -> list[dict[str, Any]
 def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: Ranks) -> dict[str, Any]:
     labels = None if request.labels is None else Path(request.labels)
     corpus = open_evaluation_set(request.data, labels=labels, classes=classifier.classes)
-    if corpus.label_kind != "single":
-        raise UserError(f"{request.data}: has several labels per image; evaluate needs one")
-    columns = evaluation_columns(classifier.classes, corpus.classes, origin=request.data)
-    if classifier.classes is None and len(corpus.classes) != classifier.config.num_classes:
-        raise UserError(
-            f"{request.data}: has {len(corpus.classes)} classes, the model {classifier.config.num_classes} "
-            "without names"
-        )
+    outputs = classifier.config.num_classes
+    columns = judged_columns(corpus, classifier.classes, outputs=outputs, origin=request.data)
     px = classifier.augment.image_size
     result = measure(
         classifier.model,

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coatnet.checkpoint.classes import class_key
+from coatnet.checkpoint.classes import class_key, evaluation_columns
+from coatnet.checkpoint.inspection import Description
 from coatnet.config import UserError
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.open_corpus import open_corpus
 from data_pipeline.record import BadSampleError, Record, SampleSource
+from data_pipeline.remote.address import is_url
 from finetune.evaluation.predictions import Predictions
 
 _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -73,11 +75,18 @@ class LabelledFolder:
         """Do nothing: the file system reads ahead."""
 
 
-def check_evaluation_set(path: Path, *, labels: Path | None, real: Path | None) -> None:
+def check_evaluation_set(
+    path: Path, *, labels: Path | None = None, real: Path | None = None, model: Description | None = None
+) -> None:
     """Look at the files of an evaluation, before a model is loaded.
 
+    Args:
+        path: what is evaluated on; what lies elsewhere is not looked at.
+        labels, real: files of labels.
+        model: what it says of itself.
+
     Raises:
-        UserError: one is not what it should be.
+        UserError: one is not what it should be, or the model does not know its classes.
     """
     if labels is not None:
         for row, line in enumerate(_text(labels).splitlines(), start=1):
@@ -85,8 +94,28 @@ def check_evaluation_set(path: Path, *, labels: Path | None, real: Path | None) 
         tell_unlabelled(path, labels)
     if real is not None:
         read_real_labels(real)
-    if "://" not in str(path) and not path.is_dir():
+    if is_url(str(path)):
+        return
+    if not path.is_dir():
         raise UserError(f"{path}: no such folder of shards or images")
+    if model is not None:
+        corpus = open_evaluation_set(path, labels=labels, classes=model.classes)
+        judged_columns(corpus, model.classes, outputs=model.model.num_classes, origin=str(path))
+
+
+def judged_columns(
+    corpus: SampleSource, classes: list[str] | None, *, outputs: int, origin: str
+) -> list[int] | None:
+    """Return the model's outputs that a corpus is judged by, None for all in order.
+
+    Raises:
+        UserError: it has several labels per image, or a class that the model does not know.
+    """
+    if corpus.label_kind != "single":
+        raise UserError(f"{origin}: has several labels per image; evaluate needs one")
+    if classes is None and len(corpus.classes) != outputs:
+        raise UserError(f"{origin}: has {len(corpus.classes)} classes, the model {outputs} without names")
+    return evaluation_columns(classes, corpus.classes, origin=origin)
 
 
 def tell_unlabelled(folder: Path, labels: Path) -> None:

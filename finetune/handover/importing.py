@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from coatnet.checkpoint.classes import read_class_names
-from coatnet.checkpoint.inspection import is_pickle, refuse_pickle
+from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle
 from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_config
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from data_pipeline.augment_config import AugmentConfig
-
-_TIMM_LOGITS, _OWN_LOGITS = "head.fc.weight", "head.logits.weight"
 
 
 def import_model(
@@ -55,10 +53,10 @@ def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = Fa
         UserError: a pickle without trust, a damaged file, or tensors that do not fit the model.
     """
     state = _read_pickle(source, trusted=trust_pickle) if is_pickle(source) else read_safetensors(source)
-    is_timm = _TIMM_LOGITS in state
-    logits = state.get(_TIMM_LOGITS if is_timm else _OWN_LOGITS)
+    is_timm = TIMM_LOGITS in state
+    logits = state.get(TIMM_LOGITS if is_timm else OWN_LOGITS)
     if logits is None or logits.ndim != 2:
-        raise UserError(f"{source}: holds neither {_TIMM_LOGITS} (timm) nor {_OWN_LOGITS} (this project)")
+        raise UserError(f"{source}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")
     config = _config(name, is_timm=is_timm, num_classes=len(logits), px=px)
     tensors = from_timm(state, config) if is_timm else dict(state)
     load_tensors(build_model(config, device="meta"), tensors, origin=str(source))

@@ -16,7 +16,8 @@ PACKAGES = ("coatnet", "data_pipeline", "pretrain", "finetune", "cluster")
 # What a package may import of the house; the longest matching prefix decides. Itself is always allowed.
 ALLOWED = {
     "coatnet": [],
-    "coatnet.cli": ["coatnet.config"],
+    "coatnet.cli": ["coatnet.commands"],
+    "coatnet.commands": ["coatnet.config"],
     "coatnet.config": [],
     "coatnet.doctor": ["coatnet.config"],
     "coatnet.quickstart": ["coatnet.config", "coatnet.runtime"],
@@ -41,6 +42,7 @@ ALLOWED = {
 ONLY_IMPORTER = {"deepspeed": "pretrain", "accelerate": "finetune"}
 TORCH_FREE = (
     "coatnet.cli",
+    "coatnet.commands",
     "coatnet.config",
     "coatnet.report",
     "coatnet.doctor",

@@ -71,7 +71,9 @@ def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Pa
     (tmp_path / "in_the_way").touch()
     (tmp_path / "images").mkdir()
     model = tmp_path / "model"
-    (model / "checkpoints").mkdir(parents=True)
+    (model / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "images" / "a").mkdir()
+    (tmp_path / "images" / "a" / "0.jpg").touch()
     done = coatnet(
         "evaluate", str(model), str(tmp_path / "images"), "--destination", str(tmp_path / "in_the_way")
     )
@@ -82,3 +84,67 @@ def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Pa
 def test_an_unknown_command_is_refused() -> None:
     done = coatnet("pretran")
     assert done.returncode == 2 and "pretran" in done.stderr
+
+
+def test_an_unknown_command_names_the_nearest_one() -> None:
+    done = coatnet("inspect", "modle")
+    assert done.returncode == 2
+    assert done.stderr == "error: coatnet inspect has no command modle; did you mean model?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("pretrain",), "missing argument 'config'; see `coatnet pretrain --help`"),
+        (("evaluate", "a", "b", "--batch", "0"), "see `coatnet evaluate --help`"),
+        (("pretrain", "a.yaml", "--train.duration=5"), "config keys go without dashes, train.duration=VALUE"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(words: tuple[str, ...], said: str) -> None:
+    done = coatnet(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and said in done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("inspect",)])
+def test_a_command_without_words_shows_its_help(words: tuple[str, ...]) -> None:
+    done = coatnet(*words)
+    assert done.returncode == 2 and "Commands" in done.stdout and done.stderr == ""
+
+
+def test_a_reader_that_went_away_is_not_worth_a_word() -> None:
+    for words in (["--help"], ["inspect", "model", "coatnet_0", "--json"]):
+        done = subprocess.Popen(
+            [sys.executable, "-m", "coatnet.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert done.stdout is not None and done.stderr is not None
+        done.stdout.close()
+        assert done.stderr.read() == b""
+        assert done.wait(60) not in (0, 2)
+
+
+# Interrupts the process itself: at the import of a module, whichever comes first of those that are named.
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["coatnet", *{words!r}]
+from coatnet.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["typer", "coatnet.report.cli", "coatnet.report.write"])
+def test_an_interruption_leaves_no_trace_at_whatever_moment_it_comes(name: str) -> None:
+    program = INTERRUPTED.format(name=name, words=["report", "nowhere"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_nothing_is_coloured_where_no_terminal_listens() -> None:
+    for words in (["--help"], ["inspect", "model", "coatnet_0"], ["nonsense"]):
+        done = coatnet(*words)
+        assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr

@@ -1,0 +1,100 @@
+"""What `coatnet` can do. Finds subcommands through the entry points of the group `coatnet.commands` and knows
+none of them: `inspect.model = "package.module:function"` becomes `coatnet inspect model`.
+
+A subcommand is a plain function with typer annotations. Its module must import nothing heavy at the top,
+since `coatnet --help` reads every docstring.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+import typer
+import typer.main
+from typer.core import TyperGroup
+
+from coatnet.config.errors import UserError
+
+_GROUP = "coatnet.commands"
+_HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
+_GROUP_HELP = {"inspect": "Look inside models, shards, checkpoints and the sample order."}
+
+
+class _EntryPointGroup(TyperGroup):
+    """A group whose commands are entry points, imported when they are asked for."""
+
+    prefix = ""
+    points: ClassVar[dict[str, EntryPoint]] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        rest = (name[len(self.prefix) :] for name in self.points if name.startswith(self.prefix))
+        return sorted({name.split(".")[0] for name in rest})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        full = self.prefix + cmd_name
+        if full in self.points:
+            return _command(cmd_name, self.points[full].load())
+        if any(name.startswith(f"{full}.") for name in self.points):
+            return _group(cmd_name, prefix=f"{full}.", points=self.points, help=_GROUP_HELP.get(full, ""))
+        if cmd_name.startswith("-"):
+            return None
+        known = self.list_commands(ctx)
+        near = difflib.get_close_matches(cmd_name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise UserError(f"{ctx.command_path} has no command {cmd_name}; {hint}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its status."""
+    points = {point.name: point for point in entry_points(group=_GROUP)}
+    group = _group("coatnet", prefix="", points=points, help=_HELP)
+    status = group.main(args=[*arguments], prog_name="coatnet", standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+def in_a_line(error: Exception) -> str | None:
+    """Return what a user is told of an error, or None where it is a mistake of the program."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):  # a file or folder that cannot be made, read or written
+        return None if error.filename is None else f"{error.filename}: {error.strerror}"
+    if not hasattr(error, "format_message"):  # a usage error; typer brings click's classes or its own
+        return None
+    said = " ".join(error.format_message().split()).rstrip(".")
+    option = str(getattr(error, "option_name", None) or "")
+    if "." in option:
+        return (
+            f"no option {option}; config keys go without dashes, {option.lstrip('-').partition('=')[0]}=VALUE"
+        )
+    context = getattr(error, "ctx", None)
+    where = f"; see `{context.command_path} --help`" if context is not None else ""
+    return f"{said[:1].lower()}{said[1:]}{where}"
+
+
+def _typer() -> typer.Typer:
+    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def _command(name: str, function: Any) -> Any:
+    app = _typer()
+    app.command(name)(function)
+    return typer.main.get_command(app)
+
+
+def _group(name: str, *, prefix: str, points: dict[str, EntryPoint], help: str) -> Any:
+    kind = type("EntryPointGroup", (_EntryPointGroup,), {"prefix": prefix, "points": points})
+    app = _typer()
+    app.callback(cls=kind, help=help, invoke_without_command=True)(_show_help)
+    group = typer.main.get_command(app)
+    group.name = name
+    return group
+
+
+def _show_help(context: typer.Context) -> None:
+    """Show the help page where no command was given."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+        raise typer.Exit(2)

@@ -1,0 +1,53 @@
+"""A first look at a run's data, before anything heavy is loaded: what cannot work is said within a second.
+
+Remote corpora are left to the ranks, since a network takes its time. Knows no loader; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from coatnet.config import UserError
+from data_pipeline.class_weights import check_single_labels
+from data_pipeline.config import DataConfig
+from data_pipeline.decode import backend_name
+from data_pipeline.open_corpus import common_classes, open_corpus, open_evaluation_corpus, open_train_corpora
+from data_pipeline.remote.address import check_url, is_url
+from data_pipeline.training_order import check_shares, make_order
+
+
+def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str] | None:
+    """Open what lies on this machine and check that it fits together; return the classes if all of it does.
+
+    Args:
+        config: a root schema with the sections data, loss, train, evaluate and launch, and a seed.
+        make_calendar: refuses a run without a step, given the config and `epoch_samples`.
+
+    Raises:
+        UserError: something is not there, or does not fit.
+    """
+    data: DataConfig = config.data
+    try:
+        backend_name(data.decoder)
+    except ValueError as error:
+        raise UserError(f"data.decoder: {error}") from None
+    if config.launch.ranks is not None:
+        check_shares(config.train.global_batch, world_size=config.launch.ranks)
+    transfer = getattr(config.evaluate, "transfer", None)
+    paths = [entry.path for entry in data.train] + [path for path in (data.evaluate, transfer) if path]
+    remote = [path for path in paths if is_url(path)]
+    for path in remote:
+        check_url(path)
+    if remote:
+        return None
+    corpora = open_train_corpora(data)
+    classes = common_classes(corpora)
+    make_order(corpora, data, seed=config.seed, global_batch=config.train.global_batch)
+    make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
+    if config.loss.class_weights != "none":
+        check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
+    open_evaluation_corpus(data, classes=classes)
+    if transfer:
+        check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
+    return classes

@@ -1,0 +1,169 @@
+"""What config and file system can tell is refused before torch is loaded, in one line; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from coatnet.config import to_dict
+from coatnet.model.config import ModelConfig
+
+ROOT = Path(__file__).parents[2]
+PRETRAIN, FINETUNE = ROOT / "configs/quickstart_pretrain.yaml", ROOT / "configs/quickstart_finetune.yaml"
+
+# Runs each command of a list in one process in which torch cannot be imported, and prints what became of it.
+PROGRAM = """
+import json, sys, time
+sys.modules["torch"] = None
+from coatnet.commands import in_a_line, run
+for words in json.load(sys.stdin):
+    began, said, status = time.process_time(), None, 0
+    try:
+        status = run(words)
+    except Exception as error:
+        said = in_a_line(error) or f"a traceback: {error!r}"
+    print(json.dumps([said, status, time.process_time() - began]))
+"""
+
+# What is given besides a command that is in order, and what the refusal says. {…} are the fixture's folders.
+BOTH = [
+    ("data.train=[{path: nowhere}]", "nowhere: no such folder"),
+    ("data.train=[{path: EMPTY}]", "expected a folder per class"),
+    ("data.train=[{path: ftp://host/x}]", "allowed are a folder or a URL"),
+    ("data.train=[{path: PHOTOS},{path: OTHERS}]", "a mixture needs one vocabulary"),
+    ("data.evaluate=nowhere", "nowhere: no such folder"),
+    ("data.evaluate=OTHERS", "has other classes than data.train[0]"),
+    ("data.decoder=magic", "decoder is 'magic'; allowed: auto, kernel, pillow"),
+    ("train.duration=0 steps", "make it longer"),
+    ("optimizer.learning_rate=nan", "optimizer.learning_rate is nan"),
+    ("loss.smoothing=.inf", "loss.smoothing is inf"),
+    ("save.best=loss", "best is 'loss'; allowed: top1"),
+    ("launch.ranks=100000", "allowed: 1 to 1024"),
+    ("run.directory=OTHER_RUN", "holds a run with another config"),
+]
+CASES: dict[str, list[tuple[str, str]]] = {
+    "pretrain": [
+        *BOTH,
+        ("train.global_batch=63", "allowed with 2 ranks: multiples of 2"),
+        ("train.micro_batch=20", "train.micro_batch is 20; allowed: divisors of 32"),
+        ("norm.group_images=7", "norm.group_images is 7"),
+        ("evaluate.transfer=nowhere", "nowhere: no such folder"),
+    ],
+    "finetune": [
+        *BOTH,
+        ("launch.ranks=5", "allowed with 5 ranks: multiples of 5"),
+        ("init=nowhere", "neither a run directory"),
+        ("init=OTHER_RUN", "the run has no checkpoint yet"),
+        ("weights=ema", "holds no average (ema)"),
+        ("model.name=coatnet_1", "holds a model with coatnet_0"),
+        ("head.keep_rows=matching", "none of the 2 classes is among the checkpoint's 2"),
+        ("stochastic_depth=2", "stochastic_depth is 2"),
+        ("seeds=[1,1]", "seeds is [1, 1]"),
+    ],
+    "evaluate": [
+        ("--px=33", "--px 33: allowed are multiples of 32"),
+        ("--weights=best", "--weights best: allowed are auto, ema, raw"),
+        ("--weights=ema", "holds no average (ema)"),
+        ("--resize=round", "--resize round: allowed are center_crop, whole"),
+        ("--precision=fp8", "--precision fp8: allowed are fp32, bf16"),
+        ("--real=nowhere", "nowhere: No such file"),
+        ("--batch=0", "see `coatnet evaluate --help`"),
+    ],
+    "predict": [
+        ("--px=33", "--px 33"),
+        ("--weights=ema", "holds no average (ema)"),
+        ("nowhere", "nowhere: no such image or folder"),
+    ],
+    "export": [
+        ("--format=pickle", "--format pickle: allowed are safetensors, timm, onnx, torch_export"),
+        ("--data=nowhere", "nowhere: no such folder"),
+        ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
+    ],
+    "demo": [("--port=99999", "--port"), ("--px=33", "--px 33"), ("--weights=ema", "holds no average (ema)")],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two image folders of other classes, an empty one, a run of another config, and a model."""
+    root = tmp_path_factory.mktemp("refusals")
+    for folder, classes in (("PHOTOS", "ab"), ("OTHERS", "cd")):
+        for name in classes:
+            (root / folder / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (40, 40)).save(root / folder / name / f"{number}.jpg")
+    (root / "EMPTY").mkdir()
+    begun = root / "OTHER_RUN"
+    (begun / "checkpoints").mkdir(parents=True)
+    (begun / "identity.json").write_text('{"digest": "another"}')
+    (begun / "metrics.jsonl").write_text('{"samples_seen": 64}\n')
+    checkpoint = root / "MODEL" / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    model = ModelConfig(depths=[1, 1, 1, 2, 1], widths=[16, 32, 48, 96, 128], image_size=32, num_classes=2)
+    body = {
+        "facts": {"model": to_dict(model), "classes": ["c", "d"]},
+        "files": [{"pieces": [{"kind": "weight"}]}],
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps({"body": json.dumps(body)}))
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+def good_words(command: str, folders: dict[str, str], destination: Path) -> list[str]:
+    data = [f"data.train=[{{path: {folders['PHOTOS']}}}]", f"data.evaluate={folders['PHOTOS']}"]
+    run = f"run.directory={destination / 'run'}"
+    return {
+        "pretrain": ["pretrain", str(PRETRAIN), *data, run],
+        "finetune": ["finetune", str(FINETUNE), f"init={folders['MODEL']}", *data, run],
+        "evaluate": ["evaluate", folders["MODEL"], folders["OTHERS"]],
+        "predict": ["predict", folders["MODEL"], folders["OTHERS"]],
+        "export": ["export", folders["MODEL"], str(destination / "exported")],
+        "demo": ["demo", folders["MODEL"]],
+    }[command]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[str, str]], tuple[str, int, float]]:
+    """Return what became of each case."""
+    destination = tmp_path_factory.mktemp("written")
+    cases = [(command, word) for command, given in CASES.items() for word, _ in given]
+    commands = [
+        [*good_words(command, folders, destination), in_place(word, folders)] for command, word in cases
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=destination,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    assert not list(destination.iterdir()), "something was written"
+    return dict(zip(cases, lines, strict=True)).__getitem__
+
+
+def in_place(word: str, folders: dict[str, str]) -> str:
+    for name, path in folders.items():
+        word = word.replace(name, path)
+    return word
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "refusal"),
+    [(command, word, refusal) for command, given in CASES.items() for word, refusal in given],
+)
+def test_a_mistake_is_told_in_a_line_before_torch_is_loaded(
+    outcomes: Callable[[tuple[str, str]], tuple[str, int, float]], command: str, word: str, refusal: str
+) -> None:
+    said, _, seconds = outcomes((command, word))
+    assert said is not None and refusal in said and "\n" not in said, said
+    assert seconds < 1.0
