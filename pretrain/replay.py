@@ -21,7 +21,8 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.endings import run_rank
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, read_lines
+from coatnet.runtime.run_directory import RunDirectory
+from coatnet.training.earlier import read_earlier
 from pretrain.assembly import Assembly, assemble
 from pretrain.bundles import Bundle, read_bundle
 from pretrain.config import PretrainConfig
@@ -67,7 +68,8 @@ def replay(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
     assembly.engine.load(checkpoint, applied_steps=state.applied_steps)
     if state.samples_seen > bundle.samples_seen:  # saved after a refused step, which changed nothing
         state.samples_seen, state.step = bundle.samples_seen, bundle.step - 1
-    rows, samples = _rerun(assembly, state, bundle, recorded=_recorded(folder.parent.parent))
+    recorded = _recorded(folder.parent.parent, after=state.samples_seen)
+    rows, samples = _rerun(assembly, state, bundle, recorded=recorded)
     tolerance = _TOLERANCES[config.precision]
     return {
         "step": bundle.step,
@@ -142,8 +144,8 @@ def _agrees(bundle: Bundle, row: Mapping[str, Any], *, tolerance: float) -> bool
     )
 
 
-def _recorded(run: Path) -> dict[int, float]:
-    rows = read_lines(RunDirectory(run).metrics)
+def _recorded(run: Path, *, after: int) -> dict[int, float]:
+    rows = read_earlier(RunDirectory(run).metrics, after=after).ahead
     return {int(row["samples_seen"]): float(row["train/loss"]) for row in rows if "train/loss" in row}
 
 

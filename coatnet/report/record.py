@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from coatnet.config import UserError
+from coatnet.report.curve import Curve
 from coatnet.runtime.account import LifeAccount, between_seconds, read_lives, summarise
 from coatnet.runtime.run_directory import MARKERS, RunDirectory, read_lines
 
 _LIFE_EVENTS = ("start", "resume", "life")
-_MAX_POINTS = 600
 
 
 @dataclass
@@ -104,29 +104,14 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Collect numbers by name. After a resume the later record of a position replaces the earlier one."""
-    latest: dict[str, dict[int, float]] = defaultdict(dict)
+    """Collect numbers by name. Where a life began behind its predecessor's end, its records replace those."""
+    curves: dict[str, Curve] = defaultdict(Curve)
     for row in read_lines(path):
         position = int(row.get("samples_seen", 0))
         for name, value in row.items():
             if name not in ("time", "samples_seen") and isinstance(value, int | float):
-                latest[name][position] = float(value)
-    return {name: _thin(sorted(values.items())) for name, values in latest.items()}
-
-
-def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Keep a page small: of each stretch its lowest and highest point, so that no spike is lost."""
-    if len(points) <= _MAX_POINTS:
-        return points
-    stride = -(-len(points) * 2 // _MAX_POINTS)
-    kept = {points[0], points[-1]}
-    for begin in range(0, len(points), stride):
-        stretch = points[begin : begin + stride]
-        kept |= {
-            min(stretch, key=lambda point: point[1]),
-            max(stretch, key=lambda point: point[1]),
-        }
-    return sorted(kept)
+                curves[name].add(position, float(value))
+    return {name: curve.points() for name, curve in curves.items()}
 
 
 def _newest_facts(checkpoints: Path) -> dict[str, Any]:

@@ -16,12 +16,10 @@ class LossContinuity:
     def __init__(self) -> None:
         self._recorded: dict[int, float] = {}
 
-    def remember(self, rows: Iterable[Mapping[str, Any]], *, after: int) -> None:
+    def remember(self, ahead: Iterable[Mapping[str, Any]]) -> None:
         """Take the losses that earlier lives recorded beyond the position where this one begins."""
         self._recorded = {
-            int(row["samples_seen"]): float(row["train/loss"])
-            for row in rows
-            if "train/loss" in row and row["samples_seen"] > after
+            int(row["samples_seen"]): float(row["train/loss"]) for row in ahead if "train/loss" in row
         }
 
     def compare(self, *, samples_seen: int, loss: float) -> dict[str, Any] | None:

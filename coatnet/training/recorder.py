@@ -16,6 +16,7 @@ from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
+from coatnet.training.earlier import Earlier
 from coatnet.training.pictures import account_figure, confusion_figure
 from coatnet.training.state import RunState
 from coatnet.training.utilisation import peak_flops
@@ -78,15 +79,13 @@ class Recorder:
         self._history = [dict.fromkeys(CLASSES, 0.0)]
         self._earlier_seconds = dict.fromkeys(CLASSES, 0.0)
 
-    def remember(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def remember(self, earlier: Earlier) -> None:
         """Go on counting where the metrics of earlier lives end."""
-        for row in rows:
-            self._skipped = int(row.get("skipped_steps", self._skipped))
-            self._bad = int(row.get("bad_samples", self._bad))
-        known = [row for row in rows if f"account/{CLASSES[0]}" in row]
-        stride = max(1, len(known) * 2 // _MOST_STRETCHES)
+        self._skipped = int(earlier.counts.get("skipped_steps", 0))
+        self._bad = int(earlier.counts.get("bad_samples", 0))
+        stride = max(1, len(earlier.accounts) * 2 // _MOST_STRETCHES)
         self._history += [
-            {name: float(row[f"account/{name}"]) for name in CLASSES} for row in known[::stride]
+            {name: float(row[f"account/{name}"]) for name in CLASSES} for row in earlier.accounts[::stride]
         ]
         lives = read_lives(self._run.account)
         self._earlier_seconds = add_up(lives)

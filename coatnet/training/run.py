@@ -18,11 +18,12 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar
 from coatnet.training.checkpoints import Checkpoints, Engine, State
 from coatnet.training.checkpoints import Stream as SavedStream
 from coatnet.training.continuity import LossContinuity
+from coatnet.training.earlier import read_earlier
 from coatnet.training.recorder import Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.state import RunState
@@ -134,10 +135,10 @@ class TrainingRun(Generic[State, Result]):
         kind = "start" if state is None else "resume"
         state = state or self.state_type()
         if self.ranks.is_main:
-            rows = list(read_lines(self.run.metrics))
-            self._redone_until = max((row.get("samples_seen", 0) for row in rows), default=0)
-            self._continuity.remember(rows, after=state.samples_seen)
-            self.recorder.remember(rows)
+            earlier = read_earlier(self.run.metrics, after=state.samples_seen)
+            self._redone_until = earlier.reached
+            self._continuity.remember(earlier.ahead)
+            self.recorder.remember(earlier)
         self._redone_until = self.ranks.broadcast(self._redone_until)
         self.recorder.event(
             kind,

@@ -34,8 +34,9 @@ def test_a_jump_back_keeps_the_object_that_everyone_holds() -> None:
 
 def test_loss_continuity_compares_the_first_recorded_position_once() -> None:
     continuity = LossContinuity()
-    rows = [{"samples_seen": at, "train/loss": at / 10} for at in (8, 16, 24)] + [{"samples_seen": 24}]
-    continuity.remember(rows, after=8)
+    continuity.remember(
+        [{"samples_seen": at, "train/loss": at / 10} for at in (16, 24)] + [{"samples_seen": 24}]
+    )
     assert continuity.compare(samples_seen=12, loss=1.0) is None
     compared = continuity.compare(samples_seen=16, loss=1.6)
     assert compared is not None and compared["continuous"]
@@ -44,6 +45,6 @@ def test_loss_continuity_compares_the_first_recorded_position_once() -> None:
 
 def test_loss_continuity_says_when_the_loss_is_another() -> None:
     continuity = LossContinuity()
-    continuity.remember([{"samples_seen": 16, "train/loss": 1.6}], after=8)
+    continuity.remember([{"samples_seen": 16, "train/loss": 1.6}])
     compared = continuity.compare(samples_seen=16, loss=1.7)
     assert compared is not None and not compared["continuous"]

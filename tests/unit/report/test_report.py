@@ -10,6 +10,7 @@ import pytest
 
 from coatnet.config import UserError
 from coatnet.report.chart import line_chart, number_text
+from coatnet.report.curve import Curve
 from coatnet.report.record import read_run
 from coatnet.report.write import figures, write_report
 from coatnet.runtime.account import TimeAccount
@@ -98,6 +99,23 @@ def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_pat
     record = read_run(run.path)
     assert (27_777, 50.0) in record.series["train/loss"] and len(record.series["train/loss"]) <= 620
     assert write_report(run.path).stat().st_size < 100_000
+
+
+def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_replaces_the_former() -> None:
+    curve = Curve()
+    for position in range(0, 1_000_000, 7):
+        curve.add(position, 9.0 if position == 700_000 else 1.0 + position % 3)
+    points = curve.points()
+    assert len(points) < 700 and points == sorted(points)
+    assert points[0] == (0, 1.0) and points[-1][0] == 999_999 and (700_000, 9.0) in points
+    assert sum(position < 500_000 for position, _ in points) == pytest.approx(len(points) / 2, rel=0.1)
+    curve.add(500_000, 2.0)
+    assert curve.points()[-1] == (500_000, 2.0) and max(value for _, value in curve.points()) == 3.0
+
+    short = Curve()
+    for position, value in ((8, 1.0), (16, 2.0), (24, 3.0), (16, 5.0)):
+        short.add(position, value)
+    assert short.points() == [(8, 1.0), (16, 5.0)]
 
 
 def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_path: Path) -> None:

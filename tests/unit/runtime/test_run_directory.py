@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"loss": 0.')
     assert list(read_lines(path)) == [{"loss": 1}]
+
+
+def test_a_line_for_which_there_was_half_the_room_counts_as_lost_and_takes_no_other_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.append(run.metrics, {"loss": 1})
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 5, room[1]))
+    try:
+        run.append(run.metrics, {"loss": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    run.append(run.metrics, {"loss": 3})
+    assert list(read_lines(run.metrics)) == [{"loss": 1}, {"loss": 3}] and run.lost_records == 1
+    assert "the run goes on" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

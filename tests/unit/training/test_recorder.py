@@ -13,6 +13,7 @@ from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
+from coatnet.training.earlier import read_earlier
 from coatnet.training.recorder import Recorder
 from data_pipeline.batch import BadSample, Batch
 from pretrain.activations import ActivationStatistics
@@ -109,7 +110,7 @@ def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: 
     take_step(first, state, applied=False)
     first.flush(state)
     second = make_recorder(run, life=2)
-    second.remember(list(read_lines(run.metrics)))
+    second.remember(read_earlier(run.metrics, after=0))
     state.samples_seen = 8
     take_step(second, state, bad=1)
     rows = [row for row in read_lines(run.metrics) if "bad_samples" in row]
@@ -124,7 +125,7 @@ def test_the_account_in_the_metrics_goes_on_where_earlier_lives_ended(run: RunDi
     first.flush(State())
     first._account.close()
     second = make_recorder(run, life=2)
-    second.remember(list(read_lines(run.metrics)))
+    second.remember(read_earlier(run.metrics, after=0))
     second._account._seconds["compute"] = 10.0
     second.flush(State())
     spent = [row["account/compute"] for row in read_lines(run.metrics)]
