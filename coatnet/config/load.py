@@ -41,7 +41,7 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     for layer, origin in [*_layers(path), *_override_layers(overrides)]:
         _refuse_interpolation(layer, origin)
         try:
-            merged = OmegaConf.merge(merged, layer)
+            merged.merge_with(layer)  # in place: OmegaConf.merge would copy all sections for each layer
         except ConfigKeyError as error:
             raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
         except OmegaConfBaseException as error:
@@ -67,7 +67,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(schema: type[T], values: Mapping[str, Any], *, origin: str) -> T:
     """Rebuild an instance of `schema` from `to_dict`'s result, as strictly as from a file."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
+        merged = OmegaConf.structured(schema)
+        merged.merge_with(OmegaConf.create(dict(values)))
     except ConfigKeyError as error:
         raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
     except OmegaConfBaseException as error:

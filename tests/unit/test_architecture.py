@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
-def imports(path: Path, *, module: str) -> list[tuple[str, bool]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Return (imported name, is it at the top level) for each import statement."""
     tree = ast.parse(path.read_text())
     top = set()
@@ -91,6 +93,7 @@ def imports(path: Path, *, module: str) -> list[tuple[str, bool]]:
     return found
 
 
+@functools.cache
 def is_module(name: str) -> bool:
     path = ROOT.joinpath(*name.split("."))
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
@@ -104,10 +107,13 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+MODULES = modules()
+
+
+@pytest.mark.parametrize(("module", "path"), MODULES, ids=[name for name, _ in MODULES])
 def test_a_module_imports_only_what_the_house_allows(module: str, path: Path) -> None:
     own = owner(module)
-    for name, _ in imports(path, module=module):
+    for name, _ in imports(path):
         root = name.split(".")[0]
         if root in PACKAGES and not (own != "coatnet" and within(name, own)):
             allowed = any(within(name, wall) for wall in ALLOWED[own])
@@ -116,7 +122,7 @@ def test_a_module_imports_only_what_the_house_allows(module: str, path: Path) ->
         assert importer is None or within(module, importer), f"only {importer} imports {root}, not {module}"
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+@pytest.mark.parametrize(("module", "path"), MODULES, ids=[name for name, _ in MODULES])
 def test_a_file_stays_under_four_hundred_lines_and_its_name_says_what_it_holds(
     module: str, path: Path
 ) -> None:
@@ -125,11 +131,9 @@ def test_a_file_stays_under_four_hundred_lines_and_its_name_says_what_it_holds(
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    known = dict(modules())
+    known = dict(MODULES)
     graph = {
-        module: {
-            name for name, top in imports(path, module=module) if top and name in known and name != module
-        }
+        module: {name for name, top in imports(path) if top and name in known and name != module}
         for module, path in known.items()
     }
     done: set[str] = set()
@@ -148,7 +152,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 @pytest.mark.parametrize("name", [*TORCH_FREE, *TORCH_FREE_MODULES])
 def test_what_runs_on_a_login_node_imports_no_torch(name: str) -> None:
-    chosen = [module for module, _ in modules() if within(module, name) and not module.endswith("__main__")]
+    chosen = [module for module, _ in MODULES if within(module, name) and not module.endswith("__main__")]
     code = f"import sys, importlib\nfor m in {chosen!r}: importlib.import_module(m)\n"
     check = "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code + check], check=True, cwd=ROOT, timeout=60)
@@ -159,7 +163,7 @@ def test_nothing_is_unpickled_and_no_shell_is_started() -> None:
         r"\b(import pickle|pickle\.loads?|torch\.load\((?!.*weights_only=True)|shell=True|os\.system"
         r"|allow_pickle=True|yaml\.load\(|eval\(|exec\()"
     )
-    for _, path in modules():
+    for _, path in MODULES:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             code = line.split("#")[0].replace(".eval(", "")
             assert not banned.search(code), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
