@@ -28,8 +28,13 @@ from data_pipeline.steps import Steps
 from data_pipeline.training_order import check_shares, make_order
 
 _MAX_CHUNK = 32
-_STATE_VERSION = 1
-_STATE_NAMES = {"corpora": "data.train", "seed": "seed", "order": "data.lanes, window or tail"}
+_STATE_VERSION = 1  # of the order, and of all that is drawn by a sample's key: tests/golden records them
+_STATE_NAMES = {
+    "version": "version of the order",
+    "corpora": "data.train",
+    "seed": "seed",
+    "order": "data.lanes, window or tail",
+}
 
 
 class TrainLoader:

@@ -172,6 +172,8 @@ def test_a_state_of_another_order_is_refused(shard_folder: Path, image_folder: P
         loader(image_folder).restore(state)
     with pytest.raises(UserError, match=r"data\.lanes, window or tail"):
         loader(shard_folder, window=2).restore(state)
+    with pytest.raises(UserError, match="version of the order: the checkpoint has 0, this run 1"):
+        loader(shard_folder).restore({**state, "version": 0})
 
 
 def test_excluded_positions_are_replaced_at_any_world_size_alike_and_not_counted(shard_folder: Path) -> None:

@@ -1,0 +1,112 @@
+"""The order of samples, their keys, crops and draws as recorded: what a checkpoint's position means.
+
+A run that is resumed under a newer version must go on where it was. Whoever changes one of these numbers
+raises `_STATE_VERSION` of data_pipeline/loader.py, so that older checkpoints are refused, and records anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline import loader
+from data_pipeline.assemble import Assembler
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.counter import betas, uniforms
+from data_pipeline.crops import random_resized_boxes
+from data_pipeline.filling import BatchFiller
+from data_pipeline.mixture import Mixture
+from data_pipeline.order import Order, Places, step_positions
+from data_pipeline.permutation import derive_key, derive_keys, permute, shuffled
+
+COUNTS = np.random.Generator(np.random.PCG64(0)).integers(0, 200, 1000)  # numpy keeps PCG64's stream
+
+KEY = 14449598599937053476
+SHUFFLED = [6, 0, 7, 2, 5, 3, 4, 1]
+PERMUTED = {
+    1: [0],
+    2: [0, 1],
+    7: [5, 1, 2, 3, 6, 4, 0],
+    16: [5, 14, 13, 3, 6, 4, 15, 0, 2, 12, 9, 11, 10, 8, 1, 7],
+    20: [19, 7, 6, 5, 16, 4, 18, 9, 2, 17, 12, 1, 0, 8, 11, 14, 13, 15, 10, 3],
+}
+MIXED, SHARED = "d3f56fa7bdc52510", "62b0c4dbd2dbd797"
+KEYS = [7853966626531964278, 5647633184453445789, 2724018429111831673, 8256683489222519666]
+UNIFORM = [
+    [0.9273649092856614, 0.8078167503954516],
+    [0.4115403334339369, 0.826420723694594],
+    [0.7733864956848389, 0.8422087549147113],
+    [0.8227480886854427, 0.31788286672480215],
+]
+BETA = [0.7180813892700703, 0.13572491198277728, 0.498550314342815, 0.47148340259983895]
+BOXES = [[74, 8, 500, 369], [20, 18, 324, 301], [933, 0, 1066, 100], [6, 8, 31, 31]]
+FLIPS = [False, False, True, False]
+
+
+def digest(*arrays: np.ndarray) -> str:
+    rows = np.stack([np.asarray(array).astype("<i8") for array in arrays])
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+
+
+def places_of(order: Order | Mixture, positions: np.ndarray) -> str:
+    places = order.locate(positions)
+    return digest(places.corpus, places.epoch, places.shard, places.index)
+
+
+def test_the_numbers_are_those_of_the_version_that_a_checkpoint_names() -> None:
+    assert loader._STATE_VERSION == 1
+
+
+def test_keys_and_permutations_are_as_recorded() -> None:
+    assert derive_key(7, 1, 2) == KEY
+    assert shuffled(8, derive_key(7, 1)).tolist() == SHUFFLED
+    for size, expected in PERMUTED.items():
+        points = np.arange(size)
+        assert permute(points, np.full(size, size), derive_keys(3, np.zeros(size, int))).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "fd9d23e5bf20aeb9"),
+        ({"lanes": 12, "window": 1}, "f55e74d172666bdf"),
+        ({"lanes": 7, "window": 3}, "b0cbca17c993e421"),
+        ({"lanes": 1}, "b7fab5178a595fd1"),
+        ({"epoch_samples": 90_000}, "728b3880bd195788"),
+    ],
+)
+def test_a_corpus_is_gone_through_as_recorded(options: dict[str, Any], expected: str) -> None:
+    order = Order(COUNTS, seed=11, **options)
+    positions = np.concatenate([np.arange(5000), np.arange(2 * order.samples - 500, 2 * order.samples + 500)])
+    assert places_of(order, positions) == expected
+
+
+def test_a_mixture_is_gone_through_as_recorded() -> None:
+    mixture = Mixture([Order(COUNTS, seed=1), Order([30] * 5, seed=2), Order([7], seed=3)], [5, 2, 1], seed=4)
+    assert places_of(mixture, np.arange(123_000, 126_000)) == MIXED
+    shares = [step_positions(mixture, 777, global_batch=960, rank=rank, world_size=3) for rank in range(3)]
+    assert digest(np.concatenate(shares)) == SHARED
+
+
+def test_a_samples_key_is_as_recorded_in_every_epoch_and_corpus() -> None:
+    corpora: list[Any] = [SimpleNamespace(counts=np.array([3, 4])), SimpleNamespace(counts=np.array([5]))]
+    assembler = Assembler(AugmentConfig(), training=True, num_classes=0, decoder="auto")
+    numbers = np.array(
+        [[0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0], [2, 3, 0, 4]]
+    )  # corpus, epoch, shard, index
+    filler = BatchFiller(corpora, assembler, seed=9)
+    batch = filler.plan(np.arange(4), Places(*numbers), image_size=1, chunk=1)
+    assert batch.keys.tolist() == KEYS
+
+
+def test_draws_and_crops_are_as_recorded() -> None:
+    keys = np.array([0, 1, -5, 2**62])
+    assert uniforms(keys, "crop", count=2).tolist() == UNIFORM
+    assert betas(keys, "mixup", alpha=0.8) == pytest.approx(BETA, rel=1e-9)  # log and cos are the platform's
+    widths, heights = np.array([500, 375, 2000, 40]), np.array([375, 500, 100, 40])
+    boxes, flips = random_resized_boxes(widths, heights, keys, AugmentConfig())
+    assert (boxes.tolist(), flips.tolist()) == (BOXES, FLIPS)
