@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,20 +183,25 @@ def logs(
 
     Example: coatnet logs -f runs/first
     """
-    from cluster.logs import read_logs
+    from cluster.logs import has_ended_by_hand, read_logs, was_started_by_hand
     from cluster.status import has_finished
     from coatnet.config import UserError
 
     if not directory.is_dir():
         raise UserError(f"{directory} is no run directory")
+    finished = partial(has_finished, directory)
+    if was_started_by_hand(directory):
+        print(
+            f"{directory}: started by hand; its first rank wrote to a terminal, here is what it reported",
+            file=sys.stderr,
+        )
+        finished = partial(has_ended_by_hand, directory)
     is_silent = True
-    for line in read_logs(
-        directory, rank=rank, tail=tail, follow=follow, finished=lambda: has_finished(directory)
-    ):
+    for line in read_logs(directory, rank=rank, tail=tail, follow=follow, finished=finished):
         print(line, flush=follow)
         is_silent = False
     if is_silent:
-        print(f"{directory}: no logs; what was started by hand wrote to its terminal", file=sys.stderr)
+        print(f"{directory}: no logs", file=sys.stderr)
 
 
 def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:

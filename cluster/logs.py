@@ -1,14 +1,27 @@
-"""The logs of a run, across lives and ranks, as one stream. Asks no queue."""
+"""The logs of a run, across lives and ranks, as one stream. Asks no queue.
+
+The first rank of a run that was started by hand writes to its terminal; what it reported stands in for that.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from cluster.array import task_folders
+from cluster.history import History
+from coatnet.runtime.lease import Lease, LeaseHeld
+from coatnet.runtime.run_directory import RunDirectory
 
 _POLL_SECONDS = 0.3
+_TOLD = ("train/loss", "images_per_second")
 _CHUNK_BYTES = 1 << 20
+_RANK_LOG_BY_HAND = re.compile(r"rank(\d+)\.log")
 _RANK_LOG = re.compile(r"life-(\d+)\.try-(\d+)\.(?:rank-(\d+)|preflight-\d+)\.log")
 
 
@@ -23,8 +36,8 @@ def read_logs(
         follow: go on with what is added, until `finished` says so.
     """
     positions: dict[Path, int] = {}
-    lines = [line for path in _files(directory, rank=rank) for line in _new_lines(path, positions)]
-    yield from lines[-tail:] if tail else lines
+    there = (line for path in _files(directory, rank=rank) for line in _new_lines(path, positions))
+    yield from deque(there, maxlen=tail) if tail else there
     while follow:
         ended = finished()  # asked before reading, so that the last lines are read after the end
         for path in _files(directory, rank=rank):
@@ -37,6 +50,9 @@ def read_logs(
 def _files(directory: Path, *, rank: int | None) -> list[Path]:
     """Return the logs in the order of their lives, then the jobs' own, which tell how they ended."""
     logs = [*directory.glob("logs/*.log"), *directory.glob("task-*/logs/*.log")]
+    if rank is None and was_started_by_hand(directory):
+        run = RunDirectory(directory)
+        logs += [path for path in (run.metrics, run.events) if path.exists()]
     wanted = [path for path in logs if _is_wanted(path, rank=rank)]
     return sorted(
         wanted, key=lambda path: (path.stat().st_ctime_ns if path.name.startswith("job-") else 0, path.name)
@@ -44,6 +60,9 @@ def _files(directory: Path, *, rank: int | None) -> list[Path]:
 
 
 def _is_wanted(path: Path, *, rank: int | None) -> bool:
+    by_hand = _RANK_LOG_BY_HAND.fullmatch(path.name)
+    if by_hand is not None:
+        return rank is None or int(by_hand[1]) == rank
     found = _RANK_LOG.fullmatch(path.name)
     if found is None:
         return rank is None
@@ -52,16 +71,61 @@ def _is_wanted(path: Path, *, rank: int | None) -> bool:
 
 def _new_lines(path: Path, positions: dict[Path, int]) -> Iterator[str]:
     """Yield the complete lines behind the known position."""
-    start = positions.get(path, 0)
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(_CHUNK_BYTES)
+            while True:
+                start = positions.get(path, 0)
+                file.seek(start)
+                whole, end, _ = file.read(_CHUNK_BYTES).rpartition(b"\n")
+                if not end:
+                    return
+                positions[path] = start + len(whole) + 1
+                for line in whole.decode(errors="replace").split("\n"):
+                    said = line.rstrip() if path.suffix == ".log" else _reported(line)
+                    if said is not None:
+                        yield f"{path.stem}: {said}"
     except FileNotFoundError:
         return
-    whole = data.rpartition(b"\n")[0]
-    if not whole:
-        return
-    positions[path] = start + len(whole) + 1
-    for line in whole.decode(errors="replace").split("\n"):
-        yield f"{path.stem}: {line.rstrip()}"
+
+
+def _reported(line: str) -> str | None:
+    """Return what a person reads of a JSON line of metrics or events; None where it is for charts alone."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    told = {name: value for name, value in record.items() if name in _TOLD or name.startswith("evaluate/")}
+    if "kind" in record:
+        return " ".join(f"{name} {value}" for name, value in record.items() if name != "time")
+    if not told:
+        return None
+    return ", ".join(
+        [f"{record.get('samples_seen', 0):,} images", *(f"{k} {_short(v)}" for k, v in told.items())]
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def was_started_by_hand(directory: Path) -> bool:
+    """Return whether nothing was submitted here."""
+    return (
+        not (directory / "submissions").is_dir()
+        and not History(directory).lives()
+        and not task_folders(directory)
+    )
+
+
+def has_ended_by_hand(directory: Path) -> bool:
+    """Return whether a run that was started by hand has ended: by its markers, or because nobody holds it."""
+    run = RunDirectory(directory)
+    if run.marker("done") is not None or run.marker("stopped") is not None:
+        return True
+    try:
+        Lease.require_free(directory)
+    except LeaseHeld:
+        return False
+    return True

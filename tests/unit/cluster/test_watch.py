@@ -13,12 +13,13 @@ from cluster import cli, slurm
 from cluster.cancel import cancel_run
 from cluster.cli import status
 from cluster.history import History
-from cluster.logs import read_logs
+from cluster.logs import has_ended_by_hand, read_logs
 from cluster.slurm import QueuedJob
 from cluster.status import find_runs, has_finished, read_status
 from cluster.tables import print_status
 from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
 
@@ -350,4 +351,29 @@ def test_a_run_without_logs_is_told_and_not_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.logs(tmp_path, follow=False, rank=None, tail=100)
-    assert "started by hand" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "started by hand" in told and "no logs" in told
+
+
+def test_following_a_run_that_was_started_by_hand_tells_what_it_reports_and_ends_with_it(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path)
+    lease = Lease.acquire(tmp_path)
+    run.record_event("start", step=0)
+    run.append(run.metrics, {"samples_seen": 64, "train/loss": 1.25, "images_per_second": 40.0})
+    run.append(run.metrics, {"samples_seen": 64, "account/start": 2.0})
+    lines = read_logs(tmp_path, rank=None, tail=0, follow=True, finished=lambda: has_ended_by_hand(tmp_path))
+    assert next(lines) == "events: kind start step 0"
+    assert next(lines) == "metrics: 64 images, train/loss 1.25, images_per_second 40"
+    run.append(run.metrics, {"samples_seen": 128, "evaluate/top1": 0.5})
+    assert next(lines) == "metrics: 128 images, evaluate/top1 0.5"
+    lease.release()  # as when it was killed: no marker tells the end
+    assert list(lines) == []
+
+
+def test_the_last_lines_of_a_long_log_are_its_last(run: Path) -> None:
+    text = "".join(f"{'x' * 80} {number}\n" for number in range(30_000))
+    (run / "logs" / "job-7.log").write_text(text)
+    lines = list(read_logs(run, rank=None, tail=2, follow=False, finished=lambda: True))
+    assert [line.rpartition(" ")[2] for line in lines] == ["29998", "29999"]
