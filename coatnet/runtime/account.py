@@ -236,7 +236,12 @@ def read_lives(folder: Path) -> list[LifeAccount]:
 
 
 def _is_whole(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("life"), int) and set(row["seconds"]) == set(CLASSES)
+    if not isinstance(row, dict) or not isinstance(row.get("seconds"), dict):
+        return False
+    seconds = row["seconds"]
+    numbers = [row.get("began"), row.get("ended"), row.get("samples_seen"), *seconds.values()]
+    whole = isinstance(row.get("life"), int) and all(isinstance(number, int | float) for number in numbers)
+    return whole and set(seconds) == set(CLASSES)
 
 
 def between_seconds(lives: list[LifeAccount]) -> float:

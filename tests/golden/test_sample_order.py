@@ -75,6 +75,8 @@ def test_keys_and_permutations_are_as_recorded() -> None:
         ({}, "fd9d23e5bf20aeb9"),
         ({"lanes": 12, "window": 1}, "f55e74d172666bdf"),
         ({"lanes": 7, "window": 3}, "b0cbca17c993e421"),
+        ({"lanes": 120}, "b1bd6af68c74e186"),
+        ({"window": 8}, "129ca3bbd19a963e"),
         ({"lanes": 1}, "b7fab5178a595fd1"),
         ({"epoch_samples": 90_000}, "728b3880bd195788"),
     ],

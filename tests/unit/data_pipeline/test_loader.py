@@ -282,6 +282,8 @@ def test_a_lost_corpus_is_an_error_and_no_endless_search(shard_folder: Path) -> 
 def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="allowed with 5 ranks: multiples of 5"):
         loader(shard_folder, world_size=5, batch=16)
+    with pytest.raises(UserError, match=r"data\.train is empty"):
+        TrainLoader.open(DataConfig(train=[]), AUGMENT, seed=0, global_batch=8)
     with pytest.raises(UserError, match="less than one global_batch"):
         loader(shard_folder, batch=500, tail="drop")
     with pytest.raises(UserError, match="no such folder"):

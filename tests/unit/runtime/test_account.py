@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +153,33 @@ def test_the_file_does_not_grow_with_the_time_and_survives_a_torn_line(tmp_path:
     TimeAccount(tmp_path, rank=3, life=2).flush(samples_seen=60)
     assert file.stat().st_size == 3 * once
     assert [(life.life, life.samples_seen) for life in read_lives(tmp_path)] == [(1, 49), (2, 60)]
+
+
+def test_writing_for_a_week_keeps_no_file_open(tmp_path: Path) -> None:
+    account = TimeAccount(tmp_path, rank=0, life=1)
+    account.flush(samples_seen=0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for seen in range(20):
+        account.flush(samples_seen=seen)
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"life": "a"}, {"seconds": 3}, {"seconds": {}}, {"seconds": dict.fromkeys(CLASSES)}, {"began": None},
+        {"ended": "x"}, {"samples_seen": []},
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_total_is_passed_over(changes: dict[str, Any], tmp_path: Path) -> None:
+    TimeAccount(tmp_path, rank=0, life=1).flush(samples_seen=8)
+    TimeAccount(tmp_path, rank=0, life=2).flush(samples_seen=16)
+    file = tmp_path / "rank-00000.jsonl"
+    first, second = file.read_text().splitlines()
+    odd = json.dumps({**json.loads(second), **changes}, separators=(",", ":"))
+    assert len(odd) <= len(second)
+    file.write_text(f"{first}\n{odd.ljust(len(second))}\n")
+    assert [life.samples_seen for life in read_lives(tmp_path)] == [8]
 
 
 def test_a_class_inside_of_another_is_counted_there_alone(tmp_path: Path) -> None:

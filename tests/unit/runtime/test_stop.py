@@ -43,6 +43,20 @@ def test_a_forked_child_dies_of_the_signal_that_its_parent_only_notes() -> None:
     assert os.WTERMSIG(status) == signal.SIGTERM
 
 
+def test_a_child_that_is_forked_after_the_flag_keeps_its_parents_handlers() -> None:
+    with StopFlag():
+        pass
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN else 1)
+        _, status = os.waitpid(child, 0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
 def _caught(pid: int) -> set[int]:
     line = next(
         one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("SigCgt")
