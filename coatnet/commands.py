@@ -17,6 +17,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from coatnet.config.errors import UserError
+from coatnet.config.plain_text import one_line
 
 _GROUP = "coatnet.commands"
 _HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
@@ -58,12 +59,12 @@ def run(arguments: Sequence[str]) -> int:
 def in_a_line(error: Exception) -> str | None:
     """Return what a user is told of an error, or None where it is a mistake of the program."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return one_line(str(error))
     if isinstance(error, OSError):  # a file or folder that cannot be made, read or written
-        return None if error.filename is None else f"{error.filename}: {error.strerror}"
+        return None if error.filename is None else one_line(f"{error.filename}: {error.strerror}")
     if not hasattr(error, "format_message"):  # a usage error; typer brings click's classes or its own
         return None
-    said = " ".join(error.format_message().split()).rstrip(".")
+    said = one_line(error.format_message()).rstrip(".")
     option = str(getattr(error, "option_name", None) or "")
     if "." in option:
         return (

@@ -10,7 +10,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import check_class_names
 from data_pipeline.decode import DecodeError, probe
+from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.record import BadSampleError, Record
 
 
@@ -21,7 +23,8 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
         The classes, and (path relative to the folder, label, bytes) per file.
 
     Raises:
-        UserError: there is no such folder, it holds no classes, or a class holds no files.
+        UserError: there is no such folder, it holds no classes, a class holds no files, or its name is
+            not fit to be shown.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -31,6 +34,7 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
     if not classes:
         what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
         raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
+    check_class_names(classes, origin=str(folder))
     files: list[tuple[str, int, int]] = []
     for label, name in enumerate(classes):
         found = _files_below(folder, name)
@@ -74,7 +78,7 @@ class FolderCorpus:
         """
         path, label, _ = self._files[index]
         try:
-            payload = (self._folder / path).read_bytes()
+            payload = read_image_file(self._folder / path)
             info = probe(payload)
         except OSError as error:
             raise BadSampleError(f"{self._folder / path}: {error.strerror}") from None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import check_class_names
 
 MANIFEST = "manifest.json"
 FORMAT = "coatnet-shards"
@@ -100,6 +101,7 @@ def parse_manifest(text: str, *, origin: str) -> Manifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{origin}: is not understood: {type(error).__name__} {error}") from None
+    check_class_names(manifest.classes, origin=origin)
     if manifest.samples != values.get("samples") or manifest.label_kind not in _KINDS:
         raise UserError(
             f"{origin}: its shards hold {manifest.samples} samples, it says {values.get('samples')}"

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
-from coatnet.checkpoint.classes import check_class_names
+from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.weights import WHICH, load_tensors, load_weights
 from coatnet.config import UserError, from_dict
+from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
+
+_MAX_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Classifier:
         Raises:
             UserError: the size is no multiple of 32, or the resize is unknown.
         """
-        if px < 32 or px % 32:
-            raise UserError(f"--px {px}: allowed are multiples of 32")
+        if not 32 <= px <= _MAX_PX or px % 32:
+            raise UserError(f"{self.title}: {px} px; allowed are multiples of 32 up to {_MAX_PX:,}")
         try:
             resized = replace(
                 self.augment, image_size=px, evaluate_resize=resize or self.augment.evaluate_resize
@@ -77,10 +80,7 @@ def open_classifier(
     loaded = load_weights(path, ema=WHICH[weights])
     if loaded.classes is not None:
         check_class_names(loaded.classes, origin=path)
-        if len(loaded.classes) != loaded.model.num_classes:
-            raise UserError(
-                f"{path}: {len(loaded.classes)} class names for {loaded.model.num_classes} outputs"
-            )
+        check_class_count(loaded.classes, loaded.model.num_classes, origin=path)
     model = build_model(loaded.model, seed=0)
     load_tensors(model, loaded.tensors, origin=path)
     where = device or Ranks.single().device

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import plain
 from data_pipeline.decode import DecodeError, probe
-from data_pipeline.decode.errors import DEFAULT_LIMITS
+from data_pipeline.decode.image_file import read_image_file
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -27,22 +28,12 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in _files(path)]
 
 
-def read_image(file: Path) -> bytes:
-    """Read a file that is not too large for an image.
-
-    Raises:
-        OSError, DecodeError: it cannot be read, or is too large.
-    """
-    DEFAULT_LIMITS.check_bytes(file.stat().st_size)
-    return file.read_bytes()
-
-
 def refused_images(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Return a row with an `error` per file if each is refused by its header alone, else nothing."""
     rows = []
     for file in files:
         try:
-            probe(read_image(file))
+            probe(read_image_file(file))
         except (OSError, DecodeError) as error:
             rows.append({"image": str(file), "error": str(error)})
         else:
@@ -57,9 +48,9 @@ def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
     for row in rows:
         if "error" in row:
-            table.add_row(escape(row["image"]), f"[red]{escape(row['error'])}[/red]", "")
+            table.add_row(escape(plain(row["image"])), f"[red]{escape(plain(row['error']))}[/red]", "")
         for place, guess in enumerate(row.get("guesses", [])):
-            image = "" if place else escape(row["image"])
+            image = "" if place else escape(plain(row["image"]))
             table.add_row(image, escape(guess["class"]), f"{guess['probability']:.1%}")
     Console().print(table)
 

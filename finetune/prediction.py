@@ -13,10 +13,11 @@ from torch import Tensor
 from coatnet.runtime.progress import progress
 from data_pipeline.crops import evaluation_boxes
 from data_pipeline.decode import DecodeError, decode_batch, probe
+from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.device import normalise
 from finetune.classifier import Classifier
 from finetune.evaluation.measure import top_classes
-from finetune.image_files import image_files, read_image
+from finetune.image_files import image_files
 
 _PROGRESS_FROM = 64
 
@@ -85,7 +86,7 @@ def _predict_batch(classifier: Classifier, files: Sequence[Path], *, top: int) -
     squares: list[Tensor] = []
     for file in files:
         try:
-            squares.append(load_square(read_image(file), classifier))
+            squares.append(load_square(read_image_file(file), classifier))
             rows.append({"image": str(file)})
         except (OSError, DecodeError) as error:
             rows.append({"image": str(file), "error": str(error)})

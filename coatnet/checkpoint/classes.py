@@ -1,39 +1,17 @@
-"""Which classes of one vocabulary are which of another: by name, by WordNet id, by number. Knows no model.
-
-Class names come from files that others wrote, hence the check for what has no place in a name.
-"""
+"""Which classes of one vocabulary are which of another: by name, by WordNet id, by number. Knows no model."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import check_class_names
+from coatnet.runtime.regular_files import read_regular
 
-_WORDNET = re.compile(r"n\d{8}")
-_MAX_NAME = 500
-_MAX_CLASS_FILE_BYTES = 16 * 1024 * 1024
-_SHOWN = 60
-
-
-def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:
-    """Return the names, if they are fit for a terminal, a file and a web page.
-
-    Raises:
-        UserError: a name is no text, is too long, or holds control or direction-changing characters.
-    """
-    for number, name in enumerate(names):
-        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-            raise UserError(f"{origin}: class {number} is no text of 1 to {_MAX_NAME} characters")
-        bad = next((c for c in name if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}), None)
-        if bad is not None:
-            raise UserError(
-                f"{origin}: class {number} holds the control character U+{ord(bad):04X}; "
-                f"mend the name {name[:_SHOWN]!a}"
-            )
-    return list(names)
+_WORDNET = re.compile(r"n\d{8}(?!\d)")
+_MAX_CLASS_FILE_BYTES = 4 << 20  # 40,000 names of a hundred characters
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -43,15 +21,23 @@ def read_class_names(path: Path) -> list[str]:
         UserError: no such file, no text, or a name that is not fit to be shown.
     """
     try:
-        if path.stat().st_size > _MAX_CLASS_FILE_BYTES:
-            raise UserError(f"{path}: more than {_MAX_CLASS_FILE_BYTES >> 20} MiB")
-        text = path.read_bytes().decode("utf-8")
+        text = read_regular(path, most=_MAX_CLASS_FILE_BYTES).decode("utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no UTF-8 text") from None
     lines = text.removesuffix("\n").split("\n")  # not splitlines, which hides control characters
     return check_class_names([line.removesuffix("\r") for line in lines], origin=str(path))
+
+
+def check_class_count(names: Sequence[str], outputs: int, *, origin: str) -> None:
+    """Make sure that there is a name for every output.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if len(names) != outputs:
+        raise UserError(f"{origin}: {len(names)} class names for {outputs} outputs")
 
 
 def class_key(name: str) -> str:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coatnet.checkpoint.classes import check_class_names, read_class_names
+from coatnet.checkpoint.classes import check_class_count, read_class_names
 from coatnet.config import UserError, from_dict
+from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
+from coatnet.model.cost import model_cost
+from coatnet.runtime.regular_files import open_regular, read_regular
 
 TENSORS = "model.safetensors"
 CONFIG = "config.json"
@@ -21,8 +25,17 @@ MANIFEST = "manifest.json"
 TIMM_LOGITS, OWN_LOGITS = "head.fc.weight", "head.logits.weight"
 _NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
 _PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
-_MAX_HEADER_BYTES = 64 << 20
-_MAX_CONFIG_BYTES = 64 << 20
+_MAX_HEADER_BYTES = 4 << 20  # CoAtNet-7's 1,052 tensors take 0.2 MiB
+_MAX_CONFIG_BYTES = 8 << 20
+_MAX_DIMENSIONS, _MAX_NUMBER = 8, 1 << 62
+# As safetensors names them, but for those that no weights have.
+_ELEMENT_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -58,32 +71,75 @@ def refuse_pickle(path: Path) -> None:
 
 
 def check_safetensors(path: Path) -> dict[str, list[int]]:
-    """Check the header of a .safetensors file, which others' readers trust, and return the tensors' shapes.
+    """Check the header of a .safetensors file, which others' readers trust, and return its tensors' shapes.
 
     Raises:
         UserError: too short, a header that claims too much, or not safetensors at all (a renamed pickle).
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             header_bytes = int.from_bytes(file.read(8), "little")
-            if size < 10 or header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+            if size < 10 or header_bytes > size - 8:
                 raise UserError(f"{path}: not a safetensors file")
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise UserError(
+                    f"{path}: not a valid safetensors file (a header of {header_bytes:,} bytes; allowed: "
+                    f"{_MAX_HEADER_BYTES:,})"
+                )
             header = file.read(header_bytes)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if not header.startswith(b"{"):
         raise UserError(f"{path}: not a safetensors file")
     try:
-        tensors = json.loads(header)
+        tensors = json.loads(header, object_pairs_hook=_each_once)
         tensors.pop("__metadata__", None)
-        ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
-        sizes = [math.prod(tensor["shape"]) for tensor in tensors.values()]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        spans = [(*each["data_offsets"], each["dtype"], each["shape"]) for each in tensors.values()]
+        if not all(_is_sound(*span) for span in spans):
+            raise ValueError("offsets or shapes that no tensor has")
+        position = 0
+        for start, end in sorted(span[:2] for span in spans):
+            if start != position:
+                raise ValueError("tensors that overlap, or leave a gap")
+            position = end
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a valid safetensors file (its header is damaged)") from None
-    if max([*ends, *sizes], default=0) > size - 8 - header_bytes:
+    if position > size - 8 - header_bytes:
         raise UserError(f"{path}: not a valid safetensors file (its header claims more than there is)")
-    return {name: tensor["shape"] for name, tensor in tensors.items()}
+    return {name: each["shape"] for name, each in tensors.items()}
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _is_sound(start: Any, end: Any, dtype: Any, shape: list[Any]) -> bool:
+    """Tell whether a tensor's bytes are as many as its shape asks for; bounds come before any product."""
+    numbers = [start, end, *shape]
+    if dtype not in _ELEMENT_BYTES or len(numbers) > 2 + _MAX_DIMENSIONS:
+        return False
+    if not all(type(each) is int and 0 <= each < _MAX_NUMBER for each in numbers):
+        return False
+    return end - start == math.prod(shape) * _ELEMENT_BYTES[dtype]
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """Check an exported model's tensors and read what the `config.json` beside them says of it.
+
+    Returns:
+        model (ModelConfig), classes (list or None), facts (dict).
+
+    Raises:
+        UserError: one is not what it should be, or they do not belong together.
+    """
+    shapes = check_safetensors(file)
+    described = read_exported_config(file.parent / CONFIG)
+    _check_fit(described["model"], shapes, origin=file.parent)
+    return described
 
 
 def read_exported_config(config: Path) -> dict[str, Any]:
@@ -96,21 +152,23 @@ def read_exported_config(config: Path) -> dict[str, Any]:
         UserError: not there, or not what it should be.
     """
     try:
-        if config.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UserError(f"{config}: more than {_MAX_CONFIG_BYTES >> 20} MiB")
-        described = json.loads(config.read_text())
+        described = json.loads(read_regular(config, most=_MAX_CONFIG_BYTES))
         model, classes = described["model"], described.get("classes")
         facts = described.get("facts", {})
+    except FileNotFoundError:
+        raise UserError(f"{config}: no such file; it must lie beside {TENSORS}") from None
     except OSError as error:
-        raise UserError(f"{config}: {error.strerror}; it must lie beside {TENSORS}") from None
+        raise UserError(f"{config}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{config}: does not describe a model of this project") from None
+    checked = from_dict(ModelConfig, model, origin=str(config))
     if classes is not None:
         if not isinstance(classes, list):
             raise UserError(f"{config}: classes is no list of names")
         check_class_names(classes, origin=str(config.parent))
+        check_class_count(classes, checked.num_classes, origin=str(config.parent))
     return {
-        "model": from_dict(ModelConfig, model, origin=str(config)),
+        "model": checked,
         "classes": classes,
         "facts": facts if isinstance(facts, dict) else {},
     }
@@ -176,8 +234,7 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     refuse_pickle(path)
     file = path / TENSORS if path.is_dir() else path
     if path.suffix == ".safetensors" or file.exists():
-        check_safetensors(file)
-        exported = read_exported_config(file.parent / CONFIG)
+        exported = read_description(file)
         return Description(exported["model"], exported["classes"], is_averaged=True)
     if not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
@@ -187,6 +244,26 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     if weights == "ema" and found is not None and not found.is_averaged:
         raise UserError(f"{path}: holds no average (ema) of the weights; take raw, or auto")
     return found
+
+
+def _check_fit(model: ModelConfig, shapes: dict[str, list[int]], *, origin: Path) -> None:
+    """Make sure that a description asks for no more than its tensors fill: a model is built by it.
+
+    Raises:
+        UserError: it describes a larger one.
+    """
+    counted = (
+        model if OWN_LOGITS in shapes else replace(model, num_classes=1)
+    )  # a file may come without logits
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    if (
+        sum(model.depths or []) > len(shapes)
+        or model.num_classes > _MOST_CLASSES
+        or model_cost(counted, counted.image_size).parameters > elements
+    ):
+        raise UserError(
+            f"{origin}: {CONFIG} describes a larger model than the {elements:,} numbers of {TENSORS} make"
+        )
 
 
 def check_init(
@@ -240,5 +317,5 @@ def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: b
     logits = next((shapes[key] for key in (TIMM_LOGITS, OWN_LOGITS) if key in shapes), [])
     if len(logits) != 2:
         raise UserError(f"{path}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")
-    if names is not None and len(names) != logits[0]:
-        raise UserError(f"{classes}: {len(names)} names for {logits[0]} outputs of {path}")
+    if names is not None:
+        check_class_count(names, logits[0], origin=str(classes))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coatnet.checkpoint.format import CheckpointError
-from coatnet.checkpoint.inspection import CONFIG, MANIFEST, TENSORS, check_safetensors, read_exported_config
+from coatnet.checkpoint.inspection import CONFIG, MANIFEST, TENSORS, check_safetensors, read_description
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
@@ -46,9 +46,9 @@ def load_weights(path: Path | str, *, ema: bool | None = None) -> Weights:
     """
     path = Path(path)
     if path.suffix == ".safetensors" or (path / TENSORS).exists():
-        return _load_exported(
-            path if path.is_dir() else path.parent, path if path.is_file() else path / TENSORS
-        )
+        file = path / TENSORS if path.is_dir() else path
+        described = read_description(file)
+        return Weights(described["model"], read_safetensors(file), described["classes"], described["facts"])
     if (path / MANIFEST).exists():
         checkpoint = Checkpoint(path)
         checkpoint.verify()
@@ -142,11 +142,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a valid safetensors file ({error})") from None
-
-
-def _load_exported(directory: Path, file: Path) -> Weights:
-    described = read_exported_config(directory / CONFIG)
-    return Weights(described["model"], read_safetensors(file), described["classes"], described["facts"])
 
 
 def _newest(checkpoints: Path) -> Checkpoint | None:

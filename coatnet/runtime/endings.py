@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import one_line
 from coatnet.runtime.lease import LeaseLost
 
 STATUS_USER_ERROR = 2
@@ -47,7 +48,7 @@ def endings_in_a_line() -> Iterator[None]:
         yield
     except UserError as error:
         if speaks or isinstance(error, RankError):
-            _say(" ".join(str(error).split()))
+            _say(one_line(str(error)))
         _leave(STATUS_USER_ERROR)
     except Distrusted as error:
         _say(str(error))

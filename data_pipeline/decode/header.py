@@ -12,7 +12,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
-from data_pipeline.decode.jpeg_header import is_jpeg, read_jpeg_header
+from data_pipeline.decode.jpeg_header import check_effort, is_jpeg, read_jpeg_header
+from data_pipeline.decode.png_chunks import check_chunks, is_png
 
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION_TAG = 0x0112
@@ -65,6 +66,8 @@ def probe(payload: bytes | memoryview, *, limits: DecodeLimits = DEFAULT_LIMITS)
     if is_jpeg(payload):
         return _probe_jpeg(payload, limits)
     payload = bytes(payload)
+    if is_png(payload):
+        check_chunks(payload)
     size = _announced_size(payload)
     if size is not None:
         limits.check(width=size[0], height=size[1])
@@ -102,6 +105,7 @@ def _probe_jpeg(payload: bytes | memoryview, limits: DecodeLimits) -> ImageInfo:
     limits.check(width=header.width, height=header.height)
     if not header.supported:
         raise DecodeError("unsupported", f"JPEG of process {header.coding:#x} with {header.bits} bits")
+    check_effort(header, payload)
     return ImageInfo(
         format="JPEG",
         width=header.width,
@@ -117,7 +121,7 @@ def _probe_jpeg(payload: bytes | memoryview, limits: DecodeLimits) -> ImageInfo:
 def _announced_size(payload: bytes) -> tuple[int, int] | None:
     """Return the size that some formats announce in their first bytes: Pillow allocates some at opening."""
     head = payload[:30]
-    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
+    if is_png(payload) and len(head) >= 24:
         width, height = struct.unpack(">II", head[16:24])
     elif head[:6] in (b"GIF87a", b"GIF89a") and len(head) >= 10:
         width, height = struct.unpack("<HH", head[6:10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -13,7 +14,14 @@ _NOT_FRAMES = {0xC4, 0xC8, 0xCC}  # DHT, JPG, DAC lie among the start-of-frame c
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _DCT = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # Huffman or arithmetic coding; the others are lossless or differential
+_HUFFMAN = {0xC0, 0xC1, 0xC2}
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_SCAN = b"\xff\xda"
+_MOST_SCANS = 256  # encoders write about ten; each of a progressive JPEG's goes over the whole image
+_BLOCK_PIXELS, _BITS = 64, 8
 _ORIENTATION_TAG = 0x0112
+_MOST_JUNK = 1 << 20  # between two markers
+_JUNK = f"more than {_MOST_JUNK >> 20} MiB of junk between two markers of the JPEG's header"
 _CUT_SHORT = "the JPEG's header is cut short"
 
 
@@ -37,6 +45,21 @@ class JpegHeader(NamedTuple):
     def supported(self) -> bool:
         """True for 8-bit DCT; 12 bits and the lossless processes are read by nothing here."""
         return self.coding in _DCT and self.bits == 8
+
+
+def check_effort(header: JpegHeader, payload: bytes | memoryview) -> None:
+    """Refuse what would cost a decoder far more than its bytes promise.
+
+    Raises:
+        DecodeError: fewer bits than blocks, each of which takes one at least; or very many scans.
+    """
+    if header.coding in _HUFFMAN:
+        least = header.width * header.height // (_BLOCK_PIXELS * _BITS)
+        if len(payload) < least:
+            size = f"{header.width}×{header.height}"
+            raise DecodeError("truncated", f"{len(payload):,} bytes cannot hold {size} pixels")
+    if header.progressive and (scans := bytes(payload).count(_SCAN)) > _MOST_SCANS:
+        raise DecodeError("limit", f"{scans:,} scans, more than {_MOST_SCANS}")
 
 
 def is_jpeg(payload: bytes | memoryview) -> bool:
@@ -89,13 +112,11 @@ def walk_markers(payload: bytes) -> JpegHeader:
 
 def _next_marker(payload: bytes, position: int) -> tuple[int, int]:
     """Return a marker's code and the position behind it, over fill bytes and, as libjpeg does, over junk."""
-    position = payload.find(b"\xff", position)
-    while 0 <= position < len(payload) - 1:
-        code = payload[position + 1]
-        if code not in (0x00, 0xFF):
-            return code, position + 2
-        position = payload.find(b"\xff", position + 1)
-    raise DecodeError("truncated", _CUT_SHORT)
+    found = _MARKER.search(payload, position, position + _MOST_JUNK)
+    if found is None:
+        missing = len(payload) <= position + _MOST_JUNK
+        raise DecodeError("truncated" if missing else "corrupt", _CUT_SHORT if missing else _JUNK)
+    return payload[found.end() - 1], found.end()
 
 
 def _frame(code: int, body: bytes) -> tuple[int, int, int, int, int]:

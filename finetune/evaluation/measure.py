@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from coatnet.config import UserError
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
@@ -52,6 +53,9 @@ def measure(
     """Evaluate in inference mode; every rank takes its share and every rank gets the whole.
 
     `columns` chooses and orders the model's outputs by the corpus's classes; None takes them as they are.
+
+    Raises:
+        UserError: no image can be read.
     """
     model.eval()
     loader = EvaluateLoader(
@@ -85,9 +89,13 @@ def measure(
     gathered = ranks.gather(
         {"rows": parts, "bad": [sample.to_dict() for sample in bad], "model_seconds": in_model}
     )
+    unread = [sample for one in gathered for sample in one["bad"]]
+    if len(unread) == corpus.samples:
+        first = f"; the first: {unread[0]['reason']}" if unread else ""
+        raise UserError(f"none of the {len(unread)} images to evaluate can be read{first}")
     return Measurement(
         predictions=Predictions.join([part for one in gathered for part in one["rows"]]),
-        bad=[sample for one in gathered for sample in one["bad"]],
+        bad=unread,
         seconds=time.monotonic() - began,
         model_seconds=max(one["model_seconds"] for one in gathered),
     )

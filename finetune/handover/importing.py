@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coatnet.checkpoint.classes import read_class_names
+from coatnet.checkpoint.classes import check_class_count, read_class_names
 from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle
 from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_config
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
+from coatnet.runtime.regular_files import open_regular
 from data_pipeline.augment_config import AugmentConfig
 
 
@@ -39,9 +40,7 @@ def import_model(
     weights = foreign_weights(source, name=name, px=px, trust_pickle=trust_pickle)
     if classes is not None:
         weights.classes = read_class_names(classes)
-        if len(weights.classes) != weights.model.num_classes:
-            outputs = weights.model.num_classes
-            raise UserError(f"{classes}: {len(weights.classes)} names for {outputs} outputs of {source}")
+        check_class_count(weights.classes, weights.model.num_classes, origin=str(classes))
     weights.facts["augment"] = to_dict(AugmentConfig(image_size=px))
     return export_safetensors(weights, destination)
 
@@ -78,7 +77,8 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
     if not trusted:
         refuse_pickle(source)
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        with open_regular(source) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}") from None
     except Exception as error:  # an unpickler meets anything in a file that others made

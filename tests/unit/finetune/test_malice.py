@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -13,15 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from coatnet.checkpoint.classes import read_class_names
+from coatnet.checkpoint.inspection import check_model
 from coatnet.config import UserError
+from coatnet.config.plain_text import one_line
+from data_pipeline.decode.image_file import read_image_file
+from data_pipeline.folder import FolderCorpus
+from data_pipeline.record import BadSampleError
 from finetune.classifier import open_classifier
-from finetune.evaluation.sources import open_evaluation_set
+from finetune.evaluation.sources import open_evaluation_set, read_real_labels
 from finetune.handover.importing import import_model
+from finetune.image_files import print_predictions
 from finetune.prediction import predict_files
 
 # A GIF of 65,535 × 65,535 pixels.
@@ -81,11 +89,108 @@ def test_a_header_that_claims_more_than_there_is_is_refused(victim: Path, claime
         open_classifier(str(victim))
 
 
-def test_a_header_whose_tensor_is_larger_than_the_file_is_refused(victim: Path) -> None:
-    header = json.dumps({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
-    (victim / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with refused_at_once("safetensors"):
-        open_classifier(str(victim))
+def one_tensor(**changes: Any) -> bytes:
+    return json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}).encode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    {
+        "larger than the file": one_tensor(shape=[1 << 40], data_offsets=[0, 1 << 42]),
+        "a product of endless numbers": one_tensor(shape=[10**4000] * 900),
+        "offsets that are no numbers": one_tensor(data_offsets=[0, "x"]),
+        "negative": one_tensor(shape=[-1, -1]),
+        "no number at all": one_tensor(shape=[float("nan")], data_offsets=[0, float("nan")]),
+        "fewer bytes than the shape": one_tensor(shape=[2]),
+        "two at one place": one_tensor()[:-1] + b"," + one_tensor()[1:].replace(b'"x"', b'"y"'),
+        "one name twice": one_tensor()[:-1] + b"," + one_tensor(data_offsets=[4, 8])[1:],
+        "nested without end": b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
+        "too long": b'{"a":[' + b"[]," * 2_000_000 + b"[]]}",
+        "an element that is no type": one_tensor(dtype="EVIL"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_header_that_means_harm_is_refused(victim: Path, header: tuple[str, bytes]) -> None:
+    content = header[1]
+    (victim / "model.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + bytes(8))
+    with refused_at_once("not a valid safetensors file"):
+        check_model(victim)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depths": [1, 10**9, 1, 1, 1]},
+        {"widths": [10**6] * 5},
+        {"image_size": 32 * 10**6},
+        {"num_classes": 10**12},
+    ],
+    ids=str,
+)
+def test_a_description_of_a_larger_model_than_the_tensors_make_is_refused(
+    victim: Path, changes: dict[str, Any]
+) -> None:
+    config = json.loads((victim / "config.json").read_text())
+    config["model"].update(changes)
+    config["classes"] = None
+    (victim / "config.json").write_text(json.dumps(config))
+    with refused_at_once("describes a larger model"):
+        check_model(victim)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_pipes_and_devices_in_place_of_a_models_files_are_refused_without_waiting(
+    victim: Path, name: str
+) -> None:
+    (victim / name).unlink()
+    os.mkfifo(victim / name)
+    with refused_at_once("is no regular file"):
+        check_model(victim)
+    (victim / name).unlink()
+    (victim / name).symlink_to("/dev/zero")
+    with refused_at_once("is no regular file"):
+        check_model(victim)
+
+
+def test_pipes_and_devices_in_place_of_lists_and_images_are_refused_without_waiting(tmp_path: Path) -> None:
+    pipe, endless = tmp_path / "pipe.jpg", tmp_path / "endless.jpg"
+    os.mkfifo(pipe)
+    endless.symlink_to("/dev/zero")
+    for path in (pipe, endless):
+        with refused_at_once("is no regular file"):
+            read_class_names(path)
+        with refused_at_once("is no regular file"):
+            open_evaluation_set(tmp_path, labels=path, classes=["amber"])
+        with refused_at_once("is no regular file"):
+            read_real_labels(path)
+        with pytest.raises(OSError, match="is no regular file"):
+            read_image_file(path)
+    (tmp_path / "labels.txt").write_text("pipe.jpg amber\nendless.jpg amber\n")
+    corpus = open_evaluation_set(tmp_path, labels=tmp_path / "labels.txt", classes=["amber"])
+    for index in range(2):
+        with pytest.raises(BadSampleError, match="is no regular file"):
+            corpus.read(0, index)
+
+
+def test_a_list_of_millions_of_names_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"a\n" * 4_000_000)
+    with refused_at_once("is larger than 4 MiB"):
+        read_class_names(tmp_path / "names.txt")
+
+
+def test_names_of_files_and_folders_do_not_command_the_terminal(
+    exported: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next(photos.rglob("*.jpg"))
+    shutil.copy(image, tmp_path / "a\x1b[31mb\u202ec.jpg")
+    print_predictions(predict_files(open_classifier(str(exported)), [tmp_path], top=1, batch=1))
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\u202e" not in said
+    (tmp_path / "data" / "a\x1b[31mb").mkdir(parents=True)
+    shutil.copy(image, tmp_path / "data" / "a\x1b[31mb")
+    with refused_at_once("U+001B"):
+        FolderCorpus(tmp_path / "data")
+    assert one_line("two\nlines \x1b[31m") == "two lines \\x1b[31m"
 
 
 def test_an_image_bomb_is_named_and_not_decoded(exported: Path, tmp_path: Path) -> None:

@@ -106,3 +106,12 @@ def test_reassessed_labels_count_any_right_answer_and_leave_out_images_without(
 def test_a_class_that_the_model_does_not_know_is_an_error(model: Path, flat: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="n09999999"):
         report(model, in_folders(flat, tmp_path / "val", ["n01440764", "n01443537", "n09999999"]))
+
+
+def test_a_set_without_a_readable_image_is_an_error_that_names_the_first(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "val"
+    for one in SYNSETS:
+        (data / one.split()[0]).mkdir(parents=True)
+        (data / one.split()[0] / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"none of the 3 images to evaluate can be read; the first: .*broken"):
+        report(model, data)

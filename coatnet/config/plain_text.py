@@ -1,0 +1,46 @@
+"""Text that others wrote, before a terminal, a file or a page shows it: names of classes, files, tensors."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from coatnet.config.errors import UserError
+
+_UNFIT = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, direction-changing, half a pair, line and paragraph ends
+_MAX_NAME = 500
+_SHOWN = 60
+
+
+def plain(text: str) -> str:
+    """Return a text whose control and direction-changing characters are spelled out."""
+    unfit = _unfit_characters(text)
+    return "".join(ascii(c)[1:-1] if c in unfit else c for c in text) if unfit else text
+
+
+def one_line(text: str) -> str:
+    """Return a message as one plain line."""
+    return plain(" ".join(text.split()))
+
+
+def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:
+    """Return the names, if they are fit for a terminal, a file and a web page.
+
+    Raises:
+        UserError: a name is no text, is too long, or holds control or direction-changing characters.
+    """
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+            raise UserError(f"{origin}: class {number} is no text of 1 to {_MAX_NAME} characters")
+    if unfit := _unfit_characters("".join(names)):
+        number, name = next((i, name) for i, name in enumerate(names) if not unfit.isdisjoint(name))
+        bad = next(c for c in name if c in unfit)
+        raise UserError(
+            f"{origin}: class {number} holds the control character U+{ord(bad):04X}; "
+            f"mend the name {name[:_SHOWN]!a}"
+        )
+    return list(names)
+
+
+def _unfit_characters(text: str) -> set[str]:
+    return {c for c in set(text) if unicodedata.category(c) in _UNFIT}

@@ -1,0 +1,20 @@
+"""Image files, read without trust in what lies under their names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from coatnet.runtime.regular_files import open_regular
+from data_pipeline.decode.errors import DEFAULT_LIMITS
+
+
+def read_image_file(path: Path) -> bytes:
+    """Read a regular file that is not too large for an image.
+
+    Raises:
+        OSError, DecodeError: it cannot be read, is a pipe or a device, or is too large.
+    """
+    with open_regular(path) as file:
+        DEFAULT_LIMITS.check_bytes(os.fstat(file.fileno()).st_size)
+        return file.read(DEFAULT_LIMITS.max_bytes)
