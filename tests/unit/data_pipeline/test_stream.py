@@ -1,0 +1,111 @@
+"""The stream goes where the position goes: through phases, back, and past what was excluded meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.config import CorpusConfig, DataConfig
+from data_pipeline.open_corpus import open_corpus
+from data_pipeline.stream import Stream
+
+PHASES = [
+    SimpleNamespace(end=48, global_batch=24, image_size=16),
+    SimpleNamespace(end=108, global_batch=30, image_size=32),
+]
+
+
+@pytest.fixture
+def stream(shard_folder: Path, tmp_path: Path) -> Stream:
+    data = DataConfig(train=[CorpusConfig(str(shard_folder))])
+    config = SimpleNamespace(seed=5, data=data, augment=AugmentConfig(image_size=224))
+    account = TimeAccount(tmp_path, rank=0, life=1)
+    return Stream([open_corpus(shard_folder)], config, phases=PHASES, ranks=Ranks(), account=account)
+
+
+@pytest.fixture
+def position() -> SimpleNamespace:
+    return SimpleNamespace(samples_seen=0)
+
+
+def taken(batches: Iterator[Batch], position: SimpleNamespace) -> Batch:
+    """Take a batch as the loop does: the position moves on once the step is done."""
+    batch = next(batches)
+    position.samples_seen += len(batch.positions)
+    return batch
+
+
+def test_every_phase_has_its_batch_and_size_and_the_last_one_ends_the_stream(
+    stream: Stream, position: SimpleNamespace
+) -> None:
+    batches = stream.follow(position)
+    found = [taken(batches, position) for _ in range(4)]
+    assert [tuple(batch.images.shape[:2]) for batch in found] == [(24, 16), (24, 16), (30, 32), (30, 32)]
+    assert sorted(p for batch in found for p in batch.positions.tolist()) == list(range(108))
+    assert next(batches, None) is None
+
+
+def test_a_run_of_no_setback_opens_each_phases_stream_once(
+    stream: Stream, position: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, loader = [], stream._loader
+    monkeypatch.setattr(stream, "_loader", lambda phase: opened.append(phase) or loader(phase))
+    batches = stream.follow(position)
+    for _ in range(4):
+        taken(batches, position)
+    assert opened == PHASES
+
+
+def test_a_position_that_was_set_back_is_gone_through_again_to_the_pixel(
+    stream: Stream, position: SimpleNamespace
+) -> None:
+    with closing(stream.follow(position)) as batches:
+        first, *_ = [taken(batches, position) for _ in range(3)]
+        position.samples_seen = 0
+        again = taken(batches, position)
+    assert again.positions.tolist() == first.positions.tolist()
+    assert again.images.equal(first.images)
+
+
+def test_what_is_excluded_meanwhile_is_replaced_from_the_next_batch_on(
+    stream: Stream, position: SimpleNamespace
+) -> None:
+    with closing(stream.follow(position)) as batches:
+        taken(batches, position)
+        stream.exclude([30])
+        excluded = taken(batches, position)
+    position.samples_seen = 24
+    (row,) = (excluded.positions == 30).nonzero()[0].tolist()
+    stream._excluded.clear()
+    with closing(stream.follow(position)) as batches:
+        plain = taken(batches, position)
+    assert excluded.positions.equal(plain.positions)
+    differing = [n for n in range(24) if not excluded.images[n].equal(plain.images[n])]
+    assert differing == [row] and excluded.keys[row] != plain.keys[row] and not excluded.bad
+
+
+def test_no_thread_outlives_a_phase_or_the_stream(stream: Stream, position: SimpleNamespace) -> None:
+    before = threading.active_count()
+    batches = stream.follow(position)
+    taken(batches, position)
+    during = threading.active_count()
+    taken(batches, position)
+    taken(batches, position)
+    assert before < threading.active_count() <= during, "the first phase's have ended"
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_a_sample_is_named_by_its_place_in_the_corpus(stream: Stream, shard_folder: Path) -> None:
+    corpus = open_corpus(shard_folder)
+    names = {corpus.name(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)}
+    assert {stream.name(position) for position in range(120)} == names
