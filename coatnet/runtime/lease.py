@@ -1,12 +1,15 @@
 """The lease on a run directory: one job at a time, and a fencing epoch for those that were thought dead.
 
-`RUN/lease` holds one file per epoch, made by exclusive creation: of two that start at one moment one wins.
-The holder of the newest epoch owns the run. A job only ever writes into the file of its own epoch, so that
-one that was frozen and comes back can overwrite nothing of its successor's.
+`RUN/lease` holds a file named by its epoch, made by exclusive creation: of two that start at one moment one
+wins. The holder of the newest epoch owns the run and removes the files of earlier ones. A job only writes
+into the file of its own epoch, so that one that was frozen and comes back can overwrite nothing of its
+successor's; it finds its own gone. Over NFS that is seen at once, since opening asks the server, whereas a
+new name in a folder may stay unseen for a minute.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -94,8 +97,7 @@ class Lease:
         Raises:
             LeaseLost: it is not.
         """
-        newest = newest_epoch(self._directory)
-        if newest != self.epoch:
+        if not self._is_ours():
             self._lost.set()
         self.raise_if_lost()
 
@@ -141,14 +143,36 @@ class Lease:
             raise
         finally:
             os.close(descriptor)
-        return newest_epoch(self._directory) == self.epoch
+        if newest_epoch(self._directory) != self.epoch:
+            return False
+        for earlier in _epochs(self._directory):
+            if earlier < self.epoch:
+                with suppress(OSError):
+                    self._path.with_name(f"{_PREFIX}{earlier:08d}").unlink()
+        return True
+
+    def _is_ours(self) -> bool:
+        """Ask the file system whether no successor has come.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        if newest_epoch(self._directory) > self.epoch:
+            return False
+        try:
+            os.close(os.open(self._path, os.O_RDONLY))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
+        return True
 
     def _beat(self) -> None:
         beat = 0
         while not self._stop.wait(_BEAT_SECONDS):
             beat += 1
             with suppress(OSError):  # the next beat may succeed
-                if newest_epoch(self._directory) != self.epoch:
+                if not self._is_ours():
                     self._lost.set()
                     return
                 self._write_state(beat)
@@ -163,8 +187,12 @@ class Lease:
 
 def newest_epoch(directory: Path) -> int:
     """Return the epoch of the job that owns a run directory, or owned it last; 0 where none did."""
+    return max(_epochs(directory), default=0)
+
+
+def _epochs(directory: Path) -> list[int]:
     names = (path.name.removeprefix(_PREFIX) for path in (directory / "lease").glob(f"{_PREFIX}*"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return [int(name) for name in names if name.isdigit()]
 
 
 def _state(state: int | str) -> bytes:
@@ -193,7 +221,8 @@ def _is_outranked(known: dict[str, Any]) -> bool:
 def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
     """Judge a holder by its process on this host, by its beats on another.
 
-    One that is still writing its record is waited for.
+    One that is still writing its record is waited for. Silence is what a file system that answers does not
+    tell: where it hangs, as over NFS while the server is restarted, the holder cannot beat either.
     """
     deadline = time.monotonic() + _SILENCE_SECONDS
     first = known
@@ -208,7 +237,10 @@ def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(_BEAT_SECONDS / 4)
+        asked_at = time.monotonic()
         known = _read(path)
+        took = time.monotonic() - asked_at
+        deadline += took if took < _SILENCE_SECONDS else took + _SILENCE_SECONDS
         first = first or known
 
 

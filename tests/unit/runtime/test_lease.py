@@ -181,6 +181,44 @@ def test_the_beating_thread_sees_a_successor_by_itself(
     second.release()
 
 
+def test_a_job_whose_view_of_the_folder_is_old_finds_its_own_file_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease.acquire(tmp_path)
+    monkeypatch.setattr(module, "_is_alive", lambda *_: False)
+    second = Lease.acquire(tmp_path)
+    with monkeypatch.context() as cached:
+        cached.setattr(module, "_epochs", lambda directory: [1])  # a cached listing, as over NFS
+        with pytest.raises(LeaseLost):
+            first.check()
+    assert [path.name for path in (tmp_path / "lease").iterdir()] == ["epoch-00000002"]
+    first.release()
+    second.check()
+    second.release()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lease" / "epoch-00000007"
+    path.parent.mkdir()
+    write_state(path, 1)
+    read, asked = module._read, []
+
+    def hanging(asked_for: Path) -> dict[str, Any] | None:
+        asked.append(None)
+        if len(asked) == 3:  # the server is restarted; nobody can write either
+            time.sleep(2 * module._SILENCE_SECONDS)
+        if len(asked) == 5:  # it is there again, and so is the holder's next beat
+            write_state(path, 2)
+        return read(asked_for)
+
+    monkeypatch.setattr(module, "_read", hanging)
+    with pytest.raises(LeaseHeld, match="far"):
+        Lease.acquire(tmp_path)
+
+
 def test_a_beat_needs_no_space_on_the_disk(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     path = tmp_path / "lease" / "epoch-00000001"
