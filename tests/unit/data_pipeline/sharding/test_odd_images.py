@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.decode import backend_name
 from data_pipeline.sharding.inspection import Judged, judge
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
@@ -53,7 +54,8 @@ def test_every_expectation_is_met(odd: Path) -> None:
         assert expect in KEPT | REFUSED | EITHER
         if (expect in KEPT and not kept) or (expect in REFUSED and kept):
             failures.append(f"{line['path']} ({line['odd']}): {expect}, but {judged.kinds} {judged.detail}")
-        if expect == "reject_or_warn" and kept and not judged.kinds:
+        # What Pillow repairs in silence is seen by the kernel alone.
+        if expect == "reject_or_warn" and kept and not judged.kinds and backend_name() == "kernel":
             failures.append(f"{line['path']} ({line['odd']}): kept without a word")
         if expect == "sniff" and "renamed" not in judged.kinds:
             failures.append(f"{line['path']}: its wrong name was not noticed")
