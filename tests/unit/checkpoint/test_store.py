@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import shutil
+import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,66 @@ def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
     assert store.steps() == [1]
     assert "not finite at step 2" in alarms[0]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def begin_a_save_that_fails(store: CheckpointStore) -> None:
+    bad = [Fragment("weight", "a", (1,), 0, torch.tensor([float("inf")]))]
+    store.save(step=2, samples_seen=16, fragments=bad, facts={})
+
+
+def test_a_save_that_failed_in_the_background_is_told_at_a_later_step_without_waiting(tmp_path: Path) -> None:
+    store, alarms = make_store(tmp_path)
+    begin_a_save_that_fails(store)
+    assert store._pending is not None
+    wait([store._pending], timeout=60.0)
+    assert not alarms
+    store.raise_errors()
+    assert len(alarms) == 1 and "not finite" in alarms[0]
+    store.raise_errors()
+    assert len(alarms) == 1, "told once"
+
+
+def test_a_step_does_not_wait_for_the_save_under_way(tmp_path: Path) -> None:
+    store, alarms = make_store(tmp_path)
+    gate = threading.Event()
+    store._writer.submit(gate.wait)
+    begin_a_save_that_fails(store)
+    store.raise_errors()  # would wait for ever
+    assert not alarms
+    gate.set()
+    store.wait()
+    assert len(alarms) == 1
+
+
+def test_closing_tells_of_a_save_that_failed_at_the_end(tmp_path: Path) -> None:
+    store, alarms = make_store(tmp_path)
+    begin_a_save_that_fails(store)
+    store.close()
+    assert len(alarms) == 1
+
+
+def test_a_lost_lease_is_told_at_the_next_step_without_a_save(tmp_path: Path) -> None:
+    lease = Lease.acquire(tmp_path)
+    store, _ = make_store(tmp_path / "checkpoints", lease=lease)
+    store.raise_errors()
+    (tmp_path / "lease" / "epoch-00000002").touch()
+    assert lease._lost.wait(60.0)
+    with pytest.raises(LeaseLost):
+        store.raise_errors()
+    lease.release()
+
+
+def test_going_back_before_a_step_takes_the_one_before_and_abandons_the_later_ones(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    for step in (1, 2, 3):
+        save(store, step)
+    back = store.newest(before=3)
+    assert back is not None and back.step == 2
+    assert store.newest(before=1) is None, "no error: the caller knows what to do"
+    store.abandon(after=2)
+    assert store.steps() == [1, 2]
+    save(store, 3)
+    assert store.steps() == [1, 2, 3]
 
 
 def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path) -> None:
