@@ -49,6 +49,32 @@ while time.monotonic() - began < 3.0:  # stopped in here
 print("went on", flush=True)
 """
 
+STALLED = """
+import os, sys, time
+from pathlib import Path
+from pretrain import watchdog
+from pretrain.watchdog import Watchdog
+
+watchdog._PROMPT_SECONDS = 1.0
+stacks = Path(sys.argv[1]) / "stacks"
+os.mkfifo(stacks)  # to open it waits, as a file system does whose server is down
+watchdog = Watchdog(stacks, hang_seconds=1.0, start_seconds=1.0)
+watchdog.start()
+time.sleep(3.5)  # a step that waits for the same server
+words = stacks.open()
+for _ in range(30):
+    watchdog.beat()
+    time.sleep(0.1)
+print("went on after", words.readline(), flush=True)
+"""
+
+
+def test_a_step_that_waits_for_a_file_system_that_hangs_is_no_hang_of_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STALLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "nor did the file system answer" in done.stdout
+    assert "went on after no step for" in done.stdout
+
 
 def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) -> None:
     stacks = tmp_path / "logs" / "stacks-rank0.txt"
