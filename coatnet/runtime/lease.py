@@ -29,6 +29,7 @@ _ATTEMPT_VARIABLE = "COATNET_ATTEMPT"  # job id, life, try
 _ATTEMPT = re.compile(r"\d+\.(\d+)\.(\d+)")
 _PREFIX = "epoch-"
 _RELEASED = "released"
+_ENDED = ("Z", "X")
 _STATE_CHARACTERS = 12  # the second line: beats are written in place, which needs no space on a full disk
 
 
@@ -252,8 +253,13 @@ def _boot_id() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return the start time of a process in clock ticks: a process id alone may be another's by now."""
+    """Return the start time of a process in clock ticks: a process id alone may be another's by now.
+
+    One that has ended and that nobody has waited for yet is none any more: in a container whose first process
+    does not wait for orphans it would stay for ever.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in _ENDED else fields[18]
+    except (OSError, ValueError, IndexError):
         return None

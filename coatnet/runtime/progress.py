@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LINE_EVERY_SECONDS = 10.0
+_LEAST_BAR = 4  # characters
 
 
 class Progress:
@@ -60,16 +62,17 @@ class _Bar(Progress):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
         )
-        self._unit, self._began, self._first = unit, time.monotonic(), done
+        self._unit, self._began, self._first, self._note = unit, time.monotonic(), done, ""
         self._task = self._bar.add_task(label, total=total, completed=done, rate="", note="")
 
     def advance(self, amount: int = 1) -> None:
@@ -77,20 +80,27 @@ class _Bar(Progress):
         task = self._bar.tasks[0]
         rate = (task.completed - self._first) / max(time.monotonic() - self._began, 1e-9)
         left = f"{clock((task.total - task.completed) / rate)} left" if task.total and rate > 0 else ""
-        self._bar.update(self._task, rate=f"{rate:,.0f} {self._unit}/s {left}")
+        shown = f"{rate:,.0f} {self._unit}/s {left}"
+        self._bar.update(self._task, rate=shown, note=self._fitting(shown))
 
     def note(self, text: str) -> None:
-        self._bar.update(self._task, note=text)
+        self._note = text
+
+    def _fitting(self, rate: str) -> str:
+        """Return what a narrow terminal has room for beside the rest, which would be cut as well."""
+        task = self._bar.tasks[0]
+        rest = len(f"{task.description} {task.total or task.completed}/{task.total or '?'} {rate} ")
+        return self._note[: max(0, self._bar.console.width - rest - _LEAST_BAR)]
 
 
 @contextmanager
 def progress(
     total: int | None, label: str, unit: str, *, done: int = 0, enabled: bool = True
 ) -> Iterator[Progress]:
-    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere, and with NO_COLOR."""
     if not enabled:
         yield _Silent()
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
         bar = _Bar(total, label, unit, done)
         with bar._bar:
             yield bar

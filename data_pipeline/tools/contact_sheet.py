@@ -94,7 +94,10 @@ def _augmented(batch: Batch, augment: AugmentConfig, classes: list[str]) -> list
     shape = (1, 3, 1, 1)
     pixels = pixels * torch.tensor(augment.std).reshape(shape) + torch.tensor(augment.mean).reshape(shape)
     images = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [(image, _caption(target, classes)) for image, target in zip(images, targets, strict=True)]
+    return [
+        (image, f"augmented: {_caption(target, classes)}")
+        for image, target in zip(images, targets, strict=True)
+    ]
 
 
 def _caption(target: torch.Tensor, classes: list[str]) -> str:

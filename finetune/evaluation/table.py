@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 _WORST_SHOWN = 5
+_COLUMNS = 76
+_HEADINGS = ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/s", "GMAC")
 
 
 def print_reports(reports: Sequence[dict[str, Any]]) -> None:
@@ -18,23 +20,14 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     console = Console()
     first = reports[0]
     console.print(f"{escape(first['model'])} on {escape(first['data'])}: {first['samples']:,} images")
-    # Narrow, so that nine columns fit into 80 characters.
+    # Nine columns fit into 80 characters; a narrower terminal gets nine rows.
+    rows = [_HEADINGS, *(_figures(one) for one in reports)]
+    heading, *below = rows if console.width >= _COLUMNS else zip(*rows, strict=True)
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for heading in ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/s", "GMAC"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in reports:
-        low, high = one["top1_interval"]
-        table.add_row(
-            str(one["image_size"]),
-            f"[bold]{one['top1']:.2%}[/bold]",
-            f"{low:.1%}–{high:.1%}",
-            f"{one['top5']:.2%}",
-            f"{one['balanced_top1']:.2%}",
-            "–" if one["loss"] is None else f"{one['loss']:.3f}",
-            f"{one['ece']:.3f}",
-            f"{one['images_per_second']:,.0f}",
-            f"{one['gmacs']:.2f}",
-        )
+    for word in heading:
+        table.add_column(word, justify="right", no_wrap=True)
+    for row in below:
+        table.add_row(*row)
     console.print(table)
     last = reports[-1]
     if "real_top1" in last:
@@ -51,3 +44,18 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     for label, key in (("not readable", "bad_samples"), ("without finite logits", "non_finite")):
         if last[key]:
             console.print(f"[red]{last[key]} images {label}[/red]")
+
+
+def _figures(report: dict[str, Any]) -> tuple[str, ...]:
+    low, high = report["top1_interval"]
+    return (
+        str(report["image_size"]),
+        f"[bold]{report['top1']:.2%}[/bold]",
+        f"{low:.1%}–{high:.1%}",
+        f"{report['top5']:.2%}",
+        f"{report['balanced_top1']:.2%}",
+        "–" if report["loss"] is None else f"{report['loss']:.3f}",
+        f"{report['ece']:.3f}",
+        f"{report['images_per_second']:,.0f}",
+        f"{report['gmacs']:.2f}",
+    )

@@ -51,6 +51,18 @@ def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path
         holder.wait()
 
 
+def test_a_killed_holder_that_nobody_has_waited_for_is_succeeded_at_once(tmp_path: Path) -> None:
+    holder = hold(tmp_path)
+    holder.send_signal(signal.SIGKILL)
+    os.waitid(
+        os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT
+    )  # it has ended, and stays as what is called a zombie
+    lease = Lease.acquire(tmp_path)
+    assert lease.epoch == 2
+    lease.release()
+    holder.wait()
+
+
 def test_a_killed_holder_is_succeeded_at_once_with_the_next_epoch(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     holder.send_signal(signal.SIGKILL)

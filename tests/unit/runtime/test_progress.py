@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
 import pytest
 
 from coatnet.runtime.progress import progress
@@ -14,3 +23,39 @@ def test_work_that_is_given_up_is_taken_off_again(capsys: pytest.CaptureFixture[
         bar.note("loss 1.0")
     said = capsys.readouterr().err
     assert said.startswith("pretrain: 4/20, – left") and said.endswith("loss 1.0\n")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_terminal_gets_a_bar_that_stays_within_its_width_and_lines_where_colours_are_not_wanted(
+    plain: bool,
+) -> None:
+    program = """
+from coatnet.runtime.progress import progress
+with progress(2000, "pretrain", "images") as bar:
+    for step in range(20):
+        bar.note("loss 0.123 and more that has no room here")
+        bar.advance(100)
+"""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    environment |= {"TERM": "xterm-256color", **({"NO_COLOR": "1"} if plain else {})}
+    with subprocess.Popen([sys.executable, "-c", program], stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    assert process.returncode == 0
+    text = shown.decode()
+    if plain:
+        assert "\x1b" not in text and text.count("\n") == 1
+    else:
+        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
+        assert max(len(line) for line in lines) <= 60 and "2000/2000" in text.replace(" ", "")

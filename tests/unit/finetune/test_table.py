@@ -1,0 +1,40 @@
+"""An evaluation in the terminal: nothing is cut, however narrow it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.evaluation.table import print_reports
+
+REPORT = {
+    "model": "runs/mine",
+    "data": "photos/validation",
+    "samples": 181,
+    "image_size": 64,
+    "top1": 0.9834,
+    "top1_interval": [0.952, 0.994],
+    "top5": 1.0,
+    "balanced_top1": 0.9836,
+    "loss": 0.121,
+    "ece": 0.092,
+    "images_per_second": 1234.0,
+    "gmacs": 0.01,
+    "judged_among": None,
+    "per_class": [],
+    "most_confused": [],
+    "bad_samples": 0,
+    "non_finite": 0,
+}
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_every_figure_is_whole_at_any_width(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_reports([REPORT, {**REPORT, "image_size": 96}])
+    said = capsys.readouterr().out
+    assert all(
+        figure in said for figure in ("98.34%", "95.2%–99.4%", "100.00%", "0.121", "1,234", "balanced")
+    )
+    assert "…" not in said and max(len(line) for line in said.splitlines()) <= columns
