@@ -243,6 +243,28 @@ def test_only_superfluous_checkpoints_are_deleted(tmp_path: Path) -> None:
     assert store.steps() == [2, 4, 6, 7]
 
 
+def test_a_checkpoint_whose_elders_cannot_be_deleted_is_saved_and_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, alarms = make_store(tmp_path, retention=Retention(last=1))
+    save(store, 1)
+    save(store, 2)
+    rename = os.rename
+
+    def refuse_graves(old: Path, new: Path) -> None:
+        if ".deleted-" in str(new):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refuse_graves)
+    save(store, 3)
+    assert store.steps() == [1, 2, 3]
+    assert len(alarms) == 1 and alarms[0].startswith("checkpoint 3 is saved, older ones could not be deleted")
+    monkeypatch.undo()
+    save(store, 4)
+    assert store.steps() == [3, 4] and len(alarms) == 1
+
+
 def test_nothing_is_deleted_before_two_newer_ones_were_verified() -> None:
     retention = Retention(last=1)
     assert retention.superfluous([1, 2, 3], verified={3}) == []

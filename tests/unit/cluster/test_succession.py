@@ -1,0 +1,109 @@
+"""What SLURM is asked for when a job ends; its commands are scripts here that write down what they hear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.history import History
+from cluster.job import Job
+from cluster.site import SiteConfig
+from cluster.succession import EXIT_CONTINUED, Succession
+
+Heard = Callable[[], list[str]]
+
+
+@pytest.fixture
+def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """Return what SLURM's commands have heard so far. Job 6 was cancelled, every other one runs."""
+    folder, log = tmp_path / "programs", tmp_path / "heard"
+    folder.mkdir()
+    answers = {
+        "sbatch": "echo 8",
+        "scancel": "",
+        "scontrol": 'case "$4" in 6) echo JobState=CANCELLED;; *) echo JobState=RUNNING;; esac',
+    }
+    for name, answer in answers.items():
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{answer}\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return lambda: log.read_text().splitlines() if log.exists() else []
+
+
+def succession(
+    folder: Path, mode: str, *, job_id: str = "7", dependents: list[str] | None = None
+) -> Succession:
+    site = SiteConfig(continuation=mode, exclude="bad1")
+    job = Job("run", str(folder), ["pretrain", "c.yaml"], site=site, dependents=dependents or [])
+    return Succession(job, job_file=folder / "job.json", job_id=job_id, history=History(folder))
+
+
+def test_a_chained_job_queues_a_successor_that_starts_only_after_its_failure(
+    tmp_path: Path, heard: Heard
+) -> None:
+    succession(tmp_path, "chain").prepare(excluded={"n3": "slow"})
+    options = "--dependency=afternotok:7 --kill-on-invalid-dep=yes --exclude=bad1,n3"
+    assert heard() == [f"sbatch --parsable {options} {tmp_path / 'script.sh'}"]
+    assert [event["job_id"] for event in History(tmp_path).events()] == ["8"]
+
+
+@pytest.mark.parametrize("mode", ["requeue", "none"])
+def test_no_other_mode_queues_a_successor(tmp_path: Path, heard: Heard, mode: str) -> None:
+    succession(tmp_path, mode).prepare(excluded={})
+    assert heard() == [] and History(tmp_path).events() == []
+
+
+def test_a_requeued_run_keeps_off_all_nodes_that_were_ever_excluded(tmp_path: Path, heard: Heard) -> None:
+    history = History(tmp_path)
+    life = history.begin(job_id="7", nodes=["n1", "n2"], step=-1)
+    history.end(life, outcome="excluded", reason="", tries=0, excluded={"n1": "no"})
+    assert succession(tmp_path, "requeue").go_on(excluded={"n2": "no", "n1": "again"}) == 0
+    assert heard() == ["scontrol requeue 7", "scontrol update jobid=7 ExcNodeList=bad1,n1,n2"]
+
+
+def test_a_chained_run_goes_on_by_a_status_that_starts_its_successor(tmp_path: Path, heard: Heard) -> None:
+    chain = succession(tmp_path, "chain")
+    chain.prepare(excluded={})
+    assert chain.go_on(excluded={}) == EXIT_CONTINUED != 0
+    assert len(heard()) == 1, "nothing was excluded since the successor was queued"
+    assert chain.go_on(excluded={"n2": "no"}) == EXIT_CONTINUED
+    assert heard()[1:] == ["scontrol update jobid=8 ExcNodeList=bad1,n2"]
+
+
+def test_a_run_that_may_not_go_on_ends_well(tmp_path: Path, heard: Heard) -> None:
+    assert succession(tmp_path, "none").go_on(excluded={"n2": "no"}) == 0
+    assert heard() == []
+
+
+def test_a_finished_run_releases_what_waits_for_it_and_a_failed_one_cancels_it(
+    tmp_path: Path, heard: Heard
+) -> None:
+    chain = succession(tmp_path, "chain", dependents=["20", "21"])
+    chain.prepare(excluded={})
+    chain.finished()
+    assert heard()[1:] == ["scontrol release 20", "scontrol release 21"]
+    chain.failed()
+    assert heard()[3:] == ["scancel 8", "scancel 20", "scancel 21"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "last_life", "successor", "expected"),
+    [
+        ("chain", "6", "7", True),
+        ("chain", "5", "7", False),  # it still runs, as far as SLURM knows
+        ("chain", "6", "9", False),  # submitted anew, no successor
+        ("chain", "7", "7", False),  # a life of its own was the last
+        ("chain", "", "7", False),
+        ("requeue", "6", "7", False),
+    ],
+)
+def test_a_successor_sees_that_the_job_before_it_was_cancelled(
+    tmp_path: Path, heard: Heard, mode: str, last_life: str, successor: str, expected: bool
+) -> None:
+    history = History(tmp_path)
+    if last_life:
+        history.begin(job_id=last_life, nodes=["n1"], step=-1)
+    history.note("successor", job_id=successor)
+    assert succession(tmp_path, mode).predecessor_was_cancelled() is expected
