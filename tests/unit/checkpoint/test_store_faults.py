@@ -97,7 +97,36 @@ def test_whichever_call_of_a_save_fails_the_run_goes_on_and_a_whole_checkpoint_o
     assert made > 15 and len(failed_at) > made // 2
 
 
-def open_stores(directory: Path, *, alarms: list[str]) -> list[CheckpointStore]:
+def test_a_rank_whose_save_failed_is_named_by_the_first_at_once(tmp_path: Path) -> None:
+    alarms: list[str] = []
+    stores = open_stores(tmp_path, alarms=alarms, timeout_seconds=3600.0)
+    for rank, (store, value) in enumerate(zip(stores, (1.0, float("nan")), strict=True)):
+        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.full((8,), value))
+        store.save(step=1, samples_seen=1, fragments=[piece], facts={})
+    for store in stores:
+        store.wait()
+    fault = "weight a is not finite at step 1"
+    told = [
+        f"checkpoint not saved: {one}; the older one stays, the run goes on"
+        for one in (f"rank 1: {fault}", fault)
+    ]
+    assert alarms == told and stores[0].steps() == []
+    save(stores, 2)
+    assert newest_step(tmp_path) == 2 and len(alarms) == 2
+
+
+def test_a_rank_that_never_writes_is_given_up_after_a_while(tmp_path: Path) -> None:
+    alarms: list[str] = []
+    first, _ = open_stores(tmp_path, alarms=alarms, timeout_seconds=0.05)
+    piece = Fragment("weight", "a", (8 * RANKS,), 0, torch.ones(8))
+    first.save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
+    assert len(alarms) == 1 and "rank 1 did not write within" in alarms[0]
+    assert first.steps() == []
+
+
+def open_stores(
+    directory: Path, *, alarms: list[str], timeout_seconds: float = 60.0
+) -> list[CheckpointStore]:
     """Open the store of both ranks in this process."""
     mailbox = HashStore()
     return [
@@ -105,7 +134,7 @@ def open_stores(directory: Path, *, alarms: list[str]) -> list[CheckpointStore]:
             directory,
             ranks=Ranks(rank=rank, world_size=RANKS, mailbox=mailbox),
             retention=Retention(last=2),
-            timeout_seconds=60.0,
+            timeout_seconds=timeout_seconds,
             alarm=alarms.append,
         )
         for rank in range(RANKS)
