@@ -305,6 +305,33 @@ def test_a_manifest_that_points_outside_of_its_directory_is_refused(tmp_path: Pa
         Checkpoint(manifest.parent)
 
 
+def test_a_checkpoint_of_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    from coatnet.checkpoint.format import FORMAT, read_json, write_json
+
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    manifest = tmp_path / "step-00000001" / MANIFEST
+    body = read_json(manifest)
+    manifest.unlink()
+    write_json(manifest, {**body, "format": FORMAT + 1})
+    with pytest.raises(CheckpointError, match=f"checkpoint format {FORMAT + 1}, this version reads"):
+        Checkpoint(manifest.parent)
+
+
+@pytest.mark.parametrize(("begin", "end", "lacks"), [(0, 25, 25), (10, 60, 0)])
+def test_a_tensor_of_which_a_part_is_missing_is_named(
+    tmp_path: Path, begin: int, end: int, lacks: int
+) -> None:
+    store, _ = make_store(tmp_path)
+    piece = Fragment("weight", "a", (6, 10), begin, WEIGHT.flatten()[begin:end])
+    store.save(step=1, samples_seen=8, fragments=[piece], facts={}, wait=True)
+    checkpoint = store.newest()
+    assert checkpoint is not None
+    assert torch.equal(checkpoint.read("weight", "a", 10, 25), WEIGHT.flatten()[10:25])
+    with pytest.raises(CheckpointError, match=f"weight a lacks elements from {lacks} on"):
+        checkpoint.tensor("weight", "a")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_leaves_the_older_checkpoint_and_the_run(tmp_path: Path) -> None:
     import subprocess
