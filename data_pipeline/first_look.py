@@ -17,12 +17,13 @@ from data_pipeline.remote.address import check_url, is_url
 from data_pipeline.training_order import check_shares, make_order
 
 
-def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str] | None:
+def look_at_data(config: Any, *, make_calendar: Callable[..., Any], single: bool = False) -> list[str] | None:
     """Open what lies on this machine and check that it fits together; return the classes if all of it does.
 
     Args:
         config: a root schema with the sections data, loss, train, evaluate and launch, and a seed.
         make_calendar: refuses a run without a step, given the config and `epoch_samples`.
+        single: evaluation needs one label per image.
 
     Raises:
         UserError: something is not there, or does not fit.
@@ -47,7 +48,7 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str]
     make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     if config.loss.class_weights != "none":
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
-    open_evaluation_corpus(data, classes=classes)
+    open_evaluation_corpus(data, classes=classes, single=single)
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
     return classes

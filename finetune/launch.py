@@ -30,7 +30,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
     found = check_init(config.init, weights=config.weights, model=config.model)
-    classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make)
+    classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make, single=True)
     if found and classes and config.head.keep_rows == "matching":
         matching_rows(found.classes, classes)
     # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.

@@ -65,7 +65,7 @@ class Trainer(TrainingRun[State, StepResult]):
         self._micro_batch = config.train.micro_batch or config.train.global_batch // ranks.world_size
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
-        self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes)
+        self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes, single=True)
         epoch_samples = sum(corpus.samples for corpus in corpora)
         self.calendar = Calendar.make(config, epoch_samples=epoch_samples)
         model, model_config, origin = starting_model(config, classes=classes)

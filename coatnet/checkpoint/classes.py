@@ -40,6 +40,11 @@ def check_class_count(names: Sequence[str], outputs: int, *, origin: str) -> Non
         raise UserError(f"{origin}: {len(names)} class names for {outputs} outputs")
 
 
+def is_wordnet_id(key: str) -> bool:
+    """Tell whether what identifies a class is a WordNet id."""
+    return _WORDNET.fullmatch(key) is not None
+
+
 def class_key(name: str) -> str:
     """Return what identifies a class: its WordNet id where it has one, else its name."""
     found = _WORDNET.match(name)
@@ -47,16 +52,22 @@ def class_key(name: str) -> str:
 
 
 def match_classes(known: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
-    """Return for each wanted class its place in the known ones, or None.
+    """Return for each wanted class its place in the known ones by WordNet id or name, or None.
 
-    Names match by WordNet id or as they are; if none does and all wanted names are numbers, as in the
-    folders of ImageNet-V2, they are places in the known list.
+    Raises:
+        UserError: two of the known classes are the same, and one of the wanted could be either.
     """
-    places = {class_key(name): place for place, name in enumerate(known)}
-    found = [places.get(class_key(name)) for name in wanted]
-    if all(place is None for place in found) and all(name.isascii() and name.isdigit() for name in wanted):
-        return [int(name) if int(name) < len(known) else None for name in wanted]
-    return found
+    places: dict[str, int] = {}
+    doubtful: set[str] = set()
+    for place, name in enumerate(known):
+        key = class_key(name)
+        if places.setdefault(key, place) != place:
+            doubtful.add(key)
+    keys = [class_key(name) for name in wanted]
+    both = next((key for key in keys if key in doubtful), None)
+    if both is not None:
+        raise UserError(f"the model knows two classes as {both!a}; which of them is meant cannot be told")
+    return [places.get(key) for key in keys]
 
 
 def matching_rows(known: Sequence[str] | None, wanted: Sequence[str]) -> list[tuple[int, int]]:
@@ -89,6 +100,9 @@ def evaluation_columns(
     if known is None or list(known) == list(wanted):
         return None
     found = match_classes(known, wanted)
+    if not any(place is not None for place in found) and all(n.isascii() and n.isdigit() for n in wanted):
+        # As in the folders of ImageNet-V2, numbers are places among the model's classes.
+        found = [int(name) if int(name) < len(known) else None for name in wanted]
     missing = [name for name, place in zip(wanted, found, strict=True) if place is None]
     if missing:
         raise UserError(

@@ -117,7 +117,9 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
     if request.real is not None:
         names = _names(corpus, predictions.index.tolist())
         real = read_real_labels(Path(request.real))
-        report["real_top1"] = real_accuracy(predictions, names=names, real=real, origin=request.data)
+        report["real_top1"] = real_accuracy(
+            predictions, names=names, classes=corpus.classes, real=real, origin=request.data
+        )
     return report
 
 

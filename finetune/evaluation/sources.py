@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coatnet.checkpoint.classes import class_key, evaluation_columns
+from coatnet.checkpoint.classes import class_key, evaluation_columns, is_wordnet_id
 from coatnet.checkpoint.inspection import Description
 from coatnet.config import UserError
 from coatnet.runtime.regular_files import read_regular
@@ -28,6 +28,7 @@ from data_pipeline.remote.address import is_url
 from finetune.evaluation.predictions import Predictions
 
 _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+_REAL_CLASSES = 1000
 _MAX_LABEL_FILE_BYTES = 8 << 20  # the validation set's 50,000 lines take 2 MiB
 
 
@@ -205,14 +206,31 @@ def read_real_labels(path: Path) -> list[list[int]]:
     return rows
 
 
-def real_accuracy(predictions: Predictions, *, names: list[str], real: list[list[int]], origin: str) -> float:
+def real_accuracy(
+    predictions: Predictions, *, names: list[str], classes: list[str], real: list[list[int]], origin: str
+) -> float:
     """Return the share of first guesses among an image's reassessed labels; images without any are left out.
 
-    `names` are the predicted samples' names, which hold ILSVRC2012_val_00000001 and so on.
+    Args:
+        predictions: guesses among `classes`.
+        names: of the predicted samples, which hold ILSVRC2012_val_00000001 and so on.
+        classes: ImageNet-1K's; by their WordNet ids where they have them, for these count in that order.
+        real: class numbers per image.
+        origin: of the images, for messages.
 
     Raises:
-        UserError: a name holds no number of a validation image.
+        UserError: a name holds no number of a validation image, or these are not the classes that labels
+            count.
     """
+    keys = [class_key(name) for name in classes]
+    numbers = {key: number for number, key in enumerate(sorted(keys))}
+    have_ids = all(is_wordnet_id(key) for key in keys)
+    most = max((label for row in real for label in row), default=0)
+    if most >= len(classes) or len(classes) > _REAL_CLASSES:
+        raise UserError(
+            f"{origin}: ReaL labels count {_REAL_CLASSES:,} classes of ImageNet-1K, up to {most}; this set "
+            f"is judged among {len(classes):,}"
+        )
     hits = judged = 0
     for name, guess in zip(names, predictions.top[:, 0], strict=True):
         found = _VALIDATION_NUMBER.search(name)
@@ -220,5 +238,6 @@ def real_accuracy(predictions: Predictions, *, names: list[str], real: list[list
             raise UserError(f"{origin}: {name!r} is no image of ImageNet's validation set (ILSVRC2012_val_…)")
         allowed = real[int(found[1]) - 1]
         judged += bool(allowed)
-        hits += int(guess) in allowed
+        number = numbers[keys[guess]] if have_ids and guess >= 0 else int(guess)
+        hits += number in allowed
     return hits / max(judged, 1)

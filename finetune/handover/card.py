@@ -68,8 +68,9 @@ def _row(certificate: dict[str, Any]) -> str:
 
 def _results(classifier: Classifier) -> list[str]:
     """Return the hub's model-index for the training run's last evaluation, where there was one."""
-    evaluated = classifier.facts.get("evaluation") or {}
-    if evaluated.get("top1") is None:
+    evaluated = classifier.facts.get("evaluation")
+    top1 = evaluated.get("top1") if isinstance(evaluated, dict) else None
+    if not isinstance(top1, int | float):
         return []
     return [
         "model-index:",
@@ -78,7 +79,7 @@ def _results(classifier: Classifier) -> list[str]:
         "  - task: {type: image-classification}",
         "    dataset: {name: the run's evaluation set, type: imagefolder}",
         "    metrics:",
-        f"    - {{type: accuracy, value: {float(evaluated['top1']):.4f}, name: top-1}}",
+        f"    - {{type: accuracy, value: {float(top1):.4f}, name: top-1}}",
     ]
 
 

@@ -66,7 +66,9 @@ def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() 
 def test_classes_match_by_wordnet_id_by_name_and_by_number() -> None:
     known = ["n01440764 tench", "n01443537", "dog"]
     assert match_classes(known, ["n01443537 goldfish", "dog", "cat"]) == [1, 2, None]
-    assert match_classes(known, ["0", "2", "10"]) == [0, 2, None]
+    assert match_classes(known, ["0", "2", "10"]) == [None, None, None]
+    assert evaluation_columns(known, ["0", "2"], origin="x") == [0, 2]
+    assert match_classes(known, ["n014407645"]) == [None], "nine digits are another id"
     assert evaluation_columns(known, ["dog", "n01440764"], origin="x") == [2, 0]
     assert evaluation_columns(known, known, origin="x") is None
     with pytest.raises(UserError, match="'cat' is not among them"):
@@ -76,9 +78,28 @@ def test_classes_match_by_wordnet_id_by_name_and_by_number() -> None:
 def test_real_labels_accept_any_of_an_images_labels_and_leave_out_images_without() -> None:
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (2, 1, 3, 4)]
     real = [[1, 5], [0], [], [2]]
-    assert real_accuracy(FOUR, names=names, real=real, origin="x") == pytest.approx(2 / 3)
+    classes = [f"class {number}" for number in range(6)]
+    assert real_accuracy(FOUR, names=names, classes=classes, real=real, origin="x") == pytest.approx(2 / 3)
     with pytest.raises(UserError, match="validation set"):
-        real_accuracy(FOUR, names=["cat.jpg"] * 4, real=real, origin="x")
+        real_accuracy(FOUR, names=["cat.jpg"] * 4, classes=classes, real=real, origin="x")
+    for wrong in (classes[:5], [str(number) for number in range(21_843)]):
+        with pytest.raises(UserError, match=r"count 1,000 classes of ImageNet-1K"):
+            real_accuracy(FOUR, names=names, classes=wrong, real=real, origin="x")
+
+
+def test_real_labels_count_classes_by_their_wordnet_ids_whatever_the_models_order() -> None:
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (1, 2, 3, 4)]
+    by_id, turned = ["n01440764", "n01443537", "n01484850"], ["n01484850", "n01443537", "n01440764"]
+    guessed = [[0], [1], [1], [0]]  # of FOUR, among the classes in their own order
+    assert real_accuracy(FOUR, names=names, classes=by_id, real=guessed, origin="x") == 1.0
+    assert real_accuracy(FOUR, names=names, classes=turned, real=[[2], [1], [1], [2]], origin="x") == 1.0
+
+
+def test_a_class_that_the_model_knows_twice_is_not_guessed_at() -> None:
+    known = ["n01440764 tench", "n01443537", "n01440764 another"]
+    with pytest.raises(UserError, match="knows two classes as 'n01440764'"):
+        match_classes(known, ["n01440764"])
+    assert match_classes(known, ["n01443537"]) == [1], "no matter where nobody asks for it"
 
 
 def test_seeds_are_summarised_by_mean_and_deviation() -> None:
