@@ -63,7 +63,9 @@ def finetune(
 
 def evaluate(
     model: Annotated[Path, _MODEL],
-    data: Annotated[Path, typer.Argument(help="Shards, an image folder, or with --labels a flat folder.")],
+    data: Annotated[  # no Path, which would take a slash from a URL
+        str, typer.Argument(help="Shards or their URL, an image folder, or with --labels a flat folder.")
+    ],
     px: Annotated[
         list[int] | None, typer.Option(help="Side of the images; several are compared.", callback=_sides)
     ] = None,
@@ -102,7 +104,7 @@ def evaluate(
 
     request = EvaluationRequest(
         model=str(model),
-        data=str(data),
+        data=data,
         sizes=px or [],
         weights=weights,
         batch=batch,
@@ -165,7 +167,7 @@ def export(
     ] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
     px: Annotated[int | None, typer.Option(help="Side that a graph is made for.", callback=_sides)] = None,
-    data: Annotated[Path | None, typer.Option(help="Evaluation set for the certificates.")] = None,
+    data: Annotated[str | None, typer.Option(help="Evaluation set for the certificates.")] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Hand a model on, each format with a certificate that it gives the same answers.
@@ -189,7 +191,7 @@ def export(
         formats=formats or ["safetensors"],
         weights=weights,
         px=px,
-        data=None if data is None else str(data),
+        data=data,
     )
     if as_json:
         _print_json(certificates)

@@ -11,6 +11,7 @@ from torch import Tensor
 from coatnet.runtime.account import CLASSES
 
 _NAMED_CLASSES = 30
+_UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 _INCHES = (7.0, 4.2)
 # The report's colours, in the order of the account's classes.
 _COLOURS = (
@@ -57,7 +58,9 @@ def account_figure(history: Sequence[dict[str, float]]) -> Any:
 
     figure = Figure(figsize=_INCHES, layout="constrained")
     axes = figure.add_subplot()
-    walls = [sum(one.values()) / 3600 for one in history]
+    seconds = [sum(one.values()) for one in history]
+    unit, length = next((one for one in _UNITS if seconds[-1] >= 2 * one[1]), _UNITS[-1])
+    walls = [each / length for each in seconds]
     # Every stretch is a step: its shares stand at both of its ends.
     edges = [wall for stretch in pairwise(walls) for wall in stretch]
     layers = [
@@ -67,7 +70,7 @@ def account_figure(history: Sequence[dict[str, float]]) -> Any:
     axes.stackplot(edges, layers, labels=CLASSES, colors=_COLOURS)
     axes.set_xlim(walls[0], max(walls[-1], walls[0] + 1e-9))
     axes.set_ylim(0, 100)
-    axes.set_xlabel("hours since the first start")
+    axes.set_xlabel(f"{unit} since the first start")
     axes.set_ylabel("% of the time")
     figure.legend(loc="outside right upper", reverse=True, frameon=False)
     return figure

@@ -80,7 +80,11 @@ class LabelledFolder:
 
 
 def check_evaluation_set(
-    path: Path, *, labels: Path | None = None, real: Path | None = None, model: Description | None = None
+    path: Path | str,
+    *,
+    labels: Path | None = None,
+    real: Path | None = None,
+    model: Description | None = None,
 ) -> None:
     """Look at the files of an evaluation, before a model is loaded.
 
@@ -93,12 +97,12 @@ def check_evaluation_set(
         UserError: one is not what it should be, or the model does not know its classes.
     """
     if labels is not None:
-        tell_unlabelled(path, names=[name for name, _, _ in _label_lines(labels)], labels=labels)
+        tell_unlabelled(Path(path), names=[name for name, _, _ in _label_lines(labels)], labels=labels)
     if real is not None:
         read_real_labels(real)
     if is_url(str(path)):
         return
-    if not path.is_dir():
+    if not Path(path).is_dir():
         raise UserError(f"{path}: no such folder of shards or images")
     if model is not None:
         corpus = open_evaluation_set(path, labels=labels, classes=model.classes)

@@ -14,6 +14,7 @@ from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 from coatnet.training.earlier import read_earlier
+from coatnet.training.pictures import account_figure
 from coatnet.training.recorder import Recorder
 from data_pipeline.batch import BadSample, Batch
 from pretrain.activations import ActivationStatistics
@@ -144,3 +145,12 @@ def test_every_stage_is_looked_at_in_the_first_step_and_each_hundredth() -> None
     assert [bool(found) for found in looked] == [True, False, True, False]
     assert {name.split("/")[1] for name in looked[0]} == {"S1", "S2", "S3", "S4"}
     assert all(looked[0][f"activations/S{stage}/deviation"] > 0 for stage in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(90.0, "seconds"), (7000.0, "minutes"), (9e4, "hours"), (9e5, "days")]
+)
+def test_the_account_is_drawn_in_a_unit_that_a_person_reads(seconds: float, unit: str) -> None:
+    idle = dict.fromkeys(CLASSES, 0.0)
+    figure = account_figure([idle, {**idle, "compute": seconds}])
+    assert figure.axes[0].get_xlabel() == f"{unit} since the first start"
