@@ -268,6 +268,7 @@ def test_a_checkpoint_whose_elders_cannot_be_deleted_is_saved_and_they_are_named
 def test_nothing_is_deleted_before_two_newer_ones_were_verified() -> None:
     retention = Retention(last=1)
     assert retention.superfluous([1, 2, 3], verified={3}) == []
+    assert retention.superfluous([1, 2, 3], verified={1, 3}) == [], "itself is no newer one"
     assert retention.superfluous([1, 2, 3], verified={2, 3}) == [1]
 
 

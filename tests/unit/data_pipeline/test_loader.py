@@ -224,6 +224,7 @@ class _Mostly:
         self.classes, self.label_kind = self._corpus.classes, self._corpus.label_kind
         self.digest, self.remote = self._corpus.digest, False
         self.counts, self.samples = self._corpus.counts, self._corpus.samples
+        self.announced: list[int] = []
 
     def read(self, shard: int, index: int) -> Record:
         if (shard, index) in self._bad:
@@ -234,7 +235,36 @@ class _Mostly:
         return f"{shard}[{index}]"
 
     def prepare(self, shards: list[int]) -> None:
-        pass
+        self.announced += shards
+
+
+def test_evaluation_leaves_bad_samples_out_and_names_them_at_every_world_size(shard_folder: Path) -> None:
+    whole = open_corpus(shard_folder)
+    labels = [whole.read(shard, index).label for shard in range(8) for index in range(15)]
+    corpus = _Mostly(shard_folder, {(0, 3), (2, 1), (7, 14)})
+    for world_size in (1, 4, 7):
+        batches = [
+            batch
+            for rank in range(world_size)
+            for batch in EvaluateLoader(corpus, AUGMENT, batch=16, rank=rank, world_size=world_size)
+        ]
+        seen = [position for batch in batches for position in batch.positions.tolist()]
+        assert seen == [position for position in range(120) if position not in (3, 31, 119)]
+        assert [label for batch in batches for label in batch.labels.tolist()] == [
+            labels[one] for one in seen
+        ]
+        bad = [(one.position, one.name, one.reason) for batch in batches for one in batch.bad]
+        places = ((3, "0[3]"), (31, "2[1]"), (119, "7[14]"))
+        assert bad == [(position, name, "the disk ate it") for position, name in places]
+
+
+def test_evaluation_announces_every_shard_once_before_it_is_read(shard_folder: Path) -> None:
+    corpus = _Mostly(shard_folder, set())
+    for batch in EvaluateLoader(corpus, AUGMENT, batch=15, threads=1):
+        assert int(batch.positions[0]) // 15 in corpus.announced
+    assert corpus.announced == list(range(8))
+    with pytest.raises(ValueError, match="batch is 0"):
+        EvaluateLoader(corpus, AUGMENT, batch=0)
 
 
 def test_bad_samples_shift_nothing_are_named_and_substituted_alike_everywhere(shard_folder: Path) -> None:
