@@ -130,6 +130,9 @@ def _announced_size(payload: bytes) -> tuple[int, int] | None:
         height = 1 + int.from_bytes(head[27:30], "little")
     elif head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8 " and len(head) == 30:
         width, height = (side & 0x3FFF for side in struct.unpack("<HH", head[26:30]))
+    elif head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8L" and len(head) >= 25:
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
         return None
     return width, height

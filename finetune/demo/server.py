@@ -7,6 +7,7 @@ load nothing from elsewhere (Content-Security-Policy), and uploads need a header
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -20,6 +21,7 @@ LOOPBACK = "127.0.0.1"
 MAX_UPLOAD_BYTES = 32 * 1024 * 1024
 _PAGE = Path(__file__).with_name("page.html")
 _IDLE_SECONDS = 30
+_LENGTH = re.compile(r"[0-9]{1,12}")  # thousands of digits are no number that Python would read
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -83,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.path != "/predict" or self.headers.get("Content-Type") != "application/octet-stream":
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": "expected an image's bytes at /predict"})
-        elif not length.isascii() or not length.isdigit() or int(length) > MAX_UPLOAD_BYTES:
+        elif not _LENGTH.fullmatch(length) or int(length) > MAX_UPLOAD_BYTES:
             limit = MAX_UPLOAD_BYTES >> 20
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"more than {limit} MiB"})
             self.close_connection = True

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from data_pipeline.decode import DecodeError, probe
+from data_pipeline.decode import DecodeError, DecodeLimits, probe
 
 SIDE = 64
 
@@ -78,3 +78,13 @@ def test_junk_without_end_between_two_markers_is_refused() -> None:
         with pytest.raises(DecodeError, match="junk"):
             probe(payload[:2] + b"\xff" + junk * (2 << 20) + payload[2:])
     assert probe(payload[:2] + b"\xff" * 1000 + payload[2:]).width == SIDE
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_is_refused_by_its_first_bytes_before_its_canvas_is_allocated(lossless: bool) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (SIDE, 48)).save(buffer, "WEBP", lossless=lossless)
+    few, many = DecodeLimits(max_pixels=SIDE * 48 - 1), DecodeLimits(max_pixels=SIDE * 48)
+    assert probe(buffer.getvalue(), limits=many).height == 48
+    with pytest.raises(DecodeError, match=f"limit: {SIDE}×48 pixels"):
+        probe(buffer.getvalue()[:30], limits=few)
