@@ -44,7 +44,7 @@ def test_figures_of_four_samples() -> None:
 
 def test_wilson_intervals_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    for hits, count in ((0, 7), (3, 7), (7, 7), (612, 1000)):
+    for hits, count in ((0, 7), (1, 7), (3, 7), (6, 7), (7, 7), (612, 1000)):
         theirs = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
         assert wilson_interval(hits, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
@@ -61,6 +61,9 @@ def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() 
     lost = predictions([0], [[-1, -1]], [0.0])
     found = figures(lost, classes=2)
     assert (found.top1, found.non_finite) == (0.0, 1)
+    assert confusion(lost, classes=2).tolist() == [[0, 0], [0, 0]]
+    rows = per_class(lost, names=["a", "b"])
+    assert [(row["samples"], row["top1"], row["guessed"]) for row in rows] == [(1, 0.0, 0), (0, None, 0)]
 
 
 def test_classes_match_by_wordnet_id_by_name_and_by_number() -> None:

@@ -103,6 +103,22 @@ def test_mean_average_precision_from_counts_is_near_the_exact_one() -> None:
     assert 0 < metrics.result()["precision1"] < 1
 
 
+def test_three_classes_have_a_top_five_and_a_confusion_of_target_by_prediction() -> None:
+    metrics = SingleLabelMetrics(3)
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 5.0, 2.0], [0.0, 5.0, 2.0]])
+    metrics.update(logits, torch.tensor([0, 0, 1, 2]), losses=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert metrics.result() == {"samples": 4, "top1": 0.5, "top5": 1.0, "loss": 2.5}
+    assert metrics.confusion.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
+
+
+def test_an_evaluation_of_nothing_and_classes_without_a_positive_have_figures_and_no_nan() -> None:
+    assert SingleLabelMetrics(3).result() == {"samples": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0}
+    metrics = MultiLabelMetrics(2)
+    metrics.update(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), losses=torch.ones(1))
+    assert metrics.result() == {"samples": 1, "precision1": 0.0, "map": 0.0, "loss": 1.0}
+    assert average_precision(torch.tensor([1.0, 2.0]), torch.tensor([False, False])) == 0.0
+
+
 def test_the_average_follows_its_formula_and_gives_the_weights_back_bit_equal() -> None:
     weights = {"w": torch.tensor([1.0, 3.0])}
     ema = Ema(0.5, weights)
