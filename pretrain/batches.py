@@ -70,11 +70,15 @@ def cut(config: PretrainConfig, *, world_size: int, settled: int | None = None) 
     cuts = [micro] if micro is not None else [batch // world_size for batch in batches]
     group = settled or config.norm.group_images or min(cuts)
     for one in cuts:
-        if one % group:
+        if one % group and settled:
             raise UserError(
-                f"norm.group_images is {group}{' since the first start' if settled else ''}; "
-                f"allowed: divisors of the micro-batch, {one}"
+                f"norm.group_images is {group} since the first start; allowed micro-batches: its multiples; "
+                f"with {world_size} ranks theirs is {one}. Give fewer ranks or another train.micro_batch"
             )
+        if one % group:
+            raise UserError(f"norm.group_images is {group}; allowed: divisors of the micro-batch, {one}")
+    if group == 1 and (config.augment.mixup > 0 or config.augment.cutmix > 0):
+        raise UserError("norm.group_images is 1; allowed with augment.mixup or augment.cutmix: 2 or more")
     return group
 
 

@@ -7,6 +7,7 @@ import pytest
 from coatnet.config import UserError
 from coatnet.training.calendar import Calendar, Phase
 from coatnet.training.sections import PhaseConfig, SaveConfig, ScheduleConfig
+from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from pretrain.batches import cut, make_calendar
 from pretrain.config import PretrainConfig
@@ -98,3 +99,10 @@ def test_the_group_of_batch_norm_is_the_micro_batch_and_stays_what_it_was() -> N
     assert cut(made, world_size=4, settled=3) == 3
     with pytest.raises(UserError, match="since the first start"):
         cut(made, world_size=2, settled=4)
+
+
+def test_images_that_are_mixed_need_a_partner_in_their_group() -> None:
+    alone = PretrainTrainConfig("1 epochs", 35, 1)
+    assert cut(config(train=alone), world_size=5) == 1
+    with pytest.raises(UserError, match=r"norm\.group_images is 1; allowed with augment\.mixup"):
+        cut(config(train=alone, augment=AugmentConfig(mixup=0.2)), world_size=5)
