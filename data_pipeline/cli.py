@@ -124,9 +124,10 @@ def preview(
     from data_pipeline.open_corpus import open_corpus
 
     augment = load_config(AugmentConfig, overrides=overrides or [])
+    opened = open_corpus(corpus)
     from data_pipeline.tools.contact_sheet import contact_sheet  # loads torch
 
-    sheet = contact_sheet(open_corpus(corpus), augment, images=images, columns=columns, seed=seed)
+    sheet = contact_sheet(opened, augment, images=images, columns=columns, seed=seed)
     sheet.save(output)
     print(f"{output}: {sheet.width}×{sheet.height} pixels")
 
@@ -259,15 +260,12 @@ def inspect_throughput(
     from data_pipeline.config import DataConfig
     from data_pipeline.open_corpus import open_corpus
     from data_pipeline.tools.tables import print_throughput
-    from data_pipeline.tools.throughput import measure_throughput
 
-    rows = measure_throughput(
-        open_corpus(corpus),
-        DataConfig(),
-        load_config(AugmentConfig, overrides=overrides or []),
-        seconds=seconds,
-        thread_counts=_counts(threads, option="--threads"),
-    )
+    augment = load_config(AugmentConfig, overrides=overrides or [])
+    counts, opened = _counts(threads, option="--threads"), open_corpus(corpus)
+    from data_pipeline.tools.throughput import measure_throughput  # loads torch
+
+    rows = measure_throughput(opened, DataConfig(), augment, seconds=seconds, thread_counts=counts)
     for row in rows:
         if needs is not None:
             row["held_back_percent"] = max(0.0, 100 * (1 - row["images_per_second"] / needs))

@@ -69,6 +69,8 @@ def print_replay(found: dict[str, Any], *, as_json: bool) -> None:
 def _folder(run: Path, step: int | None) -> Path:
     if (run / "bundle.json").exists():
         return run
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run directory")
     known = find_bundles(run)
     if not known:
         raise UserError(f"{run}: holds no replay bundle; the guard writes one for a bad step (guard.replays)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections.abc import Sequence
@@ -149,7 +150,16 @@ def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[Reci
 
 
 def _split(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Part the plan's own words from the config's overrides."""
+    """Part the plan's own words from the config's overrides.
+
+    Raises:
+        UserError: a word is none of them and no section's key, but resembles one of the plan's own.
+    """
+    for word in given:
+        name, equals, _ = word.partition("=")
+        near = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.75)
+        if equals and name not in _OWN and "." not in name and near:
+            raise UserError(f"{word!r}: did you mean {near[0]}?")
     own = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.partition("=")[0] in _OWN}
     return own, [word for word in given if word.partition("=")[0] not in _OWN]
 

@@ -23,9 +23,10 @@ def inspect_checkpoint(
     """
     import time
 
-    from coatnet.checkpoint.reader import Checkpoint
+    place = _locate(directory)
+    from coatnet.checkpoint.reader import Checkpoint  # loads torch
 
-    checkpoint = Checkpoint(_locate(directory))
+    checkpoint = Checkpoint(place)
     began = time.monotonic()
     if not quick:
         checkpoint.verify()

@@ -85,6 +85,11 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
+    "inspect checkpoint": [("nowhere", "neither a checkpoint nor a run directory")],
+    "inspect throughput": [("nowhere", "no such folder")],
+    "preview": [("nowhere", "no such folder")],
+    "replay": [("nowhere", "no such run directory")],
+    "plan": [("nodse=2", "did you mean nodes?")],
     "demo": [("--port=99999", "--port"), ("--px=33", "--px 33"), ("--weights=ema", "holds no average (ema)")],
 }
 
@@ -124,7 +129,8 @@ def good_words(command: str, folders: dict[str, str], destination: Path) -> list
         "predict": ["predict", folders["MODEL"], folders["OTHERS"]],
         "export": ["export", folders["MODEL"], str(destination / "exported")],
         "demo": ["demo", folders["MODEL"]],
-    }[command]
+        "plan": ["plan", str(PRETRAIN), *data],
+    }.get(command, command.split())
 
 
 @pytest.fixture(scope="module")
