@@ -188,11 +188,23 @@ def test_a_gpu_measures_neither_its_process_nor_its_fragments(config: Path) -> N
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """What is left of an exported model without its tensors, and an image folder of two classes."""
+    """An exported model with holes for tensors, and an image folder of two classes."""
     (tmp_path / "exported").mkdir()
     model = {"name": "coatnet_1", "num_classes": 21841, "image_size": 224}
     (tmp_path / "exported" / "config.json").write_text(json.dumps({"model": model, "classes": None}))
-    (tmp_path / "exported" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    size = 4 * 600_000
+    tensors = {
+        f"tensor {number}": {
+            "dtype": "F32",
+            "shape": [600_000],
+            "data_offsets": [number * size, (number + 1) * size],
+        }
+        for number in range(100)
+    }
+    header = json.dumps(tensors).encode()
+    with (tmp_path / "exported" / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 100 * size)  # a hole: nothing of it is on the disk
     for name in ("cats/1.jpg", "cats/2.jpg", "dogs/deep/3.jpg", "dogs/.hidden"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).touch()
