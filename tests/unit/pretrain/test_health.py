@@ -51,6 +51,24 @@ def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_slow_step_is_not() -
     assert findings[0].fields["seconds"] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("digests", "wrong"),
+    [([5, 6, 5, 5], [1]), ([6, 5, 5, 7, 5], [0, 3]), ([5, 6], []), ([1, 1, 2, 2], []), ([1, 2, 3], [])],
+)
+def test_a_rank_whose_weights_differ_is_named_by_a_majority_and_by_nothing_less(
+    monkeypatch: pytest.MonkeyPatch, digests: list[int], wrong: list[int]
+) -> None:
+    monkeypatch.setattr(Ranks, "gather", lambda self, own: digests)
+    health = Health(GuardConfig(digest_every=5), ranks=Ranks(world_size=len(digests)), stage=1)
+    state = State()
+    state.step = 4
+    assert health.check(nn.Identity(), state, result([0.1])) == []
+    state.step = 5
+    (finding,) = health.check(nn.Identity(), state, result([0.1]))
+    assert finding.kind == "silent_corruption"
+    assert finding.fields == {"ranks": wrong, "digests": digests}
+
+
 def test_garbage_is_collected_at_the_same_steps_everywhere_and_never_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
