@@ -1,4 +1,4 @@
-"""Draw docs/session.svg, a terminal in which a run is killed and goes on: python docs/make_session.py
+"""Draw docs/terminal.svg, a terminal in which a run is killed and goes on: python docs/make_terminal.py
 
 Every line is what the commands printed just now; the middle of the second life is left out. Two minutes.
 """
@@ -27,13 +27,13 @@ PAPER, INK, QUIET, PROMPT, ALARM = "#0d1117", "#d1d9e0", "#9198a1", "#7ee2a8", "
 
 
 def main() -> None:
-    """Run the session and write the picture beside this script."""
+    """Run the commands and write the picture beside this script."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "configs").symlink_to(ROOT / "configs")
         write_digits(place / "digits")
         lines = session(place)
-    Path(__file__).with_name("session.svg").write_text(drawn(lines))
+    Path(__file__).with_name("terminal.svg").write_text(drawn(lines))
 
 
 def session(place: Path) -> list[tuple[str, str]]:
