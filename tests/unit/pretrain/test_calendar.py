@@ -46,8 +46,15 @@ def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
     assert [made.phase_at(at).global_batch for at in (0, 63, 64, 319)] == [16, 16, 32, 64]
 
 
-def test_batch_changes_out_of_order_are_refused() -> None:
-    changes = [BatchChange("8 steps", 32), BatchChange("2 steps", 64)]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [BatchChange("8 steps", 32), BatchChange("2 steps", 64)],
+        [BatchChange("20 steps", 32)],  # the run's end
+        [BatchChange("21 steps", 32)],
+    ],
+)
+def test_batch_changes_out_of_order_or_behind_the_end_are_refused(changes: list[BatchChange]) -> None:
     with pytest.raises(UserError, match=r"train\.batch_changes"):
         calendar(train=PretrainTrainConfig("320 images", 16, batch_changes=changes))
 
