@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
+import typing
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import typer
 import typer.main
+
+from cluster.site import SiteConfig
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -25,6 +31,8 @@ _FILE = re.compile(
 )
 _COMMIT = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*[0-9])[0-9a-f]{7}\b")
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+_SECTION_LINK = re.compile(r"\]\(([^)#\s:]*)#([^)\s]+)\)")
+_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`|\b([a-z_]+(?:\.[a-z_]+)+)=")
 
 
 def typed_commands(text: str) -> list[list[str]]:
@@ -73,6 +81,42 @@ def test_every_relative_link_of_a_document_leads_to_a_file(path: Path) -> None:
     for target in _LINK.findall(path.read_text()):
         if "://" not in target and not target.startswith("mailto:"):
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_every_link_to_a_section_leads_to_its_heading(path: Path) -> None:
+    for target, section in _SECTION_LINK.findall(path.read_text()):
+        page = path.parent / target if target else path
+        if page.exists():
+            titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+            headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert section in headings, f"{target}#{section}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= set(_LINK.findall(index)), pages - set(_LINK.findall(index))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_every_config_key_that_a_document_names_exists(path: Path) -> None:
+    known = config_keys(PretrainConfig) | config_keys(FinetuneConfig) | config_keys(SiteConfig)
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    named = {one or other for one, other in _KEY.findall(path.read_text())}
+    files = {name for name in named if re.search(r"\.(safetensors|onnx|py|md|json|yaml)$", name)}
+    assert not {name for name in named - files if name.partition(".")[0] in sections} - known
+
+
+def config_keys(schema: type, *, prefix: str = "") -> set[str]:
+    """Return every key of a schema, those of its sections with their path."""
+    found = set()
+    for name, kind in typing.get_type_hints(schema).items():
+        found.add(prefix + name)
+        for part in (kind, *typing.get_args(kind)):
+            if dataclasses.is_dataclass(part):
+                found |= config_keys(typing.cast(type, part), prefix=f"{prefix}{name}.")
+    return found
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
