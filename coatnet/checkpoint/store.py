@@ -242,7 +242,7 @@ class CheckpointStore:
         rank = self._ranks.rank
         try:
             for one in snapshot:
-                if one.kind in ("weight", "ema") and not torch.isfinite(one.data).all():
+                if not torch.isfinite(one.data).all():
                     raise SaveFailed(f"{one.kind} {one.name} is not finite at step {step}")
             temporary.mkdir(exist_ok=True)
             self._require_space(sum(one.data.numel() * one.data.element_size() for one in snapshot))

@@ -139,10 +139,11 @@ def test_a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(
         store.newest()
 
 
-def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["weight", "ema", "buffer", "exp_avg_sq"])
+def test_what_is_not_finite_is_not_committed(tmp_path: Path, kind: str) -> None:
     store, alarms = make_store(tmp_path)
     save(store, 1)
-    bad = [Fragment("weight", "a", (2,), 0, torch.tensor([1.0, float("nan")]))]
+    bad = [Fragment(kind, "a", (2,), 0, torch.tensor([1.0, float("nan")]))]
     store.save(step=2, samples_seen=16, fragments=bad, facts={}, wait=True)
     assert store.steps() == [1]
     assert "not finite at step 2" in alarms[0]
