@@ -18,7 +18,13 @@ from coatnet.runtime.run_directory import RunDirectory, cannot_write, write_atom
 
 
 def open_run(
-    run: RunDirectory, *, ranks: Ranks, config_yaml: str, digest: str, force: bool = False, **environment: Any
+    run: RunDirectory,
+    *,
+    ranks: Ranks,
+    config_yaml: str,
+    digest: str,
+    force: bool | None = None,
+    **environment: Any,
 ) -> Lease | None:
     """Take the lease and write config and environment, on the main rank; an error there ends all alike.
 
@@ -26,7 +32,7 @@ def open_run(
         run: the directory.
         ranks: all of them call this.
         config_yaml, digest: the resolved config, and what must not change under a run.
-        force: take a run over whose config was another.
+        force: take a run over whose config was another; None where the command has no such option.
         environment: what stands in environment.json beside versions and commit.
 
     Raises:

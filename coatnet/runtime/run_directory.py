@@ -42,11 +42,11 @@ class RunDirectory:
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
         return recorded or any(self.checkpoints.glob("step-*"))
 
-    def create_or_resume(self, config_yaml: str, *, digest: str, force: bool = False) -> bool:
+    def create_or_resume(self, config_yaml: str, *, digest: str, force: bool | None = None) -> bool:
         """Make the directory, or check that it belongs to this config; return True when it existed.
 
         Raises:
-            UserError: the directory holds a run of another config (give --force or another directory).
+            UserError: the directory holds a run of another config.
         """
         existed = self.check_identity(digest, force=force)
         for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
@@ -55,8 +55,12 @@ class RunDirectory:
         write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
         return existed
 
-    def check_identity(self, digest: str, *, force: bool = False) -> bool:
+    def check_identity(self, digest: str, *, force: bool | None = None) -> bool:
         """Check that what lies here, if anything, is a run of this config; return True when something does.
+
+        Args:
+            digest: of the config.
+            force: take another's over; None where the command has no such option.
 
         Raises:
             UserError: it is of another config, or of none that is known.
@@ -69,9 +73,10 @@ class RunDirectory:
             return False
         known = json.loads(self.identity.read_text()).get("digest")
         if known != digest and self.has_begun and not force:
+            remedy = "or choose another run.directory" if force is None else "choose another, or give --force"
             raise UserError(
                 f"{self.path}: holds a run with another config (digest {known}, now {digest}); "
-                f"compare {self.config}, choose another run.directory, or give --force"
+                f"compare {self.config}, {remedy}"
             )
         return True
 

@@ -33,7 +33,7 @@ class Begin(Protocol):
 
 
 def work(
-    config: Any, begin: Begin, *, digest: str, decoder: str, force: bool = False, alone: bool = False
+    config: Any, begin: Begin, *, digest: str, decoder: str, force: bool | None = None, alone: bool = False
 ) -> None:
     """Join the ranks, train, leave a marker.
 
@@ -42,7 +42,7 @@ def work(
         begin: called once the directory is this run's.
         digest: what must not change under a run.
         decoder: which one the images are read by.
-        force: take a run over whose config was another.
+        force: take a run over whose config was another; None where the command has no such option.
         alone: go on without a process group where nobody launched one.
     """
     warnings.filterwarnings("ignore", _OF_NO_CONSEQUENCE)

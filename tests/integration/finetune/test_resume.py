@@ -125,3 +125,4 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     refused = coatnet(*command(trained, optimizer__learning_rate="1e-3"), check=False)
     assert refused.returncode == 2
     assert "another config" in refused.stderr and refused.stderr.count("\n") == 1
+    assert "--force" not in refused.stderr, "which this command does not have"

@@ -27,6 +27,8 @@ def test_another_config_is_refused_unless_it_is_forced(tmp_path: Path) -> None:
     run.create_or_resume("seed: 1\n", digest="aa")
     append_line(run.metrics, {"step": 1})
     with pytest.raises(UserError, match=r"another config.*--force"):
+        run.create_or_resume("seed: 2\n", digest="bb", force=False)
+    with pytest.raises(UserError, match=r"another config.*or choose another run\.directory$"):
         run.create_or_resume("seed: 2\n", digest="bb")
     assert run.config.read_text() == "seed: 1\n"
     assert run.create_or_resume("seed: 2\n", digest="bb", force=True) is True
