@@ -70,6 +70,16 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
         LearningRate(1.0, 0.0, 200, 100)
 
 
+def test_an_unknown_shape_a_minimum_above_the_peak_and_a_decay_of_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="shape is 'cosin'; allowed: cosine, linear, constant"):
+        LearningRate(1.0, 0.0, 0, 100, "cosin")
+    with pytest.raises(ValueError, match=r"minimum is 2\.0"):
+        LearningRate(1.0, 2.0, 0, 100)
+    for decay in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"decay is {decay}"):
+            Ema(decay, {})
+
+
 def test_biases_norms_and_bias_tables_do_not_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2))
     model.register_parameter("relative_bias", nn.Parameter(torch.zeros(2, 3, 3)))
