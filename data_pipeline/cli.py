@@ -56,6 +56,7 @@ def shard(
     Example: coatnet shard others/tars --in-place
     """
     from coatnet.config import UserError
+    from coatnet.config.checks import no_url
     from data_pipeline.config import parse_bytes
     from data_pipeline.sharding.in_place import index_in_place
     from data_pipeline.sharding.options import OddPolicy, ShardOptions
@@ -66,6 +67,8 @@ def shard(
         raise UserError("coatnet shard: give a DESTINATION, or --in-place without one")
 
     try:
+        no_url("SOURCE", source)
+        no_url("DESTINATION", destination)
         options = ShardOptions(
             shard_bytes=parse_bytes(shard_size),
             shard_samples=shard_samples,
@@ -151,6 +154,7 @@ def inspect_shards(
     import os
 
     from coatnet.config import UserError
+    from coatnet.config.checks import no_url
     from coatnet.runtime.progress import progress
     from data_pipeline.corpus import Corpus
     from data_pipeline.record import BadSampleError
@@ -159,6 +163,10 @@ def inspect_shards(
     from data_pipeline.tools.tables import print_problems, print_shard_facts
     from data_pipeline.tools.verify import Problem, lint_images, verify_shards
 
+    try:
+        no_url("FOLDER", folder)
+    except ValueError as error:
+        raise UserError(f"coatnet inspect shards: {error}") from None
     corpus = Corpus.open(folder)
     if export is not None:
         try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from coatnet.config import UserError
+from coatnet.config.checks import no_url
 from coatnet.runtime.stop import held_signals
 
 
@@ -32,6 +33,15 @@ def _sides(value: Any) -> Any:
         if px is not None and (px < 32 or px % 32):
             raise UserError(f"--px {px}: allowed are multiples of 32")
     return value
+
+
+def _here(path: Path | None) -> Path | None:
+    """Check that a folder to write is no URL."""
+    try:
+        no_url("the destination", path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return path
 
 
 _MODEL = typer.Argument(help="A run, a checkpoint or an exported directory.")
@@ -85,7 +95,9 @@ def evaluate(
     ] = "fp32",
     labels: Annotated[Path | None, typer.Option(help="File of `NAME LABEL` lines.")] = None,
     real: Annotated[Path | None, typer.Option(help="ReaL labels of ImageNet's validation set.")] = None,
-    destination: Annotated[Path | None, typer.Option(help="Folder for figures, tables and plots.")] = None,
+    destination: Annotated[
+        Path | None, typer.Option(help="Folder for figures, tables and plots.", callback=_here)
+    ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Measure accuracy, calibration and throughput, at one resolution or several.
@@ -156,7 +168,7 @@ def predict(
 
 def export(
     model: Annotated[Path, _MODEL],
-    destination: Annotated[Path, typer.Argument(help="Directory to write.")],
+    destination: Annotated[Path, typer.Argument(help="Directory to write.", callback=_here)],
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -201,7 +213,9 @@ def export(
 
 def import_weights(
     source: Annotated[Path, typer.Argument(help="timm weights or safetensors (.safetensors, or .pth).")],
-    destination: Annotated[Path, typer.Argument(help="Directory to write, in the native form.")],
+    destination: Annotated[
+        Path, typer.Argument(help="Directory to write, in the native form.", callback=_here)
+    ],
     name: Annotated[str, typer.Option(help="Family member that the weights are of.")] = "coatnet_0",
     px: Annotated[
         int, typer.Option(help="Side of the images that they were trained on.", callback=_sides)

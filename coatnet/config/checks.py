@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from coatnet.config.duration import Duration
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 
 def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -41,3 +45,9 @@ def multiple_of(name: str, value: int, factor: int) -> None:
     """Check a size."""
     if value < factor or value % factor:
         raise ValueError(f"{name} is {value}; allowed: multiples of {factor}")
+
+
+def no_url(name: str, path: Path | str | None) -> None:
+    """Check a path of this machine's file system; a `Path` has taken one of a URL's slashes away."""
+    if path is not None and _URL.match(str(path)):
+        raise ValueError(f"{name} is {path}; allowed: a folder or file, no URL (fetch or copy it)")

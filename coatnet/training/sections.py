@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coatnet.config import Duration
-from coatnet.config.checks import above_zero, at_least_one, below_one, counted, multiple_of, one_of
+from coatnet.config.checks import (
+    above_zero,
+    at_least_one,
+    below_one,
+    counted,
+    multiple_of,
+    no_url,
+    one_of,
+)
 
 # Figures of an evaluation that are better the higher they are.
 FIGURES = ("top1", "top5", "precision1", "map", "transfer_top1")
@@ -20,6 +28,9 @@ class RunConfig:
     """Where the run lives: the same directory goes on where it was; another config there is refused."""
 
     directory: str = "runs/pretrain"
+
+    def __post_init__(self) -> None:
+        no_url("directory", self.directory)
 
 
 @dataclass

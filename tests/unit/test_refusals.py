@@ -46,6 +46,7 @@ BOTH = [
     ("save.best=loss", "best is 'loss'; allowed: top1"),
     ("launch.ranks=100000", "allowed: 1 to 1024"),
     ("run.directory=OTHER_RUN", "holds a run with another config"),
+    ("run.directory=s3://bucket/run", "no URL"),
 ]
 CASES: dict[str, list[tuple[str, str]]] = {
     "pretrain": [
@@ -71,6 +72,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--weights=best", "--weights best: allowed are auto, ema, raw"),
         ("--weights=ema", "holds no average (ema)"),
         ("--resize=round", "--resize round: allowed are center_crop, whole"),
+        ("--destination=s3://bucket/figures", "no URL"),
         ("--precision=fp8", "--precision fp8: allowed are fp32, bf16"),
         ("--real=nowhere", "nowhere: No such file"),
         ("--batch=0", "see `coatnet evaluate --help`"),
@@ -85,6 +87,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
+    "shard nowhere": [("s3://bucket/shards", "DESTINATION is s3:/bucket/shards; allowed: a folder")],
+    "inspect shards": [("https://host/shards", "no URL")],
     "inspect checkpoint": [("nowhere", "neither a checkpoint nor a run directory")],
     "inspect throughput": [("nowhere", "no such folder")],
     "preview": [("nowhere", "no such folder")],
