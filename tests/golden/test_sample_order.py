@@ -43,6 +43,12 @@ UNIFORM = [
     [0.8227480886854427, 0.31788286672480215],
 ]
 BETA = [0.7180813892700703, 0.13572491198277728, 0.498550314342815, 0.47148340259983895]
+# Draws whose first try is refused narrowly, by alpha.
+REFUSED = {
+    0.2: [1.5049854128345631e-05, 0.9991666903255306, 0.9274068313492565],
+    0.8: [0.9360923878918583, 0.1281880352368582, 0.10520998988168179],
+    3.0: [0.7264684325452606, 0.4708445886364751, 0.14967837875692688],
+}
 BOXES = [[74, 8, 500, 369], [20, 18, 324, 301], [933, 0, 1066, 100], [6, 8, 31, 31]]
 FLIPS = [False, False, True, False]
 
@@ -109,6 +115,8 @@ def test_draws_and_crops_are_as_recorded() -> None:
     keys = np.array([0, 1, -5, 2**62])
     assert uniforms(keys, "crop", count=2).tolist() == UNIFORM
     assert betas(keys, "mixup", alpha=0.8) == pytest.approx(BETA, rel=1e-9)  # log and cos are the platform's
+    for alpha, places in ((0.2, [33, 135, 144]), (0.8, [135, 149, 162]), (3.0, [135, 181, 232])):
+        assert betas(np.array(places), "mixup", alpha=alpha) == pytest.approx(REFUSED[alpha], rel=1e-9)
     widths, heights = np.array([500, 375, 2000, 40]), np.array([375, 500, 100, 40])
     boxes, flips = random_resized_boxes(widths, heights, keys, AugmentConfig())
     assert (boxes.tolist(), flips.tolist()) == (BOXES, FLIPS)

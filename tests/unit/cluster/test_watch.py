@@ -94,7 +94,9 @@ def test_how_slurm_ended_a_job_stands_in_its_log_where_nothing_else_knows(
         history.end(history.lives()[0], outcome=outcome, reason="SLURM", tries=1, excluded={})
     lines = f"2026-11-26 15:15:30 life 1 on n1, from step 0\n{NOTICE.format(reason)}srun: forcing it\n"
     (run / "logs" / "job-7.log").write_text(lines)
-    assert read_status(run, queue={}).state == expected
+    found = read_status(run, queue={})
+    told = "SLURM" if outcome else "life 1 has no end; so the job's log says"
+    assert (found.state, found.detail) == (expected, "scancel" if expected == "cancelled" else told)
 
 
 def test_a_notice_of_an_earlier_life_says_nothing_of_the_last_one(run: Path) -> None:
@@ -148,6 +150,23 @@ def test_garbage_in_metrics_and_account_is_passed_over(run: Path) -> None:
     (account / "rank-00000.jsonl").write_text('[]\n{}\n{"life": "a", "rank": 0}\n{"seconds": 1}\n')
     found = read_status(run, queue={})
     assert (found.samples_seen, found.total_samples) == (800, 1600)
+
+
+@pytest.mark.parametrize(
+    ("times", "rate", "remaining"), [([-5, 1, 11], 80.0, 10.0), ([1, 1, 1], None, None), ([1], None, None)]
+)
+def test_the_rate_is_that_of_this_life_and_tells_when_the_run_ends(
+    run: Path, times: list[float], rate: float | None, remaining: float | None
+) -> None:
+    began = History(run).lives()[0].started
+    rows = [
+        {"samples_seen": 800 * number, "time": began + at, "progress": number / 4}
+        for number, at in enumerate(times, start=4 - len(times))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_status(run, queue=queued("RUNNING"))
+    assert (found.samples_seen, found.total_samples) == (2400, 3200)
+    assert (found.images_per_second, found.remaining_seconds) == (rate, remaining)
 
 
 def test_a_clock_that_went_backwards_loses_no_negative_time(run: Path) -> None:
