@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coatnet.config import UserError
 from data_pipeline import loader
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
@@ -22,6 +23,7 @@ from data_pipeline.filling import BatchFiller
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order, Places, step_positions
 from data_pipeline.permutation import derive_key, derive_keys, permute, shuffled
+from data_pipeline.record import BadSampleError, Record
 
 COUNTS = np.random.Generator(np.random.PCG64(0)).integers(0, 200, 1000)  # numpy keeps PCG64's stream
 
@@ -34,6 +36,7 @@ PERMUTED = {
     16: [5, 14, 13, 3, 6, 4, 15, 0, 2, 12, 9, 11, 10, 8, 1, 7],
     20: [19, 7, 6, 5, 16, 4, 18, 9, 2, 17, 12, 1, 0, 8, 11, 14, 13, 15, 10, 3],
 }
+SUBSTITUTES = [(1, 25), (0,... 29), (0, 61)]
 MIXED, SHARED = "d3f56fa7bdc52510", "62b0c4dbd2dbd797"
 KEYS = [7853966626531964278, 5647633184453445789, 2724018429111831673, 8256683489222519666]
 UNIFORM = [
@@ -109,6 +112,32 @@ def test_a_samples_key_is_as_recorded_in_every_epoch_and_corpus() -> None:
     filler = BatchFiller(corpora, assembler, seed=9)
     batch = filler.plan(np.arange(4), Places(*numbers), image_size=1, chunk=1)
     assert batch.keys.tolist() == KEYS
+
+
+class Lost:
+    """A corpus of which nothing can be read; it keeps what was asked for."""
+
+    counts, samples = np.array([100, 60]), 160
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def read(self, shard: int, index: int) -> Record:
+        self.asked.append((shard, index))
+        raise BadSampleError("lost")
+
+    def name(self, shard: int, index: int) -> str:
+        return f"{shard}[{index}]"
+
+
+def test_a_bad_samples_substitutes_are_as_recorded() -> None:
+    corpus: Any = Lost()
+    assembler = Assembler(AugmentConfig(), training=True, num_classes=0, decoder="auto")
+    place = Places(*np.array([[0], [0], [1], [5]]))
+    batch = BatchFiller([corpus], assembler, seed=9).plan(np.array([77]), place, image_size=1, chunk=1)
+    with pytest.raises(UserError, match="substitutes are bad as well"):
+        batch.chunks()[0]()
+    assert corpus.asked[0] == (1, 5) and corpus.asked[1:6] == SUBSTITUTES
 
 
 def test_draws_and_crops_are_as_recorded() -> None:
