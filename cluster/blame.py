@@ -8,6 +8,7 @@ tries in a row.
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Collection, Mapping, Sequence
 
 from cluster.decide import Ending
@@ -22,6 +23,8 @@ _HARDWARE = re.compile(
     re.IGNORECASE,
 )
 _FIRST_SIGNAL_STATUS = 129
+# By which people and SLURM ask a rank to stop: one that has not begun to listen yet dies of them.
+_ASKED = {128 + number for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
 _ALIKE = 3
 _CRASHES = 2
 KILLED_TWICE = "killed by a signal there in two tries"
@@ -45,12 +48,16 @@ def node_to_blame(
     recent = crashes[-_CRASHES:]
     if len(nodes) < 2 or len(recent) < _CRASHES or any(KILLED_TWICE in reason for reason in known):
         return None
-    if all(one.node == last.node and one.status >= _FIRST_SIGNAL_STATUS for one in recent):
+    if all(one.node == last.node and _was_killed(one) for one in recent):
         return (
             last.node,
             f"a rank was {KILLED_TWICE}, now by signal {last.status - 128}",
         )
     return None
+
+
+def _was_killed(ending: Ending) -> bool:
+    return ending.status >= _FIRST_SIGNAL_STATUS and ending.status not in _ASKED
 
 
 def is_nobodys_fault(unfit: Mapping[str, str], *, nodes: Collection[str], lives: Sequence[Life]) -> bool:

@@ -55,6 +55,8 @@ class Health:
         Which one it is a majority tells; where there is none, no rank can be named.
         At stage 3 only what every rank holds (the running statistics) can be compared.
         """
+        if self._ranks.world_size == 1:
+            return []
         digests = self._ranks.gather(weight_digest(model, parameters=self._stage < 3))
         common, votes = Counter(digests).most_common(1)[0]
         if votes == self._ranks.world_size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from cluster.blame import KILLED_TWICE, is_nobodys_fault, node_to_blame
@@ -46,6 +48,11 @@ def test_ranks_killed_twice_on_one_node_blame_it() -> None:
     assert node_to_blame([crash()], nodes=NODES) is None
     blamed = node_to_blame([crash(), crash(status=137)], nodes=NODES)
     assert blamed is not None and blamed[0] == "n2" and KILLED_TWICE in blamed[1]
+
+
+@pytest.mark.parametrize("asked", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_ranks_that_were_asked_to_stop_before_they_could_listen_blame_none(asked: signal.Signals) -> None:
+    assert node_to_blame([crash(status=128 + asked)] * 2, nodes=NODES) is None
 
 
 def test_ranks_killed_on_several_nodes_or_on_the_only_one_blame_none() -> None:
