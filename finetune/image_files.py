@@ -57,7 +57,8 @@ def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
+        below = (each for each in path.rglob("*") if each.is_file())
+        found = sorted(each for each in below if "/." not in f"/{each.relative_to(path).as_posix()}")
         if not found:
             raise UserError(f"{path}: holds no file")
         yield from found

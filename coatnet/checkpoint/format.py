@@ -6,6 +6,7 @@ docs/checkpoint-format.md describes it for people who read it with other tools.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,9 @@ import torch
 import xxhash
 
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.inspection import MAX_MANIFEST_BYTES
 from coatnet.config import UserError
+from coatnet.runtime.regular_files import read_regular
 
 FORMAT = 1
 _DTYPES = {
@@ -30,7 +33,6 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
-_MAX_MANIFEST_BYTES = 1 << 30
 
 
 class CheckpointError(UserError):
@@ -135,23 +137,31 @@ def read_json(path: Path) -> Any:
         CheckpointError: missing, cut short, or changed.
     """
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 30} GiB, refused")
-        sealed = json.loads(path.read_text())
+        sealed = json.loads(read_regular(path, most=MAX_MANIFEST_BYTES))
         text = sealed["body"]
         if xxhash.xxh3_64_hexdigest(text.encode()) != sealed["xxh3"]:
             raise CheckpointError(f"{path}: its checksum does not match, it was changed or damaged")
         return json.loads(text)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a sealed JSON document ({error})") from None
 
 
 def rank_file_from_json(value: dict[str, Any]) -> RankFile:
-    """Rebuild a RankFile from `asdict`'s JSON."""
+    """Rebuild a RankFile from `asdict`'s JSON.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none, or a piece lies outside of its tensor or its file.
+    """
     pieces = tuple(Piece(**{**piece, "shape": tuple(piece["shape"])}) for piece in value["pieces"])
-    return RankFile(**{**value, "pieces": pieces})
+    file = RankFile(**{**value, "pieces": pieces})
+    for piece in pieces:
+        size = piece.count * TORCH_DTYPES[piece.dtype].itemsize
+        in_tensor = 0 <= piece.start <= piece.start + piece.count <= math.prod(piece.shape)
+        if not in_tensor or piece.bytes != size or not 0 <= piece.offset <= file.bytes - size:
+            raise ValueError(f"{piece.kind} {piece.name} lies outside of its tensor or of {file.name}")
+    return file
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
@@ -171,7 +181,7 @@ def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
     try:
         files = tuple(rank_file_from_json(one) for one in value["files"])
         return Manifest(**{**value, "files": files})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{origin}: not a manifest ({error})") from None
 
 

@@ -27,6 +27,7 @@ _NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
 _PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
 _MAX_HEADER_BYTES = 4 << 20  # CoAtNet-7's 1,052 tensors take 0.2 MiB
 _MAX_CONFIG_BYTES = 8 << 20
+MAX_MANIFEST_BYTES = 1 << 30
 _MAX_DIMENSIONS, _MAX_NUMBER = 8, 1 << 62
 # As safetensors names them, but for those that no weights have.
 _ELEMENT_BYTES = {
@@ -138,7 +139,7 @@ def read_description(file: Path) -> dict[str, Any]:
     """
     shapes = check_safetensors(file)
     described = read_exported_config(file.parent / CONFIG)
-    _check_fit(described["model"], shapes, origin=file.parent)
+    check_fit(described["model"], shapes, origin=file.parent)
     return described
 
 
@@ -195,11 +196,11 @@ def _describe(path: Path) -> Description | None:
     """Return what the newest checkpoint that can be read says of itself, by its manifest alone."""
     for manifest in [path / MANIFEST, *sorted(path.glob(f"checkpoints/step-*/{MANIFEST}"), reverse=True)]:
         try:
-            body = json.loads(json.loads(manifest.read_text())["body"])
+            body = json.loads(json.loads(read_regular(manifest, most=MAX_MANIFEST_BYTES))["body"])
             model = from_dict(ModelConfig, body["facts"]["model"], origin=str(manifest))
             kinds = {piece["kind"] for file in body["files"] for piece in file["pieces"]}
             return Description(model, body["facts"].get("classes"), "ema" in kinds)
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
             continue  # whoever reads the tensors says what is wrong with it
     return None
 
@@ -246,7 +247,7 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     return found
 
 
-def _check_fit(model: ModelConfig, shapes: dict[str, list[int]], *, origin: Path) -> None:
+def check_fit(model: ModelConfig, shapes: dict[str, list[int]], *, origin: Path) -> None:
     """Make sure that a description asks for no more than its tensors fill: a model is built by it.
 
     Raises:
@@ -261,9 +262,7 @@ def _check_fit(model: ModelConfig, shapes: dict[str, list[int]], *, origin: Path
         or model.num_classes > _MOST_CLASSES
         or model_cost(counted, counted.image_size).parameters > elements
     ):
-        raise UserError(
-            f"{origin}: {CONFIG} describes a larger model than the {elements:,} numbers of {TENSORS} make"
-        )
+        raise UserError(f"{origin}: describes a larger model than its {elements:,} numbers make")
 
 
 def check_init(

@@ -81,18 +81,20 @@ class Checkpoint:
         total = math.prod(pieces[0][1].shape)
         stop = total if stop is None else stop
         assert 0 <= start <= stop <= total, (kind, name, start, stop, total)
-        out = torch.empty(stop - start, dtype=TORCH_DTYPES[pieces[0][1].dtype])
-        covered = start
+        covered, spans = start, []
         for file, piece in pieces:
             low, high = max(covered, piece.start), min(stop, piece.start + piece.count)
             if low < high:
                 if low > covered:
                     break
-                data = self._piece_data(file, piece)
-                out[low - start : high - start] = data[low - piece.start : high - piece.start]
+                spans.append((file, piece, low, high))
                 covered = high
-        if covered < stop:
+        if covered < stop:  # before memory is asked for
             raise CheckpointError(f"{self.directory}: {kind} {name} lacks elements from {covered} on")
+        out = torch.empty(stop - start, dtype=TORCH_DTYPES[pieces[0][1].dtype])
+        for file, piece, low, high in spans:
+            data = self._piece_data(file, piece)
+            out[low - start : high - start] = data[low - piece.start : high - piece.start]
         return out
 
     def tensor(self, kind: str, name: str) -> Tensor:

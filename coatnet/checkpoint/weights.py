@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from coatnet.checkpoint.format import CheckpointError
-from coatnet.checkpoint.inspection import CONFIG, MANIFEST, TENSORS, check_safetensors, read_description
+from coatnet.checkpoint.inspection import (
+    CONFIG,
+    MANIFEST,
+    TENSORS,
+    check_fit,
+    check_safetensors,
+    read_description,
+)
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
@@ -67,10 +74,14 @@ def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weigh
 
     Raises:
         CheckpointError: it says nothing of its model, or has no average where one is asked for.
+        UserError: it describes a larger model than its weights make.
     """
     facts = checkpoint.facts
     if "model" not in facts:
         raise CheckpointError(f"{checkpoint.directory}: says nothing of its model")
+    model = from_dict(ModelConfig, facts["model"], origin=str(checkpoint.directory))
+    shapes = {name: list(checkpoint.shape("weight", name)) for name in checkpoint.names("weight")}
+    check_fit(model, shapes, origin=checkpoint.directory)
     averaged = set(checkpoint.names("ema"))
     if ema and not averaged:
         raise CheckpointError(f"{checkpoint.directory}: holds no average (ema) of the weights")
@@ -79,7 +90,6 @@ def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weigh
         for name in checkpoint.names(kind):
             chosen = "ema" if name in averaged and ema is not False else kind
             tensors[name] = checkpoint.tensor(chosen, name)
-    model = from_dict(ModelConfig, facts["model"], origin=str(checkpoint.directory))
     rest = {key: value for key, value in facts.items() if key not in ("model", "classes")}
     rest |= {"step": checkpoint.step, "samples_seen": checkpoint.samples_seen}
     return Weights(model, tensors, facts.get("classes"), rest)

@@ -1,0 +1,104 @@
+"""Checkpoints that others made, sealed anew: what they claim is checked before memory is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+
+from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.inspection import check_model
+from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.checkpoint.weights import load_weights
+from coatnet.config import UserError, to_dict
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from coatnet.runtime.ranks import Ranks
+
+TINY = ModelConfig(depths=[1] * 5, widths=[8, 8, 16, 32, 32], num_classes=3, image_size=64)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", ranks=Ranks.single(), lease=None)
+    model = build_model(TINY, seed=0)
+    tensors = [("weight", name, one.detach()) for name, one in model.named_parameters()]
+    tensors += [("buffer", name, one) for name, one in model.named_buffers()]
+    store.save(
+        step=1,
+        samples_seen=8,
+        fragments=[Fragment(kind, name, tuple(t.shape), 0, t.reshape(-1)) for kind, name, t in tensors],
+        facts={"model": to_dict(TINY), "classes": ["a", "b", "c"]},
+    )
+    store.close()
+    return tmp_path / "run"
+
+
+def reseal(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    (manifest,) = run.glob("checkpoints/step-*/manifest.json")
+    body = json.loads(json.loads(manifest.read_text())["body"])
+    change(body)
+    text = json.dumps(body)
+    manifest.write_text(json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "body": text}))
+    return manifest.parent
+
+
+def first_piece(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body["files"][0]["pieces"][0].update(changes)
+
+
+def test_the_untouched_one_loads(run: Path) -> None:
+    weights = load_weights(run)
+    assert weights.classes == ["a", "b", "c"] and torch.is_tensor(weights.tensors["head.logits.weight"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": ["x"]},
+        {"start": -1},
+        {"count": 1 << 60},
+        {"offset": 1 << 40},
+        {"dtype": "EVIL"},
+        {"bytes": 1},
+        {"start": "0"},
+    ],
+    ids=str,
+)
+def test_a_piece_outside_of_its_tensor_or_file_is_refused(run: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="not a manifest"):
+        Checkpoint(reseal(run, first_piece(**changes)))
+
+
+def test_a_tensor_of_which_little_is_there_asks_for_no_memory(run: Path) -> None:
+    checkpoint = Checkpoint(reseal(run, first_piece(shape=[1 << 50])))
+    piece = checkpoint.manifest.files[0].pieces[0]
+    with pytest.raises(CheckpointError, match="lacks elements"):
+        checkpoint.tensor(piece.kind, piece.name)
+
+
+@pytest.mark.parametrize("changes", [{"depths": [1, 10**9, 1, 1, 1]}, {"widths": [10**6] * 5}], ids=str)
+def test_a_model_larger_than_its_weights_is_not_built(run: Path, changes: dict[str, Any]) -> None:
+    reseal(run, lambda body: body["facts"]["model"].update(changes))
+    with pytest.raises(UserError, match="describes a larger model"):
+        load_weights(run)
+
+
+def test_a_pipe_and_a_nest_in_place_of_the_manifest_are_refused_without_waiting(run: Path) -> None:
+    (manifest,) = run.glob("checkpoints/step-*/manifest.json")
+    manifest.write_text('{"body":' + "[" * 500_000)
+    with pytest.raises(CheckpointError, match="not a sealed JSON document"):
+        Checkpoint(manifest.parent)
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert check_model(run) is None
+    with pytest.raises(CheckpointError, match="is no regular file"):
+        Checkpoint(manifest.parent)
