@@ -38,7 +38,7 @@ from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.whole_files import sync_folder
+from coatnet.runtime.whole_files import refresh_view, sync_folder
 
 _PREFIX = "step-"
 _POLL_SECONDS = 0.02
@@ -88,6 +88,7 @@ class CheckpointStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._epoch = lease.epoch if lease else 0
         if ranks.is_main:
+            refresh_view(self.directory)
             self._fence_out_others()
         # No rank gets past this before rank 0 has cleared what earlier jobs left: it would clear theirs too.
         self._epoch = ranks.broadcast(self._epoch)

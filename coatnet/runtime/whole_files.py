@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -32,3 +33,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refresh_view(folder: Path) -> None:
+    """Change a folder, so that its content is read anew: over NFS it may else be that of a minute ago."""
+    probe = folder / f".look.{os.getpid()}"
+    with suppress(OSError):  # what cannot be written can be read
+        probe.touch()
+        probe.unlink()

@@ -85,6 +85,19 @@ def test_a_second_start_on_another_host_hears_who_holds_the_run(views: list[Path
     Lease.acquire(other).release()
 
 
+def test_a_start_on_a_host_that_has_seen_the_run_before_resumes_from_what_was_saved_elsewhere(
+    views: list[Path],
+) -> None:
+    one, other = (view / "run" for view in views)
+    one.mkdir()
+    save(CheckpointStore(one, ranks=Ranks()), step=1)
+    assert os.listdir(one) == ["step-00000001"]
+    save(CheckpointStore(other, ranks=Ranks()), step=2)
+    assert os.listdir(one) == ["step-00000001"], "this file system shows the truth at once"
+    newest = CheckpointStore(one, ranks=Ranks()).newest()
+    assert newest is not None and newest.step == 2
+
+
 def test_ranks_on_two_hosts_save_without_waiting_for_their_views(views: list[Path]) -> None:
     (views[0] / "run").mkdir()
     mailbox = HashStore()
