@@ -7,6 +7,7 @@ silence with status 130. A user's mistake is one line on stderr and status 2; a 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,10 @@ _STATUS_NO_READER = 128 + signal.SIGPIPE
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
     status = 0
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a terminal without an arrow or a square gets a question mark
+        sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, _leave)  # while modules are imported there is nothing to clean up
     try:
         from coatnet.commands import run

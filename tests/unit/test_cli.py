@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -148,3 +149,10 @@ def test_nothing_is_coloured_where_no_terminal_listens() -> None:
     for words in (["--help"], ["inspect", "model", "coatnet_0"], ["nonsense"]):
         done = coatnet(*words)
         assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
+
+
+def test_a_terminal_that_lacks_a_character_gets_another() -> None:
+    command = [sys.executable, "-m", "coatnet.cli", "inspect", "model", "coatnet_0"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # the table holds × and ²
+    done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
+    assert done.returncode == 0 and b"25,036,948" in done.stdout
