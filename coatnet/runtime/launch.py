@@ -21,6 +21,7 @@ from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
+from coatnet.runtime.voice import heedless_voice, say_from_a_handler
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
@@ -93,8 +94,8 @@ def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameTyp
     def forward(number: int, frame: FrameType | None) -> None:
         if number in forwarded:
             return
-        if not forwarded:  # not `print`: the signal may have come in the middle of one
-            os.write(2, f"{signal.Signals(number).name}: asking {len(group)} ranks to end\n".encode())
+        if not forwarded:
+            say_from_a_handler(f"{signal.Signals(number).name}: asking {len(group)} ranks to end")
         forwarded.add(number)
         for process in group:
             if process.poll() is None:
@@ -128,8 +129,9 @@ def launch_run(
         import_module(module).main(arguments)
         return 0
     logs = directory / "logs"
-    print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
-    return run_ranks(module, arguments, ranks=ranks, log_directory=logs)
+    with heedless_voice():
+        print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
+        return run_ranks(module, arguments, ranks=ranks, log_directory=logs)
 
 
 def device_count() -> int:

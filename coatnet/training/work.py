@@ -17,6 +17,7 @@ from coatnet.runtime.progress import clock
 from coatnet.runtime.ranks import Ranks, already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
+from coatnet.runtime.voice import heedless_voice
 
 # What torch's data parallelism says of an argument that accelerate hands on, and of 1×1 depthwise strides.
 _OF_NO_CONSEQUENCE = "`broadcast_buffers` is deprecated|Grad strides do not match"
@@ -47,7 +48,7 @@ def work(
     """
     warnings.filterwarnings("ignore", _OF_NO_CONSEQUENCE)
     run = RunDirectory(config.run.directory)
-    with StopFlag() as stop:
+    with heedless_voice(), StopFlag() as stop:
         start = Ranks.single if alone and not already_launched() else Ranks.start
         ranks = start(deterministic=config.launch.deterministic)
         from coatnet.model import rows  # loads torch

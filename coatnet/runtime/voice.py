@@ -1,0 +1,63 @@
+"""What a run says, to whoever may have gone: `| tee` ends by the Ctrl-C that the run heeds, a disk is full.
+
+Nothing that cannot be said ends a run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_GONE = (errno.EPIPE, errno.EIO)  # a reader, or a terminal
+
+
+class _Heedless:
+    """A stream that drops what cannot be written; everything else is the stream's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno in _GONE:  # for good: let what is buffered, and what libraries write, go nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def heedless_voice() -> Iterator[None]:
+    """Let stdout and stderr drop, inside, what cannot be written."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Heedless(streams[0]), _Heedless(streams[1])
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = streams
+
+
+def say_from_a_handler(text: str) -> None:
+    """Write a line to stderr from a signal's handler, which may have come in the middle of a print."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
