@@ -28,6 +28,7 @@ from cluster.site import read_secrets
 from cluster.succession import Succession
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.whole_files import refresh_view
 
 EXIT_HELD = 1
 EXIT_OCCUPIED = 3
@@ -84,6 +85,7 @@ class Supervisor:
         """Live once and return the batch script's exit status."""
         signal.signal(signal.SIGUSR1, self._on_warning)
         signal.signal(signal.SIGTERM, self._on_terminate)
+        refresh_view(self.run.checkpoints)
         settled = self._settled()
         if settled is not None:
             return settled
