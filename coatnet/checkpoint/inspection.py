@@ -311,6 +311,10 @@ def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: b
     if is_pickle(path):
         if not trust_pickle:
             refuse_pickle(path)
+        try:
+            open_regular(path).close()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
         return
     shapes = check_safetensors(path)
     logits = next((shapes[key] for key in (TIMM_LOGITS, OWN_LOGITS) if key in shapes), [])

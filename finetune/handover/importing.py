@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -77,10 +79,13 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
     if not trusted:
         refuse_pickle(source)
     try:
-        with open_regular(source) as file:
+        with open_regular(source) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}") from None
+    except UnpicklingError:  # torch's own words advise to read the file without protection
+        raise UserError(f"{source}: not a file of tensors alone, and nothing else is read") from None
     except Exception as error:  # an unpickler meets anything in a file that others made
         reason = str(error).splitlines()[0]
         raise UserError(f"{source}: not a file of tensors alone: {reason}") from None
