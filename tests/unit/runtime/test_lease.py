@@ -273,6 +273,22 @@ def test_a_later_start_of_a_run_fences_an_earlier_one_that_still_lives(
         first.release()
 
 
+def test_a_claim_that_another_went_past_meanwhile_is_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def slowly(descriptor: int) -> None:
+        fsync(descriptor)
+        monkeypatch.undo()
+        write_state(tmp_path / "lease" / "epoch-00000002", "released")
+
+    monkeypatch.setattr(os, "fsync", slowly)
+    lease = Lease.acquire(tmp_path)
+    assert lease.epoch == 3
+    lease.release()
+
+
 def test_an_epoch_that_another_took_after_the_look_is_never_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
