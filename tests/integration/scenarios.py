@@ -245,6 +245,7 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
     return {
         "plain": float(plain.double().norm()),
         "averaged": float(averaged.double().norm()),
+        "applied_steps": engine.applied_steps,
         "unchanged": bool(torch.equal(plain, again))
         and all(torch.equal(old, piece.weight) for old, piece in zip(before, engine.pieces, strict=True)),
     }
