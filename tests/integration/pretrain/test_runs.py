@@ -227,7 +227,7 @@ def test_a_flipped_bit_in_one_ranks_weights_is_found_and_the_rank_named_where_a_
         assert before == [] and after == [["silent_corruption", named]]
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.campaign)])
 def test_weights_that_ranks_do_not_agree_on_are_never_saved_and_the_next_start_leaves_no_trace_of_them(
     place: Path, undisturbed: Path, ask_ranks: Callable[..., Any], on_ranks: OnRanks, stage: int
 ) -> None:
