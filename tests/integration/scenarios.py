@@ -72,7 +72,7 @@ def own_samples(step: int, ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
     return images[own], labels[own]
 
 
-def train(engine: Engine, *, first: int, steps: int, accumulation: int) -> list[float]:
+def train(engine: Engine, *, first: int, steps: int, accumulation: int, lr: float = RATE) -> list[float]:
     """Return the global loss of each step."""
     ranks, loss_of, losses = engine.ranks, make_loss("softmax", 0.1), []
     for step in range(first, first + steps):
@@ -80,7 +80,7 @@ def train(engine: Engine, *, first: int, steps: int, accumulation: int) -> list[
         update = engine.step(
             list(zip(*parts, strict=True)),
             loss_of=lambda model, part: loss_of(model(part[0]), part[1]),
-            lr=RATE,
+            lr=lr,
         )
         commit_statistics(engine.module, ranks.all_reduce_sum)
         engine.update_ema()
@@ -230,7 +230,7 @@ def refused_step(stage: int, precision: str) -> dict[str, Any]:
 
 
 def averages(stage: int, precision: str) -> dict[str, Any]:
-    """Evaluate weights and EMA; the weights must come back bit-equal."""
+    """Evaluate weights and EMA; the weights must come back bit-equal, and stay at a rate of zero."""
     ranks = Ranks.start()
     engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=4, accumulation=1)
@@ -242,13 +242,21 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
         averaged = forward(images)
     with engine.evaluating() as forward:
         again = forward(images)
+    unchanged = torch.equal(plain, again) and _are_equal(engine, before)
+    train(engine, first=4, steps=1, accumulation=1, lr=0.0)
+    stayed = _are_equal(engine, before)
+    train(engine, first=5, steps=1, accumulation=1)
     return {
+        "stayed": stayed and not _are_equal(engine, before),
         "plain": float(plain.double().norm()),
         "averaged": float(averaged.double().norm()),
         "applied_steps": engine.applied_steps,
-        "unchanged": bool(torch.equal(plain, again))
-        and all(torch.equal(old, piece.weight) for old, piece in zip(before, engine.pieces, strict=True)),
+        "unchanged": unchanged,
     }
+
+
+def _are_equal(engine: Engine, weights: list[torch.Tensor]) -> bool:
+    return all(torch.equal(old, piece.weight) for old, piece in zip(weights, engine.pieces, strict=True))
 
 
 def tuned_run(arguments: list[str], spare_bytes: int) -> str:
