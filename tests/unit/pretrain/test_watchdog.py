@@ -69,6 +69,7 @@ print("went on after", words.readline(), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_step_that_waits_for_a_file_system_that_hangs_is_no_hang_of_the_run(tmp_path: Path) -> None:
     command = [sys.executable, "-c", STALLED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -87,6 +88,7 @@ def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) ->
     assert "a_step_that_never_ends" in text and "a_thread_that_waits" in text
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_itself_is_no_hang(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"watching\n"
