@@ -66,12 +66,12 @@ class EvaluateLoader:
         return made_ahead(self._plans(), threads=self._threads, ahead=_PREFETCH)
 
     def _plans(self) -> Iterator[_PendingBatch]:
-        announced = -1
+        unannounced = self._split(self._first)[0]
         for begin in range(self._first, self._end, self._batch):
-            current = self._split(begin)[0]
-            if current > announced:
-                announced = min(current + _AHEAD_SHARDS, len(self._ends) - 1)
-                self._corpus.prepare(list(range(current, announced + 1)))
+            soon = min(self._split(begin)[0] + _AHEAD_SHARDS, self._split(self._end - 1)[0])
+            if soon >= unannounced:
+                self._corpus.prepare(list(range(unannounced, soon + 1)))
+                unannounced = soon + 1
             samples = np.arange(begin, min(begin + self._batch, self._end), dtype=np.int64)
             count = len(samples)
             yield _PendingBatch(

@@ -54,14 +54,12 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
 
 def to_yaml(config: Any) -> str:
     """Render a config instance as YAML in field order; `load_config` reads it back unchanged."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(to_dict(config))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config instance as plain containers, ready for JSON."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return dataclasses.asdict(config)
 
 
 def from_dict(schema: type[T], values: Mapping[str, Any], *, origin: str) -> T:
@@ -155,9 +153,8 @@ def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
     if isinstance(node, ListConfig):
         return [_instantiate(item, prefix=f"{prefix}[{i}]", origin=origin) for i, item in enumerate(node)]
     if not isinstance(node, DictConfig) or node._is_none():
-        if isinstance(node, float) and not math.isfinite(
-            node
-        ):  # compares with nothing, so no check refuses it
+        # Such a number compares with nothing, so no check would refuse it.
+        if isinstance(node, float) and not math.isfinite(node):
             raise ConfigError(f"{origin}: {prefix} is {node}; allowed: finite numbers")
         return None if isinstance(node, DictConfig) else node
     names = [str(key) for key in node]

@@ -258,11 +258,17 @@ def test_evaluation_leaves_bad_samples_out_and_names_them_at_every_world_size(sh
         assert bad == [(position, name, "the disk ate it") for position, name in places]
 
 
-def test_evaluation_announces_every_shard_once_before_it_is_read(shard_folder: Path) -> None:
+def test_evaluation_announces_the_next_shards_of_its_share_and_each_once(shard_folder: Path) -> None:
     corpus = _Mostly(shard_folder, set())
-    for batch in EvaluateLoader(corpus, AUGMENT, batch=15, threads=1):
-        assert int(batch.positions[0]) // 15 in corpus.announced
-    assert corpus.announced == list(range(8))
+    for rank, share in enumerate((range(4), range(4, 8))):
+        corpus.announced.clear()
+        for batch in EvaluateLoader(corpus, AUGMENT, batch=5, rank=rank, world_size=2, threads=1):
+            current = int(batch.positions[0]) // 15
+            assert set(range(share.start, min(current + 5, share.stop))) <= set(corpus.announced)
+        assert corpus.announced == list(share)
+    corpus.announced.clear()
+    first = next(iter(EvaluateLoader(corpus, AUGMENT, batch=5, threads=1)))
+    assert first.positions[0] == 0 and corpus.announced == list(range(5)), "not what is far away"
     with pytest.raises(ValueError, match="batch is 0"):
         EvaluateLoader(corpus, AUGMENT, batch=0)
 
