@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from coatnet.checkpoint import store as store_module
 from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
@@ -153,6 +154,23 @@ def test_what_is_not_finite_is_not_committed(tmp_path: Path, kind: str) -> None:
 def begin_a_save_that_fails(store: CheckpointStore) -> None:
     bad = [Fragment("weight", "a", (1,), 0, torch.tensor([float("inf")]))]
     store.save(step=2, samples_seen=16, fragments=bad, facts={})
+
+
+def test_a_file_that_lost_its_end_before_the_commit_leaves_the_older_checkpoint_and_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, alarms = make_store(tmp_path)
+    save(store, 1)
+    write_manifest = store_module.write_json
+
+    def cut_before(path: Path, value: object) -> None:
+        if path.name == MANIFEST:
+            os.truncate(path.with_name("rank-00000.safetensors"), 100)
+        write_manifest(path, value)
+
+    monkeypatch.setattr(store_module, "write_json", cut_before)
+    save(store, 2)
+    assert store.steps() == [1] and "rank-00000.safetensors" in alarms[0]
 
 
 def test_a_save_that_failed_in_the_background_is_told_at_a_later_step_without_waiting(tmp_path: Path) -> None:
