@@ -61,6 +61,7 @@ def test_flops_are_the_papers(name: str, px: int, macs: float, convention: float
     assert cost.paper_flops / 1e9 == pytest.approx(printed, rel=PRINTED_TOLERANCE.get(name, 0.006))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -67,6 +67,7 @@ def newest_step(directory: Path) -> int:
     return newest.step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("lasting", [False, True], ids=["one call", "all calls from one on"])
 def test_whichever_call_of_a_save_fails_the_run_goes_on_and_a_whole_checkpoint_opens(

@@ -54,6 +54,7 @@ def agree(theirs: torch.nn.Module, ours: torch.nn.Module, *, px: int) -> float:
     return float(difference.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coatnet_0_224", pytest.param("coatnet_2_224", marks=pytest.mark.slow)])
 def test_timm_weights_give_timms_logits(timm: Any, name: str) -> None:
     torch.manual_seed(0)  # timm draws from torch's global state, which depends on the tests before this one
@@ -65,6 +66,7 @@ def test_timm_weights_give_timms_logits(timm: Any, name: str) -> None:
     assert agree(theirs, ours, px=224) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM_NAMES)
 def test_every_tensor_of_every_size_finds_its_place_in_timm(timm: Any, name: str) -> None:
     with torch.device("meta"):

@@ -34,6 +34,7 @@ def hostile(mark: Path, *, count: int = 1000) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_thousand_hostile_texts_enter_no_script_and_execute_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     shown = tmp_path / "argv.json"
@@ -79,6 +80,7 @@ def job_with(field: str, text: str, *, python: Path, tmp_path: Path) -> Job:
     return job
 
 
+@pytest.mark.slow
 def test_a_thousand_hostile_arguments_reach_the_ranks_unchanged(tmp_path: Path) -> None:
     for number, text in enumerate(hostile(tmp_path / "executed")):
         job = Job(name="run", directory="/runs/x", command=["pretrain", "c.yaml", f"data.evaluate={text}"])

@@ -18,6 +18,7 @@ from saved_bytes import count_compiled, count_eager, count_saved, planned_bytes
 STAGES = ("S0", "S1", "S2", "S3", "S4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
     [("coatnet_0", "autocast"), ("coatnet_2", "autocast"), ("coatnet_4", "autocast"), ("coatnet_2", "fp32")],

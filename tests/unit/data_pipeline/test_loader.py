@@ -89,6 +89,7 @@ def test_threads_change_nothing(shard_folder: Path, threads: int) -> None:
     assert stretch(shard_folder, start=100, steps=2, world_size=1, threads=threads) == one
 
 
+@pytest.mark.slow
 def test_every_world_size_and_number_of_threads_sees_the_same_pixels_in_a_step(shard_folder: Path) -> None:
     batch = 1680  # shared equally by all of them
     alone = stretch(shard_folder, start=5 * batch, steps=1, world_size=1, batch=batch)

@@ -247,6 +247,7 @@ def test_a_stream_of_bytes_is_no_image(exported: Path, tmp_path: Path) -> None:
     assert "error" in row
 
 
+@pytest.mark.slow
 def test_the_commands_refuse_in_one_line_before_torch_is_loaded(exported: Path, tmp_path: Path) -> None:
     proof, evil = tmp_path / "ran", tmp_path / "evil"
     shutil.copytree(exported, evil)

@@ -35,6 +35,7 @@ def test_output_and_gradients_are_those_of_torchs_operator(
         assert torch.allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_graph_break() -> None:
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
 
