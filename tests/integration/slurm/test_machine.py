@@ -269,3 +269,38 @@ def test_a_pipeline_runs_its_stages_one_after_the_other(slurm_cluster: FakeClust
     slurm_cluster.wait_for_state(jobs["last"], "COMPLETED", "FAILED")
     assert order.read_text().split() == ["first", "middle", "last"]
     assert start_pipeline(slurm_cluster, tmp_path, order=order) == dict.fromkeys(jobs, "done")
+
+
+@pytest.mark.slow
+@pytest.mark.every_scenario
+def test_a_time_limit_that_is_shortened_under_a_run_warns_it_in_time(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    options = ("save_every=100000", "step_seconds=0.2")
+    run = start(slurm_cluster, tmp_path / "run", steps=400, options=options, warning_seconds=30)
+    run.reach(5)
+    slurm_cluster.client("scontrol", "update", f"JobId={run.job_id}", "TimeLimit=1")
+    assert run.ends("COMPLETED", "FAILED", "TIMEOUT", seconds=400) == "COMPLETED", run.log()
+    assert run.value == run.expected
+    outcomes = [life.outcome for life in run.lives]
+    assert len(outcomes) > 1 and outcomes == ["stopped"] * (len(outcomes) - 1) + ["done"]
+
+
+@pytest.mark.slow
+@pytest.mark.every_scenario
+def test_a_node_that_is_drained_while_its_job_saves_takes_no_other_life(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000",))
+    run.reach(10)
+    drained = run.lives[0].nodes[0]
+    try:
+        slurm_cluster.client("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=test")
+        slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
+        assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
+    finally:
+        slurm_cluster.client("scontrol", "update", f"NodeName={drained}", "State=RESUME")
+    assert run.value == run.expected
+    assert [life.outcome for life in run.lives] == ["stopped", "done"]
+    assert drained not in run.lives[1].nodes
+    assert read_status(run.directory, queue=slurm.queue()).state == "done"

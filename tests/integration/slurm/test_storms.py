@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_training import begin, checkpoint_steps, finish, shards, status_of, undisturbed
+from test_training import begin, checkpoint_steps, finish, shards, undisturbed
 
 from coatnet.runtime.account import read_lives
 from coatnet.runtime.run_directory import RunDirectory
 
 from fake_cluster import FakeCluster
-from runs import Run, start
+from runs import Run
 from training import samples_seen
 
 __all__ = ["shards", "undisturbed"]  # fixtures
@@ -63,34 +63,3 @@ def test_a_suspended_run_goes_on_where_it_was(
     (life,) = read_lives(RunDirectory(run.directory).account)
     assert life.seconds["idle"] > 8
     assert sum(life.seconds.values()) == pytest.approx(life.ended - life.began, rel=0.01)
-
-
-def test_a_time_limit_that_is_shortened_under_a_run_warns_it_in_time(
-    slurm_cluster: FakeCluster, tmp_path: Path
-) -> None:
-    options = ("save_every=100000", "step_seconds=0.2")
-    run = start(slurm_cluster, tmp_path / "run", steps=400, options=options, warning_seconds=30)
-    run.reach(5)
-    slurm_cluster.client("scontrol", "update", f"JobId={run.job_id}", "TimeLimit=1")
-    assert run.ends("COMPLETED", "FAILED", "TIMEOUT", seconds=400) == "COMPLETED", run.log()
-    assert run.value == run.expected
-    outcomes = [life.outcome for life in run.lives]
-    assert len(outcomes) > 1 and outcomes == ["stopped"] * (len(outcomes) - 1) + ["done"]
-
-
-def test_a_node_that_is_drained_while_its_job_saves_takes_no_other_life(
-    slurm_cluster: FakeCluster, tmp_path: Path
-) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000",))
-    run.reach(10)
-    drained = run.lives[0].nodes[0]
-    try:
-        slurm_cluster.client("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=test")
-        slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
-        assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-    finally:
-        slurm_cluster.client("scontrol", "update", f"NodeName={drained}", "State=RESUME")
-    assert run.value == run.expected
-    assert [life.outcome for life in run.lives] == ["stopped", "done"]
-    assert drained not in run.lives[1].nodes
-    assert status_of(run).state == "done"
