@@ -273,6 +273,7 @@ def test_a_pipeline_runs_its_stages_one_after_the_other(slurm_cluster: FakeClust
 
 @pytest.mark.slow
 @pytest.mark.every_scenario
+@pytest.mark.timeout(600)  # limits are whole minutes
 def test_a_time_limit_that_is_shortened_under_a_run_warns_it_in_time(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
