@@ -33,7 +33,8 @@ def test_only_a_run_of_over_a_minute_is_planned_by_what_its_cores_attain(
     config = load_config(PretrainConfig, overrides=[*words, "data.train=[{path: nowhere}]"])
     run, ranks = RunDirectory(tmp_path), Ranks.single()
     assert predict(run, config=to_dict(config), world_size=1, device="cpu")
-    plan_for_this_hour(run, config=config, ranks=ranks)
+    is_measured = plan_for_this_hour(run, config=config, ranks=ranks)
+    assert is_measured == (hardware != "cpu2")
     assert json.loads(run.plan.read_text())["hardware"] == hardware
 
 
@@ -44,3 +45,5 @@ def test_the_plan_is_told_before_the_first_step(tmp_path: Path, capsys: pytest.C
     run.plan.write_text(json.dumps(plan))
     tell_plan(run)
     assert capsys.readouterr().err == f"{tmp_path}: planned 390 s a step of 4,096 images, 2:00:00 in all\n"
+    tell_plan(run, at_least=True)
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: planned at least 390 s a step")
