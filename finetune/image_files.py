@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,18 @@ def refused_images(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table."""
+    """Print a table of what was predicted; before it, on stderr, a line for each image that was refused."""
     table = Table(title="predictions", title_justify="left")
     for heading in ("image", "class", "probability"):
         table.add_column(heading, justify="right" if heading == "probability" else "left", overflow="fold")
     for row in rows:
         if "error" in row:
-            table.add_row(escape(plain(row["image"])), f"[red]{escape(plain(row['error']))}[/red]", "")
+            print(plain(f"{row['image']}: {row['error']}"), file=sys.stderr)
         for place, guess in enumerate(row.get("guesses", [])):
             image = "" if place else escape(plain(row["image"]))
             table.add_row(image, escape(guess["class"]), f"{guess['probability']:.1%}")
-    Console().print(table)
+    if table.row_count:
+        Console().print(table)
 
 
 def _files(path: Path) -> Iterator[Path]:
