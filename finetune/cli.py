@@ -35,7 +35,7 @@ def _sides(value: Any) -> Any:
     return value
 
 
-def _here(path: Path | None) -> Path | None:
+def _local_folder(path: Path | None) -> Path | None:
     """Check that a folder to write is no URL."""
     try:
         no_url("the destination", path)
@@ -96,7 +96,7 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="File of `NAME LABEL` lines.")] = None,
     real: Annotated[Path | None, typer.Option(help="ReaL labels of ImageNet's validation set.")] = None,
     destination: Annotated[
-        Path | None, typer.Option(help="Folder for figures, tables and plots.", callback=_here)
+        Path | None, typer.Option(help="Folder for figures, tables and plots.", callback=_local_folder)
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
@@ -168,7 +168,7 @@ def predict(
 
 def export(
     model: Annotated[Path, _MODEL],
-    destination: Annotated[Path, typer.Argument(help="Directory to write.", callback=_here)],
+    destination: Annotated[Path, typer.Argument(help="Directory to write.", callback=_local_folder)],
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -214,7 +214,7 @@ def export(
 def import_weights(
     source: Annotated[Path, typer.Argument(help="timm weights or safetensors (.safetensors, or .pth).")],
     destination: Annotated[
-        Path, typer.Argument(help="Directory to write, in the native form.", callback=_here)
+        Path, typer.Argument(help="Directory to write, in the native form.", callback=_local_folder)
     ],
     name: Annotated[str, typer.Option(help="Family member that the weights are of.")] = "coatnet_0",
     px: Annotated[

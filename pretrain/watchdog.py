@@ -99,9 +99,8 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         if time.monotonic() - began > _PROMPT_SECONDS:
             print(f"warning: no step for {silence_seconds:.0f} s, nor did the file system answer", flush=True)
-            self._beaten_at = (
-                time.monotonic()
-            )  # it does now, and the step that may have waited for it goes on
+            # It does now, and the step that may have waited for it goes on.
+            self._beaten_at = time.monotonic()
             return
         print(f"error: no step for {silence_seconds:.0f} s; stacks: {self._stacks}", flush=True)
         time.sleep(_LAST_WORDS_SECONDS)

@@ -253,9 +253,8 @@ def check_fit(model: ModelConfig, shapes: dict[str, list[int]], *, origin: Path)
     Raises:
         UserError: it describes a larger one.
     """
-    counted = (
-        model if OWN_LOGITS in shapes else replace(model, num_classes=1)
-    )  # a file may come without logits
+    # A file may come without logits.
+    counted = model if OWN_LOGITS in shapes else replace(model, num_classes=1)
     elements = sum(math.prod(shape) for shape in shapes.values())
     if (
         sum(model.depths or []) > len(shapes)
@@ -266,10 +265,7 @@ def check_fit(model: ModelConfig, shapes: dict[str, list[int]], *, origin: Path)
 
 
 def check_init(
-    init: str | None,
-    *,
-    weights: str = "auto",
-    model: ModelConfig | None = None,
+    init: str | None, *, weights: str = "auto", model: ModelConfig | None = None
 ) -> Description | None:
     """Look at what a run is to begin with: what `check_model` takes, or weights alone; None is from scratch.
 

@@ -39,6 +39,14 @@ def hold(directory: Path) -> subprocess.Popen[str]:
     return process
 
 
+def taken_over(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Lease, Lease]:
+    """Let a job take a run over whose holder it thinks dead, as after a long freeze; return both leases."""
+    first = Lease.acquire(directory)
+    first.check()
+    monkeypatch.setattr(module, "_is_alive", lambda *_: False)
+    return first, Lease.acquire(directory)
+
+
 def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     try:
@@ -54,9 +62,7 @@ def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path
 def test_a_killed_holder_that_nobody_has_waited_for_is_succeeded_at_once(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     holder.send_signal(signal.SIGKILL)
-    os.waitid(
-        os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT
-    )  # it has ended, and stays as what is called a zombie
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays as a zombie
     lease = Lease.acquire(tmp_path)
     assert lease.epoch == 2
     lease.release()
@@ -163,10 +169,7 @@ def start(directories: list[Path], gate: Any, answers: Any) -> None:
 def test_a_job_that_lost_its_lease_notices_and_touches_nothing_of_its_successors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Lease.acquire(tmp_path)
-    first.check()
-    monkeypatch.setattr("coatnet.runtime.lease._is_alive", lambda *_: False)  # as after a long freeze
-    second = Lease.acquire(tmp_path)
+    first, second = taken_over(tmp_path, monkeypatch)
     before = (tmp_path / "lease" / "epoch-00000002").read_text().splitlines()[0]
     with pytest.raises(LeaseLost, match=f"taken over by process {os.getpid()}"):
         first.check()
@@ -182,9 +185,7 @@ def test_a_job_that_lost_its_lease_notices_and_touches_nothing_of_its_successors
 def test_the_beating_thread_sees_a_successor_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Lease.acquire(tmp_path)
-    monkeypatch.setattr(module, "_is_alive", lambda *_: False)
-    second = Lease.acquire(tmp_path)
+    first, second = taken_over(tmp_path, monkeypatch)
     assert first._lost.wait(60.0)
     with pytest.raises(LeaseLost):
         first.raise_if_lost()
@@ -196,9 +197,7 @@ def test_the_beating_thread_sees_a_successor_by_itself(
 def test_a_job_whose_view_of_the_folder_is_old_finds_its_own_file_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Lease.acquire(tmp_path)
-    monkeypatch.setattr(module, "_is_alive", lambda *_: False)
-    second = Lease.acquire(tmp_path)
+    first, second = taken_over(tmp_path, monkeypatch)
     with monkeypatch.context() as cached:
         cached.setattr(module, "_epochs", lambda directory: [1])  # a cached listing, as over NFS
         with pytest.raises(LeaseLost):
