@@ -15,7 +15,7 @@ from coatnet.report.curve import Curve
 from coatnet.runtime.account import LifeAccount, between_seconds, read_lives, summarise
 from coatnet.runtime.run_directory import MARKERS, RunDirectory, read_lines
 
-_LIFE_EVENTS = ("start", "resume", "life")
+_BEGINNINGS = ("start", "resume")  # a supervisor's "life" is one that ended
 
 
 @dataclass
@@ -62,7 +62,7 @@ class RunRecord:
     @property
     def lives(self) -> list[dict[str, Any]]:
         """Starts and resumes, oldest first."""
-        return [event for event in self.events if event.get("kind") in _LIFE_EVENTS]
+        return [event for event in self.events if event.get("kind") in _BEGINNINGS]
 
     @property
     def seconds(self) -> float:

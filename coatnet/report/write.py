@@ -163,17 +163,17 @@ def _lives(record: RunRecord) -> list[Block]:
     lives = record.life_accounts
     if not lives:
         return []
-    events = list(record.lives)
+    beginnings = {event.get("life"): event for event in record.lives}
     rows = []
     for number, life in enumerate(lives):
-        event = events[number] if number < len(events) else {}
+        event = beginnings.get(life.life, {})  # none where it ended before its first step
         gap = lives[number + 1].began - life.ended if number + 1 < len(lives) else 0.0
         rows.append(
             (
                 str(number + 1),
                 _moment(life.began),
                 clock(life.ended - life.began),
-                number_text(float(event.get("samples_seen", 0))),
+                number_text(float(event["samples_seen"])) if "samples_seen" in event else "–",
                 number_text(life.samples_seen),
                 str(event.get("world_size", "–")),
                 f"{life.seconds['start'] + life.seconds['compile']:,.1f} s",

@@ -142,6 +142,7 @@ class TrainingRun(Generic[State, Result]):
         self._redone_until = self.ranks.broadcast(self._redone_until)
         self.recorder.event(
             kind,
+            life=self.account.life,
             samples_seen=state.samples_seen,
             step=state.step,
             world_size=self.ranks.world_size,

@@ -126,10 +126,28 @@ def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_pat
         account._seconds["compute"], account._began = end - begin - 10 * number, begin
         account._seconds["redone"] = 10.0 * number
         account.flush(samples_seen=100 * (number + 1))
-    run.record_event("start", samples_seen=0, world_size=2)
-    run.record_event("resume", samples_seen=90, world_size=1)
+    run.record_event("start", life=0, samples_seen=0, world_size=2)
+    run.record_event("resume", life=1, samples_seen=90, world_size=1)
     text = write_report(run.path).with_suffix(".md").read_text()
     assert "| life | began" in text and "1970-01-01 00:16:40" in text and "| 10.0 s |" in text
+
+
+def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_takes_nobodys_row(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    for life in (1, 2, 3):
+        account = TimeAccount(run.account, rank=0, life=life)
+        account._began = 1000.0 * life
+        account.flush(samples_seen=100 * life)
+    run.record_event("start", life=1, samples_seen=0, world_size=2)
+    run.record_event("life", writer="supervisor", life=1, outcome="stopped", reason="", excluded={})
+    run.record_event("resume", life=3, samples_seen=90, world_size=4)  # the second was killed while it started
+    assert figures(read_run(run.path))["lives"] == 2
+    rows = [line.split(" | ") for line in write_report(run.path).with_suffix(".md").read_text().splitlines()]
+    lives = [(row[0], row[3], row[5]) for row in rows if row[0] in ("| 1", "| 2", "| 3")]
+    assert lives == [("| 1", "0", "2"), ("| 2", "–", "–"), ("| 3", "90", "4")]
 
 
 def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
