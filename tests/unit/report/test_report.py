@@ -143,7 +143,7 @@ def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_ta
         account.flush(samples_seen=100 * life)
     run.record_event("start", life=1, samples_seen=0, world_size=2)
     run.record_event("life", writer="supervisor", life=1, outcome="stopped", reason="", excluded={})
-    run.record_event("resume", life=3, samples_seen=90, world_size=4)  # the second was killed while it started
+    run.record_event("resume", life=3, samples_seen=90, world_size=4)  # 2 was killed while it started
     assert figures(read_run(run.path))["lives"] == 2
     rows = [line.split(" | ") for line in write_report(run.path).with_suffix(".md").read_text().splitlines()]
     lives = [(row[0], row[3], row[5]) for row in rows if row[0] in ("| 1", "| 2", "| 3")]
