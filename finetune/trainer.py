@@ -66,8 +66,7 @@ class Trainer(TrainingRun[State, StepResult]):
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
         self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes, single=True)
-        epoch_samples = sum(corpus.samples for corpus in corpora)
-        self.calendar = Calendar.make(config, epoch_samples=epoch_samples)
+        self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
         model, model_config, origin = starting_model(config, classes=classes)
         self.engine = Engine(model, config, ranks=ranks)
         self.stream = Stream(corpora, config, phases=self.calendar.phases, ranks=ranks, account=self.account)
@@ -129,12 +128,13 @@ class Trainer(TrainingRun[State, StepResult]):
                 ranks=self.ranks,
                 precision=self.config.precision,
                 threads=self.config.data.threads,
+                decoder=self.config.data.decoder,
                 show_progress=False,
             )
         found = figures(measured.predictions, classes=len(self.evaluation_corpus.classes))
         state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": self._image_size}
         state.figures = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "ece": found.ece}
-        self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size})
+        self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size}, bad=measured.bad)
         state.stale += 1
         if found.top1 > state.best_top1:
             state.best_top1, state.best_step, state.stale = found.top1, state.step, 0

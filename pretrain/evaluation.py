@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,17 @@ _MOST_CONFUSION_CLASSES = 1000
 
 
 class Evaluator:
-    """Measures a corpus with the engine's weights."""
+    """Measures a corpus with the engine's weights.
+
+    Attributes:
+        bad: this rank's samples that could not be read in the last evaluation.
+        confusion: (label, first guess) counts of the last evaluation; None where there are too many classes.
+    """
 
     def __init__(self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks) -> None:
         self._corpus, self._config, self._ranks = corpus, config, ranks
         self._loss = make_loss(config.loss.name, per_sample=True)
+        self.bad: list[dict[str, Any]] = []
         self.confusion: Tensor | None = None
 
     def measure(self, engine: Engine) -> dict[str, float]:
@@ -42,8 +49,10 @@ class Evaluator:
         metrics = kind(classes, device=self._ranks.device)
         if isinstance(metrics, SingleLabelMetrics) and classes > _MOST_CONFUSION_CLASSES:
             metrics = SingleLabelMetrics(classes, device=self._ranks.device, confusion=False)
+        self.bad = []
         with engine.evaluating(ema=ema) as forward:
             for pixels, batch in equal_batches(self._corpus, self._config, ranks=self._ranks):
+                self.bad += [sample.to_dict() for sample in batch.bad]
                 logits = forward(pixels)[: len(batch)]
                 if len(batch):
                     targets = batch.labels.to(self._ranks.device)
@@ -71,6 +80,7 @@ def equal_batches(
         rank=ranks.rank,
         world_size=ranks.world_size,
         threads=config.data.threads,
+        decoder=config.data.decoder,
     )
     transform = DeviceTransform(augment, training=False)
     size = augment.image_size

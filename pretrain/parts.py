@@ -129,8 +129,9 @@ class Parts(TrainingRun[State, PretrainResult]):
             state.figures = self.evaluator.measure(self.engine)
             if self.transfer is not None:
                 state.figures |= self.transfer.measure(self.engine)
+        bad = [sample for own in self.ranks.gather(self.evaluator.bad) for sample in own]
         self.recorder.evaluation(
-            state, state.figures, confusion=self.evaluator.confusion, classes=self._classes
+            state, state.figures, bad=bad, confusion=self.evaluator.confusion, classes=self._classes
         )
 
     def save(self, state: State, *, wait: bool) -> None:

@@ -76,6 +76,7 @@ class Recorder:
         self._samples = self._steps = 0
         self._data_wait_seconds = 0.0
         self._skipped = self._bad = 0
+        self._unread: set[str] = set()
         self._history = [dict.fromkeys(CLASSES, 0.0)]
         self._earlier_seconds = dict.fromkeys(CLASSES, 0.0)
 
@@ -151,13 +152,24 @@ class Recorder:
         state: RunState,
         figures: dict[str, float],
         *,
+        bad: Sequence[Mapping[str, Any]] = (),
         confusion: torch.Tensor | None = None,
         classes: Sequence[str] = (),
     ) -> None:
-        """Record what an evaluation found, the confusion as a picture, and the time account beside it."""
+        """Record what an evaluation found, the confusion as a picture, and the time account beside it.
+
+        Args:
+            bad: the samples of all ranks that could not be read, which no figure counts; each is named once.
+        """
         self._show_pictures = True
         if not self._ranks.is_main:
             return
+        new = [sample for sample in bad if sample["name"] not in self._unread]
+        self._unread.update(sample["name"] for sample in new)
+        for sample in new:
+            self._run.record_event("bad_sample", during="evaluation", **sample)
+        if new:
+            self.say(f"warning: {len(new):,} images to evaluate on cannot be read; events.jsonl names them")
         self._metrics.scalars(
             {f"evaluate/{name}": value for name, value in figures.items()}, samples_seen=state.samples_seen
         )

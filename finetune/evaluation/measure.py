@@ -47,6 +47,7 @@ def measure(
     columns: list[int] | None = None,
     precision: str = "fp32",
     threads: int = 2,
+    decoder: str = "auto",
     label: str = "evaluate",
     show_progress: bool = True,
 ) -> Measurement:
@@ -59,7 +60,13 @@ def measure(
     """
     model.eval()
     loader = EvaluateLoader(
-        corpus, augment, batch=batch, rank=ranks.rank, world_size=ranks.world_size, threads=threads
+        corpus,
+        augment,
+        batch=batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        threads=threads,
+        decoder=decoder,
     )
     transform = DeviceTransform(augment, training=False)
     chosen = None if columns is None else torch.tensor(columns, device=ranks.device)

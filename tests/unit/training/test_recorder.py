@@ -71,6 +71,21 @@ def result(*, bad: int = 0, applied: bool = True) -> PretrainResult:
     )
 
 
+def test_images_that_no_evaluation_can_read_are_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.create_or_resume("", digest="")
+    recorder = make_recorder(run, life=1)
+    bad = [BadSample(3, "shard:3", "truncated").to_dict()]
+    for _ in range(2):
+        recorder.evaluation(State(samples_seen=8), {"top1": 0.5}, bad=bad)
+    recorder.close()
+    named = [(event["name"], event["during"]) for event in run.read_events() if event["kind"] == "bad_sample"]
+    assert named == [("shard:3", "evaluation")]
+    assert capsys.readouterr().err.count("cannot be read") == 1
+
+
 def take_step(recorder: Recorder, state: State, *, bad: int = 0, applied: bool = True) -> None:
     state.advance(samples=8, applied=applied, digest=0)
     event = None if applied else "skipped_step"
