@@ -25,6 +25,7 @@ _LEAST_BYTES_PER_SECOND = 2_000  # a slow drip keeps a socket alive for ever
 _CONNECT_SECONDS = 8.0
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.25, 20.0
 _FINAL_STATUS = (400, 404, 405, 410)
+_NOTHING_BEHIND = 416
 _REDIRECTS = 3
 
 
@@ -131,6 +132,9 @@ def _fetch_rest(url: str, part: Path, expected: Expected, patience: Patience) ->
         have = 0
     tag = tag_file.read_text() if have and tag_file.exists() else ""
     with closing(_open(url, have, tag, patience)) as response:
+        if response.status == _NOTHING_BEHIND:  # we have all of it, or too much, and do not know which
+            part.unlink()
+            raise _Retry("the server has nothing behind what had come")
         resumed = response.status == 206
         start = have if resumed else 0
         total = _total_bytes(response, start)
@@ -167,7 +171,7 @@ def _open(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTT
         )
     except HTTPError as error:
         raise _Retry(f"no answer: {_brief(error)}") from None
-    if response.status in (200, 206):
+    if response.status in (200, 206) or (start and response.status == _NOTHING_BEHIND):
         return response
     status, after = response.status, response.headers.get("Retry-After", "")
     response.close()

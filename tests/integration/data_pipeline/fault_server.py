@@ -77,6 +77,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = path.read_bytes()
         start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and fault != "changed" else 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         self._send_head(content, start, ranged=bool(ranged) and fault != "changed", fault=fault)
         self._send_body(content[start:], fault)
 

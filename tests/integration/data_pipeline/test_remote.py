@@ -109,6 +109,18 @@ def test_a_resumed_download_asks_only_for_the_rest(server: FaultServer, shards: 
     assert server.ranges[FIRST] == [f"bytes={half}-"]
 
 
+@pytest.mark.parametrize("too_much", [b"", b"more"])
+def test_an_index_that_had_arrived_when_the_process_was_killed_is_had(
+    server: FaultServer, shards: Path, tmp_path: Path, too_much: bytes
+) -> None:
+    """Of an index the manifest tells no size: the server alone knows that nothing is missing."""
+    content = (shards / "shard-000000.index.npy").read_bytes()
+    target, expected = tmp_path / "index.npy", Expected(xxhash.xxh3_128_hexdigest(content))
+    target.with_name("index.npy.part").write_bytes(content + too_much)
+    download(f"{server.url}/shard-000000.index.npy", target, expected, patience=Patience(pause=lambda seconds: None))
+    assert target.read_bytes() == content
+
+
 @pytest.mark.parametrize("fault", ["stall", "drip"])
 def test_a_stall_and_a_slow_drip_are_seen_in_time(server: FaultServer, tmp_path: Path, fault: str) -> None:
     server.faults[FIRST] = [fault]
