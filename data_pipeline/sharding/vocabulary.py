@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import check_class_names
 from data_pipeline.index import LABEL
 
 RawLabel = str | int
@@ -31,13 +33,13 @@ def read_classes(path: Path) -> list[str]:
     """Read class names, one a line; a line's number is the class's.
 
     Raises:
-        UserError: the file cannot be read, or a name comes twice.
+        UserError: the file cannot be read, or a name is empty, not fit to be shown, or comes twice.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
-    if len(set(names)) != len(names):
+    if len(set(check_class_names(names, origin=str(path)))) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path}: {twice!r} comes more than once")
     return names
@@ -53,24 +55,29 @@ def number_labels(
         names: of the samples, for errors.
 
     Raises:
-        UserError: a sample without a label, or with one that is not among the classes.
+        UserError: a label that is not among the classes or is no name fit to be shown, or a sample without
+            one among samples that have one each.
     """
     found = {label for labels in raw for label, _ in labels}
-    if classes is None:
-        classes = _own_classes(found, origin)
-    numbers: dict[RawLabel, int] = {name: number for number, name in enumerate(classes)}
-    numbers |= {number: number for number in range(len(classes))}
+    own = check_class_names(_own_classes(found, origin), origin=origin) if classes is None else classes
+    numbers: dict[RawLabel, int] = {name: number for number, name in enumerate(own)}
+    if classes is None:  # among names a number is a name, and not a place among them
+        numbers |= {label: numbers[str(label)] for label in found}
+    else:
+        numbers |= {number: number for number in range(len(own))}
     unknown = [label for label in found if label not in numbers]
     if unknown:
         at = next(i for i, labels in enumerate(raw) if any(label == unknown[0] for label, _ in labels))
         raise UserError(
-            f"{origin}: {names[at]} has the label {unknown[0]!r}, which is none of {len(classes)} classes"
+            f"{origin}: {names[at]} has the label {unknown[0]!r}, which is none of {len(own)} classes"
         )
-    if all(len(labels) == 1 and labels[0][1] == 1.0 for labels in raw):
-        return Labels(classes, np.array([numbers[labels[0][0]] for labels in raw], np.int64), None, None)
+    if all(len(labels) <= 1 and all(weight == 1.0 for _, weight in labels) for labels in raw):
+        if [] in raw:
+            raise UserError(f"{origin}: {names[raw.index([])]} has no label, where others have one each")
+        return Labels(own, np.array([numbers[labels[0][0]] for labels in raw], np.int64), None, None)
     rows = np.array([(numbers[label], weight) for labels in raw for label, weight in labels], dtype=LABEL)
     first = np.cumsum([0, *map(len, raw)])
-    return Labels(classes, np.zeros(len(raw), np.int64), rows, first)
+    return Labels(own, np.zeros(len(raw), np.int64), rows, first)
 
 
 def parse_labels(value: object) -> RawLabels:
@@ -79,17 +86,13 @@ def parse_labels(value: object) -> RawLabels:
     Raises:
         ValueError: it is nothing of the kind.
     """
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"{value!r} is no label")
-    if isinstance(value, int):
-        return [(value, 1.0)]
     if isinstance(value, str):
         return [_parse_text(part) for part in value.split(";") if part.strip()] if value.strip() else []
     if isinstance(value, dict):
-        return [(str(label), float(weight)) for label, weight in value.items()]
+        return [_weighted(label, weight) for label, weight in value.items()]
     if isinstance(value, list):
         return [_parse_entry(entry) for entry in value]
-    raise ValueError(f"{value!r} is no label")
+    return [_weighted(value, 1.0)]
 
 
 def read_hierarchy(path: Path, classes: list[str]) -> dict[str, str]:
@@ -124,7 +127,7 @@ def _parse_text(text: str) -> tuple[RawLabel, float]:
     name, colon, weight = text.strip().rpartition(":")
     if colon:
         try:
-            return _number_or_name(name), float(weight)
+            return _weighted(_number_or_name(name), float(weight))
         except ValueError:
             pass  # the colon belongs to the name
     return _number_or_name(text.strip()), 1.0
@@ -135,10 +138,16 @@ def _number_or_name(text: str) -> RawLabel:
 
 
 def _parse_entry(entry: object) -> tuple[RawLabel, float]:
-    if isinstance(entry, str | int) and not isinstance(entry, bool):
-        return entry, 1.0
-    if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str | int):
-        return entry[0], float(entry[1])
+    if isinstance(entry, list | tuple) and len(entry) == 2:
+        return _weighted(entry[0], entry[1])
     if isinstance(entry, dict) and "label" in entry:
-        return entry["label"], float(entry.get("weight", 1.0))
-    raise ValueError(f"{entry!r} is no label")
+        return _weighted(entry["label"], entry.get("weight", 1.0))
+    return _weighted(entry, 1.0)
+
+
+def _weighted(label: object, weight: object) -> tuple[RawLabel, float]:
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        raise ValueError(f"{label!r} is no label")
+    if not isinstance(weight, int | float) or not 0.0 <= weight < math.inf:
+        raise ValueError(f"{label!r} has the weight {weight!r}; allowed: 0 or more")
+    return label, float(weight)

@@ -117,7 +117,12 @@ def test_an_index_that_had_arrived_when_the_process_was_killed_is_had(
     content = (shards / "shard-000000.index.npy").read_bytes()
     target, expected = tmp_path / "index.npy", Expected(xxhash.xxh3_128_hexdigest(content))
     target.with_name("index.npy.part").write_bytes(content + too_much)
-    download(f"{server.url}/shard-000000.index.npy", target, expected, patience=Patience(pause=lambda seconds: None))
+    download(
+        f"{server.url}/shard-000000.index.npy",
+        target,
+        expected,
+        patience=Patience(pause=lambda seconds: None),
+    )
     assert target.read_bytes() == content
 
 

@@ -18,6 +18,7 @@ from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
+from data_pipeline.sharding.vocabulary import read_classes
 from data_pipeline.tar_format import TarError, walk_members
 from data_pipeline.tools.verify import verify_shards
 
@@ -225,6 +226,11 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
         ("t.jsonl", "{", "t.jsonl: "),
         ("t.jsonl", '{"bytes": "@@@", "label": 1}', "is no base64"),
         ("t.jsonl", '{"bytes": "", "label": true}', "True is no label"),
+        ("t.jsonl", '{"bytes": "", "label": {"a": null}}', "'a' has the weight None"),
+        ("t.jsonl", '{"bytes": "", "label": [["a", NaN]]}', "'a' has the weight nan"),
+        ("t.jsonl", '{"bytes": "", "label": [{"label": [1]}]}', r"\[1\] is no label"),
+        ("t.jsonl", '{"bytes": "", "label": ""}\n{"bytes": "", "label": "a"}', "row-1 has no label"),
+        ("t.jsonl", '{"bytes": "", "label": "a\\tb"}', r"control character U\+0009"),
         ("t.parquet", "no parquet", r"t\.parquet: "),
         ("t.tar.gz", "x", "is of no known kind"),
     ],
@@ -233,6 +239,23 @@ def test_a_malformed_table_is_one_clear_error(tmp_path: Path, name: str, text: s
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         packed(tmp_path / name, tmp_path)
+
+
+def test_names_that_look_like_numbers_stay_names_beside_others(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    renamed = [({"ant": "2", "bee": "1"}.get(name, name), content) for name, content in pictures]
+    lines = [{"bytes": base64.b64encode(content).decode(), "label": name} for name, content in renamed]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert contents(packed(tmp_path / "table.jsonl", tmp_path)) == set(renamed)
+
+
+def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ant\r\nbee\n\n")
+    assert read_classes(tmp_path / "classes.txt") == ["ant", "bee"]
+    (tmp_path / "classes.txt").write_text("ant\n\nbee\n")
+    with pytest.raises(UserError, match="class 1 is no text"):
+        read_classes(tmp_path / "classes.txt")
 
 
 def test_a_label_that_is_no_class_is_named(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
