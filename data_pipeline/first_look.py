@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.runtime.launch import device_count
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import backend_name
@@ -33,8 +34,7 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any], single: bool
         backend_name(data.decoder)
     except ValueError as error:
         raise UserError(f"data.decoder: {error}") from None
-    if config.launch.ranks is not None:
-        check_shares(config.train.global_batch, world_size=config.launch.ranks)
+    check_shares(config.train.global_batch, world_size=config.launch.ranks or device_count())
     transfer = getattr(config.evaluate, "transfer", None)
     paths = [entry.path for entry in data.train] + [path for path in (data.evaluate, transfer) if path]
     remote = [path for path in paths if is_url(path)]

@@ -35,6 +35,4 @@ def _look(config: PretrainConfig, *, force: bool) -> None:
     Lease.require_free(run.path)
     run.check_identity(run_digest(config), force=force)
     look_at_data(config, make_calendar=make_calendar)
-    # Last, since counting GPUs loads torch.
-    ranks = config.launch.ranks or device_count()
-    cut(config, world_size=ranks, settled=settled_group_images(run))
+    cut(config, world_size=config.launch.ranks or device_count(), settled=settled_group_images(run))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,3 +179,35 @@ def test_a_mistake_is_told_in_a_line_before_torch_is_loaded(
     said, _, seconds = outcomes((command, word))
     assert said is not None and refusal in said and "\n" not in said, said
     assert seconds < 1.0
+
+
+DRIVER = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 3; return 0; }
+"""
+WITH_GPUS = "import coatnet.runtime.launch as launch\nlaunch.version = lambda name: '2.13.0'\n"
+
+
+def test_a_batch_that_this_machines_gpus_cannot_share_is_told_before_torch_is_loaded(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to build a driver of three GPUs with")
+    library = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(library, input=DRIVER, text=True, check=True)
+    commands = [
+        [*good_words(command, folders, tmp_path), "launch.ranks=null", "train.global_batch=32"]
+        for command in ("pretrain", "finetune")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_GPUS + PROGRAM],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        cwd=tmp_path,
+        timeout=60,
+    )
+    said = [json.loads(line)[0] for line in done.stdout.splitlines()]
+    assert said == ["train.global_batch is 32; allowed with 3 ranks: multiples of 3"] * 2, done.stderr
