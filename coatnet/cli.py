@@ -27,6 +27,7 @@ def main() -> NoReturn:
     ):  # a terminal without an arrow or a square gets a question mark
         sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, _leave)  # while modules are imported there is nothing to clean up
+    _require_working_directory()
     try:
         from coatnet.commands import run
 
@@ -51,6 +52,15 @@ def main() -> NoReturn:
         status = STATUS_USER_ERROR
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does one that comes at the very end leave a trace
     sys.exit(status)
+
+
+def _require_working_directory() -> None:
+    """Refuse to begin in a folder that was removed: libraries fail there in ways of their own."""
+    try:
+        os.getcwd()
+    except OSError:
+        print("error: the working directory is gone; change into another folder", file=sys.stderr)
+        sys.exit(STATUS_USER_ERROR)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

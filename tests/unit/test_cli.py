@@ -156,3 +156,11 @@ def test_a_terminal_that_lacks_a_character_gets_another() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # the table holds × and ²
     done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
     assert done.returncode == 0 and b"25,036,948" in done.stdout
+
+
+def test_a_working_directory_that_is_gone_is_told_in_a_line(tmp_path: Path) -> None:
+    program = f"import os; os.chdir({str(tmp_path)!r}); os.rmdir({str(tmp_path)!r})\n"
+    program += "import sys; sys.argv = ['coatnet', 'doctor']\nfrom coatnet.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the working directory is gone; change into another folder\n"
