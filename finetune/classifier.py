@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from coatnet.checkpoint.classes import check_class_count
-from coatnet.checkpoint.weights import WHICH, load_tensors, load_weights
+from coatnet.checkpoint.weights import load_tensors, load_weights
 from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
+from finetune.choices import WEIGHTS
 
 _MAX_PX = 4096
 
@@ -75,9 +76,9 @@ def open_classifier(
     Raises:
         UserError: there is no such model, or it is damaged or not what it claims to be.
     """
-    if weights not in WHICH:
-        raise UserError(f"--weights {weights}: allowed are {', '.join(WHICH)}")
-    loaded = load_weights(path, ema=WHICH[weights])
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights {weights}: allowed are {', '.join(WEIGHTS)}")
+    loaded = load_weights(path, ema=WEIGHTS[weights])
     if loaded.classes is not None:
         check_class_names(loaded.classes, origin=path)
         check_class_count(loaded.classes, loaded.model.num_classes, origin=path)

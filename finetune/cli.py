@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +13,11 @@ import typer
 from coatnet.config import UserError
 from coatnet.config.checks import no_url
 from coatnet.runtime.stop import held_signals
+from data_pipeline.augment_config import EVALUATE_RESIZES
+from finetune.choices import FORMS, PRECISIONS, WEIGHTS
 
 
-def _one_of(name: str, *allowed: str) -> Callable[[Any], Any]:
+def _one_of(name: str, allowed: Collection[str]) -> Callable[[Any], Any]:
     """Return what checks an option's value, or each of several, before the command begins."""
 
     def check(value: Any) -> Any:
@@ -48,7 +50,7 @@ _MODEL = typer.Argument(help="A run, a checkpoint or an exported directory.")
 _JSON = typer.Option("--json", help="Print JSON and nothing else.")
 _WEIGHTS = typer.Option(
     help="Which weights of a run: auto (EMA where there is one), ema or raw.",
-    callback=_one_of("--weights", "auto", "ema", "raw"),
+    callback=_one_of("--weights", WEIGHTS),
 )
 _PX = typer.Option(help="Side of the images; default: the model's own.", callback=_sides)
 _BATCH = typer.Option(min=1, help="Images at a time; no result depends on it.")
@@ -86,12 +88,12 @@ def evaluate(
     resize: Annotated[
         str | None,
         typer.Option(
-            help="center_crop or whole; default: as trained.",
-            callback=_one_of("--resize", "center_crop", "whole"),
+            help=f"{' or '.join(EVALUATE_RESIZES)}; default: as trained.",
+            callback=_one_of("--resize", EVALUATE_RESIZES),
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32 or bf16.", callback=_one_of("--precision", "fp32", "bf16"))
+        str, typer.Option(help=f"{' or '.join(PRECISIONS)}.", callback=_one_of("--precision", PRECISIONS))
     ] = "fp32",
     labels: Annotated[Path | None, typer.Option(help="File of `NAME LABEL` lines.")] = None,
     real: Annotated[Path | None, typer.Option(help="ReaL labels of ImageNet's validation set.")] = None,
@@ -173,8 +175,8 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help="safetensors, timm, onnx, torch_export; repeatable.",
-            callback=_one_of("--format", "safetensors", "timm", "onnx", "torch_export"),
+            help=f"{', '.join(FORMS)}; repeatable.",
+            callback=_one_of("--format", FORMS),
         ),
     ] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",

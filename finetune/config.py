@@ -25,6 +25,7 @@ from coatnet.training.sections import (
 )
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
+from finetune.choices import PRECISIONS, WEIGHTS
 
 
 @dataclass
@@ -124,8 +125,8 @@ class FinetuneConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
-        one_of("weights", self.weights, ("auto", "ema", "raw"))
-        one_of("precision", self.precision, ("fp32", "bf16"))
+        one_of("weights", self.weights, tuple(WEIGHTS))
+        one_of("precision", self.precision, PRECISIONS)
         if self.zero not in (0, 1, 2):
             raise ValueError(f"zero is {self.zero}; allowed: 0, 1, 2")
         below_one("ema", self.ema)

@@ -11,9 +11,10 @@ import torch
 
 from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_architecture, is_bare
-from coatnet.checkpoint.weights import LOGITS, WHICH, Weights, load_tensors, load_weights
+from coatnet.checkpoint.weights import LOGITS, Weights, load_tensors, load_weights
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
+from finetune.choices import WEIGHTS
 from finetune.config import FinetuneConfig
 from finetune.handover.importing import foreign_weights
 
@@ -61,7 +62,7 @@ def _initial_weights(config: FinetuneConfig, init: str) -> Weights:
     path = Path(init)
     if config.model and is_bare(path):
         return foreign_weights(path, name=config.model.name, px=config.model.image_size)
-    weights = load_weights(path, ema=WHICH[config.weights])
+    weights = load_weights(path, ema=WEIGHTS[config.weights])
     if config.model is not None:
         check_architecture(config.model, weights.model, origin=init)
     return weights

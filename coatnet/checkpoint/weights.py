@@ -26,8 +26,6 @@ from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.run_directory import write_atomically
 
-# What a user may say of a run's weights, and `load_weights` is told.
-WHICH: dict[str, bool | None] = {"auto": None, "ema": True, "raw": False}
 LOGITS = ("head.logits.weight", "head.logits.bias")
 
 

@@ -15,6 +15,7 @@ from coatnet.config import UserError
 from coatnet.model.cost import model_cost
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks, already_launched
+from finetune.choices import PRECISIONS
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.figures import confusion, figures, most_confused, per_class
 from finetune.evaluation.measure import measure
@@ -42,8 +43,8 @@ class EvaluationRequest:
     destination: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"--precision {self.precision}: allowed are fp32, bf16")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision {self.precision}: allowed are {', '.join(PRECISIONS)}")
 
 
 def run_request(request: EvaluationRequest, *, ranks: int = 1) -> list[dict[str, Any]]:

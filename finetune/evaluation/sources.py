@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coatnet.checkpoint.classes import class_key, evaluation_columns, is_wordnet_id
+from coatnet.checkpoint.classes import class_key, evaluation_columns, is_wordnet_id, match_classes
 from coatnet.checkpoint.inspection import Description
 from coatnet.config import UserError
 from coatnet.runtime.regular_files import read_regular
@@ -152,15 +152,15 @@ def open_evaluation_set(
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    names: list[str] = []
-    numbers: list[int] = []
-    places = {class_key(name): place for place, name in enumerate(classes)}
-    for name, label, origin in _label_lines(labels):
-        names.append(name)
-        numbers.append(_number(label, origin=origin, places=places, classes=len(classes)))
-    if not names:
+    lines = [*_label_lines(labels)]
+    if not lines:
         raise UserError(f"{labels}: holds no line; expected NAME LABEL, a label being a class or its number")
-    return LabelledFolder(folder, names=names, labels=numbers, classes=classes)
+    places = match_classes(classes, [label for _, label, _ in lines])
+    numbers = [
+        _number(label, origin=origin, classes=len(classes)) if place is None else place
+        for (_, label, origin), place in zip(lines, places, strict=True)
+    ]
+    return LabelledFolder(folder, names=[name for name, _, _ in lines], labels=numbers, classes=classes)
 
 
 def _label_lines(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -173,13 +173,10 @@ def _label_lines(path: Path) -> Iterator[tuple[str, str, str]]:
             yield name, label.strip(), f"{path}:{row}"
 
 
-def _number(label: str, *, origin: str, places: dict[str, int], classes: int) -> int:
-    number = places.get(class_key(label))
-    if number is None and label.isascii() and label.isdigit() and int(label) < classes:
-        number = int(label)
-    if number is None:
+def _number(label: str, *, origin: str, classes: int) -> int:
+    if not (label.isascii() and label.isdigit() and int(label) < classes):
         raise UserError(f"{origin}: {label[:60]!a} is no class and no number below {classes}")
-    return number
+    return int(label)
 
 
 def _text(path: Path) -> str:

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from coatnet.model.cost import model_cost
+from finetune.choices import FORMS
 from finetune.classifier import Classifier
 
 _CLASSES_SHOWN = 20
-_OPENED_BY = {
-    "safetensors": "`coatnet evaluate`, `coatnet predict`; any reader of safetensors",
-    "timm": "`timm.create_model(...).load_state_dict(...)`, see the certificate's notes",
-    "onnx": "onnxruntime",
-    "torch_export": "`torch.export.load`",
-}
 
 
 def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -> str:
@@ -63,7 +58,7 @@ def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -
 def _row(certificate: dict[str, Any]) -> str:
     files = ", ".join(f"`{file}`" for file in certificate["files"])
     form = certificate["format"]
-    return f"| {form} | {files} | {_OPENED_BY[form]} | {certificate['max_logit_difference']:.1e} |"
+    return f"| {form} | {files} | {FORMS[form]} | {certificate['max_logit_difference']:.1e} |"
 
 
 def _results(classifier: Classifier) -> list[str]:

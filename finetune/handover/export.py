@@ -17,6 +17,7 @@ from torch import Tensor
 from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.runtime.run_directory import write_atomically
+from finetune.choices import FORMS
 from finetune.classifier import Classifier, open_classifier
 from finetune.handover.card import model_card
 from finetune.handover.certificate import Answers, certify
@@ -95,9 +96,6 @@ def _native(classifier: Classifier, destination: Path) -> _Written:
 
 # What an export says of its origin: nothing that names a machine.
 _KEPT_FACTS = ("step", "samples_seen", "config_digest", "evaluation", "seed")
-_WRITERS: dict[str, Callable[[Classifier, Path], _Written]] = {
-    "safetensors": _native,
-    "timm": export_timm,
-    "onnx": export_onnx,
-    "torch_export": export_torch,
-}
+_WRITERS: dict[str, Callable[[Classifier, Path], _Written]] = dict(
+    zip(FORMS, (_native, export_timm, export_onnx, export_torch), strict=True)
+)

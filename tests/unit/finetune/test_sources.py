@@ -14,7 +14,7 @@ from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.runtime.ranks import Ranks
 from finetune.evaluation.request import EvaluationRequest, evaluate
-from finetune.evaluation.sources import check_evaluation_set
+from finetune.evaluation.sources import check_evaluation_set, open_evaluation_set
 
 SYNSETS = ["n01440764 tench", "n01443537 goldfish", "n01484850 shark"]
 IMAGES = 12
@@ -72,6 +72,16 @@ def test_synset_folders_numbered_folders_and_a_flat_folder_give_one_answer(
     for other in (numbered, by_file, by_number):
         assert (other["samples"], other["top1"], other["top5"]) == (IMAGES, synsets["top1"], synsets["top5"])
         assert other["loss"] == pytest.approx(synsets["loss"], abs=1e-6)
+
+
+def test_a_label_that_two_classes_of_the_model_answer_to_is_refused(flat: Path, tmp_path: Path) -> None:
+    classes = [*SYNSETS, "n01440764 another tench"]
+    (tmp_path / "val.txt").write_text(f"{name(0)} n01443537\n{name(1)} n01440764\n")
+    with pytest.raises(UserError, match="the model knows two classes as 'n01440764'"):
+        open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=classes)
+    (tmp_path / "val.txt").write_text(f"{name(0)} n01443537\n{name(1)} 3\n")
+    opened = open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=classes)
+    assert opened.labels().tolist() == [1, 3], "a number says which"
 
 
 def test_files_that_the_label_file_leaves_out_are_told(
