@@ -13,6 +13,7 @@ from coatnet.runtime.launch import device_count
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import backend_name
+from data_pipeline.folder import keep_out
 from data_pipeline.open_corpus import common_classes, open_corpus, open_evaluation_corpus, open_train_corpora
 from data_pipeline.remote.address import check_url, is_url
 from data_pipeline.training_order import check_shares, make_order
@@ -22,7 +23,7 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any], single: bool
     """Open what lies on this machine and check that it fits together; return the classes if all of it does.
 
     Args:
-        config: a root schema with the sections data, loss, train, evaluate and launch, and a seed.
+        config: a root schema with the sections run, data, loss, train, evaluate and launch, and a seed.
         make_calendar: refuses a run without a step, given the config and `epoch_samples`.
         single: evaluation needs one label per image.
 
@@ -37,6 +38,7 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any], single: bool
     check_shares(config.train.global_batch, world_size=config.launch.ranks or device_count())
     transfer = getattr(config.evaluate, "transfer", None)
     paths = [entry.path for entry in data.train] + [path for path in (data.evaluate, transfer) if path]
+    keep_out("run.directory", config.run.directory, paths)
     remote = [path for path in paths if is_url(path)]
     for path in remote:
         check_url(path)

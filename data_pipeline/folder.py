@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from coatnet.config import UserError
 from coatnet.config.plain_text import check_class_names
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
+from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError, Record
 
 
@@ -42,6 +44,26 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
             raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
         files += [(path, label, size) for path, size in found]
     return classes, files
+
+
+def is_image_folder(path: Path | str) -> bool:
+    """Tell whether a path is a folder that is read as CLASS/file, for there are no shards in it."""
+    folder = Path(path)
+    return folder.is_dir() and not (folder / MANIFEST).exists() and not any(folder.glob("*.tar"))
+
+
+def keep_out(name: str, written: Path | str, folders: Iterable[Path | str]) -> None:
+    """Check that what is written lies in none of the folders of images, where it would become data.
+
+    Raises:
+        UserError: it does.
+    """
+    place = Path(written).resolve()
+    for folder in folders:
+        if is_image_folder(folder) and place.is_relative_to(Path(folder).resolve()):
+            raise UserError(
+                f"{name} is {written}; allowed: a place outside {folder}, whose folders are classes"
+            )
 
 
 class FolderCorpus:

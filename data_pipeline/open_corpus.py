@@ -9,8 +9,7 @@ from coatnet.config import UserError
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.config import CacheConfig, DataConfig
 from data_pipeline.corpus import Corpus
-from data_pipeline.folder import FolderCorpus
-from data_pipeline.manifest import MANIFEST
+from data_pipeline.folder import FolderCorpus, is_image_folder
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import is_url
 from data_pipeline.remote.remote_files import open_remote
@@ -30,9 +29,7 @@ def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> Sample
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards or images")
-    if (folder / MANIFEST).exists() or any(folder.glob("*.tar")):
-        return Corpus.open(folder)
-    return FolderCorpus(folder)
+    return FolderCorpus(folder) if is_image_folder(folder) else Corpus.open(folder)
 
 
 def open_evaluation_corpus(

@@ -107,11 +107,13 @@ def evaluate(
     Example: coatnet evaluate runs/second photos/validation --px 224 --px 384
     """
     from coatnet.checkpoint.inspection import check_model
+    from data_pipeline.folder import keep_out
     from finetune.evaluation.sources import check_evaluation_set
 
     found = check_model(model, weights=weights)
     check_evaluation_set(data, labels=labels, real=real, model=found)
     if destination is not None:
+        keep_out("--destination", destination, [data])
         destination.mkdir(parents=True, exist_ok=True)
     from finetune.evaluation.request import EvaluationRequest, run_request
     from finetune.evaluation.table import print_reports
@@ -189,11 +191,13 @@ def export(
     Example: coatnet export runs/second exported --format safetensors --format onnx --data photos/validation
     """
     from coatnet.checkpoint.inspection import check_model
+    from data_pipeline.folder import keep_out
     from finetune.evaluation.sources import check_evaluation_set
 
     found = check_model(model, weights=weights)
     if data is not None:
         check_evaluation_set(data, model=found)
+        keep_out("DESTINATION", destination, [data])
     if (destination / "checkpoints").is_dir():
         raise UserError(f"{destination}: holds a run; export into a folder of its own")
     destination.mkdir(parents=True, exist_ok=True)

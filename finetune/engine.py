@@ -55,9 +55,8 @@ class Engine:
             compute_in_bf16(self.model, device_type=ranks.device_type, cache=config.zero < 3)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, self._adamw)
         defer_statistics(self.model)
-        plain = SimpleNamespace(module=self.model, optimizer=self._adamw)
-        holder, average = (self._wrapped if config.zero else plain), config.ema or None
-        self.state = ShardedState(holder, stage=config.zero, ranks=ranks, ema_decay=average)
+        holder = self._wrapped if config.zero else SimpleNamespace(module=self.model, optimizer=self._adamw)
+        self.state = ShardedState(holder, stage=config.zero, ranks=ranks, ema_decay=config.ema or None)
 
     def step(
         self, losses: Sequence[LossOf], *, learning_rate: float, number: int

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coatnet.config import UserError
 from coatnet.runtime.progress import Progress, progress
 from data_pipeline import tile
+from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.commit import check_budget, commit, disk_errors, finished_before
 from data_pipeline.sharding.duplicates import without_duplicates
@@ -50,6 +51,7 @@ def shard_corpus(
     """
     options = options or ShardOptions()
     destination = Path(destination)
+    keep_out("DESTINATION", destination, [source])
     if options.tile_jpeg and not tile.is_available():
         raise UserError("--tile-jpeg needs the C kernel, which is not built here; see `coatnet doctor`")
     payloads = destination / _PAYLOADS

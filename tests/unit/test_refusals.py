@@ -49,6 +49,7 @@ BOTH = [
     ("launch.ranks=100000", "allowed: 1 to 1024"),
     ("run.directory=OTHER_RUN", "holds a run with another config"),
     ("run.directory=s3://bucket/run", "no URL"),
+    ("run.directory=PHOTOS/run", "allowed: a place outside PHOTOS, whose folders are classes"),
 ]
 CASES: dict[str, list[tuple[str, str]]] = {
     "pretrain": [
@@ -75,6 +76,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--weights=ema", "holds no average (ema)"),
         ("--resize=round", "--resize round: allowed are center_crop, whole"),
         ("--destination=s3://bucket/figures", "no URL"),
+        ("--destination=OTHERS/figures", "allowed: a place outside OTHERS"),
         ("--precision=fp8", "--precision fp8: allowed are fp32, bf16"),
         ("--real=nowhere", "nowhere: No such file"),
         ("--batch=0", "see `coatnet evaluate --help`"),
@@ -89,6 +91,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
+    "shard PHOTOS": [("PHOTOS/shards", "allowed: a place outside PHOTOS, whose folders are classes")],
     "shard nowhere": [("s3://bucket/shards", "DESTINATION is s3:/bucket/shards; allowed: a folder")],
     "inspect shards": [("https://host/shards", "no URL")],
     "inspect checkpoint": [("nowhere", "neither a checkpoint nor a run directory")],
@@ -136,7 +139,7 @@ def good_words(command: str, folders: dict[str, str], destination: Path) -> list
         "export": ["export", folders["MODEL"], str(destination / "exported")],
         "demo": ["demo", folders["MODEL"]],
         "plan": ["plan", str(PRETRAIN), *data],
-    }.get(command, command.split())
+    }.get(command, in_place(command, folders).split())
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +177,14 @@ def in_place(word: str, folders: dict[str, str]) -> str:
     [(command, word, refusal) for command, given in CASES.items() for word, refusal in given],
 )
 def test_a_mistake_is_told_in_a_line_before_torch_is_loaded(
-    outcomes: Callable[[tuple[str, str]], tuple[str, int, float]], command: str, word: str, refusal: str
+    outcomes: Callable[[tuple[str, str]], tuple[str, int, float]],
+    folders: dict[str, str],
+    command: str,
+    word: str,
+    refusal: str,
 ) -> None:
     said, _, seconds = outcomes((command, word))
-    assert said is not None and refusal in said and "\n" not in said, said
+    assert said is not None and in_place(refusal, folders) in said and "\n" not in said, said
     assert seconds < 1.0
 
 
