@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,18 @@ _GIT_SECONDS = 5
 
 def describe_environment(**more: Any) -> dict[str, Any]:
     """Return host, Python, versions and the code's commit, and `more` (device, decoder …) beside."""
-    versions = {}
-    for name in _PACKAGES:
+    return {"host": platform.node(), "commit": code_commit(), **more, **installed_versions(_PACKAGES)}
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return Python's version and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
         try:
-            versions[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "commit": code_commit(),
-        **more,
-        **versions,
-    }
+    return found
 
 
 def code_commit() -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from coatnet.checkpoint.classes import evaluation_columns
 from coatnet.config import to_dict
+from coatnet.runtime.environment import code_commit, installed_versions
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.open_corpus import open_corpus
 from finetune.classifier import Classifier
@@ -47,7 +45,7 @@ class Certificate:
     images: list[int]
     files: dict[str, str]
     model: dict[str, Any]
-    commit: str | None
+    commit: str
     versions: dict[str, str]
     data: str | None = None
     top1: float | None = None
@@ -94,8 +92,8 @@ def certify(
         images=list(images.shape),
         files={file.name: _sha256(file) for file in files},
         model=to_dict(classifier.config),
-        commit=_commit(),
-        versions=_versions(),
+        commit=code_commit(),
+        versions=installed_versions(_PACKAGES),
         data=data,
         notes=notes or {},
         **compared,
@@ -141,22 +139,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree that runs, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
