@@ -76,10 +76,11 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _print(description: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    table = Table(title=description["directory"], title_justify="left", box=None, show_header=False)
+    table = Table(title=escape(description["directory"]), title_justify="left", box=None, show_header=False)
     numbers = {
         "step": "step",
         "samples_seen": "samples seen",
@@ -93,7 +94,7 @@ def _print(description: dict[str, Any]) -> None:
         table.add_row(kind, f"{counted['tensors']:,} tensors, {counted['elements']:,} elements")
     for key, value in description["facts"].items():
         text = json.dumps(value)
-        table.add_row(key, text if len(text) <= 100 else f"{text[:97]}…")
+        table.add_row(escape(key), escape(text if len(text) <= 100 else f"{text[:97]}…"))
     verdict = f"every byte verified in {description['verify_seconds']:.2f} s"
     table.add_row("verified", verdict if description["verified"] else "[yellow]not asked for[/yellow]")
     console.print(table)

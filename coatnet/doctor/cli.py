@@ -28,6 +28,7 @@ def doctor(
 
 def _print(findings: list[dict[str, str]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -36,5 +37,6 @@ def _print(findings: list[dict[str, str]]) -> None:
         table.add_column(heading)
     for finding in findings:
         colour = colours[finding["status"]]
-        table.add_row(finding["name"], f"[{colour}]{finding['status']}[/{colour}]", finding["detail"])
+        status = f"[{colour}]{finding['status']}[/{colour}]"
+        table.add_row(escape(finding["name"]), status, escape(finding["detail"]))
     Console().print(table)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from coatnet.config import UserError
 from coatnet.quickstart.digits import write_digits
@@ -59,7 +60,7 @@ class Journey:
     def command(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
         """Start `coatnet ARGUMENTS…`, showing the command as a user would type it."""
         words = [str(argument) for argument in arguments]
-        self.console.print(f"[dim]$ coatnet {' '.join(words)}[/dim]", highlight=False)
+        self.console.print(f"[dim]$ coatnet {escape(' '.join(words))}[/dim]", highlight=False)
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)), **os.environ}
         output = subprocess.DEVNULL if self.quiet else None
         return subprocess.Popen([sys.executable, "-m", "coatnet.cli", *words], env=environment, stdout=output)

@@ -31,14 +31,15 @@ def print_shard_facts(facts: dict[str, Any]) -> None:
     for name in ("formats", "odd", "counts"):
         found = {what: count for what, count in facts.get(name, {}).items() if count}
         if found:
-            table.add_row(name, ", ".join(f"{count:,} {what}" for what, count in found.items()))
+            table.add_row(name, escape(", ".join(f"{count:,} {what}" for what, count in found.items())))
     console.print(table)
     classes = sorted(facts.get("classes", {}).items(), key=lambda item: -item[1])
     if classes:
         most = max(1, classes[0][1])
         histogram = Table(title=f"{len(classes)} classes", title_justify="left", box=None, show_header=False)
         for name, count in classes[:_MOST_CLASSES]:
-            histogram.add_row(name, f"{count:,}", "█" * max(1, round(30 * count / most)) if count else "")
+            bar = "█" * max(1, round(30 * count / most)) if count else ""
+            histogram.add_row(escape(name), f"{count:,}", bar)
         console.print(histogram)
         if len(classes) > _MOST_CLASSES:
             console.print(f"… {len(classes) - _MOST_CLASSES} more, the smallest with {classes[-1][1]:,}")

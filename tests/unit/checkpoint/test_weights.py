@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from coatnet.checkpoint.cli import _print
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.checkpoint.weights import export_safetensors, load_weights
@@ -90,3 +91,11 @@ def test_what_holds_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no checkpoint yet"):
         load_weights(tmp_path)
+
+
+def test_what_others_wrote_into_a_checkpoint_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = dict.fromkeys(("step", "samples_seen", "world_size", "epoch", "bytes", "verify_seconds"), 1)
+    facts = {"classes": ["[/bold]"], "[/note]": "x"}
+    _print({"directory": "runs/[/a]", **numbers, "kinds": {}, "facts": facts, "verified": True})
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[/bold]", "[/note]", "runs/[/a]"))

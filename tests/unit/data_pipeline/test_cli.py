@@ -18,7 +18,7 @@ from coatnet.config import UserError
 from data_pipeline import cli
 from data_pipeline.corpus import Corpus
 from data_pipeline.tools.contact_sheet import _caption
-from data_pipeline.tools.tables import print_problems
+from data_pipeline.tools.tables import print_problems, print_shard_facts
 from data_pipeline.tools.verify import Problem
 
 RUNNER = CliRunner()
@@ -67,6 +67,14 @@ def test_inspect_shards_counts_verifies_and_lints(shard_folder: Path) -> None:
     assert facts["formats"] == {"JPEG": 120}
     assert facts["problems"] == []
     assert "nothing is damaged" in run(cli.inspect_shards, shard_folder, "--verify")
+
+
+def test_class_names_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_shard_facts(
+        {"samples": 3, "shards": 1, "classes": {"[/bold]": 2, "[red]": 1}, "counts": {"[/i]": 1}}
+    )
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("[/bold]", "[red]", "[/i]"))
 
 
 def test_inspect_shards_names_damage_and_fails(shard_folder: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_terminal_gets_a_bar_that_stays_within_its_width_and_lines_where_colou
 ) -> None:
     program = """
 from coatnet.runtime.progress import progress
-with progress(2000, "pretrain", "images") as bar:
+with progress(2000, "[/no]mark", "images") as bar:
     for step in range(20):
         bar.note("loss 0.123 and more that has no room here")
         bar.advance(100)
@@ -59,3 +59,4 @@ with progress(2000, "pretrain", "images") as bar:
     else:
         lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
         assert max(len(line) for line in lines) <= 60 and "2000/2000" in text.replace(" ", "")
+        assert "[/no]mark" in text
