@@ -20,11 +20,12 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
     Args:
         silence: why SLURM said nothing of them.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from coatnet.runtime.console import make_console
+
+    console = make_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for heading in ("state", "job"):

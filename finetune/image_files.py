@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import plain
+from coatnet.runtime.console import make_console
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 
@@ -54,7 +54,7 @@ def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
             image = "" if place else escape(plain(row["image"]))
             table.add_row(image, escape(guess["class"]), f"{guess['probability']:.1%}")
     if table.row_count:
-        Console().print(table)
+        make_console().print(table)
 
 
 def _files(path: Path) -> Iterator[Path]:

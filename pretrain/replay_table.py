@@ -38,11 +38,12 @@ def print_replay(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from coatnet.runtime.console import make_console
+
+    console = make_console()
     steps = Table(title=f"step {found['step']} ({found['event']})", title_justify="left")
     for heading in ("step", "loss", "recorded", "gradient norm", "recorded"):
         steps.add_column(heading, justify="right")

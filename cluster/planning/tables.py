@@ -20,11 +20,13 @@ _PICTURES = (".png", ".svg", ".pdf")
 
 def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str) -> None:
     """Print everything about one layout."""
-    from rich.console import Console
+    from rich.markup import escape
 
-    console = Console()
+    from coatnet.runtime.console import make_console
+
+    console = make_console()
     size = f"{plan.parameters / 1e6:,.1f} M parameters, {plan.macs / 1e9:.2f} G MACs"
-    console.print(f"[bold]{name}[/bold]: {size}")
+    console.print(f"[bold]{escape(name)}[/bold]: {size}")
     layout = plan.layout
     batch = f"{plan.global_batch} = {layout.micro_batch} × {plan.accumulation} × {plan.world_size}"
     console.print(
@@ -43,7 +45,7 @@ def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str) -> Non
 
 def print_comparison(plans: Sequence[Plan]) -> None:
     """Print one line per layout."""
-    from rich.console import Console
+    from coatnet.runtime.console import make_console
 
     headings = ("nodes", "GPUs", "ZeRO", "batch", "GiB/GPU", "ms/step", "images/s")  # 80 characters in all
     table = _table(*headings, "per GPU", "MFU", "days", "GPU-h")
@@ -62,7 +64,7 @@ def print_comparison(plans: Sequence[Plan]) -> None:
             _days(plan),
             "–" if plan.gpu_hours is None else f"{plan.gpu_hours:,.0f}",
         )
-    console = Console()
+    console = make_console()
     console.print(table)
     words = "batch: micro-batch × accumulation; per GPU: images/s against the best layout"
     console.print(words if all(plan.fits for plan in plans) else f"{words}; [red]![/red] does not fit")

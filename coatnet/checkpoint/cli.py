@@ -75,11 +75,12 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _print(description: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from coatnet.runtime.console import make_console
+
+    console = make_console()
     table = Table(title=escape(description["directory"]), title_justify="left", box=None, show_header=False)
     numbers = {
         "step": "step",

@@ -27,9 +27,10 @@ def doctor(
 
 
 def _print(findings: list[dict[str, str]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from coatnet.runtime.console import make_console
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=None)
@@ -39,4 +40,4 @@ def _print(findings: list[dict[str, str]]) -> None:
         colour = colours[finding["status"]]
         status = f"[{colour}]{finding['status']}[/{colour}]"
         table.add_row(escape(finding["name"]), status, escape(finding["detail"]))
-    Console().print(table)
+    make_console().print(table)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from coatnet.model.cost import Cost, ModelCost
 
 _MIB = 1 << 20
-_TABLE_WIDTH = 120
+_LEAST_WIDTH = 80
+_LONG = "blocks and widths"
+_TEXTS = ("stage", _LONG, "operation", "layout", "depths")
 _PX = typer.Option("--px", help="Side of the input in pixels, a multiple of 32.")
 _JSON = typer.Option("--json", help="Print JSON.")
 
@@ -107,15 +109,16 @@ def _cost(config: ModelConfig, px: int) -> ModelCost:
 def _print_model(cost: ModelCost, *, blocks: bool) -> None:
     rows: list[tuple[str, ...]] = []
     for stage in cost.stages:
-        shape = (stage.kinds, f"{stage.depth}×{stage.width}", f"{stage.side}²")
-        rows.append((stage.name, *shape, *_numbers(stage)))
+        made = stage.kinds if stage.kinds[0].isdigit() else f"{stage.depth} {stage.kinds} {stage.width}"
+        rows.append((stage.name, made, f"{stage.side}²", *_numbers(stage)))
         if blocks and len(stage.blocks) > 1:
-            rows += [(f"  {block.name}", "", "", "", *_numbers(block)) for block in stage.blocks]
-    rows.append(("total", "", "", "", *_numbers(cost)))
-    heads = ("stage", "blocks", "depth×width", "map", "parameters", "MACs", "paper's FLOPs", "activations")
+            rows += [(f"  {block.name}", "", "", *_numbers(block)) for block in stage.blocks]
+    rows.append(("total", "", "", *_numbers(cost)))
+    heads = ("stage", _LONG, "map", "parameters", "MACs", "paper's FLOPs", "activations")
     _print_table(f"{cost.name} at {cost.image_size} px, per image", heads, rows)
-    parts = [(part.name, "", "", "", *_numbers(part)) for part in cost.kinds]
-    _print_table("By operation", ("operation", "", "", "", *heads[4:]), parts)
+    print()
+    parts = [(part.name, *_numbers(part)) for part in cost.kinds]
+    _print_table("By operation", ("operation", *heads[3:]), parts)
 
 
 def _numbers(cost: Cost) -> tuple[str, ...]:
@@ -128,14 +131,16 @@ def _numbers(cost: Cost) -> tuple[str, ...]:
 
 
 def _print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None)
-    for number, heading in enumerate(heads):
-        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+    from coatnet.runtime.console import make_console
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+    for heading in heads:
+        is_text = heading in _TEXTS
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != _LONG)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps lines; numbers are never cut
+    console = make_console()
+    console.width = max(console.width, _LEAST_WIDTH)  # a narrower terminal breaks lines; no number is cut
     console.print(table)

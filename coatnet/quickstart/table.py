@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from coatnet.runtime.console import make_console
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the steps with their times and rates, the two accuracies, and where everything lies."""
-    console = Console()
+    console = make_console()
     steps = Table(title="quickstart", title_justify="left")
     for heading, justify in (
         ("step", "left"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coatnet.runtime.console import make_console
 from data_pipeline.tools.verify import Problem
 
 _MOST_CLASSES = 20
@@ -16,7 +16,7 @@ _MOST_PROBLEMS = 50
 
 def print_shard_facts(facts: dict[str, Any]) -> None:
     """Print a corpus' facts, and its largest classes."""
-    console = Console()
+    console = make_console()
     table = Table(box=None, show_header=False)
     for name in ("samples", "shards", "bytes"):
         if name in facts:
@@ -47,7 +47,7 @@ def print_shard_facts(facts: dict[str, Any]) -> None:
 
 def print_problems(problems: list[Problem], *, checked: bool) -> None:
     """Print what is damaged, or that nothing is."""
-    console = Console()
+    console = make_console()
     if not problems:
         if checked:
             console.print("[green]nothing is damaged[/green]")
@@ -57,7 +57,7 @@ def print_problems(problems: list[Problem], *, checked: bool) -> None:
         table.add_column(heading, overflow="fold")
     for problem in problems[:_MOST_PROBLEMS]:
         sample = "" if problem.sample is None else str(problem.sample)
-        table.add_row(problem.shard, sample, escape(problem.name), escape(problem.what))
+        table.add_row(escape(problem.shard), sample, escape(problem.name), escape(problem.what))
     console.print(table)
     if len(problems) > _MOST_PROBLEMS:
         console.print(f"… {len(problems) - _MOST_PROBLEMS:,} more; --json lists all")
@@ -65,7 +65,7 @@ def print_problems(problems: list[Problem], *, checked: bool) -> None:
 
 def print_order(proof: dict[str, Any]) -> None:
     """Print a proof, and who reads which shards."""
-    console = Console()
+    console = make_console()
     console.print(
         f"{proof['samples']:,} samples in {proof['shards']:,} shards, {proof['lanes']} lanes; "
         f"{proof['steps']:,} whole steps, a tail of {proof['tail_samples']:,}"
@@ -93,7 +93,7 @@ def print_throughput(rows: list[dict[str, Any]], *, needs: float | None) -> None
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(str(row["threads"]), f"{row['images_per_second']:,.0f}", row["decoder"])
-    console = Console()
+    console = make_console()
     console.print(table)
     if needs is not None:
         best = min(row["held_back_percent"] for row in rows)

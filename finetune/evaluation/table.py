@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from coatnet.runtime.console import make_console
 
 _WORST_SHOWN = 5
 _COLUMNS = 76
@@ -17,7 +18,7 @@ _HEADINGS = ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/
 
 def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     """Print the figures of every resolution, and what the last one confused."""
-    console = Console()
+    console = make_console()
     first = reports[0]
     console.print(f"{escape(first['model'])} on {escape(first['data'])}: {first['samples']:,} images")
     # Nine columns fit into 80 characters; a narrower terminal gets nine rows.
@@ -40,7 +41,8 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     if last["most_confused"]:
         first = last["most_confused"][0]
         pair = f"{escape(first['class'])} → {escape(first['taken_for'])}"
-        console.print(f"most confused: {pair}, {first['count']} times")
+        times = "once" if first["count"] == 1 else f"{first['count']:,} times"
+        console.print(f"most confused: {pair}, {times}")
     for label, key in (("not readable", "bad_samples"), ("without finite logits", "non_finite")):
         if last[key]:
             console.print(f"[red]{last[key]} images {label}[/red]")

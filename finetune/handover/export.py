@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetensors
 from coatnet.config import UserError, to_dict
+from coatnet.runtime.console import make_console
 from coatnet.runtime.run_directory import write_atomically
 from finetune.choices import FORMS
 from finetune.classifier import Classifier, open_classifier
@@ -76,7 +76,7 @@ def print_certificates(certificates: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             one["format"], escape(", ".join(one["files"])), f"{one['max_logit_difference']:.1e}", *shown
         )
-    Console().print(table)
+    make_console().print(table)
 
 
 def _native(classifier: Classifier, destination: Path) -> _Written:

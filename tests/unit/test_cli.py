@@ -13,6 +13,8 @@ import pytest
 import typer
 import typer.main
 
+from finetune.image_files import print_predictions
+
 COMMANDS = sorted(point.name for point in entry_points(group="coatnet.commands"))
 
 TABLES = ("doctor", "evaluate", "plan", "predict", "quickstart", "replay", "report", "shard", "status")
@@ -164,3 +166,13 @@ def test_a_working_directory_that_is_gone_is_told_in_a_line(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: the working directory is gone; change into another folder\n"
+
+
+def test_no_line_is_broken_where_no_terminal_listens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    image = "/".join(["a folder of a long name"] * 12)
+    print_predictions([{"image": image, "guesses": [{"class": "[cat] :dog:", "probability": 0.5}]}])
+    said = capsys.readouterr().out
+    assert any(image in line and "[cat] :dog:" in line for line in said.splitlines())

@@ -29,6 +29,17 @@ def test_the_table_names_every_stage_and_cuts_no_number(
     assert all(word in printed for word in ("S0", "S3.1", "head", "total"))
 
 
+def test_the_tables_fit_into_a_terminal_of_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    inspect_model("coatnet_7", px=512)
+    inspect_layouts()
+    printed = capsys.readouterr().out
+    assert "2,441,973,112 2538.529 G" in printed and "C-T-T-T 2 2 15 2  128 256 512 1024" in printed
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
+
+
 def test_overrides_change_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     inspect_model("coatnet_2", ["depths=[2,2,2,18,2]"], as_json=True)
     assert json.loads(capsys.readouterr().out)["parameters"] != 74_685_000
