@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cluster import slurm
 from cluster.history import History
+from cluster.job import newest_job_file, read_job
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
 
 def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
-    """Cancel every job of the run and return their ids.
+    """Cancel every job of the run, and those that a pipeline holds behind it; return their ids.
 
     Raises:
         UserError: this is no run directory, or the run is done already.
@@ -28,11 +30,18 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     run.record_event("cancelled", writer="cancel", reason=reason)
     if not slurm.available():
         return []
-    jobs = [job for job in slurm.jobs_of(history.job_ids(), slurm.queue()) if job.is_alive]
-    ended = []
-    for job in sorted(
-        jobs, key=lambda job: job.state != "PENDING"
-    ):  # a successor would start when this one ends
-        slurm.cancel_job(job.job_id)
-        ended.append(job.job_id)
+    queue = slurm.queue()
+    ended = _end(history.job_ids(), queue)
+    job_file = newest_job_file(directory)
+    if job_file is not None:
+        job = read_job(job_file)
+        ended += _end([*job.dependents, *job.later], queue)
     return ended
+
+
+def _end(job_ids: Collection[str], queue: Mapping[str, slurm.QueuedJob]) -> list[str]:
+    jobs = [job for job in slurm.jobs_of(job_ids, queue) if job.is_alive]
+    jobs.sort(key=lambda job: job.state != "PENDING")  # a successor would start when the job before it ends
+    for job in jobs:
+        slurm.cancel_job(job.job_id)
+    return [job.job_id for job in jobs]

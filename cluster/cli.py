@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from cluster.history import History
+    from cluster.site import SiteConfig
 
 _CONFIG = Annotated[str, typer.Argument(help="A config, a pipeline file, or the command's first argument.")]
 _OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key.sub=value, or further arguments.")]
@@ -111,14 +113,15 @@ def submit(
     from cluster.submission import Request, prepare
     from cluster.submission import submit as submit_prepared
 
-    if is_pipeline(Path(target)):
-        _submit_pipeline(Path(target), site=site, overrides=set_ or [], dry_run=dry_run)
-        return
-    chosen = load_site(site, overrides=set_ or [])
     given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition,
              "account": account, "qos": qos, "constraint": constraint, "exclude": exclude, "spares": spares,
              "continuation": continuation}  # fmt: skip
+    chosen = load_site(site, overrides=set_ or [])
     chosen = chosen.updated(given, image=container, sbatch=sbatch or [], srun=srun or [])
+    if is_pipeline(Path(target)):
+        alone = {"further arguments": overrides, "--name": name, "--directory": directory, "--array": array}
+        _submit_pipeline(Path(target), site=chosen, refused=alone, release=release, dry_run=dry_run)
+        return
     request = Request(
         command, target, tuple(overrides or ()), chosen, name=name, directory=directory, array=array
     )
@@ -217,15 +220,21 @@ def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
     )
 
 
-def _submit_pipeline(path: Path, *, site: Path | None, overrides: list[str], dry_run: bool) -> None:
+def _submit_pipeline(
+    path: Path, *, site: SiteConfig, refused: Mapping[str, object], release: bool, dry_run: bool
+) -> None:
     from cluster.pipeline import prepare_pipeline, submit_pipeline
+    from coatnet.config import UserError
 
-    prepared = prepare_pipeline(path, site=site, overrides=overrides)
+    for option, value in refused.items():
+        if value:
+            raise UserError(f"{path} is a pipeline: its stages give {option} themselves")
+    prepared = prepare_pipeline(path, site=site)
     if dry_run:
         for name, one in prepared.items():
             print(f"# ---- {name}\n{one.script}")
         return
-    for name, job_id in submit_pipeline(path, prepared).items():
+    for name, job_id in submit_pipeline(path, prepared, release=release).items():
         print(f"{name}: " + (job_id if job_id == "done" else f"job {job_id}, {prepared[name].job.directory}"))
 
 

@@ -33,7 +33,9 @@ class Job:
         working_directory: where relative paths of the config start.
         shards: the local corpora to train on and to evaluate by, which the preflight tries to read.
         array: number of tasks of a job array, 0 for an ordinary job.
-        dependents: held jobs that the end of this one releases or cancels (pipelines in chain mode).
+        dependents: held jobs right behind this one (pipelines in chain mode): its end releases them, or
+            cancels them.
+        later: held jobs further behind, which only a failure is of any concern to.
     """
 
     name: str
@@ -48,13 +50,16 @@ class Job:
     array: int = 0
     shards: list[str] = field(default_factory=list)
     dependents: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
 
 
 def write_job(job: Job, path: Path) -> None:
-    """Write a job for `read_job`; the file is its owner's alone."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Write a job for `read_job`, whole at any moment; the file is its owner's alone."""
+    temporary = path.with_suffix(".part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(json.dumps(dataclasses.asdict(job), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def read_job(path: Path) -> Job:
@@ -63,9 +68,14 @@ def read_job(path: Path) -> Job:
     Raises:
         ConfigError: it is not a job file of this version.
     """
-    values = json.loads(path.read_text())
-    known = {each.name for each in dataclasses.fields(Job)}
-    if not isinstance(values, dict) or set(values) - known:
-        raise ConfigError(f"{path}: no job file of this version of coatnet; submit the run again")
-    values["site"] = from_dict(SiteConfig, values["site"], origin=str(path))
-    return Job(**values)
+    try:
+        values = json.loads(path.read_text())
+        values["site"] = from_dict(SiteConfig, values["site"], origin=str(path))
+        return Job(**values)
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{path}: no job file of this version of coatnet; submit the run again") from None
+
+
+def newest_job_file(directory: Path) -> Path | None:
+    """Return the job file of a run's last submission, None where it was never submitted."""
+    return max(directory.glob("submissions/[0-9]*/job.json"), default=None)

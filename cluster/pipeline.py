@@ -1,8 +1,8 @@
 """Several jobs by one file, each after those that it needs: shard → pretrain → finetune → evaluate.
 
 Dependencies are SLURM's own (afterok). Where a stage continues in a chain, its job's id changes from life to
-life: then what follows is queued held, and the life that finishes releases it. Submitting the file again goes
-on: what is done is left out, what is queued is waited for.
+life: then what follows is queued held, the stage's job file names it, and the life that finishes releases it.
+Submitting the file again goes on: what is done is left out, what is queued is waited for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.job import write_job
+from cluster.job import newest_job_file, read_job, write_job
 from cluster.names import check_name
-from cluster.site import SiteConfig, load_site
+from cluster.site import SiteConfig
 from cluster.submission import Prepared, Request, prepare, queued_job, submit
 from coatnet.config import UserError, load_config
 from coatnet.runtime.run_directory import RunDirectory
@@ -61,14 +61,16 @@ def is_pipeline(path: Path) -> bool:
     return any(line.startswith("stages:") for line in path.read_text(errors="replace").splitlines())
 
 
-def prepare_pipeline(path: Path, *, site: Path | None, overrides: Sequence[str]) -> dict[str, Prepared]:
+def prepare_pipeline(path: Path, *, site: SiteConfig) -> dict[str, Prepared]:
     """Return every stage's job in an order that respects `after`; nothing is written or queued.
+
+    Args:
+        site: what all stages ask for, where their own `site` says nothing else.
 
     Raises:
         UserError: a config is wrong, or stages wait for each other.
     """
     config = load_config(PipelineConfig, path)
-    base = load_site(site, overrides=overrides)
     prepared = {}
     for name in _ordered(config.stages):
         check_name(name, what="stage")
@@ -77,7 +79,7 @@ def prepare_pipeline(path: Path, *, site: Path | None, overrides: Sequence[str])
             command=stage.command,
             target=_target(stage, path),
             arguments=tuple(stage.arguments),
-            site=base.with_keys(stage.site, origin=f"{path}: stages.{name}.site"),
+            site=site.with_keys(stage.site, origin=f"{path}: stages.{name}.site"),
             name=name,
             directory=Path(stage.directory) if stage.directory else None,
             array=stage.array,
@@ -87,41 +89,66 @@ def prepare_pipeline(path: Path, *, site: Path | None, overrides: Sequence[str])
     return prepared
 
 
-def submit_pipeline(path: Path, prepared: dict[str, Prepared]) -> dict[str, str]:
-    """Queue what is not done yet and return the jobs' ids by stage; "done" for what is."""
+def submit_pipeline(path: Path, prepared: dict[str, Prepared], *, release: bool = False) -> dict[str, str]:
+    """Queue what is not done yet and return the jobs' ids by stage; "done" for what is.
+
+    Args:
+        release: go on with stages that were held or cancelled.
+
+    Raises:
+        UserError: SLURM refuses a stage; those before it are queued, and run.
+    """
     stages = load_config(PipelineConfig, path).stages
     jobs: dict[str, str] = {}
+    chains = {name for name, one in prepared.items() if one.job.site.continuation == "chain"}
     held: list[str] = []
-    for name, one in prepared.items():
-        directory = Path(one.job.directory)
-        known = "done" if RunDirectory(directory).marker("done") is not None else queued_job(directory)
-        if known is None:
-            chained = [
-                other for other in stages[name].after if prepared[other].job.site.continuation == "chain"
-            ]
-            known = submit(one, options=_dependency(stages[name].after, chained, jobs))
-            if one.job.site.continuation == "chain":
-                slurm.hold(known)
-                held.append(known)
-            for other in chained:
-                _add_dependent(prepared[other], known)
-        jobs[name] = known
-    for job_id in held:
-        slurm.release(job_id)
+    try:
+        for name, one in prepared.items():
+            directory = Path(one.job.directory)
+            jobs[name] = "done" if _is_done(one) else queued_job(directory) or ""
+            if not jobs[name]:
+                waiting = [other for other in stages[name].after if jobs[other] != "done"]
+                options = _dependency([jobs[other] for other in waiting if other not in chains])
+                if name in chains or chains & set(waiting):
+                    options = (*options, "--hold")
+                    held.append(name)
+                jobs[name] = submit(one, release=release, options=options)
+    finally:
+        jobs = {name: job_id for name, job_id in jobs.items() if job_id}
+        _tell_chains(stages, prepared, jobs, chains)
+        for name in held:  # a chain may be done by now, and have seen nobody behind it
+            if name in jobs and all(_is_done(prepared[other]) for other in chains & set(stages[name].after)):
+                slurm.release(jobs[name])
     return jobs
 
 
-def _dependency(after: Sequence[str], chained: Sequence[str], jobs: dict[str, str]) -> tuple[str, ...]:
-    if any(jobs[name] != "done" for name in chained):
-        return ("--hold",)
-    waiting = [jobs[name] for name in after if jobs[name] != "done"]
-    return (f"--dependency=afterok:{':'.join(waiting)}", "--kill-on-invalid-dep=yes") if waiting else ()
+def _is_done(prepared: Prepared) -> bool:
+    return RunDirectory(prepared.job.directory).marker("done") is not None
 
 
-def _add_dependent(prepared: Prepared, job_id: str) -> None:
-    prepared.job.dependents.append(job_id)
-    if prepared.folder.is_dir():
-        write_job(prepared.job, prepared.folder / "job.json")
+def _dependency(jobs: Sequence[str]) -> tuple[str, ...]:
+    return (f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes") if jobs else ()
+
+
+def _tell_chains(
+    stages: dict[str, StageConfig], prepared: dict[str, Prepared], jobs: dict[str, str], chains: set[str]
+) -> None:
+    """Write into the stages' job files which held jobs are behind them."""
+    held = [name for name, job_id in jobs.items() if job_id != "done" and chains & set(stages[name].after)]
+    for name in jobs:
+        behind = [other for other in held if name in _all_before(other, stages)]
+        job_file = newest_job_file(Path(prepared[name].job.directory))
+        if behind and job_file is not None:
+            right_behind = [other for other in behind if name in chains and name in stages[other].after]
+            job = read_job(job_file)
+            job.dependents = [jobs[other] for other in right_behind]
+            job.later = [jobs[other] for other in behind if other not in right_behind]
+            write_job(job, job_file)
+
+
+def _all_before(name: str, stages: dict[str, StageConfig]) -> set[str]:
+    before = set(stages[name].after)
+    return before.union(*(_all_before(other, stages) for other in before))
 
 
 def _ordered(stages: dict[str, StageConfig]) -> list[str]:

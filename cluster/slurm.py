@@ -164,14 +164,9 @@ def cancel_job(job_id: str) -> None:
             raise
 
 
-def hold(job_id: str) -> None:
-    """Keep a pending job from starting."""
-    run_command(["scontrol", "hold", job_id])
-
-
 def release(job_id: str) -> None:
-    """Let a held job run."""
-    run_command(["scontrol", "release", job_id])
+    """Let a held job run; nobody else would, so a controller that is away is waited for."""
+    _patiently(lambda: run_command(["scontrol", "release", job_id]))
 
 
 def hostnames(node_list: str) -> list[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.history import History
-from cluster.job import Job
+from cluster.job import Job, read_job
+from coatnet.config import UserError
 
 EXIT_CONTINUED = 85  # not zero: SLURM then starts the successor
 
@@ -28,7 +29,7 @@ class Succession:
 
     def __init__(self, job: Job, *, job_file: Path, job_id: str, history: History) -> None:
         self._job, self._job_id, self._history = job, job_id, history
-        self._script = job_file.with_name("script.sh")
+        self._job_file, self._script = job_file, job_file.with_name("script.sh")
         self._successor: str | None = None
 
     @property
@@ -68,13 +69,22 @@ class Succession:
 
     def finished(self) -> None:
         """Let the held jobs go that wait for this run (pipelines in chain mode)."""
-        for job_id in self._job.dependents:
+        for job_id in self._as_filed().dependents:
             slurm.release(job_id)
 
     def failed(self) -> None:
         """Take the successor and what waits for this run out of the queue."""
-        for job_id in [*([self._successor] if self._successor else []), *self._job.dependents]:
+        job = self._as_filed()
+        successor = [self._successor] if self._successor else []
+        for job_id in [*successor, *job.dependents, *job.later]:
             slurm.cancel_job(job_id)
+
+    def _as_filed(self) -> Job:
+        """Return the job as its file has it now: more may have been queued behind it since it began."""
+        try:
+            return read_job(self._job_file)
+        except (OSError, UserError):
+            return self._job
 
     def _all_excluded(self, new: Mapping[str, str]) -> list[str]:
         site = self._job.site.exclude

@@ -108,6 +108,7 @@ class Supervisor:
             return EXIT_OCCUPIED
         if self.succession.predecessor_was_cancelled():
             self.run.mark("cancelled", by="scancel")
+            self.succession.failed()
             say("the job before this one was cancelled; so is the run")
             return 0
         step = newest_step(self.directory)
@@ -122,6 +123,7 @@ class Supervisor:
             reason += f"; the last one: {last.reason}"
         self.run.mark("held", reason=reason)
         self.run.record_event("held", writer=SUPERVISOR, reason=reason, job_id=self.job_id)
+        self.succession.failed()
         say(f"held: {reason}")
         return EXIT_HELD
 
@@ -254,21 +256,23 @@ class Supervisor:
             if self.succession.mode == "requeue":
                 self._wait_for_the_end()
             return status or (1 if end.outcome == "excluded" else 0)
-        if end.action is Action.FINISH:
-            self._finish_array()
+        if end.action is Action.FINISH and self._is_whole():
             self.succession.finished()
         if end.action is Action.FAIL:
             self.succession.failed()
             return end.status or 1
         return 0
 
-    def _finish_array(self) -> None:
-        """Mark the array as done with its last task: whoever is last sees that all the others are."""
-        if self.task is not None:
-            array = Path(self.job.directory)
-            tasks = [RunDirectory(array / f"task-{number:04d}") for number in range(self.job.array)]
-            if all(task.marker("done") is not None for task in tasks):
-                RunDirectory(array).mark("done")
+    def _is_whole(self) -> bool:
+        """Return whether all is done; the last task of an array sees that the others are, and marks it so."""
+        if self.task is None:
+            return True
+        array = Path(self.job.directory)
+        tasks = [RunDirectory(array / f"task-{number:04d}") for number in range(self.job.array)]
+        done = all(task.marker("done") is not None for task in tasks)
+        if done:
+            RunDirectory(array).mark("done")
+        return done
 
     def _wait_for_the_end(self) -> None:
         """Wait for the TERM that a requeue sends: ending before it would end the job for good."""

@@ -143,20 +143,20 @@ def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
 
 
 def start_pipeline(cluster: FakeCluster, folder: Path, *, order: Path) -> dict[str, str]:
-    """Submit three stages, the first of them as a chain, and return their jobs."""
+    """Submit three stages, the first two of them as chains, and return their jobs."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     stage = "{command: evaluate, target: %s, directory: %s, after: [%s], site: {continuation: %s, %s}}"
     plain = "gpus_per_node: 0, cpus_per_task: 1, time: '00:30:00'"
     lines = ["stages:"]
     for name, after, mode in (
         ("first", "", "chain"),
-        ("middle", "first", "requeue"),
+        ("middle", "first", "chain"),
         ("last", "middle", "requeue"),
     ):
         lines.append(f"  {name}: " + stage % (name, folder / name, after, mode, plain))
     path = folder / "pipeline.yaml"
     path.write_text("\n".join(lines) + "\n")
-    prepared = prepare_pipeline(path, site=None, overrides=[])
+    prepared = prepare_pipeline(path, site=SiteConfig())
     program = _shell(folder, f'echo "$2" >> {order}')
     for one in prepared.values():
         one.job.program, one.job.working_directory = str(program), str(folder)

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import slurm
 from cluster.pipeline import prepare_pipeline, submit_pipeline
+from cluster.site import load_site
 from cluster.status import read_status
 
 from fake_cluster import FakeCluster
@@ -46,7 +47,7 @@ train: {duration: 10 steps, global_batch: 8}
 
 def submit(cluster: FakeCluster, folder: Path) -> dict[str, str]:
     """Submit the pipeline as `coatnet submit pipeline.yaml` does, with preloaded commands."""
-    prepared = prepare_pipeline(folder / "pipeline.yaml", site=folder / "site.yaml", overrides=[])
+    prepared = prepare_pipeline(folder / "pipeline.yaml", site=load_site(folder / "site.yaml"))
     for one in prepared.values():
         one.job.program = str(cluster.preloaded.program(folder / "program", pace=0.1))
     return submit_pipeline(folder / "pipeline.yaml", prepared)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.history import History
-from cluster.job import Job
+from cluster.job import Job, write_job
 from cluster.site import SiteConfig
 from cluster.succession import EXIT_CONTINUED, Succession
 
@@ -86,6 +86,18 @@ def test_a_finished_run_releases_what_waits_for_it_and_a_failed_one_cancels_it(
     assert heard()[1:] == ["scontrol release 20", "scontrol release 21"]
     chain.failed()
     assert heard()[3:] == ["scancel 8", "scancel 20", "scancel 21"]
+
+
+def test_what_is_queued_behind_a_run_after_it_began_is_released_or_cancelled_as_well(
+    tmp_path: Path, heard: Heard
+) -> None:
+    began = succession(tmp_path, "chain", dependents=["20"])
+    filed = Job("run", str(tmp_path), ["pretrain"], dependents=["20", "22"], later=["23"])
+    write_job(filed, tmp_path / "job.json")
+    began.finished()
+    assert heard() == ["scontrol release 20", "scontrol release 22"]
+    began.failed()
+    assert heard()[2:] == ["scancel 20", "scancel 22", "scancel 23"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""One life of a job among real processes: SLURM's commands are scripts that write down what they hear."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.history import History
+from cluster.job import MARKERS, Job, write_job
+from cluster.site import PreflightConfig, SiteConfig
+from cluster.supervisor import Supervisor
+from coatnet.runtime.run_directory import RunDirectory
+
+# A requeue ends the job that asks for it; jobs run unless a file tells another state.
+_SCONTROL = """\
+case "$*" in
+  "show hostnames "*) echo "$3" | tr , ' ' ;;
+  "requeue "*) kill -TERM $PPID ;;
+  *" show job "*) echo "JobState=$(cat {states}/$4 2>/dev/null || echo RUNNING)" ;;
+esac"""
+_SRUN = """\
+rest=${{COATNET_ATTEMPT#*.}}
+run={run} try=${{rest#*.}} label=life-00${{rest%.*}}.try-${{rest#*.}}
+case "$*" in *node_check*) {checks} exit 0 ;; esac
+echo "srun $2" >> {heard}
+case "$try" in {cases} esac"""
+
+
+class Machine:
+    """A SLURM that has given job 7 and its nodes to a run."""
+
+    # What ranks do, as shell.
+    DONE = "echo {} > $run/done"
+    STOPPED = 'echo "{\\"attempt\\": \\"$COATNET_ATTEMPT\\"}" > $run/stopped'
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunDirectory(folder / "run")
+        self.history = History(self.run.path)
+        self.nodes = ["n1", "n2"]
+        self._programs, self._states = folder / "programs", folder / "states"
+        self._heard, self._job_file = folder / "heard", folder / "job.json"
+        for path in (self._programs, self._states, self.run.logs):
+            path.mkdir(parents=True)
+        self._program("sbatch", "echo 8")
+        self._program("scancel", "")
+        self._program("scontrol", _SCONTROL.format(states=self._states))
+
+    @staticmethod
+    def ended(node: str, words: str, *, task: int = 0, says: str = "") -> str:
+        """Return the shell by which a rank ends as srun tells it, with its last words in its log."""
+        log = f"echo '{says}' > $run/logs/$label.rank-{task}.log; " if says else ""
+        return f"{log}echo 'srun: error: {node}: task {task}: {words}' >&2; exit 1"
+
+    def live(self, *tries: str, checks: str = "", task: int | None = None, **job: Any) -> int:
+        """Live once and return the status; the ranks of each try do what it says, as those of the last later.
+
+        Args:
+            checks: what the preflight's tasks do; without it there is none.
+            job: fields of the job, and those of its site.
+        """
+        cases = [f"{number}) {text} ;;" for number, text in enumerate(tries[:-1], start=1)]
+        text = _SRUN.format(
+            run=self.run.path if task is None else self.run.path / f"task-{task:04d}",
+            heard=self._heard, checks=checks, cases=" ".join([*cases, f"*) {tries[-1]} ;;"]),
+        )  # fmt: skip
+        self._program("srun", text, tells=False)
+        own = {name: job.pop(name) for name in ("protocol", "array", "dependents") if name in job}
+        site = SiteConfig(
+            **{"nodes": len(self.nodes), "preflight": PreflightConfig(enabled=bool(checks)), **job}
+        )
+        environment = {
+            **os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": ",".join(self.nodes),
+            "SLURM_ARRAY_TASK_ID": str(task),
+        }  # fmt: skip
+        given = Job("run", str(self.run.path), ["pretrain"], site=site, **{"protocol": MARKERS, **own})
+        write_job(given, self._job_file)
+        return Supervisor(given, job_file=self._job_file, environment=environment).main()
+
+    def heard(self) -> list[str]:
+        """Return what SLURM was asked for, questions aside."""
+        lines = self._heard.read_text().splitlines() if self._heard.exists() else []
+        return [line for line in lines if " show " not in line]
+
+    def set_state(self, job_id: str, state: str) -> None:
+        """Let SLURM give a job another state than RUNNING."""
+        (self._states / job_id).write_text(state)
+
+    def state_file(self, job_id: str) -> Path:
+        """Return the file that a shell may write a job's state to."""
+        return self._states / job_id
+
+    def last_life(self) -> tuple[str, int, str]:
+        """Return outcome, tries and reason of the last life."""
+        life = self.history.lives()[-1]
+        return life.outcome, life.tries, life.reason
+
+    def _program(self, name: str, text: str, *, tells: bool = True) -> None:
+        tell = f'echo "{name} $*" >> {self._heard}\n' if tells else ""
+        path = self._programs / name
+        path.write_text(f"#!/bin/sh\n{tell}{text}\n")
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Return a machine whose commands come first in the path; the signal handlers come back afterwards."""
+    made = Machine(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"), prepend=":")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield made
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,257 @@
+"""Stages wait for those before them, also where a stage's job changes from life to life."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import snapshot
+from cluster.cancel import cancel_run
+from cluster.cli import submit as submit_command
+from cluster.job import Job, newest_job_file, read_job
+from cluster.pipeline import is_pipeline, prepare_pipeline, submit_pipeline
+from cluster.site import SiteConfig
+from coatnet.config import UserError
+from coatnet.runtime.run_directory import RunDirectory
+
+PARTITION = "PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP TotalNodes=16"
+
+
+class Cluster:
+    """A SLURM that numbers its jobs from 10 and writes down what it hears, and a pipeline file."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.path = folder, folder / "pipeline.yaml"
+        self.site = SiteConfig(gpus_per_node=0)
+        self._heard, self._programs = folder / "heard", folder / "programs"
+        self._programs.mkdir()
+        (folder / "next").write_text("10")
+        self.program("sbatch", f"read id < {folder}/next; echo $((id + 1)) > {folder}/next; echo $id")
+        self.program("scontrol", f'[ "$2" != show ] || echo "{PARTITION}"')
+        self.program("scancel", "")
+        self.queue()
+        monkeypatch.setenv("PATH", str(self._programs), prepend=":")
+        monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # a copy of everything takes a while
+
+    def program(self, name: str, text: str) -> None:
+        (self._programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {self._heard}\n{text}\n')
+        (self._programs / name).chmod(0o755)
+
+    def queue(self, *jobs: str) -> None:
+        """Let the queue hold these jobs, all pending."""
+        entries = [{"job_id": int(job), "job_state": "PENDING"} for job in jobs]
+        self.program("squeue", f"echo '{json.dumps({'jobs': entries})}'")
+
+    def submit(self, **options: Any) -> dict[str, str]:
+        self._heard.unlink(missing_ok=True)
+        return submit_pipeline(self.path, prepare_pipeline(self.path, site=self.site), **options)
+
+    def heard(self) -> list[str]:
+        """Return what SLURM was asked to do, a submission as its options and the stage."""
+        lines = [line.split() for line in self._heard.read_text().splitlines()]
+        found = []
+        for program, *words in lines:
+            if program == "sbatch":
+                found.append(" ".join(["sbatch", *words[1:-1], Path(words[-1]).parents[2].name]))
+            elif program != "squeue" and "show" not in words:
+                found.append(" ".join([program, *words]))
+        return found
+
+    def stages(self, **after: str) -> None:
+        """Write stages that each come after the ones named, and continue as their last word says."""
+        lines = ["stages:"]
+        for name, words in after.items():
+            *before, mode = words.split()
+            lines.append(
+                f"  {name}: {{command: evaluate, target: x, directory: {self.folder / name}, "
+                f"after: [{', '.join(before)}], site: {{continuation: {mode}}}}}"
+            )
+        self.path.write_text("\n".join(lines) + "\n")
+
+    def end(self, name: str, marker: str = "done") -> None:
+        RunDirectory(self.folder / name).mark(marker)
+
+    def job(self, name: str) -> Job:
+        path = newest_job_file(self.folder / name)
+        assert path is not None
+        return read_job(path)
+
+    def behind(self, name: str) -> tuple[list[str], list[str]]:
+        job = self.job(name)
+        return job.dependents, job.later
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(tmp_path, monkeypatch)
+
+
+def test_stages_wait_for_those_before_them_by_slurms_own_dependencies(cluster: Cluster) -> None:
+    cluster.stages(c="a b requeue", a="requeue", b="requeue")
+    assert cluster.submit() == {"a": "10", "b": "11", "c": "12"}
+    kill = "--kill-on-invalid-dep=yes"
+    assert cluster.heard() == ["sbatch a", "sbatch b", f"sbatch --dependency=afterok:10:11 {kill} c"]
+
+
+def test_what_is_done_is_left_out_and_what_is_queued_is_waited_for(cluster: Cluster) -> None:
+    cluster.stages(a="requeue", b="requeue", c="a b requeue", d="c requeue")
+    cluster.submit()
+    cluster.end("a")
+    cluster.queue("11")
+    assert cluster.submit() == {"a": "done", "b": "11", "c": "14", "d": "15"}
+    kill = "--kill-on-invalid-dep=yes"
+    assert cluster.heard() == [
+        f"sbatch --dependency=afterok:11 {kill} c", f"sbatch --dependency=afterok:14 {kill} d",
+    ]  # fmt: skip
+
+
+def test_what_is_behind_a_chain_is_held_until_its_last_life_releases_it(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue", c="b requeue")
+    cluster.submit()
+    kill = "--kill-on-invalid-dep=yes"
+    assert cluster.heard() == [
+        "sbatch --hold a", "sbatch --hold b", f"sbatch --dependency=afterok:11 {kill} c",
+        "scontrol release 10",
+    ]  # fmt: skip
+    assert cluster.behind("a") == (["11"], []) and cluster.behind("b") == ([], [])
+
+
+def test_of_chains_behind_chains_only_the_first_may_start(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a chain", c="b chain")
+    cluster.submit()
+    assert cluster.heard() == ["sbatch --hold a", "sbatch --hold b", "sbatch --hold c", "scontrol release 10"]
+    assert cluster.behind("a") == (["11"], ["12"]) and cluster.behind("b") == (["12"], [])
+
+
+def test_a_failure_before_a_chain_takes_along_what_is_held_behind_it(cluster: Cluster) -> None:
+    cluster.stages(a="requeue", b="a chain", c="b requeue")
+    cluster.submit()
+    kill = "--kill-on-invalid-dep=yes"
+    assert cluster.heard() == [
+        "sbatch a", f"sbatch --dependency=afterok:10 {kill} --hold b", "sbatch --hold c",
+        "scontrol release 11",
+    ]  # fmt: skip
+    assert cluster.behind("a") == ([], ["12"]) and cluster.behind("b") == (["12"], [])
+
+
+def test_what_is_queued_later_behind_a_chain_that_runs_is_known_to_it(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    cluster.submit()
+    cluster.queue("10")  # b was cancelled by hand
+    assert cluster.submit() == {"a": "10", "b": "12"}
+    assert cluster.heard() == ["sbatch --hold b"] and cluster.behind("a") == (["12"], [])
+
+
+def test_what_is_still_held_waits_for_the_chain_that_is_submitted_anew(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    cluster.submit()
+    cluster.queue("11")  # a was cancelled by hand
+    assert cluster.submit() == {"a": "12", "b": "11"}
+    assert cluster.heard() == ["sbatch --hold a", "scontrol release 12"]
+    assert cluster.behind("a") == (["11"], [])
+
+
+def test_what_comes_after_a_chain_that_is_done_waits_for_nothing(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    (cluster.folder / "a").mkdir()
+    cluster.end("a")
+    assert cluster.submit() == {"a": "done", "b": "10"}
+    assert cluster.heard() == ["sbatch b"]
+
+
+def test_a_chain_that_ends_while_the_next_stage_is_queued_releases_it_all_the_same(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    cluster.submit()
+    cluster.queue("10")
+    slow = (
+        f"[ $(basename $(dirname $(dirname $(dirname $3)))) = a ] || touch {cluster.folder}/a/done; echo 12"
+    )
+    cluster.program("sbatch", slow)
+    assert cluster.submit() == {"a": "10", "b": "12"}
+    assert cluster.heard() == ["sbatch --hold b", "scontrol release 12"]
+
+
+def test_stages_before_one_that_slurm_refuses_are_not_left_held(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue", c="b requeue")
+    refuse = 'case "$*" in */c/*) echo "error: no" >&2; exit 1;; */a/*) echo 10;; *) echo 11;; esac'
+    cluster.program("sbatch", refuse)
+    with pytest.raises(UserError, match="sbatch: no"):
+        cluster.submit()
+    assert cluster.heard()[-1] == "scontrol release 10" and cluster.behind("a") == (["11"], [])
+
+
+def test_cancelling_a_chain_cancels_what_is_held_behind_it(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a chain", c="b requeue")
+    cluster.submit()
+    cluster.queue("10", "11", "12", "13")
+    assert cancel_run(cluster.folder / "a") == ["10", "11", "12"]
+
+
+def test_a_held_stage_goes_on_with_a_word(cluster: Cluster) -> None:
+    cluster.stages(a="requeue")
+    (cluster.folder / "a").mkdir()
+    cluster.end("a", "held")
+    with pytest.raises(UserError, match="submit with --release"):
+        cluster.submit()
+    assert cluster.submit(release=True) == {"a": "10"}
+
+
+def test_the_command_line_holds_for_every_stage_that_says_nothing_else(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.stages(a="requeue")
+    submit_command(str(cluster.path), time="01:02:03", continuation="none", dry_run=True)
+    printed = capsys.readouterr().out
+    assert "#SBATCH --time=01:02:03" in printed and "#SBATCH --requeue" in printed
+    with pytest.raises(UserError, match="is a pipeline: its stages give --array themselves"):
+        submit_command(str(cluster.path), array=3)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"a": "b requeue", "b": "a requeue"}, "the stages a, b wait for each other"),
+        ({"a": "z requeue"}, "stage a comes after z; stages: a"),
+        (
+            {"a": "chain", "b": "requeue", "c": "a b requeue"},
+            "a stage can wait for one chain and nothing else",
+        ),
+        ({"a b": "requeue"}, "stage is 'a b'; allowed"),
+        ({"a": "never"}, r"stages\.a\.site"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(cluster: Cluster, stages: dict[str, str], message: str) -> None:
+    cluster.stages(**stages)
+    with pytest.raises(UserError, match=message):
+        prepare_pipeline(cluster.path, site=cluster.site)
+
+
+def test_a_stages_config_is_looked_for_beside_the_pipeline_first(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.stages(a="requeue")
+    text = cluster.path.read_text().replace(
+        "command: evaluate, target: x", "command: pretrain, target: c.yaml"
+    )
+    cluster.path.write_text(text)
+    config = "model: {name: coatnet_0}\ndata: {train: [{path: nowhere}]}\n"
+    (tmp_path / "c.yaml").write_text(config)
+    one = prepare_pipeline(cluster.path, site=cluster.site)["a"]
+    assert one.config_yaml is not None and "coatnet_0" in one.config_yaml
+    assert one.job.name == "a" and one.job.directory == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("p.yaml", "# all\nstages:\n  a: {}\n", True),
+        ("p.yml", "stages: {}\n", True),
+        ("p.yaml", "model:\n  stages: 3\n", False),
+        ("p.txt", "stages:\n", False),
+    ],
+)
+def test_a_file_with_stages_is_a_pipeline(tmp_path: Path, name: str, text: str, expected: bool) -> None:
+    (tmp_path / name).write_text(text)
+    assert is_pipeline(tmp_path / name) is expected
+    assert not is_pipeline(tmp_path / "nowhere.yaml")

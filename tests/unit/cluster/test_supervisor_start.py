@@ -1,0 +1,145 @@
+"""What a life does before its ranks begin: what is settled already, and which nodes are fit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import supervisor
+from cluster.job import STATUS
+
+Machine = Any  # of conftest.py, which nothing can be imported from
+# The checks' tasks write what they find of each node; results is the last word of srun's command.
+FITNESS = 'for results; do :; done; word() {{ echo "{{\\"failures\\": [$2]}}" > $results/$1.json; }}; {}; '
+
+
+def checks(**failures: str) -> str:
+    """Return what the preflight's tasks do: nodes with their failure, none where it is empty."""
+    words = "; ".join(
+        f"word {node} '\"{failure}\"'" if failure else f"word {node}" for node, failure in failures.items()
+    )
+    return FITNESS.format(words or "true")
+
+
+@pytest.mark.parametrize(("marker", "status"), [("done", 0), ("cancelled", 0), ("held", 1)])
+def test_a_run_that_is_settled_begins_no_life(machine: Machine, marker: str, status: int) -> None:
+    machine.run.mark(marker)
+    assert machine.live(machine.DONE) == status
+    assert machine.heard() == [] and machine.history.lives() == []
+
+
+def test_a_run_in_which_another_job_is_running_is_left_to_it(machine: Machine) -> None:
+    machine.run.mark("attempt", job_id="6")
+    assert machine.live(machine.DONE) == 3
+    assert machine.heard() == [] and machine.history.lives() == []
+    machine.set_state("6", "COMPLETED")
+    assert machine.live(machine.DONE) == 0
+
+
+def test_a_requeued_job_goes_on_with_its_own_run(machine: Machine) -> None:
+    machine.run.mark("attempt", job_id="7")
+    assert machine.live(machine.DONE) == 0
+
+
+def test_the_successor_of_a_job_that_was_cancelled_cancels_the_run(machine: Machine) -> None:
+    machine.history.begin(job_id="6", nodes=["n1"], step=-1)
+    machine.history.note("successor", job_id="7")
+    machine.set_state("6", "CANCELLED")
+    assert machine.live(machine.DONE, continuation="chain", dependents=["20"]) == 0
+    assert machine.run.marker("cancelled")["by"] == "scancel"
+    assert len(machine.history.lives()) == 1 and machine.heard() == ["scancel 20"]
+
+
+def test_lives_without_a_new_checkpoint_hold_the_run_with_the_last_reason(machine: Machine) -> None:
+    boom = machine.ended("n1", "Exited with exit code 7")
+    for _ in range(2):
+        assert machine.live(boom, retries=0, lives_without_progress=2) == 7
+    heard = machine.heard()
+    assert machine.live(machine.DONE, lives_without_progress=2, dependents=["20"]) == 1
+    reason = (
+        "2 lives in a row made no new checkpoint after step 0; the last one: a rank on n1 ended with status 7"
+    )
+    assert machine.run.marker("held")["reason"] == reason
+    event = machine.run.read_events()[-1]
+    assert (event["kind"], event["reason"], event["job_id"]) == ("held", reason, "7")
+    assert len(machine.history.lives()) == 2 and machine.heard() == [*heard, "scancel 20"]
+
+
+def test_the_ranks_checkpoints_are_progress(machine: Machine) -> None:
+    save = "mkdir -p $run/checkpoints/step-00000004; echo {} > $run/checkpoints/step-00000004/manifest.json"
+    assert machine.live(f"{save}; exit 7", retries=0, lives_without_progress=1) == 7
+    assert machine.live(machine.DONE, lives_without_progress=1) == 0
+    assert [life.step for life in machine.history.lives()] == [-1, 4]
+
+
+def test_a_command_without_checkpoints_is_never_held_for_want_of_them(machine: Machine) -> None:
+    for status in (7, 7, 0):
+        found = machine.live(f"exit {status}", protocol=STATUS, retries=0, lives_without_progress=1)
+        assert found == status
+
+
+def test_an_unfit_node_is_left_out_for_a_spare_and_not_checked_again(machine: Machine) -> None:
+    machine.nodes = ["n1", "n2", "n3"]
+    found = checks(n1="fan is dead", n2="", n3="")
+    assert machine.live("exit 7", machine.DONE, checks=found, nodes=2, spares=1) == 0
+    assert machine.heard() == ["srun --nodelist=n2,n3"] * 2
+    assert machine.history.excluded() == {"n1": "fan is dead"}
+    limits = json.loads((machine.run.path / "preflight" / "life-001.try-2" / "limits.json").read_text())
+    assert limits["directory"] == str(machine.run.path)
+
+
+def test_too_few_fit_nodes_send_the_run_elsewhere(machine: Machine) -> None:
+    assert machine.live(machine.DONE, checks=checks(n1="", n2="fan is dead")) == 1
+    assert machine.heard() == ["scontrol requeue 7", "scontrol update jobid=7 ExcNodeList=n2"]
+    assert machine.last_life() == ("excluded", 0, "n2: fan is dead")
+
+
+def test_what_all_nodes_find_alike_is_no_nodes_fault(machine: Machine) -> None:
+    assert machine.live(machine.DONE, checks=checks(n1="no such folder", n2="no such folder")) == 1
+    assert machine.last_life() == ("failed", 0, "preflight: all 2 nodes: no such folder")
+    assert machine.heard() == [] and machine.history.excluded() == {}
+
+
+def test_one_node_after_the_other_that_finds_the_same_is_no_nodes_fault(machine: Machine) -> None:
+    for node in ("n1", "n2", "n3"):
+        machine.nodes = [node]
+        status = machine.live(machine.DONE, checks=checks(**{node: "no such folder"}))
+        assert status == 1
+    assert [life.outcome for life in machine.history.lives()] == ["excluded", "excluded", "failed"]
+    assert machine.last_life()[2] == "preflight: life after life: no such folder"
+
+
+def test_checks_that_the_end_of_the_job_cut_short_blame_no_node(machine: Machine) -> None:
+    cut = f"{checks(n1='')} echo CANCELLED > {machine.state_file('7')};"
+    assert machine.live(machine.DONE, checks=cut) == 0
+    assert machine.last_life() == ("ended", 0, "SLURM is ending the job")
+    assert machine.heard() == [] and machine.history.excluded() == {}
+
+
+def test_ranks_have_the_sites_secrets(machine: Machine, tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_text("TOKEN=sesame\n")
+    secrets.chmod(0o600)
+    assert machine.live(f'[ "$TOKEN" = sesame ] && {machine.DONE}', secrets_file=str(secrets)) == 0
+    assert machine.last_life()[:2] == ("done", 1)
+
+
+def test_a_warning_during_the_checks_starts_no_ranks(machine: Machine) -> None:
+    warned = checks(n1="", n2="") + "kill -USR1 $PPID;"
+    assert machine.live(machine.DONE, checks=warned) == 0
+    assert machine.heard() == ["scontrol requeue 7"]
+    assert machine.last_life() == ("stopped", 1, "asked to stop, ended with status 0")
+
+
+@pytest.mark.parametrize("text", ['{"colour": "red", "site": {}}', "{", "[]", '{"site": {}}', "{}"])
+def test_a_job_file_of_another_version_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "job.json").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["supervisor", str(tmp_path / "job.json")])
+    assert supervisor.main() == 1
+    assert "job.json: no job file of this version of coatnet" in capsys.readouterr().out
