@@ -133,4 +133,6 @@ def _files_below(folder: Path, name: str) -> list[tuple[str, int]]:
                 pending.append(relative)
             elif entry.is_file():
                 found.append((relative, entry.stat().st_size))
+            elif entry.is_symlink():  # to nothing or to a folder: listed, so that reading names it
+                found.append((relative, 0))
     return sorted(found)

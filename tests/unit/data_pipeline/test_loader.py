@@ -21,6 +21,8 @@ from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import BadSampleError, Record
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.stream import Stream
 
 AUGMENT = AugmentConfig(image_size=16)
@@ -136,6 +138,24 @@ def test_an_image_folder_streams_without_sharding(image_folder: Path) -> None:
         batches = [next(stream) for _ in range(2)]
     assert len(digest(batches)) == 120
     assert np.bincount(np.concatenate([batch.labels for batch in batches])).tolist() == [40, 40, 40]
+
+
+def test_a_link_that_leads_to_no_file_is_named_when_it_is_read_or_sharded(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            source = image_folder / name / f"{number:03d}.jpg"
+            (tmp_path / "images" / name / source.name).symlink_to(source)
+    (tmp_path / "images" / "ant" / "lost.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "images" / "ant" / "more").symlink_to(tmp_path / "images" / "bee")
+    loader = EvaluateLoader(open_corpus(tmp_path / "images"), AUGMENT, batch=8)
+    assert [sample.name for batch in loader for sample in batch.bad] == ["ant/lost.jpg", "ant/more"]
+    options = ShardOptions(bad_budget=0.5)
+    made = shard_corpus(tmp_path / "images", tmp_path / "shards", options=options, quiet=True)["all"]
+    assert (made.counts["written"], made.counts["skipped"]) == (6, 2)
+    assert "lost.jpg" in (tmp_path / "shards" / "report.jsonl").read_text()
 
 
 def test_the_state_is_small_and_resumes_exclusions(shard_folder: Path) -> None:
