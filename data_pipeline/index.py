@@ -38,6 +38,7 @@ SAMPLE = np.dtype(
 LABEL = np.dtype([("label", "<i4"), ("weight", "<f4")])
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_INDEX_BYTES = 1 << 30
+_CHUNK_BYTES = 4 << 20
 
 
 class Flag(IntFlag):
@@ -102,6 +103,20 @@ def parse_array(content: bytes, *, dtype: np.dtype, origin: str, xxh3: str | Non
 def file_hash(content: bytes) -> str:
     """Return the hash that manifests give for whole files: xxh3 of 128 bits, in hex."""
     return xxhash.xxh3_128_hexdigest(content)
+
+
+def size_and_hash(path: Path) -> tuple[int, str]:
+    """Return a file's size in bytes and its hash as `file_hash` gives it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    hasher, size = xxhash.xxh3_128(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+            size += len(chunk)
+    return size, hasher.hexdigest()
 
 
 def _npy(array: NDArray[np.void]) -> bytes:

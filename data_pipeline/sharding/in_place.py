@@ -12,7 +12,16 @@ import xxhash
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
 from coatnet.runtime.whole_files import write_whole
-from data_pipeline.index import FORMATS, LABEL, SAMPLE, ShardIndex, file_hash, index_path, labels_path
+from data_pipeline.index import (
+    FORMATS,
+    LABEL,
+    SAMPLE,
+    ShardIndex,
+    file_hash,
+    index_path,
+    labels_path,
+    size_and_hash,
+)
 from data_pipeline.manifest import Manifest, ShardEntry
 from data_pipeline.sharding.commit import check_budget, commit, disk_errors, finished_before
 from data_pipeline.sharding.inspection import judge
@@ -27,7 +36,6 @@ from data_pipeline.sharding.workers import run_jobs
 from data_pipeline.tar_format import walk_members
 
 _FEW_BYTES = 64_000_000
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def run_index_job(job: IndexJob) -> ShardResult:
     write_whole(index_path(path), samples_file)
     if labels_file is not None:
         write_whole(labels_path(path), labels_file)
-    size, xxh3 = _hash(path)
+    size, xxh3 = size_and_hash(path)
     labels_hash = None if labels_file is None else file_hash(labels_file)
     entry = ShardEntry(path.name, len(rows), size, xxh3, file_hash(samples_file), labels_hash)
     return ShardResult(entry, odd)
@@ -151,12 +159,3 @@ def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, fl
     for item in listing.items(np.flatnonzero(listing.file == tar)):
         found[item.offset] = item.label if item.rows is None else item.rows.tolist()
     return found
-
-
-def _hash(path: Path) -> tuple[int, str]:
-    hasher, size = xxhash.xxh3_128(), 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-            size += len(chunk)
-    return size, hasher.hexdigest()

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import xxhash
-
 from data_pipeline.corpus import Corpus
 from data_pipeline.decode import check_image
-from data_pipeline.index import ShardIndex
+from data_pipeline.index import ShardIndex, size_and_hash
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.record import BadSampleError
 from data_pipeline.sharding.tar_source import walk_samples
 from data_pipeline.tar_format import TarError, walk_members
-
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def _verify_shard(corpus: Corpus, folder: Path, shard: int) -> list[Problem]:
     path = folder / entry.name
     try:
         index = corpus.index(shard)
-        size, xxh3 = _hash_file(path)
+        size, xxh3 = size_and_hash(path)
         members = list(walk_members(path))
     except (BadSampleError, TarError) as error:
         return [Problem(entry.name, None, str(error)), *_bad_records(corpus, shard)]
@@ -106,15 +102,6 @@ def _bad_records(corpus: Corpus, shard: int) -> list[Problem]:
     if len(reasons) == entry.samples and len(set(reasons.values())) == 1:
         return []
     return [Problem(entry.name, number, reason) for number, reason in reasons.items()]
-
-
-def _hash_file(path: Path) -> tuple[int, str]:
-    hasher, size = xxhash.xxh3_128(), 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-            size += len(chunk)
-    return size, hasher.hexdigest()
 
 
 def _lint_shard(corpus: Corpus, shard: int) -> list[Problem]:
