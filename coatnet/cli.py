@@ -15,16 +15,13 @@ from types import FrameType
 from typing import NoReturn
 
 STATUS_USER_ERROR = 2
-_STATUS_INTERRUPTED = 128 + signal.SIGINT
 _STATUS_NO_READER = 128 + signal.SIGPIPE
 
 
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
     status = 0
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a terminal without an arrow or a square gets a question mark
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without an arrow gets a question mark
         sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, _leave)  # while modules are imported there is nothing to clean up
     _require_working_directory()

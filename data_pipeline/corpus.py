@@ -46,7 +46,6 @@ class Corpus:
         self._files = files
         self._shards = OpenShards(files)
         self._counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
-        self._ends = np.cumsum(self._counts)
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -77,14 +76,7 @@ class Corpus:
     @property
     def samples(self) -> int:
         """Samples in all shards."""
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def split(self, sample: int) -> tuple[int, int]:
-        """Return (shard, index) of a sample's number in the corpus."""
-        if not 0 <= sample < self.samples:
-            raise IndexError(f"sample {sample} of {self.samples}")
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        return shard, sample - int(self._ends[shard] - self._counts[shard])
+        return int(self._counts.sum())
 
     def index(self, shard: int) -> ShardIndex:
         """Return a shard's index, verified.

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import BadSample, Batch
-from data_pipeline.prefetch import made_ahead
+from data_pipeline.prefetch import chunks_of, made_ahead
 from data_pipeline.record import BadSampleError, Record, SampleSource
 
-_MAX_CHUNK = 32
 _PREFETCH = 2
 _AHEAD_SHARDS = 4
 
@@ -84,7 +83,6 @@ class EvaluateLoader:
                 ),
                 labels=self._assembler.label_array(count),
                 good=np.ones(count, dtype=np.bool_),
-                chunk=max(1, min(_MAX_CHUNK, ceil(count / self._threads))),
             )
 
     def _fill(self, batch: _PendingBatch, begin: int, end: int) -> None:
@@ -127,15 +125,11 @@ class _PendingBatch:
     images: torch.Tensor
     labels: NDArray[np.generic]
     good: NDArray[np.bool_]
-    chunk: int
     bad: list[BadSample] = field(default_factory=list)
 
     def chunks(self) -> list[Callable[[], None]]:
-        count = len(self.samples)
-        return [
-            partial(self.loader._fill, self, begin, min(begin + self.chunk, count))
-            for begin in range(0, count, self.chunk)
-        ]
+        fill, threads = partial(self.loader._fill, self), self.loader._threads
+        return chunks_of(fill, rows=len(self.samples), threads=threads)
 
     def finish(self) -> Batch:
         images, labels, samples = self.images, torch.from_numpy(self.labels), torch.from_numpy(self.samples)

@@ -16,6 +16,7 @@ from data_pipeline.batch import BadSample, Batch, Tail
 from data_pipeline.decode import DecodeError
 from data_pipeline.order import Places
 from data_pipeline.permutation import derive_key, derive_keys
+from data_pipeline.prefetch import chunks_of
 from data_pipeline.record import BadSampleError, Record, SampleSource
 
 Integers = NDArray[np.int64]
@@ -34,17 +35,13 @@ class PendingBatch:
     keys: Integers
     images: torch.Tensor
     labels: NDArray[np.generic]
-    chunk: int
+    threads: int
     tail: Tail | None = None
     bad: list[BadSample] = field(default_factory=list)
 
     def chunks(self) -> list[Callable[[], None]]:
         """Return the pieces of work."""
-        count = len(self.positions)
-        return [
-            partial(self.filler.fill, self, begin, min(begin + self.chunk, count))
-            for begin in range(0, count, self.chunk)
-        ]
+        return chunks_of(partial(self.filler.fill, self), rows=len(self.positions), threads=self.threads)
 
     def finish(self) -> Batch:
         """Return the batch, its bad samples in the order of positions."""
@@ -79,7 +76,7 @@ class BatchFiller:
         places: Places,
         *,
         image_size: int,
-        chunk: int,
+        threads: int,
         tail: Tail | None = None,
     ) -> PendingBatch:
         """Return an empty batch for some places, its buffers allocated (pinned where there is a GPU)."""
@@ -91,7 +88,7 @@ class BatchFiller:
             keys=self._sample_keys(places),
             images=torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
             labels=self._assembler.label_array(len(positions)),
-            chunk=chunk,
+            threads=threads,
             tail=tail,
         )
 

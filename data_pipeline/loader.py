@@ -7,7 +7,6 @@ process and, for the set of samples in a step, the world size do not matter. Kno
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from data_pipeline.record import SampleSource
 from data_pipeline.steps import Steps
 from data_pipeline.training_order import check_shares, make_order
 
-_MAX_CHUNK = 32
 _STATE_VERSION = 1  # of the order, and of all that is drawn by a sample's key: tests/golden records them
 _STATE_NAMES = {
     "version": "version of the order",
@@ -70,7 +68,6 @@ class TrainLoader:
         self._data = data
         self._seed = seed
         self._image_size = augment.image_size
-        self._chunk = max(1, min(_MAX_CHUNK, ceil(global_batch / world_size / data.threads)))
         self._order = make_order(corpora, data, seed=seed, global_batch=global_batch)
         self.epoch_samples = self._order.epoch_samples
         multi = any(corpus.label_kind == "multi" for corpus in corpora)
@@ -168,7 +165,7 @@ class TrainLoader:
                 positions,
                 self._order.locate(positions),
                 image_size=self._image_size,
-                chunk=self._chunk,
+                threads=self._data.threads,
                 tail=None if weights is None else Tail(end - samples_seen, torch.from_numpy(weights)),
             )
             samples_seen = end

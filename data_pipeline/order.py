@@ -99,13 +99,10 @@ class Order:
         self._windows = max(1, round(lane_samples / (window * self.samples / shards)))
         self._lines: dict[int, _Line] = {}
 
-    def lanes_of(self, positions: Integers) -> Integers:
-        """Return the lane of each position."""
-        return (np.asarray(positions, dtype=np.int64) % self.epoch_samples) % self.lanes
-
     def lane_fractions(self, positions: Integers) -> Integers:
         """Return where in the row of lanes each position lies, in units of 2**-32 of it."""
-        return (self.lanes_of(positions) << _FRACTION_BITS) // self.lanes
+        lanes = np.asarray(positions, dtype=np.int64) % self.epoch_samples % self.lanes
+        return (lanes << _FRACTION_BITS) // self.lanes
 
     def locate(self, positions: Integers) -> Places:
         """Find the samples at some positions.

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from math import ceil
 from typing import Protocol, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+_MOST_ROWS = 32
 
 
 class Pending(Protocol[T_co]):
@@ -20,6 +23,12 @@ class Pending(Protocol[T_co]):
     def chunks(self) -> list[Callable[[], None]]: ...
 
     def finish(self) -> T_co: ...
+
+
+def chunks_of(fill: Callable[[int, int], None], *, rows: int, threads: int) -> list[Callable[[], None]]:
+    """Cut a batch's rows into chunks, `fill(begin, end)` each, in which all threads have a part."""
+    size = max(1, min(_MOST_ROWS, ceil(rows / threads)))
+    return [partial(fill, begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
 def made_ahead(pending: Iterator[Pending[T]], *, threads: int, ahead: int) -> Generator[T, None, None]:

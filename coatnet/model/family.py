@@ -127,4 +127,3 @@ _VIT_REL = Architecture(
     "vit_rel", 640, (Stage("S3", (_attention(15, 640),), stride=1),), head_size=32, patch_size=16
 )
 FAMILY = {row.name: row for row in (*_ROWS, _VIT_REL)}
-MODEL_NAMES = tuple(FAMILY)
