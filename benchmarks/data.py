@@ -43,10 +43,11 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.device import DeviceTransform
 from data_pipeline.loader import TrainLoader
-from data_pipeline.order import Order, step_positions
+from data_pipeline.order import Order
 from data_pipeline.sharding.direct_file import DirectFile
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.steps import Steps
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
 SHARD_BYTES = 100_000_000
@@ -166,9 +167,7 @@ def measure_order(samples: int) -> dict[str, Any]:
 
     def resume() -> None:
         order = Order(counts, seed=1)
-        order.locate(
-            step_positions(order, samples * 7 // 3, global_batch=GLOBAL_BATCH, rank=17, world_size=64)
-        )
+        order.locate(Steps(order, GLOBAL_BATCH, 17, 64).positions(samples * 7 // 3))
 
     seconds = min(_timed(resume) for _ in range(5))
     tracemalloc.start()

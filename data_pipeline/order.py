@@ -148,35 +148,3 @@ class Order:
             kept = sorted(self._lines)[-(_KEPT_LINES - 1) :]
             self._lines = {**{old: self._lines[old] for old in kept if old in self._lines}, epoch: found}
         return found
-
-
-def step_positions(
-    order: PositionOrder,
-    samples_seen: int,
-    *,
-    global_batch: int,
-    rank: int,
-    world_size: int,
-    samples: int | None = None,
-) -> Integers:
-    """Return one rank's share of a step, in the order in which it is put into batches.
-
-    The step's positions are sorted by (lane, position) and cut into equal slices. The sorted list does not
-    depend on the world size: any g consecutive entries are the same group at every world size whose share
-    is a multiple of g. A rank keeps to its part of the lanes, hence to its shards. A step of fewer `samples`
-    is filled up to the batch by its own positions once more, from the first on.
-
-    Shape: (global_batch / world_size,).
-
-    Raises:
-        ValueError: the batch cannot be shared equally.
-    """
-    if global_batch % world_size:
-        raise ValueError(
-            f"global_batch {global_batch} cannot be shared equally by {world_size} ranks; "
-            f"allowed here: multiples of {world_size}"
-        )
-    share = global_batch // world_size
-    positions = np.arange(samples_seen, samples_seen + (samples or global_batch), dtype=np.int64)
-    ranked = np.resize(positions[np.lexsort((positions, order.lane_fractions(positions)))], global_batch)
-    return ranked[rank * share : (rank + 1) * share]

@@ -1,7 +1,10 @@
 """How the order's positions are cut into steps and shared by the ranks. Pure numpy; knows no bytes.
 
-A step takes the next `global_batch` positions. With a masked tail no step goes beyond its epoch: the last one
-has fewer positions, and is filled up with samples of its own that count for nothing.
+A step takes the next `global_batch` positions, sorted by (lane, position) and cut into equal slices. The
+sorted list does not depend on the world size: any g consecutive entries are the same group at each world
+size whose share is a multiple of g. A rank keeps to its part of the lanes, hence to its shards. With a
+masked tail no step goes beyond its epoch: the last one has fewer positions, and is filled up with samples
+of its own that count for nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +14,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.order import Integers, PositionOrder, step_positions
+from data_pipeline.order import Integers, PositionOrder
 
 
 @dataclass(frozen=True)
 class Steps:
-    """One rank's shares of the steps, each a pure function of the position where its step begins."""
+    """One rank's shares of the steps, each a pure function of the position where its step begins.
+
+    Attributes:
+        global_batch: a multiple of the world size.
+    """
 
     order: PositionOrder
     global_batch: int
     rank: int
     world_size: int
-    masked: bool
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.global_batch % self.world_size == 0, (self.global_batch, self.world_size)
+
+    @property
+    def share(self) -> int:
+        """Positions of one rank in a step."""
+        return self.global_batch // self.world_size
 
     def end(self, begin: int) -> int:
         """Return where the step that begins at a position ends, and the next one begins."""
@@ -39,14 +54,9 @@ class Steps:
 
         Shape: (global_batch / world_size,).
         """
-        return step_positions(
-            self.order,
-            begin,
-            global_batch=self.global_batch,
-            rank=self.rank,
-            world_size=self.world_size,
-            samples=self.end(begin) - begin,
-        )
+        positions = np.arange(begin, self.end(begin), dtype=np.int64)
+        ranked = positions[np.lexsort((positions, self.order.lane_fractions(positions)))]
+        return np.resize(ranked, self.global_batch)[self.rank * self.share : (self.rank + 1) * self.share]
 
     def weights(self, begin: int) -> NDArray[np.float32] | None:
         """Return the weights that make the step's mean loss that of its own samples; None for a full step.
@@ -56,6 +66,5 @@ class Steps:
         samples = self.end(begin) - begin
         if samples == self.global_batch:
             return None
-        share = self.global_batch // self.world_size
-        slots = np.arange(self.rank * share, (self.rank + 1) * share)
+        slots = np.arange(self.rank * self.share, (self.rank + 1) * self.share)
         return np.where(slots < samples, self.global_batch / samples, 0.0).astype(np.float32)

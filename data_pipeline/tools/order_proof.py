@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.order import Order, step_positions
+from data_pipeline.order import Order
 from data_pipeline.steps import Steps
 
 
@@ -70,22 +70,13 @@ def prove_order(
 
 def first_reads(order: Order, *, global_batch: int, world_size: int, steps: int) -> list[dict[str, Any]]:
     """Return which rank reads which shards in the first steps."""
+    ranks = [Steps(order, global_batch, rank, world_size) for rank in range(world_size)]
+    places = [order.locate(own.positions(step * global_batch)) for step in range(steps) for own in ranks]
     return [
         {
-            "step": step,
-            "rank": rank,
-            "shards": np.unique(
-                order.locate(
-                    step_positions(
-                        order,
-                        step * global_batch,
-                        global_batch=global_batch,
-                        rank=rank,
-                        world_size=world_size,
-                    )
-                ).shard
-            ).tolist(),
+            "step": number // world_size,
+            "rank": number % world_size,
+            "shards": np.unique(found.shard).tolist(),
         }
-        for step in range(steps)
-        for rank in range(world_size)
+        for number, found in enumerate(places)
     ]

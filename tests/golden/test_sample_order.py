@@ -21,9 +21,10 @@ from data_pipeline.counter import betas, uniforms
 from data_pipeline.crops import random_resized_boxes
 from data_pipeline.filling import BatchFiller
 from data_pipeline.mixture import Mixture
-from data_pipeline.order import Order, Places, step_positions
+from data_pipeline.order import Order, Places
 from data_pipeline.permutation import derive_key, derive_keys, permute, shuffled
 from data_pipeline.record import BadSampleError, Record
+from data_pipeline.steps import Steps
 
 COUNTS = np.random.Generator(np.random.PCG64(0)).integers(0, 200, 1000)  # numpy keeps PCG64's stream
 
@@ -99,7 +100,7 @@ def test_a_corpus_is_gone_through_as_recorded(options: dict[str, Any], expected:
 def test_a_mixture_is_gone_through_as_recorded() -> None:
     mixture = Mixture([Order(COUNTS, seed=1), Order([30] * 5, seed=2), Order([7], seed=3)], [5, 2, 1], seed=4)
     assert places_of(mixture, np.arange(123_000, 126_000)) == MIXED
-    shares = [step_positions(mixture, 777, global_batch=960, rank=rank, world_size=3) for rank in range(3)]
+    shares = [Steps(mixture, 960, rank, 3).positions(777) for rank in range(3)]
     assert digest(np.concatenate(shares)) == SHARED
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.mixture import Mixture
-from data_pipeline.order import Order, PositionOrder, step_positions
+from data_pipeline.order import Order, PositionOrder
+from data_pipeline.steps import Steps
 
 WORLD_SIZES = (1, 2, 3, 5, 6, 7, 8, 12, 16, 24)
 SHARED_BY_ALL = 1680  # the least batch that all of these share equally
@@ -44,12 +45,11 @@ def test_every_world_size_reads_the_same_samples_in_each_step(
     counts: list[int], seed: int, start: int
 ) -> None:
     order = Order(counts, seed=seed)
-    whole = step_positions(order, start, global_batch=SHARED_BY_ALL, rank=0, world_size=1)
+    whole = Steps(order, SHARED_BY_ALL, 0, 1).positions(start)
     assert sorted(whole.tolist()) == list(range(start, start + SHARED_BY_ALL))
     for world_size in WORLD_SIZES:
         shares = [
-            step_positions(order, start, global_batch=SHARED_BY_ALL, rank=rank, world_size=world_size)
-            for rank in range(world_size)
+            Steps(order, SHARED_BY_ALL, rank, world_size).positions(start) for rank in range(world_size)
         ]
         assert {len(share) for share in shares} == {SHARED_BY_ALL // world_size}
         assert np.array_equal(np.concatenate(shares), whole)
@@ -84,7 +84,7 @@ def test_a_rank_keeps_to_its_part_of_the_shards() -> None:
     seen = [set(), set()]
     for step in range(10):
         for rank in (0, 1):
-            share = step_positions(order, step * 480, global_batch=480, rank=rank, world_size=2)
+            share = Steps(order, 480, rank, 2).positions(step * 480)
             seen[rank].update(order.locate(share).shard.tolist())
     shared = seen[0] & seen[1]
     assert len(shared) <= 8  # at the border between two lanes a shard belongs to both
@@ -118,7 +118,7 @@ def test_the_order_of_300_million_samples_is_known_at_once_and_costs_little_memo
     tracemalloc.start()
     began = time.perf_counter()
     order = Order(counts, seed=1)
-    order.locate(step_positions(order, 123_456_789, global_batch=4096, rank=3, world_size=16))
+    order.locate(Steps(order, 4096, 3, 16).positions(123_456_789))
     seconds = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -156,11 +156,10 @@ def test_each_corpus_of_a_mixture_goes_through_its_own_order(weights: list[int],
 def test_a_mixture_is_shared_equally_too() -> None:
     orders: list[Order] = [Order([100] * 20, seed=1), Order([30] * 5, seed=2)]
     mixture: PositionOrder = Mixture(orders, [1, 1], seed=4)
-    whole = step_positions(mixture, 777, global_batch=SHARED_BY_ALL, rank=0, world_size=1)
+    whole = Steps(mixture, SHARED_BY_ALL, 0, 1).positions(777)
     for world_size in WORLD_SIZES:
         shares = [
-            step_positions(mixture, 777, global_batch=SHARED_BY_ALL, rank=rank, world_size=world_size)
-            for rank in range(world_size)
+            Steps(mixture, SHARED_BY_ALL, rank, world_size).positions(777) for rank in range(world_size)
         ]
         assert np.array_equal(np.concatenate(shares), whole)
 
@@ -172,9 +171,7 @@ def test_weights_that_fit_no_block_are_rounded_and_a_corpus_that_never_comes_is_
         Mixture(orders, [1.0, 1.0, 0.0000001], seed=0)
 
 
-def test_what_cannot_be_shared_or_is_empty_is_refused() -> None:
-    with pytest.raises(ValueError, match="shared equally by 3 ranks"):
-        step_positions(Order([10], seed=0), 0, global_batch=10, rank=0, world_size=3)
+def test_what_is_empty_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples"):
         Order([0, 0], seed=0)
     with pytest.raises(ValueError, match="allowed: 1 to 10"):
