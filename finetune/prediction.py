@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from coatnet.runtime.progress import progress
-from data_pipeline.crops import evaluation_boxes
-from data_pipeline.decode import DecodeError, decode_batch, probe
+from data_pipeline.assemble import Assembler
+from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.device import normalise
+from data_pipeline.record import Record
 from finetune.classifier import Classifier
 from finetune.evaluation.measure import top_classes
 from finetune.image_files import image_files
@@ -48,21 +49,12 @@ def load_square(payload: bytes, classifier: Classifier) -> Tensor:
     Raises:
         DecodeError: no image, a broken one, or one that asks for too much.
     """
-    augment = classifier.augment
-    info = probe(payload)
-    turned = augment.exif_orientation == "apply"
-    width, height = info.displayed_size if turned else (info.width, info.height)
-    boxes = evaluation_boxes(np.array([width]), np.array([height]), augment)
-    out = np.empty((1, augment.image_size, augment.image_size, 3), dtype=np.uint8)
-    verdict = decode_batch(
-        [payload],
-        boxes,
-        np.zeros(1, dtype=np.bool_),
-        out,
-        interpolation=augment.interpolation,
-        orientation=augment.exif_orientation,
-    )[0]
-    if verdict is not None and not verdict.usable:
+    info, side = probe(payload), classifier.augment.image_size
+    record = Record(payload, info.width, info.height, info.orientation, label=0)
+    out = np.empty((1, side, side, 3), dtype=np.uint8)
+    assembler = Assembler(classifier.augment, training=False, num_classes=0, decoder="auto")
+    (verdict,) = assembler.decode([record], np.zeros(1, dtype=np.int64), out)
+    if verdict is not None:
         raise verdict
     return torch.from_numpy(out[0])
 

@@ -50,11 +50,6 @@ class ImageInfo(NamedTuple):
     animated: bool = False
     restart_interval: int = 0
 
-    @property
-    def displayed_size(self) -> tuple[int, int]:
-        """Width and height after the orientation has been applied."""
-        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
-
 
 def probe(payload: bytes | memoryview, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageInfo:
     """Read an image's header.

@@ -88,12 +88,9 @@ def contact_sheet(
 def _augmented(batch: Batch, augment: AugmentConfig, classes: list[str]) -> list[_Cell]:
     """Return a training batch's images as the model sees them, brought back to bytes, with their targets."""
     group = max(2, len(batch))
-    pixels, targets = DeviceTransform(augment, training=True)(
-        batch.images, batch.labels, batch.keys, len(classes), group
-    )
-    shape = (1, 3, 1, 1)
-    pixels = pixels * torch.tensor(augment.std).reshape(shape) + torch.tensor(augment.mean).reshape(shape)
-    images = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    transform = DeviceTransform(augment, training=True)
+    pixels, targets = transform(batch.images, batch.labels, batch.keys, len(classes), group)
+    images = (transform.as_pictures(pixels) * 255).round().to(torch.uint8).numpy()
     return [
         (image, f"augmented: {_caption(target, classes)}")
         for image, target in zip(images, targets, strict=True)
