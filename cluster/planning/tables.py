@@ -36,7 +36,7 @@ def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str) -> Non
     console.print(_memory_table(plan, choices))
     console.print(_speed_table(plan))
     for line in _facts(plan):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     if not plan.fits:
         console.print(
             "[red]does not fit[/red]: lower train.micro_batch, raise zero.stage or checkpoint activations"

@@ -69,12 +69,12 @@ def export_model(
 def print_certificates(certificates: Sequence[dict[str, Any]]) -> None:
     """Print a table."""
     table = Table(title="exported", title_justify="left")
-    for heading in ("form", "files", "largest logit difference", "top-1", "exported top-1"):
-        table.add_column(heading)
+    for heading in ("form", "files", "logits differ by", "top-1", "exported"):  # 80 characters in all
+        table.add_column(heading, overflow="fold")
     for one in certificates:
         shown = ["–" if one[key] is None else f"{one[key]:.2%}" for key in ("top1", "exported_top1")]
         table.add_row(
-            one["format"], escape(", ".join(one["files"])), f"{one['max_logit_difference']:.1e}", *shown
+            one["format"], escape("\n".join(one["files"])), f"{one['max_logit_difference']:.1e}", *shown
         )
     make_console().print(table)
 
