@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
+
 ROOT = Path(__file__).parents[2]
 OnRanks = Callable[..., list[Any]]
 

@@ -6,8 +6,16 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fault_server import FaultServer
+
+from coatnet.config import UserError
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
+from finetune.evaluation.request import EvaluationRequest, evaluate
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 EXACT = (
@@ -36,6 +44,28 @@ def test_neither_batch_size_nor_ranks_change_a_figure(trained: Path, photos: Pat
         assert other["loss"] == pytest.approx(reports[0]["loss"], abs=1e-6)
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["top1"] == reports[0]["top1"]
+
+
+@pytest.mark.slow
+def test_a_set_behind_a_url_gives_the_figures_of_the_folder(
+    trained: Path, photos: Path, coatnet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the cache of shards is
+    shards = tmp_path / "shards"
+    shard_corpus(photos / "validation", shards, options=ShardOptions(shard_samples=6), quiet=True)
+    with FaultServer(shards) as server:
+        server.faults["shard-000001.tar"] = ["503", "cut"]
+        remote = json.loads(coatnet("evaluate", trained, server.url, "--json").stdout)[0]
+        with pytest.raises(UserError, match=f"{server.url}/nothing/manifest.json: .*404"):
+            evaluate_in_process(trained, f"{server.url}/nothing")
+    assert remote["bad_samples"] == 0 and server.requests["shard-000001.tar"] == 3
+    local = evaluate_in_process(trained, shards)
+    assert {key: remote[key] for key in EXACT} == {key: local[key] for key in EXACT}
+
+
+def evaluate_in_process(model: Path, data: Path | str) -> dict[str, Any]:
+    request = EvaluationRequest(model=str(model), data=str(data), sizes=[])
+    return json.loads(json.dumps(evaluate(request, ranks=Ranks())[0]))
 
 
 @pytest.mark.slow
