@@ -49,10 +49,7 @@ def node_to_blame(
     if len(nodes) < 2 or len(recent) < _CRASHES or any(KILLED_TWICE in reason for reason in known):
         return None
     if all(one.node == last.node and _was_killed(one) for one in recent):
-        return (
-            last.node,
-            f"a rank was {KILLED_TWICE}, now by signal {last.status - 128}",
-        )
+        return last.node, f"a rank was {KILLED_TWICE}, now by signal {last.status - 128}"
     return None
 
 

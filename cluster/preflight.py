@@ -7,10 +7,7 @@ fails while every node is sound on its own is nobody's fault and only reported.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -111,16 +108,13 @@ def _last_line(log: Path) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], *, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            return
-        except subprocess.TimeoutExpired:
-            continue
-    process.send_signal(signal.SIGTERM)  # srun ends the tasks that still hang
+    try:
+        process.wait(timeout=seconds)
+        return
+    except subprocess.TimeoutExpired:
+        process.terminate()  # srun ends the tasks that still hang
     try:
         process.wait(timeout=_KILL_SECONDS)
     except subprocess.TimeoutExpired:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()

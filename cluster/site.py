@@ -63,9 +63,7 @@ class SiteConfig:
     memory: str | None = None  # per node, "0" takes all of it
     time: str = "1-00:00:00"
     spares: int = 0
-    hardware: str | None = (
-        None  # profile of `coatnet plan`; given, each run gets a plan.json to be compared with
-    )
+    hardware: str | None = None  # profile of `coatnet plan`, by which each run is given a plan.json
     continuation: str = "requeue"
     retries: int = 2  # in place, within one life
     lives_without_progress: int = 3

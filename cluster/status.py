@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,16 @@ class RunStatus:
     directory: str
     state: str
     detail: str
-    job_id: str
-    nodes: list[str]
-    lives: int
-    step: int | None
-    samples_seen: int | None
-    total_samples: int | None
-    images_per_second: float | None
-    remaining_seconds: float | None
-    lost_seconds: float | None
-    last_error: str
+    job_id: str = ""
+    nodes: list[str] = field(default_factory=list)
+    lives: int = 0
+    step: int | None = None
+    samples_seen: int | None = None
+    total_samples: int | None = None
+    images_per_second: float | None = None
+    remaining_seconds: float | None = None
+    lost_seconds: float | None = None
+    last_error: str = ""
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
@@ -107,11 +107,7 @@ def status_or_trouble(directory: Path, *, queue: Mapping[str, QueuedJob] | None)
     try:
         return read_status(directory, queue=queue)
     except OSError as error:
-        return RunStatus(
-            directory=str(directory), state="unreadable", detail=str(error), job_id="", nodes=[], lives=0,
-            step=None, samples_seen=None, total_samples=None, images_per_second=None, remaining_seconds=None,
-            lost_seconds=None, last_error="",
-        )  # fmt: skip
+        return RunStatus(str(directory), "unreadable", str(error))
 
 
 def has_finished(directory: Path) -> bool:

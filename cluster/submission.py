@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from cluster import slurm
 from cluster.history import History
 from cluster.job import MARKERS, STATUS, Job, write_job
 from cluster.names import check_name, check_path
-from cluster.planning.estimate import Plan, make_plan, write_plan
+from cluster.planning.estimate import Plan, make_plan
 from cluster.planning.hardware import load_hardware
 from cluster.planning.recipe_view import view
 from cluster.recipe import lookup, read_recipe, schema_names
@@ -24,7 +25,7 @@ from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code
 from coatnet.config import UserError
-from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
 # What sbatch says, and what to do about it.
 _REMEDIES = {
@@ -53,7 +54,6 @@ class Request:
     name: str | None = None
     directory: Path | None = None
     array: int = 0
-    snapshot: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,8 @@ def submit(
     _check_limits(job.site)
     if job.site.secrets_file:
         read_secrets(Path(job.site.secrets_file))
-    (directory / "logs").mkdir(
-        parents=True, exist_ok=True
-    )  # without it SLURM fails the job and leaves no log
+    # Without this folder SLURM fails the job and leaves no log.
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
     with _submitting(directory):
         _check_run(directory, release=release)
         folder = _next_folder(directory)
@@ -144,7 +143,7 @@ def submit(
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
         folder.mkdir(parents=True)
         if plan is not None:
-            write_plan(directory, plan)
+            write_atomically(RunDirectory(directory).plan, json.dumps(plan.to_dict(), indent=2) + "\n")
         if snapshot:
             job.code = str(snapshot_code(folder.parent))
         write_job(job, folder / "job.json")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.planning.communication import Communication, predict_communication
@@ -162,15 +160,6 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
             )
             choices.append(MemoryChoice(stage, checkpointing, memory, largest))
     return choices
-
-
-def write_plan(directory: Path, plan: Plan) -> Path:
-    """Write plan.json into a run directory, for the report's comparison of predicted and measured."""
-    path = directory / "plan.json"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(plan.to_dict(), indent=2) + "\n")
-    temporary.replace(path)
-    return path
 
 
 def _layout(recipe: RecipeView, *, world_size: int, on_cores: bool) -> tuple[int, Layout]:
