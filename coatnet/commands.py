@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 import typer.main
@@ -40,7 +41,7 @@ class _EntryPointGroup(TyperGroup):
             return _command(cmd_name, self.points[full].load())
         if any(name.startswith(f"{full}.") for name in self.points):
             return _group(cmd_name, prefix=f"{full}.", points=self.points, help=_GROUP_HELP.get(full, ""))
-        if cmd_name.startswith("-"):
+        if cmd_name.startswith("-") or ctx.resilient_parsing:  # a shell asks how a line could go on
             return None
         known = self.list_commands(ctx)
         near = difflib.get_close_matches(cmd_name, known, n=1)
@@ -75,8 +76,13 @@ def in_a_line(error: Exception) -> str | None:
     return f"{said[:1].lower()}{said[1:]}{where}"
 
 
-def _typer() -> typer.Typer:
-    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+def _typer(*, completion: bool = False) -> typer.Typer:
+    return typer.Typer(
+        add_completion=completion,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 def _command(name: str, function: Any) -> Any:
@@ -87,11 +93,22 @@ def _command(name: str, function: Any) -> Any:
 
 def _group(name: str, *, prefix: str, points: dict[str, EntryPoint], help: str) -> Any:
     kind = type("EntryPointGroup", (_EntryPointGroup,), {"prefix": prefix, "points": points})
-    app = _typer()
-    app.callback(cls=kind, help=help, invoke_without_command=True)(_show_help)
+    app = _typer(completion=not prefix)
+    app.callback(cls=kind, help=help, invoke_without_command=True)(_show_help if prefix else _begin)
     group = typer.main.get_command(app)
     group.name = name
     return group
+
+
+def _begin(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Answer where no command was given."""
+    if version:
+        print(f"coatnet {metadata.version('coatnet')}")
+        raise typer.Exit
+    _show_help(context)
 
 
 def _show_help(context: typer.Context) -> None:

@@ -6,7 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,33 @@ def test_a_mistake_in_the_options_is_one_line(words: tuple[str, ...], said: str)
 def test_a_command_without_words_shows_its_help(words: tuple[str, ...]) -> None:
     done = coatnet(*words)
     assert done.returncode == 2 and "Commands" in done.stdout and done.stderr == ""
+
+
+def test_the_version_is_the_installed_one() -> None:
+    done = coatnet("--version")
+    assert (done.returncode, done.stdout) == (0, f"coatnet {version('coatnet')}\n")
+
+
+@pytest.mark.parametrize("words", [("-h",), ("inspect", "-h"), ("inspect", "model", "-h")])
+def test_help_has_a_short_name(words: tuple[str, ...]) -> None:
+    done = coatnet(*words)
+    assert done.returncode == 0 and f"Usage: {' '.join(('coatnet', *words[:-1]))} [OPTIONS]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("coatnet ins", ["inspect"]),
+        ("coatnet inspect mo", ["model"]),
+        ("coatnet evaluate --pr", ["--precision"]),
+        ("coatnet nonsense canc", ["cancel"]),
+    ],
+)
+def test_a_shell_is_told_how_a_line_goes_on(line: str, offered: list[str]) -> None:
+    asked = {"_COATNET_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    command = [sys.executable, "-m", "coatnet.cli"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked}, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (offered, "")
 
 
 def test_a_reader_that_went_away_is_not_worth_a_word() -> None:
