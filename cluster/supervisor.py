@@ -131,7 +131,9 @@ class Supervisor:
         """Check the nodes and start the ranks, again after a crash, until the life has an end."""
         bad: dict[str, str] = {}
         crashes: list[Ending] = []
-        for number in range(1, self.job.site.retries + 2):
+        number = 0
+        while True:
+            number += 1
             attempt = Attempt(self.job_id, life.number, number)
             unfit = self._check_nodes(nodes, bad, attempt=attempt)
             if unfit is not None:
@@ -154,7 +156,6 @@ class Supervisor:
             self.run.record_event(
                 "retry", writer=SUPERVISOR, reason=reason, job_id=self.job_id, attempt=attempt.token
             )
-        raise AssertionError("the last try is never retried")
 
     def _check_nodes(self, nodes: list[str], bad: dict[str, str], *, attempt: Attempt) -> _End | None:
         """Add unfit nodes to `bad`; return the life's end if too few are left, or none is to blame."""
@@ -186,8 +187,8 @@ class Supervisor:
         if not self.warned:
             status, messages = self._run_ranks(attempt, nodes=nodes)
         if status == 0 and self.job.protocol != MARKERS and not self.warned:
-            self.run.mark("done", attempt=attempt.token)
-        failure = first_failure(messages) if status else None
+            self.run.mark("done")
+        failure = first_failure(messages)
         status = failure.status if failure else status
         message = last_words(self.directory / "logs", attempt.label, rank=failure.rank if failure else 0)
         done = self.run.marker("done") is not None

@@ -14,7 +14,7 @@ from cluster.history import History
 from cluster.job import MARKERS, Job, write_job
 from cluster.site import PreflightConfig, SiteConfig
 from cluster.supervisor import Supervisor
-from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 # A requeue ends the job that asks for it; jobs run unless a file tells another state.
 _SCONTROL = """\
@@ -26,7 +26,7 @@ esac"""
 _SRUN = """\
 rest=${{COATNET_ATTEMPT#*.}}
 run={run} try=${{rest#*.}} label=life-00${{rest%.*}}.try-${{rest#*.}}
-case "$*" in *node_check*) {checks} exit 0 ;; esac
+case "$*" in *node_check*) echo "check $2" >> {heard}; {checks} exit 0 ;; esac
 echo "srun $2" >> {heard}
 case "$try" in {cases} esac"""
 
@@ -85,6 +85,10 @@ class Machine:
         """Return what SLURM was asked for, questions aside."""
         lines = self._heard.read_text().splitlines() if self._heard.exists() else []
         return [line for line in lines if " show " not in line]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return what the batch script recorded of a kind."""
+        return [one for one in read_lines(self.run.events_of("supervisor")) if one["kind"] == kind]
 
     def set_state(self, job_id: str, state: str) -> None:
         """Let SLURM give a job another state than RUNNING."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from typing import Any
 
@@ -20,8 +19,8 @@ def test_a_finished_run_leaves_the_queue_and_lets_go_what_waits_for_it(machine: 
     assert machine.last_life() == ("done", 1, "done")
     life = machine.history.lives()[0]
     assert (life.job_id, life.nodes, life.step) == ("7", ["n1", "n2"], -1)
-    event = machine.run.read_events()[-1]
-    assert (event["kind"], event["life"], event["outcome"], event["excluded"]) == ("life", 1, "done", {})
+    (event,) = machine.events("life")
+    assert (event["life"], event["outcome"], event["reason"], event["excluded"]) == (1, "done", "done", {})
     attempt = machine.run.marker("attempt")
     assert (attempt["token"], attempt["job_id"], attempt["life"], attempt["number"]) == ("7.1.1", "7", 1, 1)
 
@@ -42,8 +41,7 @@ def test_a_crash_is_tried_again_in_place_and_recorded(machine: Machine) -> None:
     boom = machine.ended("n2", "Exited with exit code 7", task=1, says="ValueError: boom")
     assert machine.live(boom, machine.DONE) == 0
     assert machine.last_life() == ("done", 2, "done")
-    events = machine.run.events_of("supervisor").read_text().splitlines()
-    (retry,) = [event for event in map(json.loads, events) if event["kind"] == "retry"]
+    (retry,) = machine.events("retry")
     assert retry["reason"] == "a rank on n2 ended with status 7: ValueError: boom"
     assert (retry["job_id"], retry["attempt"]) == ("7", "7.1.1")
 
@@ -56,8 +54,8 @@ def test_the_last_try_fails_the_job_with_the_ranks_status_and_cancels_what_waits
 
 
 def test_a_start_that_srun_itself_refuses_keeps_sruns_status(machine: Machine) -> None:
-    assert machine.live("exit 5", retries=0) == 5
-    assert machine.last_life()[2] == "a rank on an unknown node ended with status 5"
+    assert machine.live("echo no such task > $run/logs/$label.rank-0.log; exit 5", retries=0) == 5
+    assert machine.last_life()[2] == "a rank on an unknown node ended with status 5: no such task"
 
 
 def test_a_users_mistake_is_not_tried_again(machine: Machine) -> None:
@@ -74,7 +72,7 @@ def test_a_lease_that_a_dying_job_holds_is_waited_for(machine: Machine) -> None:
 
 def test_ranks_that_end_without_a_word_are_started_again(machine: Machine) -> None:
     assert machine.live("true", machine.DONE) == 0
-    assert machine.run.read_events()[0]["reason"] == "ended without being done or stopped"
+    assert machine.events("retry")[0]["reason"] == "ended without being done or stopped"
 
 
 def test_a_stop_of_an_earlier_attempt_does_not_count(machine: Machine) -> None:
@@ -98,12 +96,13 @@ def test_a_node_that_kills_ranks_twice_is_replaced_by_a_spare(machine: Machine) 
     assert machine.live(killed, killed, machine.DONE, nodes=2, spares=1) == 0
     assert machine.heard() == ["srun --nodelist=n1,n2"] * 2 + ["srun --nodelist=n1,n3"]
     assert list(machine.history.excluded()) == ["n2"]
-    reasons = [event["reason"] for event in machine.run.read_events() if event["kind"] == "retry"]
+    reasons = [event["reason"] for event in machine.events("retry")]
     assert "left out" not in reasons[0] and "; n2 is left out from now on: a rank was killed" in reasons[1]
 
 
 def test_without_a_spare_the_run_goes_on_elsewhere(machine: Machine) -> None:
     assert machine.live(machine.ended("n2", "Killed", task=1)) == 1
+    assert len(machine.events("retry")) == 1, "too few nodes are left for a third try"
     assert machine.heard()[2:] == ["scontrol requeue 7", "scontrol update jobid=7 ExcNodeList=n2"]
     assert machine.last_life()[:2] == ("excluded", 2)
 
@@ -190,6 +189,8 @@ def test_a_command_that_was_told_to_stop_is_not_done_by_its_status(machine: Mach
 
 
 def test_an_array_is_done_with_its_last_task(machine: Machine) -> None:
+    assert machine.live("exit 4", protocol=STATUS, array=2, task=0, retries=0) == 4
+    assert (machine.run.path / "task-0000" / "logs").is_dir()
     for task in (1, 0):
         assert machine.run.marker("done") is None
         assert "scontrol release 20" not in machine.heard()

@@ -64,9 +64,22 @@ def test_lives_without_a_new_checkpoint_hold_the_run_with_the_last_reason(machin
         "2 lives in a row made no new checkpoint after step 0; the last one: a rank on n1 ended with status 7"
     )
     assert machine.run.marker("held")["reason"] == reason
-    event = machine.run.read_events()[-1]
-    assert (event["kind"], event["reason"], event["job_id"]) == ("held", reason, "7")
+    (event,) = machine.events("held")
+    assert (event["reason"], event["job_id"]) == (reason, "7")
     assert len(machine.history.lives()) == 2 and machine.heard() == [*heard, "scancel 20"]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [(["bad", "worse", ""], "after step 0; the last one: worse"), (["", ""], "after step 0")],
+)
+def test_lives_that_were_killed_give_no_reason(machine: Machine, reasons: list[str], told: str) -> None:
+    for reason in reasons:
+        life = machine.history.begin(job_id="6", nodes=["n1"], step=-1)
+        if reason:
+            machine.history.end(life, outcome="stopped", reason=reason, tries=1, excluded={})
+    assert machine.live(machine.DONE, lives_without_progress=2) == 1
+    assert machine.run.marker("held")["reason"].endswith(told)
 
 
 def test_the_ranks_checkpoints_are_progress(machine: Machine) -> None:
@@ -86,22 +99,25 @@ def test_an_unfit_node_is_left_out_for_a_spare_and_not_checked_again(machine: Ma
     machine.nodes = ["n1", "n2", "n3"]
     found = checks(n1="fan is dead", n2="", n3="")
     assert machine.live("exit 7", machine.DONE, checks=found, nodes=2, spares=1) == 0
-    assert machine.heard() == ["srun --nodelist=n2,n3"] * 2
+    first = ["check --nodelist=n1,n2,n3", "srun --nodelist=n2,n3"]
+    assert machine.heard() == [*first, "check --nodelist=n2,n3", "srun --nodelist=n2,n3"]
     assert machine.history.excluded() == {"n1": "fan is dead"}
     limits = json.loads((machine.run.path / "preflight" / "life-001.try-2" / "limits.json").read_text())
     assert limits["directory"] == str(machine.run.path)
 
 
 def test_too_few_fit_nodes_send_the_run_elsewhere(machine: Machine) -> None:
-    assert machine.live(machine.DONE, checks=checks(n1="", n2="fan is dead")) == 1
-    assert machine.heard() == ["scontrol requeue 7", "scontrol update jobid=7 ExcNodeList=n2"]
-    assert machine.last_life() == ("excluded", 0, "n2: fan is dead")
+    machine.nodes = ["n1", "n2", "n3"]
+    found = checks(n1="", n2="fan is dead", n3="no GPU")
+    assert machine.live(machine.DONE, checks=found, nodes=2, spares=1) == 1
+    assert machine.heard()[1:] == ["scontrol requeue 7", "scontrol update jobid=7 ExcNodeList=n2,n3"]
+    assert machine.last_life() == ("excluded", 0, "n2: fan is dead; n3: no GPU")
 
 
 def test_what_all_nodes_find_alike_is_no_nodes_fault(machine: Machine) -> None:
     assert machine.live(machine.DONE, checks=checks(n1="no such folder", n2="no such folder")) == 1
     assert machine.last_life() == ("failed", 0, "preflight: all 2 nodes: no such folder")
-    assert machine.heard() == [] and machine.history.excluded() == {}
+    assert machine.heard()[1:] == [] and machine.history.excluded() == {}
 
 
 def test_one_node_after_the_other_that_finds_the_same_is_no_nodes_fault(machine: Machine) -> None:
@@ -117,7 +133,7 @@ def test_checks_that_the_end_of_the_job_cut_short_blame_no_node(machine: Machine
     cut = f"{checks(n1='')} echo CANCELLED > {machine.state_file('7')};"
     assert machine.live(machine.DONE, checks=cut) == 0
     assert machine.last_life() == ("ended", 0, "SLURM is ending the job")
-    assert machine.heard() == [] and machine.history.excluded() == {}
+    assert machine.heard()[1:] == [] and machine.history.excluded() == {}
 
 
 def test_ranks_have_the_sites_secrets(machine: Machine, tmp_path: Path) -> None:
@@ -131,7 +147,7 @@ def test_ranks_have_the_sites_secrets(machine: Machine, tmp_path: Path) -> None:
 def test_a_warning_during_the_checks_starts_no_ranks(machine: Machine) -> None:
     warned = checks(n1="", n2="") + "kill -USR1 $PPID;"
     assert machine.live(machine.DONE, checks=warned) == 0
-    assert machine.heard() == ["scontrol requeue 7"]
+    assert machine.heard()[1:] == ["scontrol requeue 7"]
     assert machine.last_life() == ("stopped", 1, "asked to stop, ended with status 0")
 
 
