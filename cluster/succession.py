@@ -40,7 +40,7 @@ class Succession:
     def predecessor_was_cancelled(self) -> bool:
         """Return whether this job is a successor whose predecessor the user cancelled by scancel."""
         lives = self._history.lives()
-        if self.mode != "chain" or not lives or lives[-1].job_id == self._job_id:
+        if self.mode != "chain" or not lives:
             return False
         successors = [entry["job_id"] for entry in self._history.events() if entry["event"] == "successor"]
         return self._job_id in successors and slurm.patient_job_state(lives[-1].job_id) == "CANCELLED"

@@ -116,6 +116,8 @@ def test_a_successor_sees_that_the_job_before_it_was_cancelled(
 ) -> None:
     history = History(tmp_path)
     if last_life:
-        history.begin(job_id=last_life, nodes=["n1"], step=-1)
+        life = history.begin(job_id=last_life, nodes=["n1"], step=-1)
+        history.end(life, outcome="ended", reason="", tries=1, excluded={})
+    history.note("submitted", job_id="7", lives=0)
     history.note("successor", job_id=successor)
     assert succession(tmp_path, mode).predecessor_was_cancelled() is expected
