@@ -246,8 +246,10 @@ def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
 
 
 def _boot_id() -> str:
+    """Name what a process id is good in: this boot of the machine and, in a container, its own processes."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 

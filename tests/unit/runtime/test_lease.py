@@ -28,9 +28,9 @@ sys.stdin.read()
 """
 
 
-def hold(directory: Path) -> subprocess.Popen[str]:
+def hold(directory: Path, *, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(directory)],
+        [*by, sys.executable, "-c", HOLDER, str(directory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -54,6 +54,27 @@ def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path
         with pytest.raises(LeaseHeld, match=f"process {holder.pid} on"):
             Lease.acquire(tmp_path)
         assert time.monotonic() - began < 5
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_holder_in_another_container_of_this_machine_is_respected(tmp_path: Path) -> None:
+    own_processes = (
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+    )
+    if subprocess.run([*own_processes, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody make a namespace of processes")
+    holder = hold(tmp_path, by=own_processes)
+    try:
+        with pytest.raises(LeaseHeld):
+            Lease.acquire(tmp_path)
     finally:
         holder.kill()
         holder.wait()
