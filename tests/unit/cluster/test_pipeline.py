@@ -248,10 +248,11 @@ def test_a_stages_config_is_looked_for_beside_the_pipeline_first(cluster: Cluste
         ("p.yaml", "# all\nstages:\n  a: {}\n", True),
         ("p.yml", "stages: {}\n", True),
         ("p.yaml", "model:\n  stages: 3\n", False),
+        ("p.yaml", "# 4\udcb0\nmodel: {}\n", False),
         ("p.txt", "stages:\n", False),
     ],
 )
 def test_a_file_with_stages_is_a_pipeline(tmp_path: Path, name: str, text: str, expected: bool) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     assert is_pipeline(tmp_path / name) is expected
     assert not is_pipeline(tmp_path / "nowhere.yaml")
