@@ -290,7 +290,5 @@ def _limit_seconds(text: str) -> int | None:
     if text in {"UNLIMITED", "INFINITE"}:
         return None
     days, _, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    while len(parts) < 3:
-        parts.append(0)
-    return int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds

@@ -229,6 +229,17 @@ def test_stages_that_cannot_be_are_refused(cluster: Cluster, stages: dict[str, s
         prepare_pipeline(cluster.path, site=cluster.site)
 
 
+def test_a_stage_is_what_would_be_typed(cluster: Cluster) -> None:
+    stage = "command: shard, target: 'x-{task}', arguments: [y], array: 3"
+    cluster.path.write_text(f"stages:\n  first: {{{stage}, directory: {cluster.folder}/elsewhere}}\n")
+    job = prepare_pipeline(cluster.path, site=cluster.site)["first"].job
+    assert (job.name, job.command, job.array) == ("first", ["shard", "x-{task}", "y"], 3)
+    assert job.directory == f"{cluster.folder}/elsewhere"
+    cluster.path.write_text(f"stages:\n  first: {{{stage}}}\n")
+    with pytest.raises(UserError, match="shard needs --directory"):
+        prepare_pipeline(cluster.path, site=cluster.site)
+
+
 def test_a_stages_config_is_looked_for_beside_the_pipeline_first(cluster: Cluster, tmp_path: Path) -> None:
     cluster.stages(a="requeue")
     text = cluster.path.read_text().replace(

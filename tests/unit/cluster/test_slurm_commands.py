@@ -1,0 +1,166 @@
+"""SLURM's commands as they answer, refuse and fall silent: scripts that stand first in the path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import slurm
+from cluster.slurm import QueuedJob, SlurmError
+
+Program = Callable[[str, str], None]
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Return what makes one of the commands from shell; nobody waits between two questions."""
+
+    def made(name: str, text: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    return made
+
+
+def after_refusals(folder: Path, words: str) -> str:
+    """Return the shell of a command that fails with `words` three times, then answers."""
+    asked = f"{folder}/asked"
+    return f'echo >> {asked}; [ $(wc -l < {asked}) -gt 3 ] || {{ echo "{words}" >&2; exit 1; }}'
+
+
+def test_a_controller_that_is_away_is_asked_again(program: Program, tmp_path: Path) -> None:
+    program("scontrol", f"{after_refusals(tmp_path, AWAY)}; echo 'JobId=7 JobState=RUNNING Reason=None'")
+    assert slurm.patient_job_state("7") == "RUNNING"
+    assert len((tmp_path / "asked").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: slurm.requeue("7"), lambda: slurm.release("7")], ids=["requeue", "release"]
+)
+def test_what_nobody_else_would_do_waits_for_the_controller(
+    program: Program, tmp_path: Path, ask: Callable[[], None]
+) -> None:
+    program("scontrol", after_refusals(tmp_path, "Socket timed out on send/recv operation"))
+    ask()
+    assert len((tmp_path / "asked").read_text().splitlines()) == 4
+
+
+def test_a_controller_that_stays_away_is_given_up(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_AWAY_SECONDS", 0.0)
+    program("scontrol", f"echo '{AWAY}' >&2; exit 1")
+    with pytest.raises(SlurmError, match="Unable to contact"):
+        slurm.patient_job_state("7")
+
+
+def test_a_refusal_is_no_absence_except_for_nodes_of_a_job_that_is_requeued_this_moment(
+    program: Program, tmp_path: Path
+) -> None:
+    program("scontrol", after_refusals(tmp_path, "Job is no longer pending execution"))
+    with pytest.raises(SlurmError, match="scontrol: Job is no longer pending execution"):
+        slurm.requeue("7")
+    slurm.exclude_nodes("7", ["n1", "n2"])
+    assert len((tmp_path / "asked").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        ("echo 'JobId=7 JobName=x JobState=NODE_FAIL Reason=y'", "NODE_FAIL"),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
+        ("echo 'JobId=7 PreviousJobState=RUNNING'", None),
+    ],
+)
+def test_the_state_of_a_job_is_one_word_or_unknown(program: Program, answer: str, state: str | None) -> None:
+    program("scontrol", answer)
+    assert slurm.job_state("7") == state
+
+
+def test_a_state_that_cannot_be_asked_is_not_unknown(program: Program) -> None:
+    program("scontrol", f"echo '{AWAY}' >&2; exit 1")
+    with pytest.raises(SlurmError):
+        slurm.job_state("7")
+
+
+def test_a_job_that_is_gone_needs_no_cancelling(program: Program) -> None:
+    program(
+        "scancel", "echo 'scancel: error: Kill job error on job id 7: Invalid job id specified' >&2; exit 1"
+    )
+    slurm.cancel_job("7")
+    program("scancel", "echo 'scancel: error: Access denied' >&2; exit 1")
+    with pytest.raises(SlurmError, match=r"^scancel: Access denied$"):
+        slurm.cancel_job("7")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("echo >&2; echo 'sbatch: error: first' >&2; echo second >&2; exit 3", "^sbatch: first$"),
+        ("exit 3", "^sbatch: no message$"),
+        ("echo Submitted", "^sbatch printed 'Submitted' instead of a job id$"),
+        ("", "^sbatch printed '' instead of a job id$"),
+    ],
+)
+def test_what_sbatch_says_instead_of_a_job_is_told(program: Program, answer: str, message: str) -> None:
+    program("sbatch", answer)
+    with pytest.raises(SlurmError, match=message):
+        slurm.sbatch("script.sh")
+
+
+@pytest.mark.parametrize("answer", ["echo 12", "echo '12;cluster'", "echo note; echo 12"])
+def test_a_job_id_may_come_with_its_cluster_and_after_notes(program: Program, answer: str) -> None:
+    program("sbatch", answer)
+    assert slurm.sbatch("script.sh") == "12"
+
+
+def test_a_command_that_hangs_is_an_error(program: Program) -> None:
+    program("squeue", "exec sleep 60")
+    with pytest.raises(SlurmError, match=r"^squeue did not answer within 0.1 s$"):
+        slurm.run_command(["squeue"], timeout_seconds=0.1)
+
+
+def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "other")
+    program("squeue", 'echo "$SBATCH_ACCOUNT"; cat')
+    assert slurm.run_command(["squeue"]) == "\n"
+
+
+def test_the_accounting_tells_of_what_the_queue_has_forgotten(program: Program, tmp_path: Path) -> None:
+    rows = "12|CANCELLED by 1000|first|n1\\nodd line\\n13|COMPLETED|second|n2\\n"
+    program("sacct", f"echo $* > {tmp_path}/asked; printf '{rows}'")
+    assert slurm.accounted(["12", "13"]) == {
+        "12": QueuedJob("12", "CANCELLED", "", "first", "n1"),
+        "13": QueuedJob("13", "COMPLETED", "", "second", "n2"),
+    }
+    columns = "--format=JobID,State,JobName,NodeList"
+    asked = f"--noheader --parsable2 --allocations {columns} --jobs=12,13"
+    assert (tmp_path / "asked").read_text().strip() == asked
+    assert slurm.accounted([]) == {}, "without a job all would be told"
+    program("sacct", "exit 1")
+    assert slurm.accounted(["12"]) == {}
+
+
+def test_a_site_without_accounting_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.accounted(["12"]) == {} and not slurm.available()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("UNLIMITED", None), ("INFINITE", None), ("00:30:05", 1805), ("2-03:00:00", 183600)]
+)
+def test_a_partitions_time_limit_is_read_in_seconds(program: Program, text: str, seconds: int | None) -> None:
+    program("scontrol", f"echo 'PartitionName=a Default=YES MaxTime={text} MaxNodes=4 TotalNodes=9 State=UP'")
+    assert slurm.partitions(None) == slurm.partitions("a") == [slurm.Partition("a", "UP", seconds, 4)]
+
+
+def test_a_cluster_without_a_default_partition_wants_one_named(program: Program) -> None:
+    program("scontrol", "echo 'PartitionName=a Default=NO'; echo 'PartitionName=b MaxNodes=UNLIMITED'")
+    with pytest.raises(SlurmError, match=r"partition \(default\) does not exist; there are: a, b"):
+        slurm.partitions(None)
+    assert slurm.partitions("b,a") == [slurm.Partition(name, "UP", None, None) for name in "ba"]
