@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import ConfigError, UserError, from_dict, load_config, to_dict
+from coatnet.config.checks import at_least_one, one_of
 
 SITE_VARIABLE = "COATNET_SITE"
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
-_CONTINUATIONS = ("requeue", "chain", "none")
-_RUNTIMES = ("none", "pyxis", "apptainer")
 
 
 @dataclass
@@ -27,8 +26,7 @@ class ContainerConfig:
     command: str = "coatnet"  # the command's name inside
 
     def __post_init__(self) -> None:
-        if self.runtime not in _RUNTIMES:
-            raise ValueError(f"runtime is {self.runtime}; allowed: {', '.join(_RUNTIMES)}")
+        one_of("runtime", self.runtime, ("none", "pyxis", "apptainer"))
         if self.runtime != "none" and not self.image:
             raise ValueError(f"runtime {self.runtime} needs image")
 
@@ -78,14 +76,13 @@ class SiteConfig:
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
 
     def __post_init__(self) -> None:
-        if self.continuation not in _CONTINUATIONS:
-            raise ValueError(f"continuation is {self.continuation}; allowed: {', '.join(_CONTINUATIONS)}")
+        one_of("continuation", self.continuation, ("requeue", "chain", "none"))
         for name, low in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("spares", 0),
                           ("retries", 0), ("lives_without_progress", 1), ("warning_seconds", 1)):  # fmt: skip
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
-        if self.tasks_per_node is not None and self.tasks_per_node < 1:
-            raise ValueError(f"tasks_per_node is {self.tasks_per_node}; allowed: 1 or more")
+        if self.tasks_per_node is not None:
+            at_least_one("tasks_per_node", self.tasks_per_node)
         limit = time_seconds(self.time)
         if self.warning_seconds >= limit:
             raise ValueError(

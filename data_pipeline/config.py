@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from coatnet.config.checks import one_of
+from coatnet.config.checks import above_zero, at_least_one, one_of
 
 TAILS = ("continue", "drop", "mask")
 DECODERS = ("auto", "kernel", "pillow")
@@ -40,8 +40,7 @@ class CorpusConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.weight < float("inf"):
-            raise ValueError(f"weight is {self.weight}; allowed: above 0")
+        above_zero("weight", self.weight)
 
 
 @dataclass
@@ -68,8 +67,7 @@ class CacheConfig:
             raise ValueError(f"ahead_shards is {self.ahead_shards}; allowed: 0 or more")
         if not 0.0 < self.stall_seconds <= 600.0:
             raise ValueError(f"stall_seconds is {self.stall_seconds}; allowed: above 0, up to 600")
-        if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts}; allowed: 1 or more")
+        at_least_one("attempts", self.attempts)
 
     @property
     def limit_bytes(self) -> int:
@@ -108,8 +106,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("threads", "prefetch", "lanes", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+            at_least_one(name, getattr(self, name))
         one_of("tail", self.tail, TAILS)
         one_of("decoder", self.decoder, DECODERS)
         if not 0.0 <= self.bad_sample_budget <= 1.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coatnet.config.checks import at_least_one, one_of
+from coatnet.config.checks import above_zero, at_least_one, one_of
 
 
 @dataclass
@@ -45,8 +45,7 @@ class GuardConfig:
         for name in ("max_skipped", "spike_window", "spike_steps", "collect_every"):
             at_least_one(name, getattr(self, name))
         for name in ("spike_score", "hang_seconds", "start_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0")
+            above_zero(name, getattr(self, name))
         if self.straggler_ratio <= 1:
             raise ValueError(f"straggler_ratio is {self.straggler_ratio}; allowed: above 1")
         for name in ("digest_every", "max_rollbacks", "replays"):

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 
+from coatnet.config.checks import above_zero, at_least_one, below_one, multiple_of, one_of
 from coatnet.model.family import FAMILY, Architecture, Run, Stage
 
 PARTS = ("S0", "S1", "S2", "S3", "S4", "dense")  # what can be frozen; "dense": the layer before the logits
@@ -18,7 +19,6 @@ _CHOICES = {
     "gelu": ("tanh", "exact"),
     "initialization": ("paper", "fan_in"),
 }
-_SYNC = ("none", "node", "all")
 
 
 @dataclass
@@ -57,23 +57,16 @@ class ModelConfig:
             near = difflib.get_close_matches(self.name, FAMILY, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(FAMILY)}"
             raise ValueError(f"name is {self.name!r}; {hint}")
-        if self.image_size % 32 or self.image_size <= 0:
-            raise ValueError(f"image_size is {self.image_size}; allowed: multiples of 32")
-        if not 0.0 <= self.stochastic_depth < 1.0:
-            raise ValueError(f"stochastic_depth is {self.stochastic_depth}; allowed: 0 up to below 1")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes}; allowed: 1 and more")
-        if self.head_size is not None and self.head_size < 1:
-            raise ValueError(f"head_size is {self.head_size}; allowed: 1 and more")
-        if min(self.batch_norm_eps, self.layer_norm_eps) <= 0:
-            raise ValueError(
-                f"batch_norm_eps is {self.batch_norm_eps}, layer_norm_eps {self.layer_norm_eps}; "
-                "allowed: above 0"
-            )
+        multiple_of("image_size", self.image_size, 32)
+        below_one("stochastic_depth", self.stochastic_depth)
+        at_least_one("num_classes", self.num_classes)
+        if self.head_size is not None:
+            at_least_one("head_size", self.head_size)
+        above_zero("batch_norm_eps", self.batch_norm_eps)
+        above_zero("layer_norm_eps", self.layer_norm_eps)
         for key, allowed in _CHOICES.items():
-            value = getattr(self, key)
-            if value not in allowed and not (key == "stride_place" and value is None):
-                raise ValueError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
+            if key != "stride_place" or self.stride_place is not None:
+                one_of(key, getattr(self, key), allowed)
         expected = 1 + len(FAMILY[base].stages)
         for key, values in (("depths", self.depths), ("widths", self.widths)):
             if values is not None and (len(values) != expected or min(values) < 1):
@@ -97,10 +90,9 @@ class NormConfig:
     momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.group_images is not None and self.group_images < 1:
-            raise ValueError(f"group_images is {self.group_images}; allowed: 1 and more")
-        if self.sync not in _SYNC:
-            raise ValueError(f"sync is {self.sync!r}; allowed: {', '.join(_SYNC)}")
+        if self.group_images is not None:
+            at_least_one("group_images", self.group_images)
+        one_of("sync", self.sync, ("none", "node", "all"))
 
 
 def architecture(config: ModelConfig) -> Architecture:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-CHECKS = ("decode", "header")
+from coatnet.config.checks import one_of
+
 _UNUSABLE = ("skip", "stop")
 _USABLE = ("keep", "convert", "skip", "stop")
 
@@ -49,9 +50,7 @@ class OddPolicy:
     def __post_init__(self) -> None:
         for entry in fields(self):
             action = getattr(self, entry.name)
-            allowed = _UNUSABLE if entry.default == "skip" else _USABLE
-            if action not in allowed:
-                raise ValueError(f"{entry.name} is {action!r}; allowed: {', '.join(allowed)}")
+            one_of(entry.name, action, _UNUSABLE if entry.default == "skip" else _USABLE)
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ class ShardOptions:
     def __post_init__(self) -> None:
         if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
             raise ValueError("a shard's size must be 1 or more")
-        if self.check not in CHECKS:
-            raise ValueError(f"check is {self.check!r}; allowed: {', '.join(CHECKS)}")
+        one_of("check", self.check, ("decode", "header"))
         if not 0.0 <= self.validation < 1.0:
             raise ValueError(f"validation is {self.validation}; allowed: 0 up to, but not, 1")
         if not 0.0 <= self.bad_budget <= 1.0:

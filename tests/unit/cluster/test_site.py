@@ -54,7 +54,7 @@ def test_the_command_line_wins_over_the_site_file(tmp_path: Path) -> None:
     site = site.updated({"nodes": 8, "partition": None}, image=None, sbatch=["--nice=5"], srun=[])
     assert (site.nodes, site.partition, site.spares) == (8, "gpu", 1)
     assert site.sbatch == ["--mail-type=FAIL", "--nice=5"]
-    with pytest.raises(ConfigError, match="continuation is forever"):
+    with pytest.raises(ConfigError, match="continuation is 'forever'"):
         site.updated({"continuation": "forever"}, image=None, sbatch=[], srun=[])
 
 
