@@ -36,9 +36,10 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
+from coatnet.runtime.absence import Absence
 from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.whole_files import refresh_view, sync_folder
+from coatnet.runtime.whole_files import move_folder, refresh_view, remove_folder, sync_folder
 
 _PREFIX = "step-"
 _POLL_SECONDS = 0.02
@@ -312,6 +313,7 @@ class CheckpointStore:
     def _await_rank(self, temporary: Path, rank: int) -> RankFile:
         """Wait for a rank's word, then read its note: over NFS that alone could take a minute to be seen."""
         deadline = time.monotonic() + self._timeout_seconds
+        absence = Absence(every_seconds=_POLL_SECONDS)
         while rank != self._ranks.rank:
             word = self._ranks.heard(_word(temporary, rank))
             if word == _WRITTEN:
@@ -320,6 +322,7 @@ class CheckpointStore:
                 raise SaveFailed(f"rank {rank}: {word}")
             if not temporary.exists():
                 raise LeaseLost(f"{temporary} was removed by a newer job")
+            deadline += absence.seconds()  # a suspended job's ranks were all away
             if time.monotonic() > deadline:
                 raise SaveFailed(f"rank {rank} did not write within {self._timeout_seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
@@ -332,10 +335,8 @@ class CheckpointStore:
         for old in self._retention.superfluous(
             self.steps(), verified=self._verified, figures=self._figures()
         ):
-            grave = self.directory / f".deleted-{old:08d}.{time.time_ns()}"
-            self.path(old).rename(grave)
-            shutil.rmtree(grave, ignore_errors=True)
-        for pattern in (".deleted-*", f".broken-{_PREFIX}*"):
+            remove_folder(self.path(old), grave=self.directory / f".deleted-{old:08d}.{time.time_ns()}")
+        for pattern in (".deleted-*", f".broken-{_PREFIX}*", f".abandoned-{_PREFIX}*"):
             for left in self.directory.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
         # A rank that was too slow for a failed save may have made its directory anew; one that is quick may
@@ -348,7 +349,9 @@ class CheckpointStore:
         for step in steps:
             if self._lease is not None:
                 self._lease.check()
-            self.path(step).rename(self.directory / f".{name}-{self.path(step).name}.{time.time_ns()}")
+            aside = f".{name}-{self.path(step).name}.{time.time_ns()}"
+            move_folder(self.path(step), self.directory / aside)
+            self._verified.discard(step)
 
     def _figures(self) -> dict[int, float] | None:
         name = self._retention.best
@@ -380,8 +383,7 @@ class CheckpointStore:
             if f".epoch{self._epoch}." not in left.name or self._lease is None:
                 grave = self.directory / f".deleted-{left.name.lstrip('.')}.{time.time_ns()}"
                 with suppress(FileNotFoundError):  # committed, or cleared, this very moment
-                    left.rename(grave)
-                    shutil.rmtree(grave, ignore_errors=True)
+                    remove_folder(left, grave=grave)
 
 
 def _save_number(temporary: Path) -> int:

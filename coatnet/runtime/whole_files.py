@@ -1,9 +1,16 @@
-"""Small files that exist wholly or not at all, over a crash of the process and of the machine."""
+"""Small files that exist wholly or not at all, over a crash of the process and of the machine; and folders.
+
+overlayfs, on which containers live, renames no folder that is of an image's layer (EXDEV): a run that goes on
+in there has some.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,6 +33,29 @@ def write_whole(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name to write a large file under, which becomes `path` when all of it is there.
+
+    What an earlier writer of it left behind when it was killed is removed.
+    """
+    for left in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # whoever wrote it may have made it for the owner alone
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -33,6 +63,36 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move_folder(folder: Path, target: Path) -> None:
+    """Give a folder another name beside its own.
+
+    Raises:
+        OSError: it could not be moved.
+    """
+    if not _is_renamed(folder, target):
+        shutil.copytree(folder, target)
+        shutil.rmtree(folder)
+
+
+def remove_folder(folder: Path, *, grave: Path) -> None:
+    """Remove a folder, by the name `grave` beside it: whoever looks finds the whole or nothing.
+
+    Raises:
+        OSError: it could not be removed.
+    """
+    shutil.rmtree(grave if _is_renamed(folder, grave) else folder, ignore_errors=True)
+
+
+def _is_renamed(folder: Path, target: Path) -> bool:
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 def refresh_view(folder: Path) -> None:
