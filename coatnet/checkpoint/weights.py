@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.run_directory import write_atomically
+from coatnet.runtime.whole_files import whole_file
 
 LOGITS = ("head.logits.weight", "head.logits.bias")
 
@@ -94,27 +95,35 @@ def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weigh
 
 
 def export_safetensors(weights: Weights, destination: Path | str) -> Path:
-    """Write `model.safetensors` and `config.json` into a directory; each by temporary name and rename."""
+    """Write `model.safetensors` and `config.json` into a directory; each whole, and both of one model."""
     destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
     config = {"model": to_dict(weights.model), "classes": weights.classes, "facts": weights.facts}
-    write_tensors(weights.tensors, destination / TENSORS)
+    write_tensors(weights.tensors, destination / TENSORS, described_by=destination / CONFIG)
     write_atomically(destination / CONFIG, json.dumps(config, indent=2) + "\n")
     return destination
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file by temporary name and rename, readable by whom other new files are."""
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, described_by: Path) -> None:
+    """Write a safetensors file by temporary name and rename, readable by whom other new files are.
+
+    Args:
+        tensors, path: what, and where.
+        described_by: a file to be written next; one of an earlier export goes with the tensors it was for.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
-    temporary.chmod(mode)  # safetensors' own is for the owner alone
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as temporary:
+        try:
+            save_file(plain, temporary, {"format": "pt"})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(errno.EIO, str(error), str(path)) from None
+        described_by.unlink(missing_ok=True)
 
 
 @torch.no_grad()

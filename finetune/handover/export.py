@@ -51,9 +51,11 @@ def export_model(
     certificates = []
     for form in formats:
         print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)
+        certified = destination / f"certificate-{form}.json"
+        certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
         files, answers, notes = _WRITERS[form](classifier, destination)
         certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
-        write_atomically(destination / f"certificate-{form}.json", json.dumps(certificate, indent=2) + "\n")
+        write_atomically(certified, json.dumps(certificate, indent=2) + "\n")
         certificates.append(certificate)
     card = model_card(classifier, certificates)
     write_atomically(destination / CARD, card)

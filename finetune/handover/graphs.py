@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from coatnet.config import UserError
 from coatnet.model.network import CoAtNet
+from coatnet.runtime.whole_files import whole_file
 from finetune.classifier import Classifier
 from finetune.handover.certificate import Answers, fixed_batch
 
@@ -39,7 +40,8 @@ def export_torch(classifier: Classifier, destination: Path) -> tuple[list[Path],
     """Write `model.pt2`, which torch.export.load opens."""
     path = destination / _TORCH
     program = _program(classifier)
-    torch.export.save(program, path)
+    with whole_file(path) as temporary:
+        torch.export.save(program, temporary)
     program_alone = torch.export.load(path).module()
 
     def answers(images: Tensor) -> Tensor:  # a graph's module refuses eval(), which whoever measures it calls
@@ -74,7 +76,8 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
             verbose=False,
         )
     assert program is not None
-    program.save(str(path), external_data=False)
+    with whole_file(path) as temporary:
+        program.save(str(temporary), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def answers(images: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         raise UserError(
             f"--format timm is proved by timm, and {error.name} is missing here; `pip install timm` brings it"
         ) from None
-    write_tensors(tensors, path)
+    write_tensors(tensors, path, described_by=described)
     write_atomically(described, json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n")
     peer = timm.create_model(name, **arguments)
     peer.load_state_dict(load_file(path))

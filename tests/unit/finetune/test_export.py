@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,41 @@ def test_a_classifier_refuses_a_size_that_the_model_cannot_take(exported: Path) 
     classifier: Classifier = open_classifier(str(exported))
     with pytest.raises(UserError, match="multiples of 32"):
         classifier.at(100)
+
+
+class Killed(BaseException):
+    """Nothing of the program sees it, as nothing sees a SIGKILL."""
+
+
+@pytest.mark.parametrize("form", ["safetensors", "timm", "onnx", "torch_export"])
+def test_an_export_killed_over_an_earlier_one_leaves_no_certificate_beside_what_it_is_not_of(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, request: pytest.FixtureRequest
+) -> None:
+    if form == "timm":
+        request.getfixturevalue("timm")
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / "out"
+    export_model(str(exported), out, formats=[form])
+    files = {file.name for file in out.iterdir()}
+    (left,) = (out / name for name in files if not name.endswith((".json", ".md")))
+    whole = left.read_bytes()
+    other = shutil.copytree(exported, tmp_path / "other")
+    description = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**description, "classes": ["x", "y", "z"]}))
+
+    def killed(self: Path, target: Path) -> Path:
+        raise Killed
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        export_model(str(other), out, formats=[form])
+    monkeypatch.undo()
+    left.with_name(f".{left.stem}.1.tmp{left.suffix}").write_text("a real kill clears nothing away")
+    assert left.read_bytes() == whole, "the file of before is whole"
+    assert not (out / f"certificate-{form}.json").exists()
+    if form == "safetensors":
+        with pytest.raises(UserError, match=r"config\.json"):
+            load_weights(out)
+    export_model(str(other), out, formats=[form])
+    assert {file.name for file in out.iterdir()} == files, "nothing is left lying about"
