@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -75,6 +76,10 @@ class Stream:
     def exclude(self, positions: Sequence[int]) -> None:
         """Replace the samples at these positions from now on."""
         self._excluded += positions
+
+    def next_excluded(self, position: int) -> float:
+        """Return the first excluded position from another on; infinite where none is left."""
+        return min((one for one in self._excluded if one >= position), default=math.inf)
 
     def name(self, position: int) -> str:
         """Name the sample at a position, for people."""

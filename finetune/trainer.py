@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from finetune.engine import Engine
 from finetune.evaluation.figures import figures
 from finetune.evaluation.measure import measure
 from finetune.start import starting_model
+
+_HANG_SECONDS = 600.0
+_START_SECONDS = 3600.0
 
 
 @dataclass
@@ -60,7 +64,9 @@ class Trainer(TrainingRun[State, StepResult]):
         Raises:
             UserError: the data, the checkpoint and the config do not fit together.
         """
-        super().__init__(run, ranks=ranks)
+        # One rank alone may be slow without bound: nobody waits for it.
+        hang_seconds, start_seconds = (_HANG_SECONDS, _START_SECONDS) if ranks.distributed else (inf, inf)
+        super().__init__(run, ranks=ranks, hang_seconds=hang_seconds, start_seconds=start_seconds)
         self.config, self.zero_stage = config, config.zero
         self._micro_batch = config.train.micro_batch or config.train.global_batch // ranks.world_size
         corpora = open_train_corpora(config.data)
@@ -119,7 +125,8 @@ class Trainer(TrainingRun[State, StepResult]):
         """Evaluate what will be handed on, and remember the best."""
         if self.evaluation_corpus is None:
             return
-        with self.account.measure("evaluation"), self.engine.state.averaged_weights():
+        in_class, averaged = self.account.measure("evaluation"), self.engine.state.averaged_weights()
+        with in_class, self.watchdog.patience(), averaged:
             measured = measure(
                 self.engine.model,
                 self.evaluation_corpus,
@@ -130,6 +137,7 @@ class Trainer(TrainingRun[State, StepResult]):
                 threads=self.config.data.threads,
                 decoder=self.config.data.decoder,
                 show_progress=False,
+                breathe=self.watchdog.breathe,
             )
         found = figures(measured.predictions, classes=len(self.evaluation_corpus.classes))
         state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": self._image_size}
@@ -144,9 +152,9 @@ class Trainer(TrainingRun[State, StepResult]):
         is_best = bool(self.config.train.patience) and state.best_step == state.step
         return is_best or super().save_due(state, before=before)
 
-    def save(self, state: State, *, wait: bool) -> None:
+    def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save with the last evaluation, which goes on into what is exported."""
-        self.checkpoints.save(state, wait=wait, evaluation=state.evaluation)
+        super().save(state, wait=wait, evaluation=state.evaluation, **facts)
 
     def is_finished(self, state: State) -> bool:
         """True at the end of the calendar, or when patience is."""

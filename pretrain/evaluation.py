@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,15 +22,17 @@ _MOST_CONFUSION_CLASSES = 1000
 
 
 class Evaluator:
-    """Measures a corpus with the engine's weights.
+    """Measures a corpus with the engine's weights. `breathe` is called with every batch.
 
     Attributes:
         bad: this rank's samples that could not be read in the last evaluation.
         confusion: (label, first guess) counts of the last evaluation; None where there are too many classes.
     """
 
-    def __init__(self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks) -> None:
-        self._corpus, self._config, self._ranks = corpus, config, ranks
+    def __init__(
+        self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
+    ) -> None:
+        self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
         self._loss = make_loss(config.loss.name, per_sample=True)
         self.bad: list[dict[str, Any]] = []
         self.confusion: Tensor | None = None
@@ -51,7 +53,9 @@ class Evaluator:
             metrics = SingleLabelMetrics(classes, device=self._ranks.device, confusion=False)
         self.bad = []
         with engine.evaluating(ema=ema) as forward:
-            for pixels, batch in equal_batches(self._corpus, self._config, ranks=self._ranks):
+            for pixels, batch in equal_batches(
+                self._corpus, self._config, ranks=self._ranks, breathe=self._breathe
+            ):
                 self.bad += [sample.to_dict() for sample in batch.bad]
                 logits = forward(pixels)[: len(batch)]
                 if len(batch):
@@ -64,7 +68,7 @@ class Evaluator:
 
 
 def equal_batches(
-    corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks
+    corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (pixels, batch), equally often on every rank: at ZeRO-3 a forward pass is a collective.
 
@@ -92,6 +96,7 @@ def equal_batches(
             images.to(ranks.device, non_blocking=True), one.labels, one.keys, loader.num_classes, batch
         )
         yield pixels, one
+        breathe()
 
 
 def _empty(size: int) -> Batch:

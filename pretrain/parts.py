@@ -30,7 +30,6 @@ from pretrain.state import State, digest_of_range
 from pretrain.trainer import PretrainResult
 from pretrain.transfer import TransferProbe
 from pretrain.tune import largest_micro_batch, rehearse
-from pretrain.watchdog import Watchdog
 
 _UPDATE_NORM_STEPS = 50
 
@@ -49,7 +48,8 @@ class Parts(TrainingRun[State, PretrainResult]):
         Raises:
             UserError: corpora, batches or model do not fit together.
         """
-        super().__init__(run, ranks=ranks)
+        guard = config.guard
+        super().__init__(run, ranks=ranks, hang_seconds=guard.hang_seconds, start_seconds=guard.start_seconds)
         self.config, self.zero_stage = config, config.zero.stage
         group_images = settle_group_images(config, ranks=ranks, run=run)
         assembly = assemble(config, ranks=ranks, account=self.account, group_images=group_images)
@@ -73,9 +73,12 @@ class Parts(TrainingRun[State, PretrainResult]):
             config_digest=digest,
         )
         evaluated = open_evaluation_corpus(config.data, classes=assembly.classes)
-        self.evaluator = None if evaluated is None else Evaluator(evaluated, config, ranks=ranks)
+        breathe = self.watchdog.breathe
+        self.evaluator = (
+            None if evaluated is None else Evaluator(evaluated, config, ranks=ranks, breathe=breathe)
+        )
         self.transfer = (
-            TransferProbe(open_corpus(config.evaluate.transfer), config, ranks=ranks)
+            TransferProbe(open_corpus(config.evaluate.transfer), config, ranks=ranks, breathe=breathe)
             if config.evaluate.transfer
             else None
         )
@@ -84,18 +87,11 @@ class Parts(TrainingRun[State, PretrainResult]):
         rollbacks = self._read_exclusions()
         self.guard = Guard(config.guard, rollbacks=rollbacks)
         self.health = Health(config.guard, ranks=ranks, stage=config.zero.stage)
-        self.watchdog = Watchdog(
-            run.logs / f"stacks-rank{ranks.rank}.txt",
-            hang_seconds=config.guard.hang_seconds,
-            start_seconds=config.guard.start_seconds,
-        )
         if config.compile:
             on_compilation(self.watchdog.hold, self.watchdog.release)
 
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
-        self.watchdog.start()
-        self._rehearse()
         state = super().resume()
         if self.ranks.device_type == "cuda" and not self.config.compile:
             self.recorder.say("compile=true makes a step several times quicker on a GPU")
@@ -134,7 +130,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             state, state.figures, bad=bad, confusion=self.evaluator.confusion, classes=self._classes
         )
 
-    def save(self, state: State, *, wait: bool) -> None:
+    def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save what all ranks agree on, in the background or until it is done.
 
         Raises:
@@ -144,7 +140,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             if self.config.guard.digest_every:
                 with self.account.measure("checkpoint"):
                     self._report(self.health.compare_weights(self.engine.module), state)
-            super().save(state, wait=wait)
+            super().save(state, wait=wait, **facts)
 
     def look_after(self, state: State, result: PretrainResult) -> None:
         """Do what is done at every step without touching its result.
@@ -152,7 +148,6 @@ class Parts(TrainingRun[State, PretrainResult]):
         Raises:
             Distrusted: the ranks' weights differ.
         """
-        self.watchdog.beat()
         self._exposed.settle()
         if state.step == 1 or state.step % _UPDATE_NORM_STEPS == 0:
             norm = self.engine.update_norm(lr=result.learning_rate)
@@ -197,11 +192,15 @@ class Parts(TrainingRun[State, PretrainResult]):
             return
         if not result.applied:
             self.save(state, wait=True)
+        with self.watchdog.patience():  # without hard links files are copied
+            self._keep(state, result, event=verdict.event)
+
+    def _keep(self, state: State, result: PretrainResult, *, event: str) -> None:
         begin = state.samples_seen - result.samples
         share = self.calendar.phase_at(begin).global_batch // self.ranks.world_size
         if self.ranks.is_main:
             bundle = Bundle(
-                event=verdict.event,
+                event=event,
                 step=state.step,
                 samples_seen=begin,
                 samples=result.samples,
@@ -229,9 +228,11 @@ class Parts(TrainingRun[State, PretrainResult]):
 
     def roll_back(self, state: State, verdict: Verdict) -> None:
         """Go back to before a spike and leave its samples out from now on."""
+        reached = state.samples_seen
         self.stream.exclude(verdict.samples)
         with self.watchdog.patience():
             state.become(self.checkpoints.restore(before=verdict.step))
+        self._redone_until = max(self._redone_until, reached)
         # Last: a run that is killed before comes to the same spike again, and not from behind it.
         if self.ranks.is_main:
             known = _read_ranges(self._exclusions)
@@ -248,12 +249,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             "every_sample_once": state.trained_digest == digest_of_range(state.samples_seen),
         }
 
-    def close(self, state: State | None) -> None:
-        """Finish what is under way."""
-        self.watchdog.stop()
-        super().close(state)
-
-    def _rehearse(self) -> None:
+    def rehearse(self) -> None:
         """Find out-of-memory and bad shapes before data are touched, or the largest micro-batch."""
         size = max(phase.image_size for phase in self.calendar.phases)
         share = self.config.train.global_batch // self.ranks.world_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,16 +19,21 @@ _CHUNK = 1024
 
 
 class TransferProbe:
-    """k nearest neighbours by cosine similarity, each image against all others (leave one out)."""
+    """k nearest neighbours by cosine similarity, each image against all others (leave one out).
 
-    def __init__(self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks) -> None:
+    `breathe` is called with every batch.
+    """
+
+    def __init__(
+        self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
+    ) -> None:
         """Take a corpus of any classes.
 
         Raises:
             UserError: its images have several labels each.
         """
         check_single_labels([corpus], needed_by="evaluate.transfer")
-        self._corpus, self._config, self._ranks = corpus, config, ranks
+        self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """Return the share of images whose neighbours vote for their class."""
@@ -44,7 +51,9 @@ class TransferProbe:
         features, labels = [], []
         try:
             with engine.evaluating() as forward:
-                for pixels, batch in equal_batches(self._corpus, self._config, ranks=self._ranks):
+                for pixels, batch in equal_batches(
+                    self._corpus, self._config, ranks=self._ranks, breathe=self._breathe
+                ):
                     forward(pixels)
                     features.append(functional.normalize(caught.pop()[: len(batch)], dim=1))
                     labels.append(batch.labels)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _TIMEOUT_SECONDS = 600
+_ENDLESS = timedelta(days=365)
 _SLURM_PORT_BASE, _SLURM_PORT_SPAN = 20000, 10000
 
 
@@ -103,8 +104,24 @@ class Ranks:
 
         return torch.cuda.get_device_name(self.device) if self.device_type == "cuda" else "cpu"
 
-    def barrier(self, *, timeout_seconds: float = 60.0) -> None:
-        """Wait for all ranks, but not for ever.
+    def wait_patiently(self) -> None:
+        """Let collectives wait for as long as they must, since a watchdog is there by now to end what hangs.
+
+        torch counts the time in which a suspended job was not there, and would end it when it comes back.
+        Groups that are made later, and whatever waits in one already, keep their bounds.
+        """
+        if not self.distributed:
+            return
+        from torch.distributed import distributed_c10d
+
+        for group in distributed_c10d._world.pg_map:  # DeepSpeed has one of its own
+            distributed_c10d._set_pg_timeout(_ENDLESS, group)
+
+    def barrier(self, *, timeout_seconds: float | None = None) -> None:
+        """Wait for all ranks, at most as long as any collective does.
+
+        Args:
+            timeout_seconds: another bound; on a CPU only.
 
         Raises:
             RuntimeError: a rank did not arrive in time.
@@ -115,8 +132,10 @@ class Ranks:
 
         if self.device_type == "cuda":
             dist.barrier(device_ids=[self.device.index])
-            return
-        dist.monitored_barrier(timeout=timedelta(seconds=timeout_seconds))
+        elif timeout_seconds is None:
+            dist.barrier()
+        else:
+            dist.monitored_barrier(timeout=timedelta(seconds=timeout_seconds))
 
     def any(self, flag: bool) -> bool:
         """True on every rank when the flag is set on at least one."""

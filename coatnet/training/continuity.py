@@ -16,10 +16,15 @@ class LossContinuity:
     def __init__(self) -> None:
         self._recorded: dict[int, float] = {}
 
-    def remember(self, ahead: Iterable[Mapping[str, Any]]) -> None:
-        """Take the losses that earlier lives recorded beyond the position where this one begins."""
+    def remember(self, ahead: Iterable[Mapping[str, Any]], *, until: float = math.inf) -> None:
+        """Take the losses that earlier lives recorded beyond the position where this one begins.
+
+        Those beyond `until` count no more: they may be of samples that a rollback has left out since then.
+        """
         self._recorded = {
-            int(row["samples_seen"]): float(row["train/loss"]) for row in ahead if "train/loss" in row
+            int(row["samples_seen"]): float(row["train/loss"])
+            for row in ahead
+            if "train/loss" in row and int(row["samples_seen"]) <= until
         }
 
     def compare(self, *, samples_seen: int, loss: float) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.runtime.watchdog import Watchdog
 from coatnet.training.calendar import Calendar
 from coatnet.training.checkpoints import Checkpoints, Engine, State
 from coatnet.training.checkpoints import Stream as SavedStream
@@ -41,6 +42,9 @@ class Stream(SavedStream, Protocol):
 
     def exclude(self, positions: Sequence[int]) -> None:
         """Replace the samples at these positions from now on."""
+
+    def next_excluded(self, position: int) -> float:
+        """Return the first of them from a position on; infinite where none is left."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class TrainingRun(Generic[State, Result]):
 
     Attributes:
         kind: of the checkpoints.
-        account, recorder, checkpoints: of the run.
+        account, recorder, checkpoints, watchdog: of the run.
     """
 
     kind: str
@@ -78,9 +82,19 @@ class TrainingRun(Generic[State, Result]):
     calendar: Calendar
     stream: Stream
 
-    def __init__(self, run: RunDirectory, *, ranks: Ranks) -> None:
+    def __init__(self, run: RunDirectory, *, ranks: Ranks, hang_seconds: float, start_seconds: float) -> None:
+        """Open the account and the watchdog.
+
+        Args:
+            run, ranks: whose training it is.
+            hang_seconds: the least time without a step that counts as a hang.
+            start_seconds: the same until the first step is done.
+        """
         self.run, self.ranks = run, ranks
         self.account = TimeAccount.of_run(run, ranks=ranks)
+        self.watchdog = Watchdog(
+            run.logs / f"stacks-rank{ranks.rank}.txt", hang_seconds=hang_seconds, start_seconds=start_seconds
+        )
         self._continuity = LossContinuity()
         self._redone_until = 0
 
@@ -131,13 +145,16 @@ class TrainingRun(Generic[State, Result]):
 
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
+        self.watchdog.start()
+        self.ranks.wait_patiently()
+        self.rehearse()
         state = self.checkpoints.resume()
         kind = "start" if state is None else "resume"
         state = state or self.state_type()
         if self.ranks.is_main:
             earlier = read_earlier(self.run.metrics, after=state.samples_seen)
             self._redone_until = earlier.reached
-            self._continuity.remember(earlier.ahead)
+            self._continuity.remember(earlier.ahead, until=self.stream.next_excluded(state.samples_seen))
             self.recorder.remember(earlier)
         self._redone_until = self.ranks.broadcast(self._redone_until)
         self.recorder.event(
@@ -156,6 +173,9 @@ class TrainingRun(Generic[State, Result]):
         )
         self.account.started()
         return state
+
+    def rehearse(self) -> None:
+        """Find what would fail in a step before data are touched."""
 
     def label(self, samples_seen: int) -> str:
         """Name the account's class for a step: work that an earlier life did already counts as redone."""
@@ -185,6 +205,7 @@ class TrainingRun(Generic[State, Result]):
 
     def look_after(self, state: State, result: Result) -> None:
         """Do what is done at every step without touching its result."""
+        self.watchdog.beat()
         self.checkpoints.raise_errors()
         compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
         if compared is not None:
@@ -202,9 +223,10 @@ class TrainingRun(Generic[State, Result]):
         """Tell whether the step from `before` to `state` is one to save after."""
         return self.calendar.save_due(before=before, after=state.samples_seen)
 
-    def save(self, state: State, *, wait: bool) -> None:
-        """Save, in the background or until it is done."""
-        self.checkpoints.save(state, wait=wait)
+    def save(self, state: State, *, wait: bool, **facts: Any) -> None:
+        """Save, in the background or until it is done; `facts` travel with it."""
+        with self.watchdog.patience():
+            self.checkpoints.save(state, wait=wait, **facts)
 
     def is_finished(self, state: State) -> bool:
         """True at the end of the run."""
@@ -216,6 +238,7 @@ class TrainingRun(Generic[State, Result]):
 
     def close(self, state: State | None) -> None:
         """Finish what is under way."""
+        self.watchdog.hold()
         self.checkpoints.close()
         if state is not None:
             self.recorder.flush(state)
@@ -246,6 +269,7 @@ class TrainingRun(Generic[State, Result]):
                 f"stopped and saved after {state.samples_seen:,} images; the same command goes on from there"
             )
         self.ranks.barrier()
+        self.watchdog.stop()
 
 
 def check_refused(state: RunState, result: StepResult, *, most: int, limit: str) -> None:

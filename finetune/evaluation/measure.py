@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,12 @@ def measure(
     decoder: str = "auto",
     label: str = "evaluate",
     show_progress: bool = True,
+    breathe: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Evaluate in inference mode; every rank takes its share and every rank gets the whole.
 
     `columns` chooses and orders the model's outputs by the corpus's classes; None takes them as they are.
+    `breathe` is called with every batch.
 
     Raises:
         UserError: no image can be read.
@@ -76,6 +79,7 @@ def measure(
     shown = show_progress and ranks.is_main
     with progress(loader.samples, label, "images", enabled=shown) as bar:
         for one in loader:
+            breathe()
             bad += one.bad
             if not len(one):
                 continue

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from faulty_runs import pretrain_run as pretrain_run
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from coatnet.checkpoint.store import CheckpointStore
@@ -320,6 +323,29 @@ def hanging_run(arguments: list[str]) -> str:
 
     Trainer.step = step  # type: ignore[method-assign]
     main(arguments)
+    return "finished"
+
+
+def suspended_run(worker: str, arguments: list[str]) -> str:
+    """Run the worker; rank 1 is stopped in its fifth step for longer than torch's collectives would wait."""
+    trainer, run = {"pretrain": (Trainer, main), "finetune": (Finetuner, finetune)}[worker]
+    take_step, be_patient, taken, bound = trainer.step, Ranks.wait_patiently, [], timedelta(seconds=2)
+
+    def after_a_hasty_start(self: Ranks) -> None:
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(bound, group)
+        distributed_c10d._get_default_timeout = lambda backend: bound  # of groups to come
+        be_patient(self)
+
+    def step(self: Any, *given: Any, **options: Any) -> Any:
+        taken.append(None)
+        if len(taken) == 5 and os.environ["RANK"] == "1":
+            subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return take_step(self, *given, **options)
+
+    trainer.step, Ranks.wait_patiently = step, after_a_hasty_start  # type: ignore[attr-defined,method-assign]
+    run(arguments)
     return "finished"
 
 

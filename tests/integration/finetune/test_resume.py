@@ -97,6 +97,15 @@ def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_is_waited_for(
+    command: Command, on_ranks: OnRanks, tmp_path: Path
+) -> None:
+    words = arguments(command(tmp_path / "suspended"))
+    on_ranks("suspended_run", world_size=2, worker="finetune", arguments=words)
+    assert (tmp_path / "suspended" / "done").exists()
+
+
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_zero(
     trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
 ) -> None:

@@ -110,6 +110,14 @@ def test_no_rank_outlives_a_killed_launcher(long_run: tuple[RunDirectory, Comman
     assert not alive
 
 
+def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_goes_on_to_the_same_bits(
+    place: Path, tmp_path: Path, undisturbed: Path, on_ranks: OnRanks
+) -> None:
+    run = tmp_path / "run"
+    on_ranks("suspended_run", world_size=2, worker="pretrain", arguments=arguments(place, str(run)))
+    assert_bit_equal(last(run), last(undisturbed))
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16

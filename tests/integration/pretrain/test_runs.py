@@ -147,6 +147,8 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     assert sorted(one["rank"] for one in rolled_back) == [0, 1] and (run / "done").exists()
     assert json.loads((run / "exclusions.json").read_text())["ranges"] == [[8 * 24, 9 * 24]]
     assert last(run).facts["data"]["excluded"]
+    (life,) = read_lives(run / "account")
+    assert life.seconds["redone"] > 0  # the spike's step, once more
 
     # The loss was a fault of the machine: the same step on another comes out otherwise.
     found = on_ranks("replay_bundle", world_size=1, folder=str(run / "replays" / "step-00000009"))[0]

@@ -43,6 +43,14 @@ def test_loss_continuity_compares_the_first_recorded_position_once() -> None:
     assert continuity.compare(samples_seen=24, loss=2.4) is None
 
 
+def test_losses_of_samples_that_a_rollback_has_left_out_since_are_not_compared() -> None:
+    continuity = LossContinuity()
+    rows = [{"samples_seen": 16, "train/loss": 1.6}, {"samples_seen": 24, "train/loss": 99.0}]
+    continuity.remember(rows, until=16)
+    assert continuity.compare(samples_seen=24, loss=2.4) is None
+    assert continuity.compare(samples_seen=16, loss=1.6) is not None
+
+
 def test_loss_continuity_says_when_the_loss_is_another() -> None:
     continuity = LossContinuity()
     continuity.remember([{"samples_seen": 16, "train/loss": 1.6}])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.watchdog import EXIT_HANG, Watchdog
+from coatnet.runtime.watchdog import EXIT_HANG, Watchdog
 
 HANGING = """
 import sys, threading, time
 from pathlib import Path
-from pretrain import watchdog as module
-from pretrain.watchdog import Watchdog
+from coatnet.runtime import watchdog as module
+from coatnet.runtime.watchdog import Watchdog
 
 module._POLL_SECONDS, module._LAST_WORDS_SECONDS = 0.1, 0.4  # a fifth of what a run has
 
@@ -37,7 +37,7 @@ a_step_that_never_ends()
 STOPPED = """
 import sys, time
 from pathlib import Path
-from pretrain.watchdog import Watchdog
+from coatnet.runtime.watchdog import Watchdog
 
 watchdog = Watchdog(Path(sys.argv[1]) / "stacks", hang_seconds=1.5, start_seconds=1.5)
 watchdog.start()
@@ -52,8 +52,8 @@ print("went on", flush=True)
 STALLED = """
 import os, sys, time
 from pathlib import Path
-from pretrain import watchdog
-from pretrain.watchdog import Watchdog
+from coatnet.runtime import watchdog
+from coatnet.runtime.watchdog import Watchdog
 
 watchdog._PROMPT_SECONDS = 1.0
 stacks = Path(sys.argv[1]) / "stacks"
@@ -102,7 +102,7 @@ def test_a_process_that_was_stopped_itself_is_no_hang(tmp_path: Path) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr("pretrain.watchdog.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("coatnet.runtime.watchdog.time.monotonic", lambda: now[0])
     return now
 
 

@@ -26,7 +26,8 @@ _LAST_WORDS_SECONDS = 4 * _POLL_SECONDS
 class Watchdog:
     """A thread that expects a beat at least every max(`hang_seconds`, 5 × p99 of the steps).
 
-    Time in which this process itself was stopped does not count: a suspended job goes on where it was.
+    Until the first beat, and in whatever asks for patience, `start_seconds` are allowed. Time in which
+    this process itself was stopped does not count: a suspended job goes on where it was.
     """
 
     def __init__(self, stacks: Path, *, hang_seconds: float, start_seconds: float) -> None:
@@ -68,6 +69,10 @@ class Watchdog:
     def hold(self) -> None:
         """Be patient until `release`; may be nested."""
         self._held += 1
+
+    def breathe(self) -> None:
+        """Say that something moves that is no step: an evaluation may take hours, but no batch of it."""
+        self._beaten_at = time.monotonic()
 
     def release(self) -> None:
         """Expect steps again, the next one still with patience: another rank may not be done yet."""
