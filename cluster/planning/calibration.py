@@ -25,7 +25,7 @@ _FP32 = 4
 _NORM_AND_GELU, _DEPTHWISE, _ATTENTION, _COPY = 3 + 2, 2, 3 + 1, 2
 _TIMEOUT_SECONDS = 300.0
 _MEASURED = (
-    "matmul_flops, copy_bytes_per_second, the shares and kernel_seconds are measured, by {} ranks at once"
+    "matmul_flops, copy_bytes_per_second, the shares and operator_seconds are measured, by {} ranks at once"
 )
 
 
@@ -81,7 +81,7 @@ def calibrated(base: Hardware, rates: Sequence[Mapping[str, Any]]) -> Hardware:
         "elementwise_share": bytes_per_second("norm", _NORM_AND_GELU * UNFUSED_PASSES) / copy,
         "depthwise_share": bytes_per_second("depthwise", _DEPTHWISE) / copy,
         "attention_share": bytes_per_second("attention", _ATTENTION) / copy,
-        "kernel_seconds": total("launch", "seconds") / (1.0 + BACKWARD) / total("launch", "elements"),
+        "operator_seconds": total("launch", "seconds") / total("launch", "elements"),
     }
     rounded: dict[str, Any] = {name: float(f"{value:.3g}") for name, value in constants.items()}
     return replace(base, matmul_flops=dict.fromkeys(base.matmul_flops, float(f"{peak:.3g}")), **rounded)

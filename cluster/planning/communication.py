@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
+from cluster.planning.operators import collectives as times
 
 _FP32, _BF16 = 4, 2
 _HIDDEN_SHARE = 0.8  # of what overlaps with the backward pass
@@ -37,7 +38,8 @@ def predict_communication(
     """Return the communication of one step by ZeRO stage.
 
     Stage 0 reduces gradients on all ranks; 1 reduces and gathers weights; 2 reduces after every micro-batch;
-    3 gathers weights for every forward and backward pass besides.
+    3 gathers weights for every forward and backward pass besides. Each collective, and each small message by
+    which the ranks agree, waits for a round trip.
     """
     gradient = parameters * (_BF16 if layout.precision == "bf16" else _FP32)
     weight = parameters * (_BF16 if layout.precision == "bf16" else _FP32)
@@ -52,6 +54,9 @@ def predict_communication(
         reductions = accumulation if stage >= 2 else 1
         gathers = 2 * accumulation if stage == 3 else 1
         collectives = {"reduce of gradients": reductions * reduce, "gather of weights": gathers * gather}
+    nodes = math.ceil(layout.world_size / hardware.gpus_per_node)
+    waits = times(stage, is_ddp=layout.is_ddp) * hardware.network_latency_seconds
+    collectives["small messages"] = waits * (1 + math.ceil(math.log2(nodes)))
     total = sum(collectives.values())
     hidden = min(total, backward_seconds) * _HIDDEN_SHARE if overlap and stage >= 2 else 0.0
     return Communication(collectives, total - hidden)

@@ -11,6 +11,7 @@ from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout, Memory, largest_micro_batch, predict_memory
 from cluster.planning.recipe_view import RecipeView
 from cluster.planning.speed import Step, predict_step
+from cluster.planning.whole_run import RunTime, decode_seconds, predict_run
 from cluster.planning.workload import workload
 from coatnet.config import UserError
 
@@ -38,7 +39,9 @@ class MemoryChoice:
 class Plan:
     """What is predicted for one layout. Seconds and bytes are of one rank; rates of the whole run.
 
-    `in_process`: a rank's memory is its process's, as on a CPU, and no card's.
+    Args:
+        in_process: a rank's memory is its process's, as on a CPU, and no card's.
+        loading: seconds of a step in which images are read and nothing is computed.
     """
 
     hardware: str
@@ -54,6 +57,7 @@ class Plan:
     in_process: bool
     step: Step
     communication: Communication
+    loading: float
     images_per_second: float
     step_seconds: float
     mfu: float
@@ -63,6 +67,7 @@ class Plan:
     checkpoint_bytes: float
     checkpoint_seconds: float
     total_samples: int | None
+    run: RunTime | None
     days: float | None
     gpu_hours: float | None
     shards_per_rank: float | None
@@ -112,10 +117,22 @@ def make_plan(
         backward_seconds=step.backward,
         overlap=recipe.overlap,
     )
+    decode = decode_seconds(recipe, hardware=hardware)
     seconds = step.seconds + communication.exposed
+    loading = _loading(recipe.global_batch / nodes * decode, seconds, hardware=hardware, ranks=per_node)
+    seconds += loading
     rate = recipe.global_batch / seconds
-    days = recipe.total_samples / rate / 86400 if recipe.total_samples else None
     checkpoint = parameters * _FP32 * (_TRAINED_STATE + int(recipe.ema))
+    checkpoint_seconds = checkpoint / nodes / hardware.storage_bytes_per_second
+    run = predict_run(
+        recipe,
+        hardware=hardware,
+        world_size=world,
+        step_seconds=seconds,
+        forward_seconds=step.forward / layout.micro_batch + (decode if hardware.shares_memory else 0.0),
+        save_seconds=checkpoint_seconds,
+    )
+    days = run.seconds / 86400 if run else None
     return Plan(
         hardware=hardware.name,
         nodes=nodes,
@@ -130,15 +147,17 @@ def make_plan(
         in_process=hardware.shares_memory,
         step=step,
         communication=communication,
+        loading=loading,
         images_per_second=rate,
         step_seconds=seconds,
         mfu=step.flops / seconds / hardware.peak_flops(recipe.precision),
         loader_images_per_second_per_node=rate / nodes,
-        loader_cores_needed_per_node=rate / nodes / hardware.decode_images_per_core_second,
+        loader_cores_needed_per_node=rate / nodes * decode,
         loader_cores_per_node=hardware.cores_per_gpu * per_node,
         checkpoint_bytes=checkpoint,
-        checkpoint_seconds=checkpoint / nodes / hardware.storage_bytes_per_second,
+        checkpoint_seconds=checkpoint_seconds,
         total_samples=recipe.total_samples,
+        run=run,
         days=days,
         gpu_hours=days * 24 * world if days else None,
         shards_per_rank=recipe.shards / world if recipe.shards else None,
@@ -162,6 +181,16 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
     return choices
 
 
+def _loading(decoding: float, computing: float, *, hardware: Hardware, ranks: int) -> float:
+    """Return how much longer a step takes for its images, of which a node decodes those of all its ranks.
+
+    Cores that compute decode in turn; those beside a GPU do it meanwhile, if they are enough.
+    """
+    if hardware.shares_memory:
+        return decoding / ranks
+    return max(0.0, decoding / (hardware.cores_per_gpu * ranks) - computing)
+
+
 def _layout(recipe: RecipeView, *, world_size: int, on_cores: bool) -> tuple[int, Layout]:
     share, rest = divmod(recipe.global_batch, world_size)
     micro = min(recipe.micro_batch or share, share) if share else 0
@@ -180,5 +209,7 @@ def _layout(recipe: RecipeView, *, world_size: int, on_cores: bool) -> tuple[int
         bucket_elements=recipe.bucket_elements,
         compiled=recipe.compiled,
         rows=on_cores and not recipe.compiled,
+        groups=max(1, micro // (recipe.group_images or micro)),
+        is_ddp=recipe.is_ddp,
     )
     return share // micro, layout

@@ -10,9 +10,11 @@ from coatnet.config import UserError, load_config
 _MAY_BE_ZERO = (
     "kernel_seconds",
     "network_latency_seconds",
+    "operator_seconds",
     "process_bytes",
     "reserve_share",
     "sharding_seconds",
+    "start_seconds",
 )
 _FOLDER = Path(__file__).parents[1] / "hardware"
 
@@ -26,10 +28,14 @@ class Hardware:
         matmul_flops: peak by precision, 2 per multiply-add.
         matmul_share, elementwise_share, depthwise_share, attention_share: what is attained of the peak, or of
             the copy rate for the bandwidth-bound ones.
-        kernel_seconds: least time of one kernel, launched from a compiled graph.
+        kernel_seconds: least time of one kernel on a GPU.
+        operator_seconds: what one of torch's operators takes of a core beside its work (interpreter,
+            autograd, dispatcher). A GPU hides it as long as it has enough to do.
         sharding_seconds: what DeepSpeed's Python takes at stage 3 to gather, reduce and free one layer, per
             micro-batch; none where a device's queue hides it.
         node_bytes_per_second, network_bytes_per_second: one device's bus bandwidth inside a node and between.
+        decode_images_per_core_second: of ImageNet's photographs, 110 kB each.
+        start_seconds: from the command to the first step.
         process_bytes: what one rank takes before the model: interpreter, libraries, context, buffers.
         reserve_share: part of the memory that fragmentation takes.
     """
@@ -43,6 +49,7 @@ class Hardware:
     depthwise_share: float = 0.5
     attention_share: float = 0.35
     kernel_seconds: float = 4e-6
+    operator_seconds: float = 10e-6
     sharding_seconds: float = 0.0
     gpus_per_node: int = 8
     node_bytes_per_second: float = 1e11
@@ -51,6 +58,7 @@ class Hardware:
     cores_per_gpu: int = 8
     decode_images_per_core_second: float = 976.0
     storage_bytes_per_second: float = 1e9
+    start_seconds: float = 60.0
     process_bytes: float = 2e9
     reserve_share: float = 0.05
     shares_memory: bool = False  # devices are cores of one machine

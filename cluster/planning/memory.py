@@ -28,6 +28,8 @@ class Layout:
         checkpointing: stages whose activations are computed again in the backward pass.
         compiled: whether torch.compile fuses what is elementwise.
         rows: whether the CPU's extension does batch norm and GELU in one pass.
+        groups: of images that a micro-batch is normalised in.
+        is_ddp: torch's own data parallelism stands in DeepSpeed's place.
     """
 
     world_size: int
@@ -39,6 +41,15 @@ class Layout:
     bucket_elements: int = 200_000_000
     compiled: bool = False
     rows: bool = False
+    groups: int = 1
+    is_ddp: bool = False
+
+    @property
+    def kernels(self) -> str:
+        """Return which kernels compute, as `Work.calls` names them."""
+        if self.compiled:
+            return "compiled"
+        return "rows" if self.rows and self.precision == "fp32" else "plain"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ class RecipeView:
         micro_batch: None if the whole share of a rank goes at once.
         epoch_samples: of the training corpora, None if their manifests are not readable from here.
         total_samples: of the run, None if that depends on an unknown epoch.
+        group_images: of batch norm, None for the micro-batch.
+        is_ddp: torch's own data parallelism, as fine-tuning has without ZeRO.
+        sample_bytes: of one image in the training corpora, None if unknown.
+        evaluation_samples: of one evaluation, 0 for none or unknown ones.
+        evaluate_every: how often, in images; None for the end alone.
     """
 
     model: ModelConfig
@@ -38,6 +43,11 @@ class RecipeView:
     epoch_samples: int | None
     total_samples: int | None
     shards: int | None
+    group_images: int | None = None
+    is_ddp: bool = False
+    sample_bytes: float | None = None
+    evaluation_samples: int = 0
+    evaluate_every: int | None = None
 
 
 def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = None) -> RecipeView:
@@ -66,6 +76,8 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         image_size=max(sizes, default=int(lookup(config, "augment.image_size"))),
         global_batch=global_batch,
         micro_batch=lookup(config, "train.micro_batch"),
+        group_images=lookup(config, "norm.group_images"),
+        is_ddp=not isinstance(zero, Mapping) and not zero,
         # fine-tuning's bf16 is autocast: its weights stay in fp32
         precision="autocast" if precision == "bf16" and not isinstance(zero, Mapping) else precision,
         zero_stage=int(sections["stage"]),
@@ -75,14 +87,34 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         ema=bool(lookup(config, "ema")),
         compiled=bool(lookup(config, "compile")),
         epoch_samples=epoch_samples,
-        total_samples=_total(str(lookup(config, "train.duration")), epoch_samples, global_batch),
+        total_samples=_samples(str(lookup(config, "train.duration")), epoch_samples, global_batch),
         shards=sum(len(corpus["shards"]) for corpus in known)
         if known and len(known) == len(corpora)
         else None,
+        sample_bytes=_sample_bytes(known),
+        evaluation_samples=_evaluation_samples(config),
+        evaluate_every=_samples(str(lookup(config, "evaluate.every")), epoch_samples, global_batch),
     )
 
 
-def _total(duration: str, epoch_samples: int | None, global_batch: int) -> int | None:
+def _sample_bytes(corpora: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean size of an image, where all corpora tell their shards' sizes."""
+    shards = [shard for corpus in corpora for shard in corpus["shards"]]
+    samples = sum(corpus["samples"] for corpus in corpora)
+    if not samples or not all(isinstance(shard, Mapping) and "bytes" in shard for shard in shards):
+        return None
+    return sum(float(shard["bytes"]) for shard in shards) / samples
+
+
+def _evaluation_samples(config: Mapping[str, Any]) -> int:
+    """Return how many images an evaluation goes through; of the average besides, in pretraining."""
+    given = lookup(config, "data.evaluate")
+    corpus = _corpus(given) if given else None
+    passes = 2 if isinstance(lookup(config, "zero"), Mapping) and lookup(config, "ema") else 1
+    return passes * int(corpus["samples"]) if corpus else 0
+
+
+def _samples(duration: str, epoch_samples: int | None, global_batch: int) -> int | None:
     parsed = Duration.parse(duration)
     if parsed.is_time or (parsed.unit == "epochs" and epoch_samples is None):
         return None

@@ -1,6 +1,7 @@
-"""Step time from a roofline per operation: the slower of arithmetic and traffic, plus the launch.
+"""Step time from a roofline per operation, and from what calling so many operators takes of the host.
 
-Forward counts once; backward twice for products (input's and weight's gradients) and for the traffic.
+A roofline: the slower of arithmetic and traffic. Forward counts once; backward twice, for products (input's
+and weight's gradients) and for the traffic. On cores the calls come on top; a GPU works while they are made.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
+from cluster.planning.operators import COMMIT_CALLS, FORWARD_SHARE, PASS_CALLS, engine_of
 from cluster.planning.workload import Work
 
 BACKWARD = 2.0
@@ -29,6 +31,9 @@ class Step:
         kinds: the same by kind of operation.
         recomputed: forward passes taken again for activation checkpointing.
         sharding: stage 3's work around every layer.
+        operators: the host's calls, as far as no device works meanwhile.
+        backward: of stages.
+        forward: of one micro-batch, calls included: what evaluating one takes.
         flops: what the model needs (recomputation not counted), for the MFU.
     """
 
@@ -37,13 +42,16 @@ class Step:
     recomputed: float
     sharding: float
     optimizer: float
+    operators: float
     backward: float
+    forward: float
     flops: float
 
     @property
     def seconds(self) -> float:
         """Return the sum."""
-        return sum(self.stages.values()) + self.recomputed + self.sharding + self.optimizer
+        work = sum(self.stages.values()) + self.recomputed + self.optimizer
+        return work + self.sharding + self.operators
 
 
 def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, hardware: Hardware) -> Step:
@@ -61,15 +69,42 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
         flops += accumulation * layout.micro_batch * work.macs * FLOPS_PER_MAC * (1.0 + BACKWARD)
     own = sum(work.parameters for work in works) / (layout.world_size if layout.zero_stage else 1)
     layers = sum(work.parameters > 0 for work in works) if layout.zero_stage == 3 else 0
+    passes, update = _calls(works, layout=layout, accumulation=accumulation)
+    computing = sum(stages.values())
+    hidden = 0.0 if hardware.shares_memory else computing + recomputed
+    once = computing / accumulation / (1.0 + BACKWARD)
+    calls = FORWARD_SHARE * _network_calls(works, layout=layout) * hardware.operator_seconds
     return Step(
         stages=stages,
         kinds=kinds,
         recomputed=recomputed,
         sharding=accumulation * layers * hardware.sharding_seconds,
         optimizer=own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second,
+        operators=max(0.0, passes * hardware.operator_seconds - hidden) + update * hardware.operator_seconds,
         backward=backward,
+        forward=once + calls if hardware.shares_memory else max(once, calls),
         flops=flops,
     )
+
+
+def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple[float, float]:
+    """Return a step's operators until the gradients' norm is known, and those after it."""
+    engine = engine_of(layout.zero_stage, is_ddp=layout.is_ddp)
+    tensors = sum(work.tensors for work in works)
+    again = [work for work in works if work.stage in layout.checkpointing]
+    network = _network_calls(works, layout=layout) + FORWARD_SHARE * _work_calls(again, layout=layout)
+    hooks = engine.hooks * (accumulation if engine.every else 1)
+    update = engine.update * tensors + COMMIT_CALLS * sum(work.grouped for work in works)
+    return accumulation * network + (hooks + engine.norms) * tensors, update
+
+
+def _network_calls(works: Sequence[Work], *, layout: Layout) -> float:
+    return PASS_CALLS + _work_calls(works, layout=layout)
+
+
+def _work_calls(works: Sequence[Work], *, layout: Layout) -> float:
+    found = (work.calls[layout.kernels] for work in works if work.calls)
+    return sum(once + layout.groups * each for once, each in found)
 
 
 def _forward_seconds(work: Work, *, layout: Layout, hardware: Hardware) -> float:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _GIB = 2**30
+_SHOWN_SHARE = 5e-4  # of a step
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -136,11 +137,12 @@ def _speed_table(plan: Plan) -> Table:
     table = _table("part of a step", "time", "share")
     parts = {f"{stage} forward and backward": seconds for stage, seconds in plan.step.stages.items()}
     parts |= {"recomputation": plan.step.recomputed, "sharding, by layer": plan.step.sharding}
-    parts["AdamW"] = plan.step.optimizer
+    parts |= {"AdamW": plan.step.optimizer, "Python, calling operators": plan.step.operators}
+    parts["waiting for images"] = plan.loading
     parts |= {f"{name} (exposed in all {_milliseconds(plan.communication.exposed)})": seconds
               for name, seconds in plan.communication.collectives.items()}  # fmt: skip
     for label, seconds in parts.items():
-        if seconds:
+        if seconds >= _SHOWN_SHARE * plan.step_seconds:
             table.add_row(label, _milliseconds(seconds), f"{seconds / plan.step_seconds:.0%}")
     table.add_row("[bold]step[/bold]", _milliseconds(plan.step_seconds), "100%")
     return table

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cluster.planning.operators import calls_of
 from coatnet.model.config import ModelConfig, architecture
 from coatnet.model.operations import Operation, operations
 
@@ -29,6 +30,9 @@ class Work:
         kept: elements for the backward pass, when compiled.
         kept_bytes: for it when every step is a kernel of its own, by `mode`.
         block_input: what checkpointing keeps of the block, told by its first norm.
+        tensors: that the parameters are in.
+        grouped: whether it normalises over groups of images.
+        calls: operators forward and backward, once and for every group, by `kernels`.
     """
 
     stage: str
@@ -40,6 +44,9 @@ class Work:
     kept: float
     kept_bytes: Mapping[str, float]
     block_input: float
+    tensors: int = 0
+    grouped: bool = False
+    calls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def mode(precision: str, *, rows: bool) -> str:
@@ -74,6 +81,9 @@ def _work(operation: Operation, before: Operation | None, *, head_size: int, fir
             for name in ("half", "fp32", "rows")
         },
         block_input=operation.saved if first_norm else 0.0,
+        tensors=operation.tensors,
+        grouped=operation.grouped,
+        calls=calls_of(operation, before),
     )
 
 

@@ -18,7 +18,12 @@ _BATCH_NORM, _GELU, _LAYER_NORM, _SOFTMAX, _POOL, _ADD = 2, 7, 8, 5, 4, 1
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation on one image. Units: multiply-adds, float operations of elements, elements."""
+    """One operation on one image. Units: multiply-adds, float operations of elements, elements.
+
+    Args:
+        tensors: weights and biases that `parameters` are in.
+        grouped: normalises over groups of images.
+    """
 
     stage: str
     block: int
@@ -30,6 +35,8 @@ class Operation:
     writes: int = 0
     saved: int = 0
     lookup_macs: int = 0
+    tensors: int = 0
+    grouped: bool = False
 
     @property
     def block_name(self) -> str:
@@ -163,6 +170,7 @@ def _convolution(place: Place, width_in: int, width: int, *, bias: bool, pixels_
         reads=width_in * pixels_in,
         writes=elements,
         saved=width_in * pixels_in,
+        tensors=1 + bias,
     )
 
 
@@ -177,6 +185,7 @@ def _depthwise(place: Place, width: int, *, pixels_in: int) -> Operation:
         reads=width * pixels_in,
         writes=width * place.pixels,
         saved=width * pixels_in,
+        tensors=1,
     )
 
 
@@ -191,6 +200,7 @@ def _linear(place: Place, width_in: int, width: int, *, bias: bool = True) -> Op
         reads=width_in * place.pixels,
         writes=width * place.pixels,
         saved=width_in * place.pixels,
+        tensors=1 + bias,
     )
 
 
@@ -208,6 +218,7 @@ def _attention(place: Place, width: int, *, heads: int, grid: int | None) -> Ope
         reads=3 * tokens * width,
         writes=tokens * width,
         saved=4 * tokens * width,
+        tensors=1 if grid else 0,
         lookup_macs=heads * (tokens * span**2 + tokens**2 * span) if grid else 0,
     )
 
@@ -224,6 +235,8 @@ def _norm(place: Place, width: int, pixels: int, *, kind: str) -> Operation:
         reads=2 * elements,
         writes=elements,
         saved=elements,
+        tensors=2,
+        grouped=kind == "batch",
     )
 
 

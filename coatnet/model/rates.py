@@ -28,6 +28,9 @@ _BATCH = 8
 _GROUP_IMAGES = 2
 _HEAD_SIZE = 32
 _CHAIN = 16  # small operations in a row, so that starting a backward pass is no part of one's time
+# Torch's operators of such a layer, forward and backward: four, and six views, which count as less than two
+# (cluster.planning.operators).
+_LAYER_CALLS = 5.8
 _COPIED_ELEMENTS = 1 << 23
 _LEAST_ROUNDS = 3
 # (side, width in, width): expansions and projections, from many rows and few channels to few rows and many.
@@ -43,13 +46,13 @@ class Rate:
 
     Args:
         kind: product, depthwise, norm (with its GELU), attention, copy or launch (of hardly any work).
-        elements: of the output, per call; of a copy what is copied.
+        elements: of the output, per call; of a copy what is copied; of launches torch's operators.
         macs: multiply-adds of the forward pass.
         seconds: of forward and backward together.
     """
 
     kind: str
-    elements: int
+    elements: float
     macs: int
     seconds: float
 
@@ -111,7 +114,7 @@ def _attention(draw: Callable[..., Tensor]) -> Probe:
 
 def _launch(draw: Callable[..., Tensor]) -> Probe:
     layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(_CHAIN)))
-    return _probe("launch", layers, draw(1, 8), elements=_CHAIN)
+    return _probe("launch", layers, draw(1, 8), elements=_CHAIN * _LAYER_CALLS)
 
 
 def _copy() -> Probe:
@@ -120,7 +123,9 @@ def _copy() -> Probe:
     return {"kind": "copy", "elements": _COPIED_ELEMENTS, "macs": 0}, lambda: target.copy_(source)
 
 
-def _probe(kind: str, forward: Callable[..., Tensor], *inputs: Tensor, elements: int, macs: int = 0) -> Probe:
+def _probe(
+    kind: str, forward: Callable[..., Tensor], *inputs: Tensor, elements: float, macs: int = 0
+) -> Probe:
     """Pair a shape with a call that goes forward and takes the gradients of inputs and weights."""
     module = getattr(forward, "func", forward)
     weights = list(module.parameters()) if isinstance(module, nn.Module) else []

@@ -22,7 +22,8 @@ from coatnet.runtime.voice import heedless_voice
 # What torch's data parallelism says of an argument that accelerate hands on, and of 1×1 depthwise strides.
 _OF_NO_CONSEQUENCE = "`broadcast_buffers` is deprecated|Grad strides do not match"
 _MEASURING_SECONDS = 0.3
-_LONG_SECONDS = 60.0  # a shorter run is not worth a second for a better plan
+_DAY_SECONDS = 86400
+_LONG_SECONDS = 20.0  # a shorter run is not worth a second for a better plan
 
 
 class Begin(Protocol):
@@ -63,9 +64,9 @@ def work(
             elif not ranks.any(stop.requested):
                 from coatnet.training.loop import train_to_end
 
-                is_measured = plan_for_this_hour(run, config=config, ranks=ranks)
+                plan_for_this_hour(run, config=config, ranks=ranks)
                 if ranks.is_main:
-                    tell_plan(run, at_least=ranks.device_type == "cpu" and not is_measured)
+                    tell_plan(run)
                 train_to_end(begin(config, ranks=ranks, run=run, lease=lease, digest=digest), stop)
             elif ranks.is_main:  # told while torch was loading
                 run.mark("stopped", reason=stop.reason)
@@ -73,42 +74,32 @@ def work(
         ranks.stop()
 
 
-def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> bool:
-    """Plan a longer run on cores once more, by what its ranks attain now: cores are rarely one's own.
-
-    Returns:
-        Whether that was done.
-    """
+def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
+    """Plan a longer run on cores once more, by what its ranks attain now: cores are rarely one's own."""
     if ranks.device_type != "cpu" or not ranks.broadcast(ranks.is_main and _is_long(run)):
-        return False
+        return
     from coatnet.model.rates import measure_rates
 
     own = measure_rates(seconds=_MEASURING_SECONDS, clock=time.perf_counter)
     everyones = ranks.gather([asdict(rate) for rate in own])
     if ranks.is_main:
         predict(run, config=to_dict(config), world_size=ranks.world_size, device="cpu", rates=everyones)
-    return True
 
 
-def tell_plan(run: RunDirectory, *, at_least: bool = False) -> None:
-    """Say what a step and the run should take, before the first one: it may be more than anyone waits for.
-
-    Args:
-        at_least: a plan of arithmetic alone, beside which data and Python count in steps so short.
-    """
+def tell_plan(run: RunDirectory) -> None:
+    """Say what a step and the run should take, before the first one: it may be more than anyone waits for."""
     if not run.plan.exists():
         return
     plan = json.loads(run.plan.read_text())
     said = f"{plan['step_seconds']:.3g} s a step of {plan['global_batch']:,} images"
-    if plan.get("total_samples") is not None:
-        said += f", {clock(plan['total_samples'] / plan['images_per_second'])} in all"
-    print(f"{run.path}: planned {'at least ' if at_least else ''}{said}", file=sys.stderr, flush=True)
+    if plan.get("days") is not None:
+        said += f", {clock(plan['days'] * _DAY_SECONDS)} in all"
+    print(f"{run.path}: planned {said}", file=sys.stderr, flush=True)
 
 
 def _is_long(run: RunDirectory) -> bool:
-    """Return whether a run takes over a minute by the plan that it has; one without a length does."""
+    """Return whether a run is long by the plan that it has; one without a length is."""
     if not run.plan.exists():
         return False
     plan = json.loads(run.plan.read_text())
-    samples = plan.get("total_samples")
-    return samples is None or samples / plan["images_per_second"] > _LONG_SECONDS
+    return plan.get("days") is None or bool(plan["days"] * _DAY_SECONDS > _LONG_SECONDS)

@@ -51,7 +51,7 @@ def work(kind: str, *, moved: float, macs: int = 0) -> Work:
 def test_the_roofline_gives_an_operation_that_was_measured_its_time(
     works: list[Work], seconds: float
 ) -> None:
-    hardware = dataclasses.replace(calibrated(BASE, RATES), kernel_seconds=0.0)
+    hardware = dataclasses.replace(calibrated(BASE, RATES), operator_seconds=0.0)
     layout = Layout(1, 0, 1, precision="fp32")
     step = predict_step(works, layout=layout, accumulation=1, hardware=hardware)
     assert step.seconds == pytest.approx(seconds, rel=0.01)
@@ -61,7 +61,7 @@ def test_a_slower_hour_makes_a_longer_step() -> None:
     slow = [{**one, "seconds": 2 * one["seconds"]} for one in RATES]
     quick, tired = calibrated(BASE, RATES), calibrated(BASE, slow)
     assert tired.peak_flops("fp32") == pytest.approx(quick.peak_flops("fp32") / 2, rel=0.01)
-    assert tired.kernel_seconds == pytest.approx(2 * quick.kernel_seconds, rel=0.01)
+    assert tired.operator_seconds == pytest.approx(2 * quick.operator_seconds, rel=0.01)
     assert tired.elementwise_share == pytest.approx(quick.elementwise_share, rel=0.01)
     assert (tired.process_bytes, tired.network_bytes_per_second) == (
         BASE.process_bytes, BASE.network_bytes_per_second,

@@ -19,7 +19,7 @@ from pretrain.config import PretrainConfig
     ("duration", "hardware"),
     [("2 steps", "cpu2"), ("100000 steps", "cpu2, measured"), ("30 epochs", "cpu2, measured")],
 )
-def test_only_a_run_of_over_a_minute_is_planned_by_what_its_cores_attain(
+def test_only_a_longer_run_is_planned_by_what_its_cores_attain(
     duration: str, hardware: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coatnet.training.work._MEASURING_SECONDS", 0.0)  # three rounds
@@ -33,17 +33,14 @@ def test_only_a_run_of_over_a_minute_is_planned_by_what_its_cores_attain(
     config = load_config(PretrainConfig, overrides=[*words, "data.train=[{path: nowhere}]"])
     run, ranks = RunDirectory(tmp_path), Ranks.single()
     assert predict(run, config=to_dict(config), world_size=1, device="cpu")
-    is_measured = plan_for_this_hour(run, config=config, ranks=ranks)
-    assert is_measured == (hardware != "cpu2")
+    plan_for_this_hour(run, config=config, ranks=ranks)
     assert json.loads(run.plan.read_text())["hardware"] == hardware
 
 
 def test_the_plan_is_told_before_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path)
     tell_plan(run)  # nobody could plan it
-    plan = {"step_seconds": 390.25, "global_batch": 4096, "images_per_second": 10.5, "total_samples": 75600}
+    plan = {"step_seconds": 390.25, "global_batch": 4096, "days": 1 / 12}
     run.plan.write_text(json.dumps(plan))
     tell_plan(run)
     assert capsys.readouterr().err == f"{tmp_path}: planned 390 s a step of 4,096 images, 2:00:00 in all\n"
-    tell_plan(run, at_least=True)
-    assert capsys.readouterr().err.startswith(f"{tmp_path}: planned at least 390 s a step")

@@ -1,0 +1,79 @@
+"""How many operators of torch a step calls: what the time of a small model goes into. Counts; times nothing.
+
+Every call takes the interpreter, autograd and the dispatcher some microseconds, whatever the sizes
+(`Hardware.operator_seconds`). The numbers are torch's own, by a dispatch mode around steps; one that makes a
+view or an empty tensor counts `VIEW_SHARE`. tests/unit/cluster/test_operators.py counts again and holds these
+to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coatnet.model.operations import Operation
+
+VIEW_SHARE = 0.3
+# Of a forward and a backward pass, by kind; an addition with its stochastic depth.
+_CALLS = {
+    "linear": 7.0, "conv": 4.5, "depthwise": 4.5, "attention": 64.0, "se": 13.0,
+    "norm": 2.0, "gelu": 2.5, "pool": 6.0, "add": 4.5,
+}  # fmt: skip
+# A batch norm, with its GELU by the CPU's extension: once, and for every group of images; or torch's.
+_ROWS_NORM, _ROWS_GROUP, _PLAIN_GROUP = 11.0, 26.0, 19.0
+_COMPILED = 1.5  # a kernel forward and two backward, without dispatcher and autograd
+PASS_CALLS = 40.0  # the draws of stochastic depth, the images' transform, the loss
+FORWARD_SHARE = 0.42
+COMMIT_CALLS = 14.0  # of a batch norm, for the statistics on which all ranks agree in every step
+_COLLECTIVES = 4  # of every step: the loss, the norm, the statistics, what ranks tell each other
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What stands around the network, per tensor of weights.
+
+    Args:
+        hooks: in the backward pass of every micro-batch (`every`) or of the last one.
+        norms: until the host knows the gradients' norm.
+        update: after that.
+        collectives: of a step, beside those of every engine.
+    """
+
+    hooks: float
+    norms: float
+    update: float
+    collectives: int
+    every: bool = False
+
+
+# By ZeRO's stage; stage 3's own time around layers is `Hardware.sharding_seconds`.
+_DEEPSPEED = {
+    0: Engine(2.3, 0.0, 0.1, 1),
+    1: Engine(5.2, 3.7, 1.4, 2),
+    2: Engine(5.2, 3.7, 1.4, 2, every=True),
+    3: Engine(0.0, 0.0, 0.0, 2),
+}
+_DDP = Engine(1.4, 0.0, 0.7, 1)
+
+
+def engine_of(stage: int, *, is_ddp: bool) -> Engine:
+    """Return what stands around the network at a ZeRO stage, or with torch's own data parallelism."""
+    return _DDP if is_ddp else _DEEPSPEED[stage]
+
+
+def collectives(stage: int, *, is_ddp: bool) -> int:
+    """Return how often a step's ranks wait for each other."""
+    return _COLLECTIVES + engine_of(stage, is_ddp=is_ddp).collectives
+
+
+def calls_of(operation: Operation, before: Operation | None) -> dict[str, tuple[float, float]]:
+    """Return an operation's calls forward and backward: once, and for every group of images; by kernels.
+
+    Kernels are rows, plain or compiled.
+    """
+    once = _CALLS[operation.kind]
+    rows = plain = (once, 0.0)
+    if operation.grouped:
+        rows, plain = (_ROWS_NORM, _ROWS_GROUP), (0.0, _PLAIN_GROUP)
+    elif operation.kind == "gelu" and before is not None and before.grouped:
+        rows = (0.0, 0.0)
+    return {"rows": rows, "plain": plain, "compiled": (_COMPILED, 0.0)}
