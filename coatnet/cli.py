@@ -21,6 +21,7 @@ _STATUS_NO_READER = 128 + signal.SIGPIPE
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
     status = 0
+    _require_utf8()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without an arrow gets a question mark
         sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGINT, _leave)  # while modules are imported there is nothing to clean up
@@ -49,6 +50,18 @@ def main() -> NoReturn:
         status = STATUS_USER_ERROR
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does one that comes at the very end leave a trace
     sys.exit(status)
+
+
+def _require_utf8() -> None:
+    """Begin anew where the locale is of another encoding: names of classes and files must not depend on it.
+
+    What is printed keeps to the locale.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{getattr(sys.stdout, 'encoding', 'utf-8')}:replace")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _require_working_directory() -> None:

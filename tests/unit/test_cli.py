@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 import typer.main
+from PIL import Image
 
 from finetune.image_files import print_predictions
 
@@ -203,3 +205,16 @@ def test_no_line_is_broken_where_no_terminal_listens(
     print_predictions([{"image": image, "guesses": [{"class": "[cat] :dog:", "probability": 0.5}]}])
     said = capsys.readouterr().out
     assert any(image in line and "[cat] :dog:" in line for line in said.splitlines())
+
+
+def test_names_are_read_alike_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "Köln").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "Köln" / "0.jpg")
+    known = []
+    for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"}):
+        shards = tmp_path.with_name(f"shards-{locale['LC_ALL']}")
+        command = [sys.executable, "-m", "coatnet.cli", "shard", str(tmp_path), str(shards)]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, timeout=60)
+        assert done.returncode == 0, done.stderr
+        known.append(json.loads((shards / "manifest.json").read_bytes())["classes"])
+    assert known == [["Köln"], ["Köln"]]
