@@ -5,8 +5,9 @@ Counted from the architecture's data alone, so that a login node can plan withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from coatnet.model.config import ModelConfig, architecture
 from coatnet.model.operations import Operation, operations
@@ -21,8 +22,8 @@ _LARGE = ("coatnet_6", "coatnet_7")
 class Cost:
     """What a part of the network costs for one image.
 
-    Units: `macs` multiply-adds; `paper_flops` as the paper prints them; activations kept for the backward
-    pass and bytes that a forward pass reads and writes when every operation is its own kernel.
+    Units: `macs` multiply-adds; `paper_flops` as the paper prints them; in bf16, activations kept for the
+    backward pass and bytes that a forward pass reads and writes when every operation is its own kernel.
     """
 
     name: str
@@ -54,13 +55,12 @@ class ModelCost(Cost):
     kinds: tuple[Cost, ...]
 
 
-def model_cost(config: ModelConfig, image_size: int, *, element_bytes: int = _BFLOAT16_BYTES) -> ModelCost:
+def model_cost(config: ModelConfig, image_size: int) -> ModelCost:
     """Count a network at an input size.
 
     Args:
         config: which network; its own `image_size` fixes the size of the bias tables.
         image_size: side of the square input in pixels.
-        element_bytes: size of an activation's element; bf16 by default.
 
     Raises:
         ValueError: image_size is not a multiple of 32.
@@ -69,45 +69,38 @@ def model_cost(config: ModelConfig, image_size: int, *, element_bytes: int = _BF
         raise ValueError(f"image_size is {image_size}; allowed: multiples of 32")
     ops = list(operations(config, image_size))
     batch = _LOOKUP_BATCH_LARGE if config.name.startswith(_LARGE) else _LOOKUP_BATCH
-    count = _Counter(element_bytes, batch)
+    count = partial(_fields, lookup_batch=batch)
     kinds = dict.fromkeys(op.kind for op in ops)
     return ModelCost(
-        **count.fields(config.name, ops),
+        **count(config.name, ops),
         image_size=image_size,
         stages=tuple(_stages(config, image_size, ops, count)),
-        kinds=tuple(Cost(**count.fields(kind, (op for op in ops if op.kind == kind))) for kind in kinds),
+        kinds=tuple(Cost(**count(kind, (op for op in ops if op.kind == kind))) for kind in kinds),
     )
 
 
-@dataclass(frozen=True)
-class _Counter:
-    """Adds operations up under one convention."""
+def _fields(name: str, ops: Iterable[Operation], *, lookup_batch: int) -> dict:
+    """Add operations up to the fields of a Cost.
 
-    element_bytes: int
-    lookup_batch: int
-
-    def fields(self, name: str, ops: Iterable[Operation]) -> dict:
-        """Return the fields of a Cost.
-
-        `paper_flops` is (float operations) // 2 as a graph profiler counts them: a MAC is two, an elementwise
-        operation one, and the paper's code looks the bias up by matrix products once per core's batch.
-        """
-        ops = list(ops)
-        macs = sum(op.macs for op in ops)
-        lookup = sum(op.lookup_macs for op in ops) / self.lookup_batch
-        return {
-            "name": name,
-            "parameters": sum(op.parameters for op in ops),
-            "macs": macs,
-            "paper_flops": macs + 0.5 * sum(op.float_ops for op in ops) + lookup,
-            "activation_bytes": self.element_bytes * sum(op.saved for op in ops),
-            "read_bytes": self.element_bytes * sum(op.reads for op in ops),
-            "written_bytes": self.element_bytes * sum(op.writes for op in ops),
-        }
+    `paper_flops` is (float operations) // 2 as a graph profiler counts them: a MAC is two, an elementwise
+    operation one, and the paper's code looks the bias up by matrix products once per core's batch.
+    """
+    ops = list(ops)
+    macs = sum(op.macs for op in ops)
+    lookup = sum(op.lookup_macs for op in ops) / lookup_batch
+    return {
+        "name": name,
+        "parameters": sum(op.parameters for op in ops),
+        "macs": macs,
+        "paper_flops": macs + 0.5 * sum(op.float_ops for op in ops) + lookup,
+        "activation_bytes": _BFLOAT16_BYTES * sum(op.saved for op in ops),
+        "read_bytes": _BFLOAT16_BYTES * sum(op.reads for op in ops),
+        "written_bytes": _BFLOAT16_BYTES * sum(op.writes for op in ops),
+    }
 
 
 def _stages(
-    config: ModelConfig, image_size: int, ops: list[Operation], count: _Counter
+    config: ModelConfig, image_size: int, ops: list[Operation], count: Callable[..., dict]
 ) -> Iterable[StageCost]:
     plan = architecture(config)
     side = image_size // plan.stem_stride
@@ -122,12 +115,12 @@ def _stages(
         own = [op for op in ops if op.stage == name]
         blocks = dict.fromkeys(op.block_name for op in own)
         yield StageCost(
-            **count.fields(name, own),
+            **count(name, own),
             kinds=kinds,
             depth=depth,
             width=width,
             side=side,
             blocks=tuple(
-                Cost(**count.fields(block, (op for op in own if op.block_name == block))) for block in blocks
+                Cost(**count(block, (op for op in own if op.block_name == block))) for block in blocks
             ),
         )

@@ -12,18 +12,12 @@ _LEGEND_HEIGHT, _LETTER_WIDTH = 16, 6.2
 _MOST_STEPS = 5
 
 
-def line_chart(
-    series: dict[str, Sequence[tuple[float, float]]],
-    *,
-    marks: Sequence[float] = (),
-    x_label: str = "images seen",
-) -> str:
-    """Draw up to four curves over one axis, with a legend where there is more than one.
+def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Sequence[float] = ()) -> str:
+    """Draw up to four curves over the images seen, with a legend where there is more than one.
 
     Args:
         series: (x, y) by name.
         marks: places on the x axis that get a thin line, such as restarts.
-        x_label: below the axis.
     """
     points = [point for curve in series.values() for point in curve if math.isfinite(point[1])]
     if not points:
@@ -53,7 +47,7 @@ def line_chart(
         anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
         y_text = _HEIGHT - _BOTTOM + 15
         parts.append(f'<text x="{x:.1f}" y="{y_text}" text-anchor="{anchor}">{number_text(value)}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">images seen</text>')
     for mark in marks:
         if x_low < mark < x_high:
             x, _ = place(mark, y_low)
