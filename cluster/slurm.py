@@ -48,10 +48,7 @@ class QueuedJob:
 
     job_id: str
     state: str
-    reason: str
-    name: str
-    nodes: str
-    restarts: int = 0
+    reason: str = ""
     array_job_id: str = ""
 
     @property
@@ -196,8 +193,8 @@ def accounted(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
     """Return finished jobs from the accounting; empty where the site has none."""
     if not job_ids or which("sacct") is None:
         return {}
-    argv = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName,NodeList",
-            f"--jobs={','.join(job_ids)}"]  # fmt: skip
+    argv = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
+    argv.append(f"--jobs={','.join(job_ids)}")
     try:
         printed = run_command(argv)
     except SlurmError:
@@ -205,9 +202,9 @@ def accounted(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
     found = {}
     for line in printed.splitlines():
         fields = line.split("|")
-        if len(fields) == 4:
+        if len(fields) == 2:
             state = fields[1].split(" ")[0]  # "CANCELLED by 1000"
-            found[fields[0]] = QueuedJob(fields[0], state, "", fields[2], fields[3])
+            found[fields[0]] = QueuedJob(fields[0], state)
     return found
 
 
@@ -257,10 +254,7 @@ def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if array and task is not None else own_id,
             state=_state(entry.get("job_state", "")),
-            reason=_text(entry.get("state_reason")),
-            name=_text(entry.get("name")),
-            nodes=_text(entry.get("nodes")),
-            restarts=_number(entry.get("restart_cnt")) or 0,
+            reason=str(entry.get("state_reason") or ""),
             array_job_id=str(array) if array else "",
         )
     return jobs
@@ -280,10 +274,6 @@ def _number(value: Any) -> int | None:
     if isinstance(value, Mapping):
         return int(value["number"]) if value.get("set") and not value.get("infinite") else None
     return int(value) if isinstance(value, int | float) else None
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def _limit_seconds(text: str) -> int | None:

@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def queued(state: str, *, job_id: str = "7", reason: str = "None") -> dict[str, QueuedJob]:
-    return {job_id: QueuedJob(job_id, state, reason, "first", "n1")}
+    return {job_id: QueuedJob(job_id, state, reason)}
 
 
 @pytest.mark.parametrize(
