@@ -19,7 +19,6 @@ import argparse
 import gc
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from cluster.planning.workload import workload
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
+from coatnet.runtime.launch import free_port
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
@@ -166,13 +166,6 @@ def rank_environment(rank: int, *, ranks: int, port: int) -> dict[str, str]:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     place |= {"MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in place.items()}}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_engine(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.runtime.launch import free_port
 from pretrain.bundles import bundle_path, find_bundles
 
 
@@ -21,11 +21,8 @@ def run_replay(run: Path, *, step: int | None = None) -> dict[str, Any]:
         UserError: there is no such bundle, or the replay failed; the message is the replay's own.
     """
     folder = _folder(run, step)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     one_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    environment = {**os.environ, **one_rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = {**os.environ, **one_rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "pretrain.replay", str(folder)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

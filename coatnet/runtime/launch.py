@@ -46,9 +46,7 @@ def run_ranks(
     Raises:
         UserError: the folder for the logs cannot be written.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     logs = _open_logs(log_directory, ranks=ranks)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all ranks are there to pass them on to
     group: list[subprocess.Popen[bytes]] = []
@@ -76,6 +74,13 @@ def run_ranks(
         for log in logs:
             if log is not None:
                 log.close()
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _open_logs(folder: Path | None, *, ranks: int) -> list[BinaryIO | None]:

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import runpy
-import socket
 import sys
 import tempfile
 import traceback
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from coatnet.runtime.launch import free_port
 from pretrain.engine.start import load_deepspeed
 
 load_deepspeed()
@@ -35,9 +35,7 @@ torch.set_num_threads(1)
 
 
 def run(scenarios: dict, *, name: str, world_size: int, arguments: dict) -> list:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         children = []
         for rank in range(world_size):

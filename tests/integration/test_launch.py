@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from coatnet.config import UserError
-from coatnet.runtime.launch import run_ranks
+from coatnet.runtime.launch import free_port, run_ranks
 
 PROGRAMS = Path(__file__).parent / "programs"
 LAUNCH = """
@@ -70,12 +69,9 @@ def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_s
 def test_of_what_all_ranks_met_the_first_speaks_and_under_srun_each_in_its_log(
     tmp_path: Path, names: tuple[str, str], second: str
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     task = "from coatnet.runtime.launch import launch_run\nfrom pathlib import Path\nimport sys\n"
     task += "launch_run('talk', sys.argv[1:], directory=Path(sys.argv[2]), ranks=None)"
-    place = {"PYTHONPATH": str(PROGRAMS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"PYTHONPATH": str(PROGRAMS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if "SLURM_PROCID" in names:
         place |= {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"}
     tasks = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.launch import free_port
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
@@ -61,12 +61,6 @@ def torchrun(config: Path, run: Path, *, nodes: int, ranks: int, port: int) -> s
         "--rdzv-endpoint", f"localhost:{port}", "--no-python",
         "coatnet", "pretrain", config, f"run.directory={run}",
     )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for_metrics(run: RunDirectory, machines: list[subprocess.Popen[bytes]]) -> None:
