@@ -5,6 +5,7 @@ Remote corpora are left to the ranks, since a network takes its time. Knows no l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,18 @@ from data_pipeline.open_corpus import common_classes, open_corpus, open_evaluati
 from data_pipeline.remote.address import check_url, is_url
 from data_pipeline.training_order import check_shares, make_order
 
+_SOFTMAX_FOR_SEVERAL = (
+    "warning: data.train has several labels per image, and loss.name is 'softmax', which suits labels that "
+    "are shares of one; loss.name=sigmoid is for labels of their own"
+)
 
-def look_at_data(config: Any, *, make_calendar: Callable[..., Any], single: bool = False) -> list[str] | None:
+
+def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str] | None:
     """Open what lies on this machine and check that it fits together; return the classes if all of it does.
 
     Args:
-        config: a root schema with the sections run, data, loss, train, evaluate and launch, and a seed.
+        config: a root schema with the sections run, data, loss, train, evaluate, save and launch, and a seed.
         make_calendar: refuses a run without a step, given the config and `epoch_samples`.
-        single: evaluation needs one label per image.
 
     Raises:
         UserError: something is not there, or does not fit.
@@ -48,9 +53,13 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any], single: bool
     classes = common_classes(corpora)
     make_order(corpora, data, seed=config.seed, global_batch=config.train.global_batch)
     make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
+    if config.loss.name == "softmax" and any(corpus.label_kind == "multi" for corpus in corpora):
+        print(_SOFTMAX_FOR_SEVERAL, file=sys.stderr)
     if config.loss.class_weights != "none":
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
-    open_evaluation_corpus(data, classes=classes, single=single)
+    evaluated = open_evaluation_corpus(data, classes=classes)
+    if evaluated is not None:
+        config.save.check_best(evaluated.label_kind)
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
     return classes

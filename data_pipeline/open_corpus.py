@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config import UserError
-from data_pipeline.class_weights import check_single_labels
 from data_pipeline.config import CacheConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.folder import FolderCorpus, is_image_folder
@@ -32,26 +31,21 @@ def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> Sample
     return FolderCorpus(folder) if is_image_folder(folder) else Corpus.open(folder)
 
 
-def open_evaluation_corpus(
-    data: DataConfig, *, classes: list[str], single: bool = False
-) -> SampleSource | None:
+def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSource | None:
     """Open what a run is evaluated on, if there is anything.
 
     Args:
         data: the section that names it.
         classes: of the training data.
-        single: its figures need one label per image.
 
     Raises:
-        UserError: it has other classes than the training data, or several labels per image.
+        UserError: it has other classes than the training data.
     """
     if data.evaluate is None:
         return None
     corpus = open_corpus(data.evaluate, cache=data.cache)
     if corpus.classes != classes:
         raise UserError(f"data.evaluate: {data.evaluate} has other classes than data.train[0]")
-    if single:
-        check_single_labels([corpus], needed_by=f"data.evaluate: {data.evaluate} is judged by top-1")
     return corpus
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.weights import load_tensors, load_weights
@@ -16,6 +17,7 @@ from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.losses import LOSS_NAMES, probabilities
 from data_pipeline.augment_config import AugmentConfig
 from finetune.choices import WEIGHTS
 
@@ -30,6 +32,7 @@ class Classifier:
         classes: None where the weights came without names.
         augment: its image size, resize and normalisation; augmentation itself is not used.
         facts: what the checkpoint says of its origin.
+        loss: that the weights were trained by, "softmax" or "sigmoid"; None where they do not tell.
     """
 
     model: CoAtNet
@@ -39,11 +42,19 @@ class Classifier:
     device: torch.device
     title: str
     facts: Mapping[str, Any]
+    loss: str | None = None
 
     @property
     def names(self) -> list[str]:
         """Class names, or the classes' numbers where there are none."""
         return self.classes or [str(number) for number in range(self.config.num_classes)]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each class; those of a model for several labels do not add up to 1.
+
+        Shape: (…, K) → the same, float64.
+        """
+        return probabilities(logits.double(), self.loss or "softmax")
 
     def at(self, px: int, *, resize: str | None = None) -> Classifier:
         """Return the same model for images of another size.
@@ -84,6 +95,9 @@ def open_classifier(
         check_class_count(loaded.classes, loaded.model.num_classes, origin=path)
     model = build_model(loaded.model, seed=0)
     load_tensors(model, loaded.tensors, origin=path)
+    loss = loaded.facts.get("loss")
+    if loss not in (None, *LOSS_NAMES):
+        raise UserError(f"{path}: loss is {str(loss)[:60]!a}; allowed: {', '.join(LOSS_NAMES)}")
     where = device or Ranks.single().device
     saved = loaded.facts.get("augment")
     augment = (
@@ -99,5 +113,6 @@ def open_classifier(
         device=where,
         title=f"{loaded.model.name} · {Path(path).name}",
         facts=loaded.facts,
+        loss=loss,
     )
     return classifier.at(px or augment.image_size, resize=resize)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from coatnet.config import config_digest
-from coatnet.config.checks import below_one, multiple_of, one_of
+from coatnet.config.checks import at_least_zero, below_one, multiple_of, one_of
 from coatnet.model.config import PARTS, ModelConfig, NormConfig
 from coatnet.training.sections import (
     EvaluateConfig,
@@ -69,7 +69,7 @@ class FinetuneTrainConfig(TrainConfig):
     """How long, and in which batches.
 
     Attributes:
-        patience: stop after so many evaluations without a better top-1; 0 is off.
+        patience: stop after so many evaluations without a better top-1, or mAP; 0 is off.
     """
 
     duration: str = "30 epochs"
@@ -79,8 +79,7 @@ class FinetuneTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patience < 0:
-            raise ValueError(f"patience is {self.patience}; allowed: 0 or more")
+        at_least_zero("patience", self.patience)
 
 
 @dataclass
@@ -127,8 +126,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         one_of("weights", self.weights, tuple(WEIGHTS))
         one_of("precision", self.precision, PRECISIONS)
-        if self.zero not in (0, 1, 2):
-            raise ValueError(f"zero is {self.zero}; allowed: 0, 1, 2")
+        one_of("zero", self.zero, (0, 1, 2))
         below_one("ema", self.ema)
         below_one("stochastic_depth", self.stochastic_depth or 0.0)
         for part in self.freeze:

@@ -16,10 +16,11 @@ from coatnet.runtime.launch import launch_run
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar
+from coatnet.training.sections import FIGURES
 from data_pipeline.first_look import look_at_data
 from finetune.config import FinetuneConfig, run_digest
 
-_AVERAGED = ("top1", "top5", "best_top1", "seconds")
+_SHARES = [name for kind in FIGURES.values() for name in (*kind, f"best_{kind[0]}")]
 
 
 def launch(path: str, overrides: Sequence[str]) -> int:
@@ -30,7 +31,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
     found = check_init(config.init, weights=config.weights, model=config.model)
-    classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make, single=True)
+    classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make)
     if found and classes and config.head.keep_rows == "matching":
         matching_rows(found.classes, classes)
     # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.
@@ -50,18 +51,18 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     summary = summarise([json.loads((each / "summary.json").read_text()) for each in directories.values()])
     summary["seeds"] = [*directories]
     write_atomically(whole / "summary.json", json.dumps(summary, indent=2) + "\n")
-    if "top1" in summary:
-        print(f"{whole}: top1 {summary['top1']:.4f} ± {summary['deviation']['top1']:.4f}", file=sys.stderr)
+    for name in [name for name in _SHARES if name in summary][:1]:
+        print(f"{whole}: {name} {summary[name]:.4f} ± {summary['deviation'][name]:.4f}", file=sys.stderr)
     return 0
 
 
 def summarise(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the runs' mean figures, and under `deviation` their standard deviations (of a sample)."""
-    known = [key for key in _AVERAGED if all(one[key] is not None for one in summaries)]
+    known = [key for key in (*_SHARES, "seconds") if all(one.get(key) is not None for one in summaries)]
     values = {key: [one[key] for one in summaries] for key in known}
     return {
         **{key: statistics.fmean(each) for key, each in values.items()},
         "samples": sum(one["samples"] for one in summaries),
         "deviation": {key: statistics.stdev(each) if len(each) > 1 else 0.0 for key, each in values.items()},
-        "runs": [{key: one[key] for key in _AVERAGED} for one in summaries],
+        "runs": [{key: one[key] for key in known} for one in summaries],
     }

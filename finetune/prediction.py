@@ -66,7 +66,7 @@ def prepare(squares: Tensor, classifier: Classifier) -> Tensor:
 
 def guesses(logits: Tensor, classifier: Classifier, *, top: int) -> list[dict[str, Any]]:
     """Return one image's best classes with their probabilities. Shape: logits (K,)."""
-    shares = logits.double().softmax(dim=0)
+    shares = classifier.probabilities(logits)
     best = top_classes(logits[None], count=top)[0].tolist()
     names = classifier.names
     return [{"class": names[place], "index": place, "probability": float(shares[place])} for place in best]

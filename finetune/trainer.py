@@ -27,7 +27,7 @@ from data_pipeline.open_corpus import open_evaluation_corpus, open_train_corpora
 from data_pipeline.stream import Stream
 from finetune.config import FinetuneConfig
 from finetune.engine import Engine
-from finetune.evaluation.figures import figures
+from finetune.evaluation.judging import judge, shares_of
 from finetune.evaluation.measure import measure
 from finetune.start import starting_model
 
@@ -40,11 +40,11 @@ class State(RunState):
     """What a checkpoint keeps beside the tensors.
 
     Attributes:
-        stale: evaluations since the best one.
+        best, stale: the figure of the best evaluation, and how many have come since.
         evaluation: the last one.
     """
 
-    best_top1: float = -1.0
+    best: float = -1.0
     best_step: int = 0
     stale: int = 0
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,8 @@ class Trainer(TrainingRun[State, StepResult]):
         self._micro_batch = config.train.micro_batch or config.train.global_batch // ranks.world_size
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
-        self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes, single=True)
+        self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes)
+        self._shares = shares_of(self.evaluation_corpus)
         self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
         model, model_config, origin = starting_model(config, classes=classes)
         self.engine = Engine(model, config, ranks=ranks)
@@ -79,18 +80,17 @@ class Trainer(TrainingRun[State, StepResult]):
         self._transform = TrainTransform(
             config.augment, device=ranks.device, num_classes=len(classes), group_images=self._micro_batch
         )
-        weights = loss_weights(corpora, config.loss.class_weights)
-        self._losses = make_loss(
-            config.loss.name, config.loss.smoothing, class_weights=weights, per_sample=True
-        )
+        loss, weights = config.loss, loss_weights(corpora, config.loss.class_weights)
+        self._losses = make_loss(loss.name, loss.smoothing, class_weights=weights, per_sample=True)
         self.equip(
             engine=self.engine.state,
-            save=replace(config.save, best="top1") if config.train.patience else config.save,
+            save=replace(config.save, best=self._shares[0]) if config.train.patience else config.save,
             lease=lease,
             model=model_config,
             augmented=self._transform.pictures,
             begins_with=origin.pop("said"),
             classes=classes,
+            loss=loss.name,
             augment=to_dict(replace(config.augment, image_size=self.calendar.phases[-1].image_size)),
             config_digest=digest,
             origin=origin,
@@ -133,19 +133,20 @@ class Trainer(TrainingRun[State, StepResult]):
                 replace(self.config.augment, image_size=self._image_size),
                 batch=self.config.evaluate.batch,
                 ranks=self.ranks,
+                loss=self.config.loss.name,
                 precision=self.config.precision,
                 threads=self.config.data.threads,
                 decoder=self.config.data.decoder,
                 show_progress=False,
                 breathe=self.watchdog.breathe,
             )
-        found = figures(measured.predictions, classes=len(self.evaluation_corpus.classes))
+        found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))
         state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": self._image_size}
-        state.figures = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "ece": found.ece}
+        state.figures = {name: getattr(found, name) for name in (*self._shares, "loss", "ece")}
         self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size}, bad=measured.bad)
         state.stale += 1
-        if found.top1 > state.best_top1:
-            state.best_top1, state.best_step, state.stale = found.top1, state.step, 0
+        if (reached := state.figures[self._shares[0]]) > state.best:
+            state.best, state.best_step, state.stale = reached, state.step, 0
 
     def save_due(self, state: State, *, before: int) -> bool:
         """Tell the same of the best step so far, where patience may end the run."""
@@ -164,10 +165,10 @@ class Trainer(TrainingRun[State, StepResult]):
         """Return what summary.json says of a run that reached its end."""
         lives = [life.seconds for life in read_lives(self.run.account)]
         return {
-            **{key: state.evaluation.get(key) for key in ("top1", "top5")},
+            **{key: state.evaluation.get(key) for key in self._shares},
             "samples": state.samples_seen,
             "seconds": round(sum(sum(each.values()) - each["start"] for each in lives), 2),
-            "best_top1": state.best_top1 if state.evaluation else None,
+            f"best_{self._shares[0]}": state.best if state.evaluation else None,
             "best_step": state.best_step,
             "steps": state.applied_steps,
             "evaluation": state.evaluation,

@@ -70,6 +70,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             augment=to_dict(config.augment),
             norm=to_dict(config.norm),
             group_images=group_images,
+            loss=config.loss.name,
             config_digest=digest,
         )
         evaluated = open_evaluation_corpus(config.data, classes=assembly.classes)

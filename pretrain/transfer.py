@@ -38,7 +38,7 @@ class TransferProbe:
     def measure(self, engine: Engine) -> dict[str, float]:
         """Return the share of images whose neighbours vote for their class."""
         features, labels = self._features(engine)
-        rows, targets = self._gather(features), self._gather(labels[:, None].float())[:, 0].long()
+        rows, targets = self._ranks.rows(features), self._ranks.rows(labels)
         return {
             "transfer_top1": neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)
         }
@@ -60,15 +60,6 @@ class TransferProbe:
         finally:
             hook.remove()
         return torch.cat(features), torch.cat(labels).to(self._ranks.device)
-
-    def _gather(self, own: Tensor) -> Tensor:
-        """Return the rows of all ranks, in order of rank."""
-        counts = self._ranks.gather(len(own))
-        everyone = own.new_zeros(sum(counts), own.shape[1])
-        begin = sum(counts[: self._ranks.rank])
-        everyone[begin : begin + len(own)] = own
-        self._ranks.all_reduce_sum(everyone)
-        return everyone
 
 
 def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> float:

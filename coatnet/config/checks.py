@@ -11,10 +11,10 @@ from coatnet.config.duration import Duration
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Check a choice."""
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
 
 
 def above_zero(name: str, value: float) -> None:
@@ -27,6 +27,12 @@ def at_least_one(name: str, value: int) -> None:
     """Check a count."""
     if value < 1:
         raise ValueError(f"{name} is {value}; allowed: 1 or more")
+
+
+def at_least_zero(name: str, value: int) -> None:
+    """Check a count that may be none."""
+    if value < 0:
+        raise ValueError(f"{name} is {value}; allowed: 0 or more")
 
 
 def counted(name: str, text: str) -> None:

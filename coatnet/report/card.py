@@ -16,7 +16,7 @@ _NOTE = (
     "The card is made from the run's files. Licence, intended use and biases of the data are for its author "
     "to say."
 )
-_SHARES = ("top1", "top5", "map", "precision_at_1", "ece")
+_SHARES = ("top1", "top5", "map", "map_micro", "precision1", "ece")
 
 
 def model_line(record: RunRecord) -> str:

@@ -13,7 +13,16 @@ _TOGETHER = (
         "top-1",
         {"evaluate/top1": "weights", "evaluate/ema_top1": "average", "evaluate/transfer_top1": "transfer"},
     ),
-    ("mAP", {"evaluate/map": "weights", "evaluate/ema_map": "average"}),
+    (
+        "mAP",
+        {
+            "evaluate/map": "weights",
+            "evaluate/ema_map": "average",
+            "evaluate/map_micro": "micro",
+            "evaluate/ema_map_micro": "micro, average",
+        },
+    ),
+    ("precision@1", {"evaluate/precision1": "weights", "evaluate/ema_precision1": "average"}),
     ("images/s", {"images_per_second": "images/s"}),
     ("learning rate", {"train/learning_rate": "learning rate"}),
     ("gradient norm", {"train/gradient_norm": "gradient norm"}),

@@ -127,6 +127,8 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
         ("evaluate/top1", "top-1"),
         ("evaluate/ema_top1", "top-1, average"),
         ("evaluate/map", "mAP"),
+        ("evaluate/ema_map", "mAP, average"),
+        ("evaluate/precision1", "precision@1"),
         ("train/loss", "loss"),
         ("images_per_second", "images/s, median"),
         ("mfu", "MFU, median"),

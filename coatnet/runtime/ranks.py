@@ -164,6 +164,24 @@ class Ranks:
         self.all_reduce_sum(everyone)
         return everyone.cpu()
 
+    def rows(self, own: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all ranks, in order of rank, on this rank's device.
+
+        Shape: (n, …), n of each rank's own → (sum of all n, …).
+        """
+        import torch
+
+        if not self.distributed:
+            return own
+        if own.dtype == torch.bool:  # gloo adds up no booleans
+            return self.rows(own.to(torch.uint8)).bool()
+        counts = self.gather(len(own))
+        begin = sum(counts[: self.rank])
+        everyone = own.new_zeros(sum(counts), *own.shape[1:], device=self.device)
+        everyone[begin : begin + len(own)] = own.to(self.device)
+        self.all_reduce_sum(everyone)  # what a rank has not is zero, and a sum with zeros keeps every value
+        return everyone
+
     def broadcast(self, value: Any, *, source: int = 0) -> Any:
         """Return rank `source`'s JSON-able value on every rank."""
         return self.gather(value)[source]

@@ -1,4 +1,7 @@
-"""The two losses of the paper's recipes, computed in fp32 whatever the logits' type. Knows no loop."""
+"""The two losses of the paper's recipes, and the probabilities that each makes of logits. Knows no loop.
+
+Computed in fp32, or in fp64 where the logits are.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ def make_loss(
     each = _softmax_each if name == "softmax" else _sigmoid_each
 
     def loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        values = each(logits.float(), targets, smoothing)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        values = each(logits.to(exact), targets, smoothing)
         if weights is not None:
             values = values * weights
         if class_weights is not None:
@@ -56,15 +60,34 @@ def make_loss(
     return loss
 
 
+def probabilities(logits: Tensor, loss: str) -> Tensor:
+    """Return what a model trained by a loss of this name says of each class: softmax adds up to 1.
+
+    Shape: (…, K) → the same.
+    """
+    return logits.softmax(dim=-1) if loss == "softmax" else logits.sigmoid()
+
+
+def log_odds(logits: Tensor, loss: str) -> Tensor:
+    """Return the values whose sigmoid is `probabilities`, which tell small ones and those near 1 apart.
+
+    Shape: (…, K) → the same; infinite where a softmax is 1 to the last bit.
+    """
+    if loss == "sigmoid":
+        return logits
+    shares = logits.log_softmax(dim=-1)
+    return shares - (-torch.expm1(shares)).log()
+
+
 def _softmax_each(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     if targets.ndim == 1:
         return functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-    soft = targets.float() * (1 - smoothing) + smoothing / logits.shape[1]
+    soft = targets.to(logits.dtype) * (1 - smoothing) + smoothing / logits.shape[1]
     return -(soft * functional.log_softmax(logits, dim=1)).sum(dim=1)
 
 
 def _sigmoid_each(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     if targets.ndim == 1:
         targets = functional.one_hot(targets, logits.shape[1])
-    soft = targets.to(torch.float32) * (1 - smoothing) + smoothing / 2
+    soft = targets.to(logits.dtype) * (1 - smoothing) + smoothing / 2
     return functional.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(dim=1)

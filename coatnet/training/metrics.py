@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from coatnet.training.average_precision import area_under_steps, mean_of_known
+
 SumOverRanks = Callable[[Tensor], object]
 # Loss values are added as integers of 2^-20, so the sum does not depend on the order of ranks either.
 _LOSS_UNIT = 2.0**-20
@@ -96,42 +98,21 @@ class MultiLabelMetrics:
         sum_over_ranks(self._histogram)
 
     def result(self) -> dict[str, float]:
-        """Return samples, precision1, map (over classes with a positive) and loss."""
+        """Return samples, precision1, map (mean of the classes with a positive), map_micro and loss."""
         samples, first, loss = (int(value) for value in self._totals.tolist())
         count = max(1, samples)
         return {
             "samples": samples,
             "precision1": first / count,
-            "map": _histogram_map(self._histogram),
+            "map": mean_of_known(self._areas(self._histogram)),
+            "map_micro": mean_of_known(self._areas(self._histogram.sum(dim=1, keepdim=True))),
             "loss": loss * _LOSS_UNIT / count,
         }
 
-
-def average_precision(scores: Tensor, present: Tensor) -> float:
-    """Return the exact area under the precision-recall steps of one class (0 without a positive).
-
-    Shape: scores (N,); present bool (N,).
-    """
-    order = scores.argsort(descending=True, stable=True)
-    hits = present[order].double()
-    if not hits.any():
-        return 0.0
-    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, dtype=torch.float64, device=hits.device)
-    return float((precision * hits).sum() / hits.sum())
-
-
-def _histogram_map(histogram: Tensor) -> float:
-    positive, negative = (counts.flip(1).double() for counts in histogram)
-    found = positive.cumsum(1)
-    # Inside a bin the order is unknown: its positives see half of the bin before them.
-    before = found - (positive - 1).clamp(min=0) / 2
-    false = negative.cumsum(1) - negative / 2
-    precision = before / (before + false).clamp(min=1)
-    totals = found[:, -1]
-    known = totals > 0
-    if not known.any():
-        return 0.0
-    return float(((positive * precision).sum(1)[known] / totals[known]).mean())
+    @staticmethod
+    def _areas(histogram: Tensor) -> Tensor:
+        positive, negative = histogram.flip(2)
+        return area_under_steps(positive, negative, seen=0.5)
 
 
 def _as_units(losses: Tensor) -> Tensor:

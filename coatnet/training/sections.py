@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from coatnet.config import Duration
+from coatnet.config import Duration, UserError
 from coatnet.config.checks import (
     above_zero,
     at_least_one,
+    at_least_zero,
     below_one,
     counted,
     multiple_of,
@@ -18,8 +19,10 @@ from coatnet.config.checks import (
     one_of,
 )
 
-# Figures of an evaluation that are better the higher they are.
-FIGURES = ("top1", "top5", "precision1", "map", "transfer_top1")
+# Figures of an evaluation that are better the higher they are, by the labels of its corpus: one per image, or
+# several. The first of them says which of two checkpoints is better.
+FIGURES = {"single": ("top1", "top5"), "multi": ("map", "map_micro", "precision1")}
+TRANSFER = "transfer_top1"
 _MOST_RANKS = 1024
 
 
@@ -106,11 +109,9 @@ class ZeroConfig:
     persist_elements: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.stage not in (0, 1, 2, 3):
-            raise ValueError(f"stage is {self.stage}; allowed: 0, 1, 2, 3")
+        one_of("stage", self.stage, (0, 1, 2, 3))
         at_least_one("bucket_elements", self.bucket_elements)
-        if self.persist_elements < 0:
-            raise ValueError(f"persist_elements is {self.persist_elements}; allowed: 0 or more")
+        at_least_zero("persist_elements", self.persist_elements)
 
 
 @dataclass
@@ -167,8 +168,8 @@ class SaveConfig:
         every: minutes (by rank 0's clock), epochs, steps or images.
         last: so many of the newest stay.
         keep_every_steps: those of every so many steps stay for good; null for none.
-        best: the one with the highest figure of this name stays, one of `FIGURES`, in pretraining also of the
-            average (ema_top1 …); null for none.
+        best: the one with the highest figure of this name stays, one of `FIGURES` or `TRANSFER`, in
+            pretraining also of the average (ema_top1 …); null for none.
     """
 
     every: str = "10 minutes"
@@ -182,7 +183,21 @@ class SaveConfig:
         if self.keep_every_steps is not None:
             at_least_one("keep_every_steps", self.keep_every_steps)
         if self.best is not None:
-            one_of("best", self.best.removeprefix("ema_"), FIGURES)
+            known = (*FIGURES["single"], *FIGURES["multi"], TRANSFER)
+            one_of("best", self.best.removeprefix("ema_"), known)
+
+    def check_best(self, label_kind: str) -> None:
+        """Check that evaluations have the figure: without, no checkpoint would ever be the best.
+
+        Raises:
+            UserError: those of a corpus with one label per image ("single") or several ("multi") do not.
+        """
+        if self.best is not None and self.best.removeprefix("ema_") not in (*FIGURES[label_kind], TRANSFER):
+            several = "several labels" if label_kind == "multi" else "one label"
+            raise UserError(
+                f"save.best is {self.best!r}; allowed with {several} per image in data.evaluate: "
+                f"{', '.join(FIGURES[label_kind])}"
+            )
 
 
 @dataclass

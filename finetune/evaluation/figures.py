@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finetune.evaluation.predictions import Predictions
 
-_CALIBRATION_BINS = 15  # as in Guo et al.
+CALIBRATION_BINS = 15  # as in Guo et al.
 _Z_95 = 1.959964
 
 
@@ -41,10 +41,13 @@ class Figures:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; a loss that is not finite becomes null."""
-        values = asdict(self)
-        return {
-            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()
-        }
+        return plain_values(self)
+
+
+def plain_values(of: Any) -> dict[str, Any]:
+    """Return a dataclass's fields for JSON; a float that is not finite becomes null."""
+    values = asdict(of)
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
 def figures(predictions: Predictions, *, classes: int) -> Figures:
@@ -83,9 +86,17 @@ def expected_calibration_error(predictions: Predictions) -> float:
 
     Source: Guo et al., arXiv 1706.04599, equation 3.
     """
-    bins = np.minimum((predictions.confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
-    gap = np.bincount(bins, predictions.confidence - predictions.correct, minlength=_CALIBRATION_BINS)
-    return float(np.abs(gap).sum() / len(predictions))
+    gaps = calibration_gaps(predictions.confidence, predictions.correct)
+    return float(np.abs(gaps).sum() / len(predictions))
+
+
+def calibration_gaps(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return by how much confidence exceeds what is right, summed in bins of equal width.
+
+    Shape: (n,) both → (CALIBRATION_BINS,).
+    """
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return np.bincount(bins, confidence - correct, minlength=CALIBRATION_BINS).astype(np.float64)
 
 
 def per_class(predictions: Predictions, *, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.losses import log_odds, make_loss, probabilities
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import BadSample
 from data_pipeline.device import DeviceTransform
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.record import SampleSource
-from finetune.evaluation.predictions import TOP, Predictions
+from finetune.evaluation.predictions import TOP, MultiLabelPredictions, Predictions, join
+
+AnyPredictions = Predictions | MultiLabelPredictions
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Measurement:
         model_seconds: time in the model, of the slowest rank.
     """
 
-    predictions: Predictions
+    predictions: AnyPredictions
     bad: list[dict[str, Any]]
     seconds: float
     model_seconds: float
@@ -45,6 +47,7 @@ def measure(
     *,
     batch: int,
     ranks: Ranks,
+    loss: str | None = None,
     columns: list[int] | None = None,
     precision: str = "fp32",
     threads: int = 2,
@@ -55,8 +58,14 @@ def measure(
 ) -> Measurement:
     """Evaluate in inference mode; every rank takes its share and every rank gets the whole.
 
-    `columns` chooses and orders the model's outputs by the corpus's classes; None takes them as they are.
-    `breathe` is called with every batch.
+    Args:
+        model, corpus, augment: what says what of which images, seen how.
+        batch, ranks, precision, threads, decoder: how the work is done.
+        loss: name of the one that the model was trained by, which makes probabilities of its logits; None
+            where it is not known takes the one that is usual for the corpus's labels.
+        columns: choose and order the model's outputs by the corpus's classes; None takes them as they are.
+        label, show_progress: of the progress bar.
+        breathe: called with every batch.
 
     Raises:
         UserError: no image can be read.
@@ -73,7 +82,10 @@ def measure(
     )
     transform = DeviceTransform(augment, training=False)
     chosen = None if columns is None else torch.tensor(columns, device=ranks.device)
-    parts: list[dict[str, list[Any]]] = []
+    is_multi = corpus.label_kind == "multi"
+    record = _Recorder(
+        loss or ("sigmoid" if is_multi else "softmax"), classes=loader.num_classes, multi=is_multi
+    )
     bad: list[BadSample] = []
     began, in_model = time.monotonic(), 0.0
     shown = show_progress and ranks.is_main
@@ -94,18 +106,16 @@ def measure(
             with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(images)
             logits = logits if chosen is None else logits[:, chosen]
-            parts.append(_record(logits.float().cpu(), labels=one.labels, index=one.positions))
+            record(logits.float().cpu(), labels=one.labels, index=one.positions)
             in_model += time.monotonic() - entered
             bar.advance(len(one) + len(one.bad))
-    gathered = ranks.gather(
-        {"rows": parts, "bad": [sample.to_dict() for sample in bad], "model_seconds": in_model}
-    )
+    gathered = ranks.gather({"bad": [sample.to_dict() for sample in bad], "model_seconds": in_model})
     unread = [sample for one in gathered for sample in one["bad"]]
     if len(unread) == corpus.samples:
         first = f"; the first: {unread[0]['reason']}" if unread else ""
         raise UserError(f"none of the {len(unread)} images to evaluate can be read{first}")
     return Measurement(
-        predictions=Predictions.join([part for one in gathered for part in one["rows"]]),
+        predictions=record.of_all(ranks),
         bad=unread,
         seconds=time.monotonic() - began,
         model_seconds=max(one["model_seconds"] for one in gathered),
@@ -120,16 +130,39 @@ def top_classes(logits: Tensor, *, count: int) -> Tensor:
     return torch.sort(logits, dim=1, descending=True, stable=True).indices[:, :count]
 
 
-def _record(logits: Tensor, *, labels: Tensor, index: Tensor) -> dict[str, list[Any]]:
-    finite = logits.isfinite().all(dim=1)
-    safe = torch.where(finite[:, None], logits, 0.0).double()
-    top = top_classes(safe, count=TOP)
-    confidence = safe.softmax(dim=1).gather(1, top[:, :1])[:, 0]
-    loss = functional.cross_entropy(safe, labels, reduction="none")
-    return {
-        "index": index.tolist(),
-        "label": labels.tolist(),
-        "top": torch.where(finite[:, None], top, -1).tolist(),
-        "confidence": torch.where(finite, confidence, 0.0).tolist(),
-        "loss": torch.where(finite, loss, float("inf")).tolist(),
-    }
+class _Recorder:
+    """Keeps what a model says, in the light of the loss that it was trained by."""
+
+    def __init__(self, loss: str, *, classes: int, multi: bool) -> None:
+        self._name, self._loss = loss, make_loss(loss, per_sample=True)
+        self._parts: list[AnyPredictions] = []
+        nothing = torch.zeros(0, dtype=torch.int64)  # a rank may have no image
+        labels = torch.zeros(0, classes) if multi else nothing
+        self(torch.zeros(0, classes), labels=labels, index=nothing)
+
+    def __call__(self, logits: Tensor, *, labels: Tensor, index: Tensor) -> None:
+        """Record a batch.
+
+        Shape: logits (n, K); labels (n,), or (n, K) of presences; index (n,).
+        """
+        finite = logits.isfinite().all(dim=1)
+        safe = torch.where(finite[:, None], logits, 0.0).double()
+        own = {"index": index, "loss": torch.where(finite, self._loss(safe, labels), torch.inf)}
+        if labels.ndim == 2:
+            scores = torch.where(finite[:, None], log_odds(safe, self._name), -torch.inf)
+            own |= {"present": labels > 0.5, "scores": scores.float()}
+        else:
+            top = top_classes(safe, count=TOP)
+            confidence = probabilities(safe, self._name).gather(1, top[:, :1])[:, 0]
+            own |= {"label": labels, "top": torch.where(finite[:, None], top, -1)}
+            own |= {"confidence": torch.where(finite, confidence, 0.0)}
+        kind = MultiLabelPredictions if labels.ndim == 2 else Predictions
+        self._parts.append(kind(**{name: tensor.numpy() for name, tensor in own.items()}))
+
+    def of_all(self, ranks: Ranks) -> AnyPredictions:
+        """Return what all ranks recorded, sorted by sample."""
+        own = join(self._parts)
+        if not ranks.distributed:
+            return own
+        arrays = {field.name: torch.from_numpy(getattr(own, field.name)) for field in fields(own)}
+        return join([type(own)(**{name: ranks.rows(each).cpu().numpy() for name, each in arrays.items()})])

@@ -1,4 +1,4 @@
-"""The record that evaluation keeps of each sample; every figure is computed from it. Knows no model.
+"""The records that evaluation keeps of each sample; every figure is computed from them. Knows no model.
 
 Records are sorted by the sample's index before anything is summed, in float64: hence neither the batch size
 nor the number of ranks that produced them changes a figure.
@@ -8,31 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 TOP = 5
+Some = TypeVar("Some", bound="Rows")
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model said about a corpus, one row per sample.
+class Rows:
+    """What is known of every sample, one row each.
 
-    Shape: `index`, `label`, `confidence`, `loss` (n,); `top` (n, k), best first, k = min(5, classes).
-    Units: `confidence` is the softmax probability of `top[:, 0]`, `loss` the cross entropy in nats; a row
-    whose logits are not finite has confidence 0, loss infinity and -1 in `top`.
+    Shape: both (n,).
     """
 
     index: NDArray[np.int64]
-    label: NDArray[np.int64]
-    top: NDArray[np.int64]
-    confidence: NDArray[np.float64]
     loss: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def select(self: Some, rows: NDArray[Any]) -> Some:
+        """Return the rows of a mask or of an index array."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Predictions(Rows):
+    """What a model said about a corpus with one label per image.
+
+    Shape: `label`, `confidence` (n,); `top` (n, k), best first, k = min(5, classes).
+    Units: `confidence` is the model's probability of `top[:, 0]`, `loss` in nats; a row whose logits are not
+    finite has confidence 0, loss infinity and -1 in `top`.
+    """
+
+    label: NDArray[np.int64]
+    top: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def guess(self) -> NDArray[np.int64]:
+        """The first guess.
+
+        Shape: (n,)
+        """
+        return self.top[:, 0]
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -40,7 +62,7 @@ class Predictions:
 
         Shape: (n,)
         """
-        return self.top[:, 0] == self.label
+        return self.guess == self.label
 
     @property
     def correct_top(self) -> NDArray[np.bool_]:
@@ -50,33 +72,53 @@ class Predictions:
         """
         return (self.top == self.label[:, None]).any(axis=1)
 
-    def select(self, rows: NDArray[Any]) -> Predictions:
-        """Return the rows of a mask or of an index array."""
-        return Predictions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def to_json(self) -> dict[str, list[Any]]:
-        """Return plain lists, for gathering across ranks."""
-        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+@dataclass(frozen=True)
+class MultiLabelPredictions(Rows):
+    """What a model said about a corpus with several labels per image.
 
-    @classmethod
-    def join(cls, parts: Sequence[dict[str, list[Any]]]) -> Predictions:
-        """Join the ranks' records, sorted by sample.
+    Shape: `present`, `scores` (n, K).
+    Units: `scores` are log odds, the sigmoid of which is a probability; `loss` is in nats, summed over
+    classes; a row whose logits are not finite has loss and scores of infinity, these below all others.
+    """
 
-        Raises:
-            ValueError: a sample was predicted twice.
+    present: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+
+    @property
+    def is_finite(self) -> NDArray[np.bool_]:
+        """Whether the logits were.
+
+        Shape: (n,)
         """
-        filled = [part for part in parts if part["index"]]
-        if not filled:
-            raise ValueError("there is no sample to evaluate")
-        joined = cls(
-            index=np.concatenate([np.asarray(part["index"], dtype=np.int64) for part in filled]),
-            label=np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in filled]),
-            top=np.concatenate([np.asarray(part["top"], dtype=np.int64) for part in filled]),
-            confidence=np.concatenate([np.asarray(part["confidence"], dtype=np.float64) for part in filled]),
-            loss=np.concatenate([np.asarray(part["loss"], dtype=np.float64) for part in filled]),
-        )
-        order = np.argsort(joined.index, kind="stable")
-        result = joined.select(order)
-        if len(result) > 1 and not (np.diff(result.index) > 0).all():
-            raise ValueError("a sample was evaluated more than once")
-        return result
+        return np.isfinite(self.loss)
+
+    @property
+    def guess(self) -> NDArray[np.int64]:
+        """The first guess, of equal scores the class of lower number; -1 where logits were not finite.
+
+        Shape: (n,)
+        """
+        return np.where(self.is_finite, self.scores.argmax(axis=1), -1)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the first guess is among the labels.
+
+        Shape: (n,)
+        """
+        return self.present[np.arange(len(self)), self.guess] & self.is_finite
+
+
+def join(parts: Sequence[Some]) -> Some:
+    """Join what batches or ranks recorded, sorted by sample.
+
+    Raises:
+        ValueError: a sample was predicted twice.
+    """
+    names, kind = [field.name for field in fields(parts[0])], type(parts[0])
+    joined = kind(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    order = np.argsort(joined.index, kind="stable")
+    if (np.diff(joined.index[order]) == 0).any():
+        raise ValueError("a sample was evaluated more than once")
+    return joined.select(order)

@@ -15,15 +15,16 @@ from coatnet.config import UserError
 from coatnet.model.cost import model_cost
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks, already_launched
+from data_pipeline.class_weights import check_single_labels
 from finetune.choices import PRECISIONS
 from finetune.classifier import Classifier, open_classifier
-from finetune.evaluation.figures import confusion, figures, most_confused, per_class
+from finetune.evaluation.judging import full_report
 from finetune.evaluation.measure import measure
+from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.sources import judged_columns, open_evaluation_set, read_real_labels, real_accuracy
 from finetune.evaluation.write import write_reports
 
 _BAD_SHOWN = 20
-_CONFUSED_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
     corpus = open_evaluation_set(request.data, labels=labels, classes=classifier.classes)
     outputs = classifier.config.num_classes
     columns = judged_columns(corpus, classifier.classes, outputs=outputs, origin=request.data)
+    if request.real is not None:
+        check_single_labels([corpus], needed_by="--real judges one guess per image")
     px = classifier.augment.image_size
     result = measure(
         classifier.model,
@@ -89,6 +92,7 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         classifier.augment,
         batch=request.batch,
         ranks=ranks,
+        loss=classifier.loss,
         columns=columns,
         precision=request.precision,
         threads=request.threads,
@@ -101,7 +105,8 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         "data": request.data,
         "image_size": px,
         "resize": classifier.augment.evaluate_resize,
-        **figures(predictions, classes=len(corpus.classes)).to_json(),
+        "label_kind": corpus.label_kind,
+        **full_report(predictions, names=corpus.classes, with_confusion=request.destination is not None),
         "seconds": round(result.seconds, 3),
         "images_per_second": round(len(predictions) / result.seconds, 2),
         "model_images_per_second": round(len(predictions) / max(result.model_seconds, 1e-9), 2),
@@ -110,12 +115,9 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         "judged_among": None if columns is None else len(columns),
         "bad_samples": len(result.bad),
         "bad": result.bad[:_BAD_SHOWN],
-        "per_class": per_class(predictions, names=corpus.classes),
     }
-    matrix = confusion(predictions, classes=len(corpus.classes))
-    report["most_confused"] = most_confused(matrix, names=corpus.classes, limit=_CONFUSED_SHOWN)
-    report["confusion"] = matrix.tolist() if request.destination is not None else None
     if request.real is not None:
+        assert isinstance(predictions, Predictions)  # several labels were refused
         names = _names(corpus, predictions.index.tolist())
         real = read_real_labels(Path(request.real))
         report["real_top1"] = real_accuracy(

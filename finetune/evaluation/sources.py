@@ -20,6 +20,7 @@ from coatnet.checkpoint.classes import class_key, evaluation_columns, is_wordnet
 from coatnet.checkpoint.inspection import Description
 from coatnet.config import UserError
 from coatnet.runtime.regular_files import read_regular
+from data_pipeline.class_weights import check_single_labels
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.open_corpus import open_corpus
@@ -107,6 +108,8 @@ def check_evaluation_set(
     if model is not None:
         corpus = open_evaluation_set(path, labels=labels, classes=model.classes)
         judged_columns(corpus, model.classes, outputs=model.model.num_classes, origin=str(path))
+        if real is not None:
+            check_single_labels([corpus], needed_by="--real judges one guess per image")
 
 
 def judged_columns(
@@ -115,10 +118,8 @@ def judged_columns(
     """Return the model's outputs that a corpus is judged by, None for all in order.
 
     Raises:
-        UserError: it has several labels per image, or a class that the model does not know.
+        UserError: it has a class that the model does not know.
     """
-    if corpus.label_kind != "single":
-        raise UserError(f"{origin}: has several labels per image; evaluate needs one")
     if classes is None and len(corpus.classes) != outputs:
         raise UserError(f"{origin}: has {len(corpus.classes)} classes, the model {outputs} without names")
     return evaluation_columns(classes, corpus.classes, origin=origin)

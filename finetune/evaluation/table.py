@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +13,11 @@ from coatnet.runtime.console import make_console
 
 _WORST_SHOWN = 5
 _COLUMNS = 76
-_HEADINGS = ("px", "top-1", "95 %", "top-5", "balanced", "loss", "ECE", "images/s", "GMAC")
+_SHARES = {
+    "single": {"top1": "top-1", "top1_interval": "95 %", "top5": "top-5", "balanced_top1": "balanced"},
+    "multi": {"map": "mAP", "map_interval": "95 %", "map_micro": "micro", "precision1": "precision@1"},
+}
+_OTHERS = ("loss", "ECE", "images/s", "GMAC")
 
 
 def print_reports(reports: Sequence[dict[str, Any]]) -> None:
@@ -21,8 +25,9 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     console = make_console()
     first = reports[0]
     console.print(f"{escape(first['model'])} on {escape(first['data'])}: {first['samples']:,} images")
+    shares = _SHARES[first["label_kind"]]
     # Nine columns fit into 80 characters; a narrower terminal gets nine rows.
-    rows = [_HEADINGS, *(_figures(one) for one in reports)]
+    rows = [("px", *shares.values(), *_OTHERS), *(_figures(one, shares) for one in reports)]
     heading, *below = rows if console.width >= _COLUMNS else zip(*rows, strict=True)
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for word in heading:
@@ -36,9 +41,10 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
     if last["judged_among"] is not None:
         console.print(f"judged among the {last['judged_among']} classes of the data")
     rated = [row for row in last["per_class"] if row["samples"]]
-    worst = sorted(rated, key=lambda row: row["top1"])[:_WORST_SHOWN]
-    console.print("weakest: " + ", ".join(f"{escape(row['class'])} {row['top1']:.0%}" for row in worst))
-    if last["most_confused"]:
+    share = "ap" if last["label_kind"] == "multi" else "top1"
+    worst = sorted(rated, key=lambda row: row[share])[:_WORST_SHOWN]
+    console.print("weakest: " + ", ".join(f"{escape(row['class'])} {row[share]:.0%}" for row in worst))
+    if last.get("most_confused"):
         first = last["most_confused"][0]
         pair = f"{escape(first['class'])} → {escape(first['taken_for'])}"
         times = "once" if first["count"] == 1 else f"{first['count']:,} times"
@@ -48,16 +54,19 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
             console.print(f"[red]{last[key]} images {label}[/red]")
 
 
-def _figures(report: dict[str, Any]) -> tuple[str, ...]:
-    low, high = report["top1_interval"]
+def _figures(report: dict[str, Any], shares: Iterable[str]) -> tuple[str, ...]:
+    first, *others = (_share(report[name]) for name in shares)
     return (
         str(report["image_size"]),
-        f"[bold]{report['top1']:.2%}[/bold]",
-        f"{low:.1%}–{high:.1%}",
-        f"{report['top5']:.2%}",
-        f"{report['balanced_top1']:.2%}",
+        f"[bold]{first}[/bold]",
+        *others,
         "–" if report["loss"] is None else f"{report['loss']:.3f}",
         f"{report['ece']:.3f}",
         f"{report['images_per_second']:,.0f}",
         f"{report['gmacs']:.2f}",
     )
+
+
+def _share(value: float | Sequence[float]) -> str:
+    """Return a share in per cent, or the interval of one."""
+    return f"{value:.2%}" if isinstance(value, float) else "–".join(f"{end:.1%}" for end in value)

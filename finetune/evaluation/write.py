@@ -14,13 +14,18 @@ _MOST_NUMBERED = 20
 
 
 def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
-    """Write evaluation.json, and for each resolution the classes and the confusion; with several, a plot."""
+    """Write evaluation.json, and for each resolution the classes and the confusion; with several, a plot.
+
+    Several labels per image have no confusion.
+    """
     destination.mkdir(parents=True, exist_ok=True)
     plain = [{key: value for key, value in one.items() if key != "confusion"} for one in reports]
     (destination / "evaluation.json").write_text(json.dumps(plain, indent=2) + "\n")
     for report in reports:
         px, names = report["image_size"], [row["class"] for row in report["per_class"]]
         _write_rows(destination / f"classes-{px}.csv", report["per_class"])
+        if "confusion" not in report:
+            continue
         rows = [
             {"class": name, **dict(zip(names, counts, strict=True))}
             for name, counts in zip(names, report["confusion"], strict=True)
@@ -65,25 +70,30 @@ def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_size, by_cost = figure.subplots(1, 2, sharey=True)
     ordered = sorted(reports, key=lambda report: report["image_size"])
-    top1 = [100 * report["top1"] for report in ordered]
+    name, words = ("map", "mAP") if ordered[0]["label_kind"] == "multi" else ("top1", "top-1")
+    shares = [100 * report[name] for report in ordered]
     low, high = (
-        [100 * abs(report["top1"] - report["top1_interval"][side]) for report in ordered] for side in (0, 1)
+        [
+            abs(share - 100 * report[f"{name}_interval"][side])
+            for share, report in zip(shares, ordered, strict=True)
+        ]
+        for side in (0, 1)
     )
     for axes, key, label in (
         (by_size, "image_size", "resolution (px)"),
         (by_cost, "gmacs", "cost (GMAC per image)"),
     ):
-        axes.errorbar([report[key] for report in ordered], top1, yerr=[low, high], marker="o", capsize=3)
+        axes.errorbar([report[key] for report in ordered], shares, yerr=[low, high], marker="o", capsize=3)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     by_size.set_xticks([report["image_size"] for report in ordered])
-    for report, height in zip(ordered, top1, strict=True):
+    for report, height in zip(ordered, shares, strict=True):
         by_cost.annotate(
             f"{report['image_size']} px", (report["gmacs"], height), (5, 5), textcoords="offset points"
         )
     by_cost.set_xlim(left=0)
     first = ordered[0]
     figure.suptitle(f"{first['model']} on {first['data']}, {first['samples']:,} images", parse_math=False)
-    by_size.set_ylabel("top-1 (%), 95 % interval")
+    by_size.set_ylabel(f"{words} (%), 95 % interval")
     figure.savefig(path, dpi=_DOTS_PER_INCH)

@@ -11,6 +11,12 @@ from finetune.choices import FORMS
 from finetune.classifier import Classifier
 
 _CLASSES_SHOWN = 20
+_MEANING = {
+    "softmax": "one class per image: the softmax of the logits is the probability of each",
+    "sigmoid": "any number of classes per image: the sigmoid of a logit is the probability of that class",
+}
+# Of the run's last evaluation, by figure: the hub's type, and the name shown.
+_METRICS = {"top1": ("accuracy", "top-1"), "map": ("mean_average_precision", "mAP")}
 
 
 def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -> str:
@@ -30,6 +36,7 @@ def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -
         "",
         f"- {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} GMAC per image at {augment.image_size} px",
         f"- {config.num_classes} classes: {names}{f' and {more} more' if more > 0 else ''}",
+        f"- {_MEANING[classifier.loss or 'softmax']}",
         f"- input: RGB, {_resize(classifier)} to {augment.image_size}×{augment.image_size} px, "
         f"{augment.interpolation}, mean {augment.mean}, std {augment.std} of values from 0 to 1",
         "",
@@ -64,8 +71,13 @@ def _row(certificate: dict[str, Any]) -> str:
 def _results(classifier: Classifier) -> list[str]:
     """Return the hub's model-index for the training run's last evaluation, where there was one."""
     evaluated = classifier.facts.get("evaluation")
-    top1 = evaluated.get("top1") if isinstance(evaluated, dict) else None
-    if not isinstance(top1, int | float):
+    known = evaluated if isinstance(evaluated, dict) else {}
+    metrics = [
+        f"    - {{type: {kind}, value: {float(known[key]):.4f}, name: {name}}}"
+        for key, (kind, name) in _METRICS.items()
+        if isinstance(known.get(key), int | float)
+    ]
+    if not metrics:
         return []
     return [
         "model-index:",
@@ -74,7 +86,7 @@ def _results(classifier: Classifier) -> list[str]:
         "  - task: {type: image-classification}",
         "    dataset: {name: the run's evaluation set, type: imagefolder}",
         "    metrics:",
-        f"    - {{type: accuracy, value: {float(top1):.4f}, name: top-1}}",
+        *metrics,
     ]
 
 

@@ -17,6 +17,7 @@ from coatnet.runtime.environment import code_commit, installed_versions
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.open_corpus import open_corpus
 from finetune.classifier import Classifier
+from finetune.evaluation.judging import judge, shares_of
 from finetune.evaluation.measure import measure
 
 TOLERANCE = 1e-4
@@ -34,7 +35,8 @@ class Certificate:
 
     Attributes:
         max_logit_difference: on a fixed batch, against the model in torch, fp32.
-        top1, exported_top1: on the evaluation set, where one was given.
+        compared: on the evaluation set, where one was given: `top1` and `exported_top1`, or with several
+            labels per image `map` and `exported_map`; and `differing_guesses`.
         files: SHA-256 of every file of the export.
     """
 
@@ -48,14 +50,14 @@ class Certificate:
     commit: str
     versions: dict[str, str]
     data: str | None = None
-    top1: float | None = None
-    exported_top1: float | None = None
-    differing_guesses: int | None = None
+    compared: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values, what was compared beside the rest."""
+        values = asdict(self)
+        compared = values.pop("compared")
+        return {**values, **compared}
 
 
 def fixed_batch(px: int) -> Tensor:
@@ -95,8 +97,8 @@ def certify(
         commit=code_commit(),
         versions=installed_versions(_PACKAGES),
         data=data,
+        compared=compared,
         notes=notes or {},
-        **compared,
     )
 
 
@@ -114,23 +116,23 @@ class _Answering(torch.nn.Module):
 def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str, Any]:
     corpus = open_corpus(data)
     columns = evaluation_columns(classifier.classes, corpus.classes, origin=data)
-    both = [
+    own, theirs = (
         measure(
             model,
             corpus,
             classifier.augment,
             batch=_IMAGES,
             ranks=Ranks.single(),
+            loss=classifier.loss,
             columns=columns,
             show_progress=False,
         ).predictions
         for model in (classifier.model, _Answering(answers))
-    ]
-    return {
-        "top1": float(both[0].correct.mean()),
-        "exported_top1": float(both[1].correct.mean()),
-        "differing_guesses": int((both[0].top[:, 0] != both[1].top[:, 0]).sum()),
-    }
+    )
+    name, *_ = shares_of(corpus)
+    figures = [getattr(judge(one, classes=len(corpus.classes)), name) for one in (own, theirs)]
+    differing = int((own.guess != theirs.guess).sum())
+    return {name: figures[0], f"exported_{name}": figures[1], "differing_guesses": differing}
 
 
 def _sha256(path: Path) -> str:

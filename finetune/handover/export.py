@@ -71,10 +71,11 @@ def export_model(
 def print_certificates(certificates: Sequence[dict[str, Any]]) -> None:
     """Print a table."""
     table = Table(title="exported", title_justify="left")
-    for heading in ("form", "files", "logits differ by", "top-1", "exported"):  # 80 characters in all
+    name, words = ("map", "mAP") if "map" in certificates[0] else ("top1", "top-1")
+    for heading in ("form", "files", "logits differ by", words, "exported"):  # 80 characters in all
         table.add_column(heading, overflow="fold")
     for one in certificates:
-        shown = ["–" if one[key] is None else f"{one[key]:.2%}" for key in ("top1", "exported_top1")]
+        shown = [f"{one[key]:.2%}" if key in one else "–" for key in (name, f"exported_{name}")]
         table.add_row(
             one["format"], escape("\n".join(one["files"])), f"{one['max_logit_difference']:.1e}", *shown
         )
@@ -97,7 +98,7 @@ def _native(classifier: Classifier, destination: Path) -> _Written:
 
 
 # What an export says of its origin: nothing that names a machine.
-_KEPT_FACTS = ("step", "samples_seen", "config_digest", "evaluation", "seed")
+_KEPT_FACTS = ("loss", "step", "samples_seen", "config_digest", "evaluation", "seed")
 _WRITERS: dict[str, Callable[[Classifier, Path], _Written]] = dict(
     zip(FORMS, (_native, export_timm, export_onnx, export_torch), strict=True)
 )

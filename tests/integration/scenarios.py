@@ -26,6 +26,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
+from finetune.evaluation.request import EvaluationRequest, evaluate
 from finetune.trainer import Trainer as Finetuner
 from finetune.worker import main as finetune
 from pretrain import tune
@@ -374,6 +375,15 @@ def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0)
     Finetuner.step = step  # type: ignore[method-assign]
     finetune(arguments)
     return "finished"
+
+
+def evaluate_on_ranks(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what `coatnet evaluate` reports of one resolution."""
+    ranks = Ranks.start()
+    try:
+        return evaluate(EvaluationRequest(**request), ranks=ranks)[0]
+    finally:
+        ranks.stop()
 
 
 def finetune_run_as_on_a_gpu(arguments: list[str]) -> str:

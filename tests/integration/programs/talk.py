@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from coatnet.config import UserError
 from coatnet.runtime.endings import RankError, run_rank
 from coatnet.runtime.ranks import Ranks
@@ -19,6 +21,9 @@ def main(arguments: Sequence[str]) -> None:
     task, directory = arguments[0], Path(arguments[1])
     ranks = Ranks.start(timeout_seconds=60)
     assert ranks.gather({"rank": ranks.rank}) == [{"rank": rank} for rank in range(ranks.world_size)]
+    own = torch.full((ranks.rank + 1, 2), float("-inf") if ranks.rank else 0.5)
+    rows = [0.5] + [float("-inf")] * (ranks.world_size * (ranks.world_size + 1) // 2 - 1)
+    assert ranks.rows(own)[:, 1].tolist() == rows
     assert ranks.broadcast(["from", ranks.rank]) == ["from", 0]
     assert ranks.any(ranks.rank == ranks.world_size - 1) and not ranks.any(False)
     ranks.barrier(timeout_seconds=30)

@@ -14,7 +14,6 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
-from data_pipeline.open_corpus import open_evaluation_corpus
 from data_pipeline.sharding.sharder import shard_corpus
 
 AUGMENT = AugmentConfig(image_size=8)
@@ -70,11 +69,3 @@ def test_a_mixture_refuses_to_drop_a_tail(tagged: Path) -> None:
     data = DataConfig(train=[CorpusConfig(str(tagged)), CorpusConfig(str(tagged))], tail="drop")
     with pytest.raises(UserError, match=r"data\.tail is 'drop' with several corpora"):
         TrainLoader.open(data, AUGMENT, seed=0, global_batch=2)
-
-
-def test_an_evaluation_by_top1_refuses_several_labels_per_image_at_the_start(tagged: Path) -> None:
-    data = DataConfig(train=[CorpusConfig(str(tagged))], evaluate=str(tagged))
-    classes = Corpus.open(tagged).classes
-    assert open_evaluation_corpus(data, classes=classes) is not None
-    with pytest.raises(UserError, match=r"is judged by top-1, but a corpus has several labels"):
-        open_evaluation_corpus(data, classes=classes, single=True)

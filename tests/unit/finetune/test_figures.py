@@ -10,7 +10,7 @@ from coatnet.checkpoint.classes import evaluation_columns, match_classes
 from coatnet.config import UserError
 from finetune.evaluation.figures import confusion, figures, most_confused, per_class, wilson_interval
 from finetune.evaluation.measure import top_classes
-from finetune.evaluation.predictions import Predictions
+from finetune.evaluation.predictions import Predictions, join
 from finetune.evaluation.sources import real_accuracy
 from finetune.launch import summarise
 
@@ -19,10 +19,10 @@ def predictions(label: list[int], top: list[list[int]], confidence: list[float])
     count = len(label)
     return Predictions(
         np.arange(count),
-        np.array(label),
-        np.array(top),
-        np.array(confidence),
         np.ones(count, dtype=np.float64),
+        label=np.array(label),
+        top=np.array(top),
+        confidence=np.array(confidence),
     )
 
 
@@ -50,10 +50,10 @@ def test_wilson_intervals_are_those_of_scipy() -> None:
 
 
 def test_a_sample_that_two_ranks_predicted_is_an_error_and_their_order_does_not_matter() -> None:
-    parts = [FOUR.select(np.array([2, 3])).to_json(), FOUR.select(np.array([0, 1])).to_json()]
-    assert figures(Predictions.join(parts), classes=3) == figures(FOUR, classes=3)
+    parts = [FOUR.select(np.array([2, 3])), FOUR.select(np.array([0, 1]))]
+    assert figures(join(parts), classes=3) == figures(FOUR, classes=3)
     with pytest.raises(ValueError, match="more than once"):
-        Predictions.join([*parts, parts[0]])
+        join([*parts, parts[0]])
 
 
 def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() -> None:

@@ -11,6 +11,7 @@ REPORT = {
     "data": "photos/validation",
     "samples": 181,
     "image_size": 64,
+    "label_kind": "single",
     "top1": 0.9834,
     "top1_interval": [0.952, 0.994],
     "top5": 1.0,

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from coatnet.training.average_precision import Ranking
 from coatnet.training.ema import Ema
 from coatnet.training.losses import make_loss
-from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics, average_precision
+from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
 from coatnet.training.parameters import parameter_groups
 from coatnet.training.schedule import LearningRate
 
@@ -108,8 +109,10 @@ def test_mean_average_precision_from_counts_is_near_the_exact_one() -> None:
     logits = torch.randn(2000, 5, generator=generator) * 2 + present * 2.0
     metrics = MultiLabelMetrics(5)
     metrics.update(logits, present.float(), losses=torch.zeros(2000))
-    exact = sum(average_precision(logits[:, k], present[:, k]) for k in range(5)) / 5
-    assert metrics.result()["map"] == pytest.approx(exact, abs=2e-3)
+    exact = [float(Ranking(logits[:, k], present[:, k]).average_precision()) for k in range(5)]
+    assert metrics.result()["map"] == pytest.approx(sum(exact) / 5, abs=2e-3)
+    micro = float(Ranking(logits, present).average_precision())
+    assert metrics.result()["map_micro"] == pytest.approx(micro, abs=2e-3)
     assert 0 < metrics.result()["precision1"] < 1
 
 
@@ -125,8 +128,7 @@ def test_an_evaluation_of_nothing_and_classes_without_a_positive_have_figures_an
     assert SingleLabelMetrics(3).result() == {"samples": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0}
     metrics = MultiLabelMetrics(2)
     metrics.update(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), losses=torch.ones(1))
-    assert metrics.result() == {"samples": 1, "precision1": 0.0, "map": 0.0, "loss": 1.0}
-    assert average_precision(torch.tensor([1.0, 2.0]), torch.tensor([False, False])) == 0.0
+    assert metrics.result() == {"samples": 1, "precision1": 0.0, "map": 0.0, "map_micro": 0.0, "loss": 1.0}
 
 
 def test_the_average_follows_its_formula_and_gives_the_weights_back_bit_equal() -> None:

@@ -1,0 +1,139 @@
+"""Every figure of an evaluation with several labels per image. Knows no model and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coatnet.training.average_precision import Ranking, mean_of_known
+from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, plain_values, wilson_interval
+from finetune.evaluation.predictions import MultiLabelPredictions
+
+RESAMPLES = 200
+_SEED = 20210604  # any fixed number gives the same intervals every time
+_MOST_COUNTS = 1 << 24  # of images times resamples at once: 64 MiB
+
+
+@dataclass(frozen=True)
+class MultiLabelFigures:
+    """An evaluation in numbers.
+
+    Attributes:
+        labels: of all images together.
+        judged_classes: those with a positive, whose average precisions `map` is the mean of.
+        map_micro: average precision of all pairs of an image and a class in one ranking.
+        precision1: share of the images whose first guess is among their labels.
+        map_interval, map_micro_interval: 95 % of what `RESAMPLES` draws of as many images give, each with
+            replacement; None where nobody asked. `precision1_interval` is Wilson's.
+        loss: mean over images, summed over classes, in nats.
+        ece: expected calibration error of the probabilities of all pairs over 15 bins of equal width.
+        non_finite: samples whose logits held NaN or infinity; they come last in every ranking.
+    """
+
+    samples: int
+    classes: int
+    labels: int
+    judged_classes: int
+    map: float
+    map_micro: float
+    precision1: float
+    map_interval: tuple[float, float] | None
+    map_micro_interval: tuple[float, float] | None
+    precision1_interval: tuple[float, float]
+    loss: float
+    ece: float
+    non_finite: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; a loss that is not finite becomes null."""
+        return plain_values(self)
+
+
+def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 0) -> MultiLabelFigures:
+    """Compute the figures of a whole evaluation, with the intervals of so many resamples."""
+    count, classes = predictions.present.shape
+    draws = [_draws(count, resamples=resamples)] if resamples else []
+    each, micro = [], Ranking(*_tensors(predictions))
+    spread, gaps = [], np.zeros(CALIBRATION_BINS)
+    for scores, present in _columns(predictions):
+        ranking = Ranking(scores, present)
+        each.append(ranking.average_precision())
+        spread += [_resampled(ranking, draw) for draw in draws]
+        gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
+    hits = int(predictions.correct.sum())
+    precisions = torch.cat(each)
+    return MultiLabelFigures(
+        samples=count,
+        classes=classes,
+        labels=int(predictions.present.sum()),
+        judged_classes=int((~precisions.isnan()).sum()),
+        map=mean_of_known(precisions),
+        map_micro=mean_of_known(micro.average_precision()),
+        precision1=hits / count,
+        map_interval=_interval(torch.stack(spread).nanmean(dim=0)) if draws else None,
+        map_micro_interval=_interval(_resampled(micro, draws[0])) if draws else None,
+        precision1_interval=wilson_interval(hits, count),
+        loss=float(predictions.loss.mean()),
+        ece=float(np.abs(gaps).sum() / (count * classes)),
+        non_finite=int((~predictions.is_finite).sum()),
+    )
+
+
+def classes_of_multi_label(
+    predictions: MultiLabelPredictions, *, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return one row per class: images that show it, average precision, and what is said at one half.
+
+    `guessed` counts the images with a probability of one half or more, `right` those of them that show the
+    class, `expected` adds up the probabilities: where it is far from `samples`, they are not calibrated.
+    """
+    rows = []
+    for name, (scores, present) in zip(names, _columns(predictions), strict=True):
+        precision, guessed = float(Ranking(scores, present).average_precision()), scores >= 0
+        rows.append(
+            {
+                "class": name,
+                "samples": int(present.sum()),
+                "ap": None if np.isnan(precision) else precision,
+                "guessed": int(guessed.sum()),
+                "right": int((guessed & present).sum()),
+                "expected": round(float(scores.double().sigmoid().sum()), 3),
+            }
+        )
+    return rows
+
+
+def _tensors(predictions: MultiLabelPredictions) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(predictions.scores), torch.from_numpy(predictions.present)
+
+
+def _columns(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scores and presences of one class after the other. Shape: (n,) each."""
+    scores, present = _tensors(predictions)
+    yield from zip(scores.T.contiguous(), present.T.contiguous(), strict=True)
+
+
+def _draws(count: int, *, resamples: int) -> Tensor:
+    """Return how often each image comes in each resample. Shape: int32 (count, resamples)."""
+    rng = np.random.default_rng(_SEED)
+    times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)]
+    return torch.from_numpy(np.stack(times, axis=1).astype(np.int32))
+
+
+def _resampled(ranking: Ranking, draws: Tensor) -> Tensor:
+    """Return the average precision of each resample. Shape: (R,)."""
+    at_once = max(1, _MOST_COUNTS // ranking.rows)
+    return torch.cat([ranking.average_precision(some) for some in draws.split(at_once, dim=1)])
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    known = values[~values.isnan()]
+    if not len(known):
+        return 0.0, 0.0
+    low, high = known.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

@@ -1,0 +1,105 @@
+"""Several labels per image: fine-tuned, judged by mAP on the way, evaluated by any number of ranks alike."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coatnet.report.write import write_report
+from data_pipeline.sharding.sharder import shard_corpus
+
+Command = Callable[..., list[str]]
+OnRanks = Callable[..., list[Any]]
+CLASSES = ("amber", "blue", "green")
+
+
+def write_shards(folder: Path, *, images: int, seed: int) -> Path:
+    """Noise with rows of each colour that the image is labelled with, one to three of them."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for number in range(images):
+        shown = [label for label in range(3) if (number % 7 + 1) >> label & 1]
+        pixels = rng.integers(0, 90, size=(48, 48, 3), dtype=np.uint8)
+        for label in shown:
+            pixels[label::4, :, label] += 150
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        labels = {CLASSES[label]: 1.0 for label in shown}
+        lines.append({"bytes": base64.b64encode(file.getvalue()).decode(), "labels": labels})
+    folder.mkdir(parents=True)
+    (folder / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shard_corpus(folder / "table.jsonl", folder / "shards", quiet=True)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("tagged")
+    train = write_shards(root / "train", images=64, seed=1)
+    validation = write_shards(root / "validation", images=13, seed=2)
+    return {
+        "data__train": f"[{{path: {train}}}]",
+        "data__evaluate": str(validation),
+        "loss__name": "sigmoid",
+        "loss__smoothing": "0.001",
+    }
+
+
+def finetune(command: Command, on_ranks: OnRanks, directory: Path, **changes: str) -> dict[str, Any]:
+    words = command(directory, **changes)
+    on_ranks("finetune_run", world_size=1, arguments=words[words.index("finetune") + 1 :])
+    return json.loads((directory / "summary.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ema", "weights"), [("0.9", "ema"), ("0", "raw")])
+def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
+    tagged: dict[str, str], command: Command, on_ranks: OnRanks, tmp_path: Path, ema: str, weights: str
+) -> None:
+    run = tmp_path / "run"
+    summary = finetune(command, on_ranks, run, ema=ema, **tagged)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    curve = [row["evaluate/map"] for row in rows if "evaluate/map" in row]
+    assert len(curve) == 2 and curve[-1] == summary["map"] and summary["best_map"] == max(curve)
+    assert "top1" not in summary and 0 < summary["precision1"] <= 1
+    text = write_report(run).with_suffix(".md").read_text()
+    assert f"| mAP | {summary['map']:.2%} |" in text and f"precision1 {summary['precision1']:.2%}" in text
+
+    def evaluate(ranks: int, batch: int) -> list[dict[str, Any]]:
+        request = {"model": str(run), "data": tagged["data__evaluate"], "sizes": [], "batch": batch}
+        return on_ranks("evaluate_on_ranks", world_size=ranks, request={**request, "weights": weights})
+
+    (alone,) = evaluate(1, 64)
+    assert alone["samples"] == 13 and all(alone[key] == summary[key] for key in ("map", "precision1"))
+    exact = ("map", "map_micro", "precision1", "map_interval", "map_micro_interval", "samples", "labels")
+    for ranks, batch in ((2, 4), (3, 3)):
+        for other in evaluate(ranks, batch):
+            assert {key: other[key] for key in exact} == {key: alone[key] for key in exact}
+            assert [row["ap"] for row in other["per_class"]] == [row["ap"] for row in alone["per_class"]]
+            assert other["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_whose_map_does_not_rise_and_the_best_checkpoint_stays(
+    tagged: dict[str, str], command: Command, on_ranks: OnRanks, tmp_path: Path
+) -> None:
+    settings = {
+        **tagged,
+        "optimizer__learning_rate": "1e-9",
+        "train__patience": "1",
+        "train__duration": "40 steps",
+        "evaluate__every": "2 steps",
+        "norm__momentum": "0.000001",
+        "save__every": "3 steps",
+    }
+    summary = finetune(command, on_ranks, tmp_path / "run", **settings)
+    assert summary["steps"] < 40 and summary["best_step"] < summary["steps"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{summary['best_step']:08d}").is_dir()

@@ -1,0 +1,300 @@
+"""Several labels per image: figures against their definitions, and the commands around a model for them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from coatnet.checkpoint.inspection import check_model
+from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
+from coatnet.config import UserError
+from coatnet.model.config import ModelConfig
+from coatnet.runtime.ranks import Ranks
+from coatnet.training.average_precision import Ranking
+from coatnet.training.calendar import Calendar
+from coatnet.training.losses import log_odds, make_loss, probabilities
+from coatnet.training.sections import LossConfig, SaveConfig
+from data_pipeline.config import CorpusConfig, DataConfig
+from data_pipeline.first_look import look_at_data
+from data_pipeline.sharding.sharder import shard_corpus
+from finetune.classifier import open_classifier
+from finetune.config import FinetuneConfig, FinetuneTrainConfig
+from finetune.demo.answer import make_answer
+from finetune.evaluation.multi_label import RESAMPLES, classes_of_multi_label, multi_label_figures
+from finetune.evaluation.predictions import MultiLabelPredictions, join
+from finetune.evaluation.request import EvaluationRequest, evaluate
+from finetune.evaluation.sources import check_evaluation_set
+from finetune.evaluation.table import print_reports
+from finetune.handover.export import export_model
+from finetune.prediction import predict_files
+
+IMAGES = 23
+
+
+def average_precision(scores: NDArray[Any], present: NDArray[Any]) -> float:
+    """The sum over thresholds of (recall − the recall before) · precision."""
+    area = before = 0.0
+    for threshold in np.unique(scores)[::-1]:
+        chosen = scores >= threshold
+        recall = present[chosen].sum() / present.sum()
+        area += (recall - before) * present[chosen].mean()
+        before = recall
+    return area
+
+
+@pytest.fixture(scope="module")
+def some() -> MultiLabelPredictions:
+    """Scores with many ties; the last class is never shown."""
+    rng = np.random.default_rng(1)
+    present = rng.random((60, 5)) < [0.1, 0.3, 0.5, 0.9, 0.0]
+    scores = np.round(rng.normal(size=(60, 5)) + present, 1).astype(np.float32)
+    loss = make_loss("sigmoid", per_sample=True)(torch.from_numpy(scores), torch.from_numpy(present))
+    return MultiLabelPredictions(np.arange(60), loss.double().numpy(), present=present, scores=scores)
+
+
+def test_every_figure_is_what_its_definition_says(some: MultiLabelPredictions) -> None:
+    found, present, scores = multi_label_figures(some), some.present, some.scores
+    each = [average_precision(scores[:, k], present[:, k]) for k in range(4)]
+    assert found.map == pytest.approx(np.mean(each), abs=1e-12)
+    assert found.map_micro == pytest.approx(average_precision(scores.ravel(), present.ravel()), abs=1e-12)
+    assert (found.samples, found.classes, found.judged_classes, found.labels) == (60, 5, 4, present.sum())
+    assert found.precision1 == np.mean([present[row, scores[row].argmax()] for row in range(60)])
+    shares = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    entropy = -np.where(present, np.log(shares), np.log(1 - shares)).sum(axis=1)
+    assert found.loss == pytest.approx(entropy.mean(), rel=1e-6)
+    bins = np.minimum((shares * 15).astype(int), 14)
+    gaps = [abs(shares[bins == b].sum() - present[bins == b].sum()) for b in range(15)]
+    assert found.ece == pytest.approx(sum(gaps) / present.size, abs=1e-12)
+    assert found.map_interval is found.map_micro_interval is None
+    rows = classes_of_multi_label(some, names=list("abcde"))
+    assert [row["ap"] for row in rows] == pytest.approx([*each, None], abs=1e-12)
+    assert [row["samples"] for row in rows] == present.sum(axis=0).tolist()
+    assert [row["guessed"] for row in rows] == (shares >= 0.5).sum(axis=0).tolist()
+    assert [row["right"] for row in rows] == ((shares >= 0.5) & present).sum(axis=0).tolist()
+    assert [row["expected"] for row in rows] == pytest.approx(shares.sum(axis=0), abs=1e-3)
+
+
+def test_average_precisions_are_those_of_scikit_learn(some: MultiLabelPredictions) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    found = multi_label_figures(some)
+    for mean, ours in (("macro", found.map), ("micro", found.map_micro)):
+        theirs = metrics.average_precision_score(some.present[:, :4], some.scores[:, :4], average=mean)
+        if mean == "micro":
+            theirs = metrics.average_precision_score(some.present, some.scores, average=mean)
+        assert ours == pytest.approx(theirs, abs=1e-12), mean
+
+
+def test_an_image_that_counts_twice_counts_as_if_it_were_there_twice(some: MultiLabelPredictions) -> None:
+    times = np.random.default_rng(2).integers(0, 3, size=(60, 4)).astype(np.int32)
+    scores, present = torch.from_numpy(some.scores), torch.from_numpy(some.present)
+    for rows in (slice(None), 1):  # all classes in one ranking, and one class
+        ranking = Ranking(scores[:, rows], present[:, rows])
+        for column, found in enumerate(ranking.average_precision(torch.from_numpy(times))):
+            again = np.repeat(np.arange(60), times[:, column])
+            expected = average_precision(
+                some.scores[again][:, rows].ravel(), some.present[again][:, rows].ravel()
+            )
+            assert float(found) == pytest.approx(expected, abs=1e-12)
+
+
+def test_intervals_hold_the_figure_and_shrink_with_the_number_of_images(some: MultiLabelPredictions) -> None:
+    found = multi_label_figures(some, resamples=RESAMPLES)
+    copies = [replace(some, index=some.index + 60 * copy) for copy in range(16)]
+    more = multi_label_figures(join(copies), resamples=RESAMPLES)
+    for name in ("map", "map_micro"):
+        (low, high), (inner_low, inner_high) = (getattr(one, f"{name}_interval") for one in (found, more))
+        assert low < getattr(found, name) < high and low < inner_low < inner_high < high
+        assert getattr(more, name) == pytest.approx(getattr(found, name), abs=1e-12)
+        assert (inner_high - inner_low) == pytest.approx((high - low) / 4, rel=0.35)
+    assert multi_label_figures(some, resamples=RESAMPLES) == found, "the draws are the same every time"
+
+
+def test_logits_that_are_not_finite_come_last_and_a_set_without_a_positive_has_figures() -> None:
+    lost = MultiLabelPredictions(
+        np.arange(2),
+        np.array([np.inf, 1.0]),
+        present=np.array([[True, False], [True, False]]),
+        scores=np.array([[-np.inf, -np.inf], [0.0, 1.0]], dtype=np.float32),
+    )
+    found = multi_label_figures(lost)
+    assert (found.non_finite, found.precision1, found.map) == (1, 0.0, 1.0)
+    assert found.map_micro == pytest.approx((1 / 2 + 2 / 4) / 2) and found.to_json()["loss"] is None
+    empty = multi_label_figures(replace(lost, present=np.zeros((2, 2), dtype=bool)), resamples=3)
+    assert (empty.map, empty.map_micro, empty.judged_classes, empty.map_interval) == (0.0, 0.0, 0, (0.0, 0.0))
+
+
+def test_log_odds_are_what_makes_the_probabilities_of_either_loss() -> None:
+    logits = torch.tensor([[3.0, -40.0, 1.0], [0.0, 0.0, 60.0]], dtype=torch.float64)
+    for loss in ("softmax", "sigmoid"):
+        torch.testing.assert_close(log_odds(logits, loss).sigmoid(), probabilities(logits, loss))
+    assert float(log_odds(logits, "softmax")[0, 1]) == pytest.approx(-43.1269, abs=1e-4), (
+        "it tells small ones apart"
+    )
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a run with the sigmoid loss would leave it."""
+    found = load_weights(exported)
+    facts = {**found.facts, "loss": "sigmoid", "evaluation": {"map": 0.25, "precision1": 0.5}}
+    weights = Weights(found.model, found.tensors, found.classes, facts)
+    return export_safetensors(weights, tmp_path_factory.mktemp("multi") / "model")
+
+
+def shard(jpeg: Callable[..., bytes], folder: Path, classes: list[str]) -> Path:
+    """Image n shows the classes among (amber, blue, green) whose bit is set in n mod 7 + 1."""
+    folder.mkdir()
+    lines = [
+        {
+            "bytes": base64.b64encode(jpeg(number)).decode(),
+            "labels": {
+                name: 1.0
+                for bit, name in enumerate(("amber", "blue", "green"))
+                if name in classes and (number % 7 + 1) >> bit & 1
+            }
+            or {classes[0]: 0.25},
+        }
+        for number in range(IMAGES)
+    ]
+    (folder / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shard_corpus(folder / "table.jsonl", folder / "shards", quiet=True)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def tagged(jpeg: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard(jpeg, tmp_path_factory.mktemp("tagged") / "all", ["amber", "blue", "green"])
+
+
+def report(model: Path, data: Path, **options: Any) -> dict[str, Any]:
+    request = EvaluationRequest(
+        **{"model": str(model), "data": str(data), "sizes": [], "batch": 5, **options}
+    )
+    return evaluate(request, ranks=Ranks())[0]
+
+
+def test_evaluate_counts_every_image_once_whatever_the_batch(model: Path, tagged: Path) -> None:
+    found = [report(model, tagged, batch=batch) for batch in (64, 1, 7)]
+    assert found[0]["samples"] == IMAGES and found[0]["label_kind"] == "multi"
+    assert found[0]["labels"] == sum(bin(number % 7 + 1).count("1") for number in range(IMAGES))
+    assert 0 < found[0]["map"] < 1 and found[0]["map_interval"][0] < found[0]["map"]
+    assert "top1" not in found[0] and "confusion" not in found[0] and "most_confused" not in found[0]
+    for other in found[1:]:
+        for key in ("map", "map_interval", "map_micro", "map_micro_interval", "precision1", "non_finite"):
+            assert other[key] == found[0][key], key
+        assert other["loss"] == pytest.approx(found[0]["loss"], abs=1e-5)
+        assert other["ece"] == pytest.approx(found[0]["ece"], abs=1e-6)
+
+
+def test_the_table_and_the_files_have_no_confusion_and_the_plot_is_of_map(
+    model: Path,
+    tagged: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    request = EvaluationRequest(str(model), str(tagged), [32, 64], destination=str(tmp_path))
+    reports = evaluate(request, ranks=Ranks())
+    print_reports(reports)
+    said = capsys.readouterr().out
+    assert "mAP" in said and "precision@1" in said and f"{reports[1]['map']:.2%}" in said
+    assert "weakest: " in said and "confused" not in said and "…" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "evaluation.json",
+        "classes-32.csv",
+        "classes-64.csv",
+        "resolutions.png",
+    }
+    assert (tmp_path / "classes-64.csv").read_text().startswith("class,samples,ap,guessed,right,expected\n")
+
+
+def test_classes_match_by_name_and_those_that_the_data_lack_are_not_judged(
+    model: Path, jpeg: Callable[..., bytes], tmp_path: Path, tagged: Path
+) -> None:
+    two = shard(jpeg, tmp_path / "two", ["amber", "green"])
+    found, whole = report(model, two), report(model, tagged)
+    assert found["judged_among"] == 2
+    ours = {row["class"]: row["ap"] for row in found["per_class"]}
+    assert ours["green"] == {row["class"]: row["ap"] for row in whole["per_class"]}["green"]
+    with pytest.raises(UserError, match="'red' is not among them"):
+        report(model, shard(jpeg, tmp_path / "red", ["red", "green"]))
+
+
+def test_reassessed_labels_need_one_guess_per_image(model: Path, tagged: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("[[0]]")
+    with pytest.raises(UserError, match="--real judges one guess per image, but a corpus has several labels"):
+        check_evaluation_set(tagged, real=tmp_path / "real.json", model=check_model(model, weights="auto"))
+    with pytest.raises(UserError, match="--real judges one guess per image"):
+        report(model, tagged, real=str(tmp_path / "real.json"))
+
+
+def test_one_label_per_image_is_judged_by_the_models_own_probabilities(
+    exported: Path, model: Path, photos: Path
+) -> None:
+    softmax, sigmoid = report(exported, photos), report(model, photos)
+    assert sigmoid["top1"] == softmax["top1"] and sigmoid["most_confused"] == softmax["most_confused"]
+    assert sigmoid["loss"] != softmax["loss"] and sigmoid["ece"] != softmax["ece"]
+
+
+def test_predict_and_the_demo_say_sigmoids(model: Path, exported: Path, photos: Path) -> None:
+    file = next(photos.rglob("*.jpg"))
+    classifier = open_classifier(str(model))
+    rows = predict_files(classifier, [file], top=3, batch=1)[0]["guesses"]
+    shown = make_answer(classifier)(file.read_bytes())["guesses"]
+    shares = {row["class"]: row["probability"] for row in rows}
+    assert shares == pytest.approx({row["class"]: row["probability"] for row in shown}, abs=1e-5)
+    assert sum(shares.values()) != pytest.approx(1.0, abs=1e-3)
+    softmax = predict_files(open_classifier(str(exported)), [file], top=3, batch=1)[0]["guesses"]
+    odds = {name: share / (1 - share) for name, share in shares.items()}
+    assert [row["class"] for row in softmax] == [row["class"] for row in rows]
+    assert [row["probability"] for row in softmax] == pytest.approx(
+        [odds[row["class"]] / sum(odds.values()) for row in softmax], rel=1e-5
+    )
+
+
+def test_the_certificate_compares_map_and_the_card_says_how_logits_are_read(
+    model: Path, exported: Path, tagged: Path, tmp_path: Path
+) -> None:
+    (certificate,) = export_model(str(model), tmp_path, formats=["safetensors"], data=str(tagged))
+    assert certificate["map"] == certificate["exported_map"] == report(model, tagged)["map"]
+    assert certificate["differing_guesses"] == 0 and "top1" not in certificate
+    card = (tmp_path / "README.md").read_text()
+    assert "the sigmoid of a logit is the probability" in card
+    assert "{type: mean_average_precision, value: 0.2500, name: mAP}" in card
+    assert open_classifier(str(tmp_path)).loss == "sigmoid", "it is handed on"
+    export_model(str(exported), tmp_path / "softmax", formats=["safetensors"])
+    assert "the softmax of the logits" in (tmp_path / "softmax" / "README.md").read_text()
+
+
+def test_a_description_with_another_loss_is_refused(exported: Path, tmp_path: Path) -> None:
+    found = load_weights(exported)
+    found.facts["loss"] = ["softmax"]
+    with pytest.raises(UserError, match=r"loss is \"\['softmax'\]\"; allowed: softmax, sigmoid"):
+        open_classifier(str(export_safetensors(found, tmp_path / "odd")))
+
+
+def test_a_figure_that_no_evaluation_has_and_a_loss_for_one_label_are_told_at_the_start(
+    tagged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = FinetuneConfig(
+        model=ModelConfig(),
+        data=DataConfig(train=[CorpusConfig(str(tagged))], evaluate=str(tagged)),
+        train=FinetuneTrainConfig(duration="2 steps", global_batch=2, micro_batch=2),
+    )
+    sigmoid = replace(config, loss=LossConfig("sigmoid"), save=SaveConfig(best="map"))
+    look_at_data(sigmoid, make_calendar=Calendar.make)
+    assert capsys.readouterr().err == ""
+    look_at_data(config, make_calendar=Calendar.make)
+    assert "several labels per image, and loss.name is 'softmax'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"save\.best is 'top1'; allowed with several .*: map, map_micro"):
+        look_at_data(replace(sigmoid, save=SaveConfig(best="top1")), make_calendar=Calendar.make)
