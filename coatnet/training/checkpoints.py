@@ -172,7 +172,10 @@ class Checkpoints(Generic[State]):
         if group != former:
             raise UserError(f"norm.group_images is {group}, the run has {former}: give the former one")
         self._stream.check(facts["data"])
-        state = self._state_type(**facts["progress"])
+        try:
+            state = self._state_type(**facts["progress"])
+        except TypeError as error:
+            raise UserError(f"{checkpoint.directory}: was written by another version ({error})") from None
         self._engine.load(checkpoint, applied_steps=state.applied_steps)
         self.last_step = state.step
         return state
