@@ -1,8 +1,7 @@
 """The root schema of a fine-tuning run; `coatnet finetune CONFIG key.sub=value…` fills it.
 
-The defaults are the paper's fine-tuning recipe on ImageNet-1K (coatnet: Dai et al., arXiv 2106.04803, Table
-10): AdamW at a constant 5e-5, weight decay 1e-8, clip 1.0, label smoothing 0.1, EMA 0.9999, the whole image
-resized for evaluation. Knows no torch.
+The defaults are the paper's for ImageNet-1K (arXiv 2106.04803, Table 10): AdamW at a constant 5e-5, weight
+decay 1e-8, clip 1.0, label smoothing 0.1, EMA 0.9999, whole images in evaluation. Knows no torch.
 """
 
 from __future__ import annotations
