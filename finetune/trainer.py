@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
 from typing import Any
 
 import torch
@@ -30,9 +29,6 @@ from finetune.engine import Engine
 from finetune.evaluation.judging import judge, shares_of
 from finetune.evaluation.measure import measure
 from finetune.start import starting_model
-
-_HANG_SECONDS = 600.0
-_START_SECONDS = 3600.0
 
 
 @dataclass
@@ -64,9 +60,7 @@ class Trainer(TrainingRun[State, StepResult]):
         Raises:
             UserError: the data, the checkpoint and the config do not fit together.
         """
-        # One rank alone may be slow without bound: nobody waits for it.
-        hang_seconds, start_seconds = (_HANG_SECONDS, _START_SECONDS) if ranks.distributed else (inf, inf)
-        super().__init__(run, ranks=ranks, hang_seconds=hang_seconds, start_seconds=start_seconds)
+        super().__init__(run, ranks=ranks)
         self.config, self.zero_stage = config, config.zero
         self._micro_batch = config.train.micro_batch or config.train.global_batch // ranks.world_size
         corpora = open_train_corpora(config.data)

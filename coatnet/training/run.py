@@ -6,6 +6,7 @@ Both stages derive theirs; `coatnet.training.loop` calls it. Knows no data, and 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -82,18 +83,29 @@ class TrainingRun(Generic[State, Result]):
     calendar: Calendar
     stream: Stream
 
-    def __init__(self, run: RunDirectory, *, ranks: Ranks, hang_seconds: float, start_seconds: float) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        ranks: Ranks,
+        hang_seconds: float | None = None,
+        start_seconds: float | None = None,
+    ) -> None:
         """Open the account and the watchdog.
 
         Args:
             run, ranks: whose training it is.
-            hang_seconds: the least time without a step that counts as a hang.
-            start_seconds: the same until the first step is done.
+            hang_seconds: the least time without a step that counts as a hang; None for ten minutes, and
+                without bound for one rank alone, for which nobody waits.
+            start_seconds: the same until the first step is done; None for an hour.
         """
+        usual = (600.0, 3600.0) if ranks.distributed else (math.inf, math.inf)
         self.run, self.ranks = run, ranks
         self.account = TimeAccount.of_run(run, ranks=ranks)
         self.watchdog = Watchdog(
-            run.logs / f"stacks-rank{ranks.rank}.txt", hang_seconds=hang_seconds, start_seconds=start_seconds
+            run.logs / f"stacks-rank{ranks.rank}.txt",
+            hang_seconds=hang_seconds or usual[0],
+            start_seconds=start_seconds or usual[1],
         )
         self._continuity = LossContinuity()
         self._redone_until = 0
