@@ -52,6 +52,7 @@ def shard_corpus(
     options = options or ShardOptions()
     destination = Path(destination)
     keep_out("DESTINATION", destination, [source])
+    str(source).encode()  # fails, before any work, where the manifest could not name it
     if options.tile_jpeg and not tile.is_available():
         raise UserError("--tile-jpeg needs the C kernel, which is not built here; see `coatnet doctor`")
     payloads = destination / _PAYLOADS

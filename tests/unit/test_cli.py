@@ -17,6 +17,7 @@ from PIL import Image
 
 from finetune.image_files import print_predictions
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(point.name for point in entry_points(group="coatnet.commands"))
 
 TABLES = ("doctor", "evaluate", "plan", "predict", "quickstart", "replay", "report", "shard", "status")
@@ -218,3 +219,18 @@ def test_names_are_read_alike_whatever_the_locale(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         known.append(json.loads((shards / "manifest.json").read_bytes())["classes"])
     assert known == [["Köln"], ["Köln"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "configs/quickstart_pretrain.yaml", "data.train=[{path: o\udcff}]"],
+        ["shard", "o\udcff", "s"],
+    ],
+)
+def test_a_name_that_is_no_utf8_is_told_in_a_line(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "coatnet.cli", *words], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert r"o\udcff…: a name that is no UTF-8" in done.stderr
