@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from faulty_runs import fill
 from faulty_runs import pretrain_run as pretrain_run
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
@@ -354,15 +355,30 @@ def a_driver_that_hangs() -> None:
     threading.Event().wait()
 
 
-def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0) -> str:
+def finetune_run(
+    arguments: list[str],
+    stop_after: int = 0,
+    kill_after: int = 0,
+    stop_in_evaluation: bool = False,
+    fill_after: int = 0,
+    ballast: str = "",
+) -> str:
     """Run the worker of `coatnet finetune`.
 
     Args:
         arguments: the worker's.
         stop_after: so many steps into this life, rank 0 gets a SIGTERM.
         kill_after: so many steps into this life, every rank gets a SIGKILL.
+        stop_in_evaluation: rank 0 gets a SIGTERM in each evaluation.
+        fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; the answer is
+            then the run's error.
     """
-    take_step, taken = Finetuner.step, []
+    take_step, taken, evaluate = Finetuner.step, [], Finetuner.evaluate
+
+    def told_to_stop(self: Finetuner, state: Any) -> None:
+        if self.ranks.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        evaluate(self, state)
 
     def step(self: Finetuner, *given: Any, **options: Any) -> Any:
         taken.append(None)
@@ -370,10 +386,19 @@ def finetune_run(arguments: list[str], stop_after: int = 0, kill_after: int = 0)
             os.kill(os.getpid(), signal.SIGTERM)
         if len(taken) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(taken) == fill_after and self.ranks.is_main:
+            fill(Path(ballast))
         return take_step(self, *given, **options)
 
     Finetuner.step = step  # type: ignore[method-assign]
-    finetune(arguments)
+    if stop_in_evaluation:
+        Finetuner.evaluate = told_to_stop  # type: ignore[method-assign]
+    try:
+        finetune(arguments)
+    except UserError as error:
+        if not fill_after:
+            raise
+        return str(error)
     return "finished"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ import torch
 
 from coatnet.checkpoint.fragments import KINDS
 from coatnet.checkpoint.reader import Checkpoint
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import read_lines
 
 ROOT = Path(__file__).parents[3]
@@ -94,6 +96,47 @@ def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
     assert (tmp_path / "stopped" / "stopped").exists() and last_checkpoint(tmp_path / "stopped").step == 4
     on_ranks("finetune_run", world_size=1, arguments=words)
     assert_equal_to_the_bit(trained, tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_while_it_evaluates_ends_after_the_next_step_and_goes_on_to_the_same_bits(
+    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
+) -> None:
+    words = arguments(command(tmp_path / "stopped", save__every="50 steps"))
+    on_ranks("finetune_run", world_size=1, arguments=words, stop_in_evaluation=True)
+    assert (tmp_path / "stopped" / "stopped").exists()
+    stopped = last_checkpoint(tmp_path / "stopped")
+    assert stopped.step == 7 and stopped.facts["evaluation"]["at"] == 6 * 16
+    on_ranks("finetune_run", world_size=1, arguments=words)
+    assert_equal_to_the_bit(trained, tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
+    trained: Path, command: Command, on_ranks: OnRanks, small_disk: Path
+) -> None:
+    run, ballast = small_disk / "run", small_disk / "ballast"
+    words = arguments(command(run))
+    full = {"fill_after": 6, "ballast": str(ballast)}
+    (ending,) = on_ranks("finetune_run", world_size=1, arguments=words, **full)
+    assert "could not be saved" in ending and not (run / "done").exists()
+    assert last_checkpoint(run).step == 4
+    ballast.unlink()
+    on_ranks("finetune_run", world_size=1, arguments=words)
+    assert (run / "done").exists()
+    assert_equal_to_the_bit(trained, run)
+
+
+def test_a_second_start_hears_at_once_who_holds_the_run(
+    command: Command, coatnet: Run, tmp_path: Path
+) -> None:
+    lease = Lease.acquire(tmp_path / "run")
+    try:
+        refused = coatnet(*command(tmp_path / "run"), check=False)
+    finally:
+        lease.release()
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert f"held by process {os.getpid()} on" in refused.stderr
 
 
 @pytest.mark.slow

@@ -161,18 +161,6 @@ def test_another_config_under_a_run_is_refused_unless_it_is_forced(
     assert last(run.path).step == 18 and run.marker("done") is not None
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
     place: Path, undisturbed: Path, on_ranks: OnRanks, small_disk: Path
 ) -> None:

@@ -160,6 +160,38 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     assert losses == sorted(losses, reverse=True) and "class" in found["worst_samples"][0]["name"]
 
 
+@pytest.mark.parametrize(
+    ("options", "spike"),
+    [
+        (["data.tail=mask", "train.duration=4 epochs"], (168, 180)),
+        pytest.param(
+            ["train.batch_changes=[{at: 6 steps, global_batch: 48}]", "train.duration=10 steps"],
+            (192, 240),
+            marks=pytest.mark.campaign,
+        ),
+    ],
+    ids=["a masked tail", "a larger batch"],
+)
+def test_a_rollback_goes_back_over_a_change_of_ranks_stage_and_batch_to_the_same_losses(
+    place: Path, tmp_path: Path, on_ranks: OnRanks, options: list[str], spike: tuple[int, int]
+) -> None:
+    guard = ["guard.spike=rollback", "guard.spike_window=4", "guard.spike_score=2000"]
+    guard += ["schedule.warmup=2 steps", "save.every=100 steps"]
+    runs = [tmp_path / name for name in ("alone", "moved")]
+    alone, moved = (arguments(place, str(run), *guard, *options) for run in runs)
+    for faults in ({"stop_after": 5}, {"spike_at": spike[0]}):
+        on_ranks("pretrain_run", world_size=1, arguments=alone, **faults)
+    on_ranks("pretrain_run", world_size=2, arguments=moved, stop_after=5)
+    assert last(runs[1]).step == 6  # of two ranks at stage 1, before the batch grew
+    on_ranks("pretrain_run", world_size=3, arguments=[*moved, "zero.stage=3"], spike_at=spike[0])
+    for run in runs:
+        assert json.loads((run / "exclusions.json").read_text())["ranges"] == [list(spike)]
+        assert json.loads((run / "summary.json").read_text())["every_sample_once"] is True
+    one, other = (last(run).facts["progress"] for run in runs)
+    assert (one["step"], one["trained_digest"]) == (other["step"], other["trained_digest"])
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5)
+
+
 def test_a_kill_in_the_middle_of_a_rollback_changes_nothing(
     place: Path, ask_ranks: Callable[..., Any], on_ranks: OnRanks
 ) -> None:
