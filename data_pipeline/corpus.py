@@ -22,7 +22,7 @@ from data_pipeline.index import (
 )
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError, Record
-from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles
+from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles, use_file
 from data_pipeline.tar_format import BLOCK, member_name
 
 _KEPT_INDEXES = 1024  # 48 bytes a sample: 50 MB for shards of 1,000
@@ -163,9 +163,7 @@ class Corpus:
         return ShardIndex(samples, labels)
 
     def _array(self, name: Path, dtype: np.dtype, xxh3: str) -> NDArray[np.void]:
-        path = self._files.path(name.name)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise BadSampleError(f"{path}: {error.strerror}") from None
-        return parse_array(content, dtype=dtype, origin=str(path), xxh3=xxh3)
+        def parse(path: Path) -> NDArray[np.void]:
+            return parse_array(path.read_bytes(), dtype=dtype, origin=str(path), xxh3=xxh3)
+
+        return use_file(self._files, name.name, parse)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from data_pipeline.record import BadSampleError
 
+T = TypeVar("T")
 _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
 
 
@@ -50,6 +53,22 @@ class LocalFiles:
         """Do nothing: the file system reads ahead."""
 
 
+def use_file(files: ShardFiles, name: str, use: Callable[[Path], T]) -> T:
+    """Return what `use` makes of a file's path; it is fetched again if it leaves the cache in between.
+
+    Raises:
+        BadSampleError: it cannot be had, or the file system failed.
+    """
+    for is_last in (not files.remote, True):
+        path = files.path(name)
+        try:
+            return use(path)
+        except OSError as error:
+            if is_last or not isinstance(error, FileNotFoundError):
+                raise BadSampleError(f"{path}: {error.strerror}") from None
+    raise AssertionError("the last turn returns or raises")
+
+
 class OpenShard:
     """One open file; it closes itself when its last reader has let go of it."""
 
@@ -57,14 +76,12 @@ class OpenShard:
         """Open a shard.
 
         Raises:
-            BadSampleError: it is gone, or its size is not the manifest's.
+            OSError: it is gone, or the file system failed.
+            BadSampleError: its size is not the manifest's.
         """
         self._descriptor = -1
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            size = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise BadSampleError(f"{path}: {error.strerror}") from None
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(self._descriptor).st_size
         if size != expected_bytes:
             raise BadSampleError(f"{path}: has {size} bytes, the manifest says {expected_bytes}")
 
@@ -97,14 +114,14 @@ class OpenShards:
         """Return an open shard.
 
         Raises:
-            BadSampleError: as `OpenShard` and `ShardFiles.path` do.
+            BadSampleError: it cannot be had, or its size is not the manifest's.
         """
         with self._lock:
             found = self._open.get(name)
             if found is not None:
                 self._open.move_to_end(name)
                 return found
-        opened = OpenShard(self._files.path(name), expected_bytes=expected_bytes)
+        opened = use_file(self._files, name, partial(OpenShard, expected_bytes=expected_bytes))
         with self._lock:
             self._open[name] = opened
             while len(self._open) > self._limit:

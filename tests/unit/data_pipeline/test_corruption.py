@@ -20,6 +20,7 @@ from data_pipeline.index import index_path
 from data_pipeline.loader import TrainLoader
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError
+from data_pipeline.shard_files import LocalFiles
 from data_pipeline.tools.verify import lint_images, verify_shards
 
 FLIPS = 100
@@ -50,6 +51,26 @@ def contents(corpus: Corpus, shard: int = 0) -> list[bytes | None]:
 
 def problems(folder: Path) -> list[str]:
     return [p.what for p in verify_shards(Corpus.open(folder), folder, threads=1, done=lambda _: None)]
+
+
+class LeavesOnce(LocalFiles):
+    """A cache that each file leaves once, after it was asked for and before it is opened."""
+
+    remote = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: set[str] = set()
+
+    def path(self, name: str) -> Path:
+        found = super().path(name if name in self.asked else f"{name}.gone")
+        self.asked.add(name)
+        return found
+
+
+def test_a_file_that_leaves_the_cache_before_it_is_opened_is_fetched_again(shard_folder: Path) -> None:
+    corpus = Corpus(Corpus.open(shard_folder).manifest, LeavesOnce(shard_folder))
+    assert contents(corpus) == contents(Corpus.open(shard_folder))
 
 
 def test_one_flipped_bit_anywhere_is_never_accepted(damaged: Path) -> None:
