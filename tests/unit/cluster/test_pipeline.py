@@ -162,6 +162,13 @@ def test_what_comes_after_a_chain_that_is_done_waits_for_nothing(cluster: Cluste
     assert cluster.heard() == ["sbatch b"]
 
 
+def test_what_is_done_already_waits_for_no_chain_before_it(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    (cluster.folder / "b").mkdir()
+    cluster.end("b")
+    assert cluster.submit() == {"a": "10", "b": "done"} and cluster.behind("a") == ([], [])
+
+
 def test_a_chain_that_ends_while_the_next_stage_is_queued_releases_it_all_the_same(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue")
     cluster.submit()
@@ -175,7 +182,7 @@ def test_a_chain_that_ends_while_the_next_stage_is_queued_releases_it_all_the_sa
 
 
 def test_stages_before_one_that_slurm_refuses_are_not_left_held(cluster: Cluster) -> None:
-    cluster.stages(a="chain", b="a requeue", c="b requeue")
+    cluster.stages(a="chain", b="a requeue", c="a requeue")
     refuse = 'case "$*" in */c/*) echo "error: no" >&2; exit 1;; */a/*) echo 10;; *) echo 11;; esac'
     cluster.program("sbatch", refuse)
     with pytest.raises(UserError, match="sbatch: no"):
