@@ -23,16 +23,15 @@ class Retention:
         """Return the steps to delete, oldest first.
 
         Args:
-            steps: all committed steps.
+            steps: all committed steps, oldest first.
             verified: those whose bytes were checked after they were written.
             figures: the `best` figure by step, higher is better.
         """
-        ordered = sorted(steps)
-        kept = set(ordered[-max(self.last, 2) :])
+        kept = set(steps[-self.last :])
         if self.every_steps:
-            kept |= {step for step in ordered if step % self.every_steps == 0}
+            kept |= {step for step in steps if step % self.every_steps == 0}
         if figures:
             kept.add(max(figures, key=lambda step: (figures[step], -step)))
         return [
-            step for step in ordered if step not in kept and sum(1 for newer in verified if newer > step) >= 2
+            step for step in steps if step not in kept and sum(1 for newer in verified if newer > step) >= 2
         ]

@@ -57,13 +57,19 @@ def test_an_unknown_loss_names_the_allowed_ones() -> None:
 def test_the_cosine_warms_up_peaks_and_ends_at_the_minimum() -> None:
     rate = LearningRate(peak=1.0, minimum=0.1, warmup_samples=100, total_samples=1100)
     assert [rate(0), rate(50), rate(100)] == [0.0, 0.5, 1.0]
-    assert rate(600) == pytest.approx(0.55)
+    assert rate(350) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2) and rate(600) == pytest.approx(0.55)
     assert rate(1100) == pytest.approx(0.1) and rate(5000) == pytest.approx(0.1)
 
 
 def test_linear_and_constant_have_their_shapes() -> None:
     assert LearningRate(1.0, 0.0, 0, 100, "linear")(75) == pytest.approx(0.25)
     assert LearningRate(1.0, 0.0, 0, 100, "constant")(99) == 1.0
+    assert LearningRate(1.0, 1.0, 0, 100)(99) == 1.0
+
+
+def test_a_run_without_a_warm_up_begins_at_the_peak_and_one_of_warm_up_alone_ends_there() -> None:
+    assert LearningRate(1.0, 0.0, 0, 100)(0) == 1.0
+    assert LearningRate(1.0, 0.0, 100, 100)(100) == 1.0
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
