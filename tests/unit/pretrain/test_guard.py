@@ -51,7 +51,44 @@ def test_a_spike_is_far_above_the_median_and_does_not_enter_the_history() -> Non
 
 def test_nothing_is_judged_before_half_of_the_window_is_known() -> None:
     guard = Guard(GuardConfig(spike_window=20))
-    assert step(guard, after_steps(guard, 8), result(50.0)).event is None
+    assert step(guard, after_steps(guard, 9), result(50.0)).event is None
+    assert step(guard, after_steps(guard, 10), result(50.0)).event == "spike"
+
+
+def test_what_reaches_the_limit_is_no_spike_yet() -> None:
+    state = after_steps(Guard(GuardConfig(spike_window=10)), 10)
+    limit = robust_score(9.0, state.losses)
+    assert step(Guard(GuardConfig(spike_window=10, spike_score=limit)), state, result(9.0)).event is None
+
+
+def test_every_verdict_tells_its_score() -> None:
+    guard = Guard(GuardConfig(spike_window=10, spike="rollback", spike_steps=2))
+    state = after_steps(guard, 10)
+    fine = robust_score(1.04, state.losses)
+    assert step(guard, state, result(1.04)).score == fine > 0
+    spike = robust_score(9.0, state.losses)
+    verdicts = [step(guard, state, result(9.0)) for _ in range(2)]
+    assert [(one.event, one.score) for one in verdicts] == [("spike", spike), ("rollback", spike)]
+
+
+def test_spikes_apart_from_each_other_are_no_reason_to_go_back() -> None:
+    guard = Guard(GuardConfig(spike_window=10, spike="rollback", spike_steps=2))
+    state = after_steps(guard, 10)
+    found = [step(guard, state, result(loss)).rollback for loss in (9.0, 1.0, 9.0, 9.0)]
+    assert found == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("spike", "loss", "event"),
+    [
+        ("skip", 9.0, "skipped_spike"),
+        ("skip", math.nan, "skipped_step"),
+        ("record", 9.0, "skipped_step"),  # its gradient was not finite
+    ],
+)
+def test_a_refused_step_is_told_by_what_refused_it(spike: str, loss: float, event: str) -> None:
+    guard = Guard(GuardConfig(spike=spike, spike_window=10))
+    assert step(guard, after_steps(guard, 10), result(loss, applied=False)).event == event
 
 
 def test_a_rollback_names_the_first_bad_step_and_its_samples() -> None:
@@ -90,8 +127,9 @@ def test_a_spike_goes_on_over_a_resume_in_the_middle_of_it() -> None:
 
 
 def test_too_many_rollbacks_stop_the_run_with_advice() -> None:
-    guard = Guard(GuardConfig(spike_window=10, spike="rollback", max_rollbacks=1), rollbacks=1)
-    with pytest.raises(UserError, match=r"guard\.max_rollbacks"):
+    guard = Guard(GuardConfig(spike_window=10, spike="rollback", spike_steps=1, max_rollbacks=2), rollbacks=1)
+    assert step(guard, after_steps(guard, 10), result(9.0)).rollback
+    with pytest.raises(UserError, match=r"after 2 rollbacks, as many as guard\.max_rollbacks"):
         step(guard, after_steps(guard, 10), result(9.0))
 
 
@@ -117,3 +155,19 @@ def test_a_robust_score_ignores_a_few_wild_values() -> None:
     assert robust_score(2.0, history) > 5
     assert abs(robust_score(1.0, history)) < 1
     assert robust_score(math.nan, history) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "history", "score"),
+    [
+        (5.0, [1.0, 2.0, 3.0, 4.0, 100.0], 2 / 1.4826),
+        (2.1, [2.0] * 5, 5.0),  # a hundredth of the median is the least deviation
+        (-1.9, [-2.0] * 5, 5.0),
+        (1e-12, [0.0] * 5, 1.0),
+        (9.0, [], 0.0),
+    ],
+)
+def test_a_robust_score_counts_deviations_above_the_median(
+    value: float, history: list[float], score: float
+) -> None:
+    assert robust_score(value, history) == pytest.approx(score)

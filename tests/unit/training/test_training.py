@@ -154,4 +154,12 @@ def test_a_young_average_forgets_its_start_quickly() -> None:
     ema = Ema(0.9999, {"w": torch.zeros(1)})
     for step in range(1, 21):
         ema.update({"w": torch.ones(1)}, step=step)
+        if step == 1:
+            assert float(ema.tensors["w"]) == pytest.approx(9 / 11)
     assert float(ema.tensors["w"]) > 0.9
+
+
+def test_the_average_of_a_rank_that_owns_nothing_is_nothing() -> None:
+    ema = Ema(0.9999, {})
+    ema.update({}, step=1)
+    assert ema.tensors == {}
