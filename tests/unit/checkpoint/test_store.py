@@ -228,6 +228,16 @@ def test_going_back_before_a_step_takes_the_one_before_and_abandons_the_later_on
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}" for n in (1, 2, 3)]
 
 
+def test_abandoned_checkpoints_verify_nothing_and_are_deleted_after_the_next_save(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path, retention=Retention(last=1))
+    for step in (10, 20, 30):
+        save(store, step)
+    store.abandon(after=20)
+    save(store, 25)
+    assert store.steps() == [20, 25], "one newer one is verified, and not two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000025"]
+
+
 def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path)
     weights = torch.zeros(1000)
