@@ -30,7 +30,7 @@ from pretrain.engine.start import load_deepspeed
 from pretrain.sections import TuneConfig
 from pretrain.state import State
 
-# Another number of ranks adds up in another order; bf16 keeps three digits.
+# Another number of ranks adds up in another order; bf16 keeps three digits. One rank alone is exact.
 _TOLERANCES = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
 _NAMED_SAMPLES = 8
 
@@ -80,7 +80,9 @@ def replay(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
         "observed": {"loss": bundle.loss, "gradient_norm": bundle.gradient_norm},
         "steps": rows,
         "worst_samples": samples,
+        "world_size": bundle.world_size,
         "tolerance": tolerance,
+        "equal_bits": _agrees(bundle, rows[-1], tolerance=0.0),
         "reproduced": _agrees(bundle, rows[-1], tolerance=tolerance),
     }
 

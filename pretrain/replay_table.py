@@ -58,10 +58,20 @@ def print_replay(found: dict[str, Any], *, as_json: bool) -> None:
         samples.add_row(str(sample["position"]), escape(sample["name"]), _number(sample["loss"]))
     console.print(samples)
     console.print(
-        "[green]reproduced[/green]: it comes out alike here; look at its samples and at the learning rate"
+        f"[green]reproduced[/green]{_how_well(found)}; look at its samples and at the learning rate"
         if found["reproduced"]
         else "[red]not reproduced[/red]: it comes out otherwise here; suspect the machine that took it"
     )
+
+
+def _how_well(found: dict[str, Any]) -> str:
+    if found["equal_bits"]:
+        return " to the bit"
+    ranks = found["world_size"]
+    why = (
+        "threads, versions or kernels are others" if ranks == 1 else f"{ranks} ranks add up in another order"
+    )
+    return f" within {found['tolerance']:g}, since {why}"
 
 
 def _folder(run: Path, step: int | None) -> Path:

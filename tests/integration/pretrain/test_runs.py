@@ -220,8 +220,22 @@ def test_a_refused_step_is_kept_and_comes_out_alike_on_one_device(place: Path, o
     (bundle,) = sorted((run / "replays").iterdir())
     found = on_ranks("replay_bundle", world_size=1, folder=str(bundle))[0]
     assert found["reproduced"] is True and found["event"] == "skipped_step"
+    assert found["world_size"] == 2
     assert found["observed"]["gradient_norm"] == found["steps"][-1]["gradient_norm"] == "inf"
     assert len(found["steps"]) == 1 and found["step"] == found["checkpoint_step"]
+
+
+def test_a_step_of_one_rank_comes_out_to_the_bit_when_it_is_taken_again(
+    place: Path, tmp_path: Path, on_ranks: OnRanks
+) -> None:
+    # Whatever lies above the median counts as a spike; a bundle begins at the checkpoint before.
+    touchy = ["guard.spike_window=2", "guard.spike_score=0.001", "train.duration=8 steps"]
+    on_ranks("pretrain_run", world_size=1, arguments=arguments(place, str(tmp_path / "run"), *touchy))
+    *_, bundle = sorted((tmp_path / "run" / "replays").iterdir())
+    (found,) = on_ranks("replay_bundle", world_size=1, folder=str(bundle))
+    assert found["event"] == "spike" and found["reproduced"] is True
+    assert found["equal_bits"] is True
+    assert found["observed"]["loss"] == found["steps"][-1]["loss"]
 
 
 # At stage 3 and with statistics over ranks a common pass needs all ranks.

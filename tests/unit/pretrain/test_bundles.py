@@ -84,5 +84,16 @@ def test_the_table_sets_what_came_now_beside_what_was_seen(capsys: pytest.Captur
     shown = capsys.readouterr().out
     for word in ("1.25", "9", "inf", "shard[3] [red]x.jpg", "not reproduced"):
         assert word in shown
+    alike = {**FOUND, "reproduced": True, "tolerance": 1e-4, "world_size": 2, "equal_bits": False}
+    for found, said in (
+        (alike, "reproduced within 0.0001, since 2 ranks add up in another order"),
+        (
+            alike | {"world_size": 1},
+            "reproduced within 0.0001, since threads, versions or kernels are others",
+        ),
+        (alike | {"equal_bits": True}, "reproduced to the bit"),
+    ):
+        print_replay(found, as_json=False)
+        assert said in " ".join(capsys.readouterr().out.split())
     print_replay(FOUND, as_json=True)
     assert json.loads(capsys.readouterr().out) == FOUND
