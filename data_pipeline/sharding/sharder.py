@@ -24,12 +24,12 @@ from data_pipeline.sharding.job import Oddity, ShardJob, ShardResult, run_job
 from data_pipeline.sharding.journal import Journal
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.plan import plan_shards, split_validation
 from data_pipeline.sharding.sources import SourceOptions, list_source
 from data_pipeline.sharding.workers import run_jobs
 
 _FEW_BYTES = 64_000_000  # below, starting worker processes costs more than it saves
-_PAYLOADS = ".payloads"
 
 
 def shard_corpus(
@@ -55,19 +55,16 @@ def shard_corpus(
     str(source).encode()  # fails, before any work, where the manifest could not name it
     if options.tile_jpeg and not tile.is_available():
         raise UserError("--tile-jpeg needs the C kernel, which is not built here; see `coatnet doctor`")
-    payloads = destination / _PAYLOADS
-    with disk_errors(destination):
+    with disk_errors(destination), Payloads(destination) as payloads:
         listing = list_source(Path(source), source_options or SourceOptions(), payloads=payloads)
         chosen, dropped = np.arange(len(listing)), list[Oddity]()
         if options.deduplicate:
             chosen, dropped = without_duplicates(listing)
         parts = _split(listing, chosen, destination, options)
-        made = {
+        return {
             split: _shard_part(listing, numbers, folder, options, dropped, quiet=quiet)
             for split, (numbers, folder) in parts.items()
         }
-        payloads.unlink(missing_ok=True)
-    return made
 
 
 def _split(

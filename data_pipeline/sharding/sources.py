@@ -10,6 +10,7 @@ import numpy as np
 from coatnet.config import UserError
 from data_pipeline.folder import list_image_folder
 from data_pipeline.sharding.listing import WHOLE_FILE, Listing
+from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.table_source import SUFFIXES, list_table
 from data_pipeline.sharding.tar_source import list_tars
 from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
@@ -32,11 +33,11 @@ class SourceOptions:
     only: str = ""
 
 
-def list_source(source: Path, options: SourceOptions, *, payloads: Path) -> Listing:
+def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> Listing:
     """List a source's samples: an image folder, a table, a tar, or a folder of tars.
 
     Args:
-        payloads: where images that lie in a table are copied to.
+        payloads: takes the images that lie in a table.
 
     Raises:
         UserError: there is nothing of a known kind, or it is malformed.

@@ -13,6 +13,7 @@ import numpy as np
 
 from coatnet.config import UserError
 from data_pipeline.sharding.listing import WHOLE_FILE, Listing
+from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -22,8 +23,8 @@ _LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets")
 _PARQUET_ROWS = 256
 
 
-def list_table(table: Path, *, root: Path | None, classes: list[str] | None, payloads: Path) -> Listing:
-    """List a table's rows; images that lie in the table itself are first copied to the file `payloads`.
+def list_table(table: Path, *, root: Path | None, classes: list[str] | None, payloads: Payloads) -> Listing:
+    """List a table's rows; images that lie in the table itself are first copied to `payloads`.
 
     The columns go by their names: an image in `path` (relative to `root`, by default the table's folder) or
     `bytes` (base64 in CSV and JSON), the label in `label` or `labels`; some other usual names do as well.
@@ -37,23 +38,21 @@ def list_table(table: Path, *, root: Path | None, classes: list[str] | None, pay
     files: list[str] = []
     spans: list[tuple[int, int]] = []
     labels: list[RawLabels] = []
-    spilled = 0
-    payloads.parent.mkdir(parents=True, exist_ok=True)
-    with payloads.open("wb") as spill:
-        for number, row in enumerate(rows, start=1):
-            where = f"{table}, row {number}"
-            labels.append(_labels(row, where))
-            content, path = _image(row, where)
-            if content is None:
-                relative = _inside(root, path, where)
-                names.append(relative)
-                files.append(str(root / relative))
-                spans.append((WHOLE_FILE, _size(root / relative, where)))
-            else:
-                names.append(path or f"row-{number}")
-                files.append(str(payloads))
-                spans.append((spilled, len(content)))
-                spilled += spill.write(content)
+    for number, row in enumerate(rows, start=1):
+        where = f"{table}, row {number}"
+        labels.append(_labels(row, where))
+        content, path = _image(row, where)
+        if content is None:
+            relative = _inside(root, path, where)
+            names.append(relative)
+            files.append(str(root / relative))
+            spans.append((WHOLE_FILE, _size(root / relative, where)))
+        else:
+            file, begin = payloads.add(content)
+            names.append(path or f"row-{number}")
+            files.append(file)
+            spans.append((begin, len(content)))
+    payloads.flush()
     if not names:
         raise UserError(f"{table}: holds no rows")
     numbered = number_labels(labels, classes=classes, origin=str(table), names=names)

@@ -5,7 +5,9 @@ import csv
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -14,11 +16,13 @@ import webdataset
 
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
+from data_pipeline.sharding import sharder
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
 from data_pipeline.sharding.vocabulary import read_classes
+from data_pipeline.sharding.workers import run_jobs
 from data_pipeline.tar_format import TarError, walk_members
 from data_pipeline.tools.verify import verify_shards
 
@@ -239,6 +243,25 @@ def test_a_malformed_table_is_one_clear_error(tmp_path: Path, name: str, text: s
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         packed(tmp_path / name, tmp_path)
+
+
+def test_a_second_table_leaves_alone_what_the_first_ones_workers_are_reading(
+    pictures: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def table(name: str, rows: list[tuple[str, bytes]]) -> Path:
+        lines = [{"bytes": base64.b64encode(content).decode(), "label": label} for label, content in rows]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+        return tmp_path / name
+
+    def interrupted(*given: Any, **options: Any) -> Iterator[Any]:
+        for result in run_jobs(*given, **options):
+            with pytest.raises(UserError, match="another process is sharding into it"):
+                packed(second, tmp_path)
+            yield result
+
+    first, second = table("first.jsonl", pictures), table("second.jsonl", pictures[:3])
+    monkeypatch.setattr(sharder, "run_jobs", interrupted)
+    assert contents(packed(first, tmp_path)) == set(pictures)
 
 
 def test_names_that_look_like_numbers_stay_names_beside_others(
