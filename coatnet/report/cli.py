@@ -11,6 +11,10 @@ import typer
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory, also of a run that is still going.")],
+    destination: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report, of a run that cannot be written; default: RUN."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report's figures instead.")] = False,
 ) -> None:
     """Write RUN/report.html (one self-contained page) and RUN/report.md.
@@ -23,5 +27,5 @@ def report(
     if as_json:
         print(json.dumps(figures(read_run(run)), indent=2))
         return
-    page = write_report(run)
+    page = write_report(run, destination=destination)
     typer.echo(f"{page}\n{page.with_suffix('.md')}")

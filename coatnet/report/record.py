@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,8 @@ def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
     for row in read_lines(path):
         position = int(row.get("samples_seen", 0))
         for name, value in row.items():
-            if name not in ("time", "samples_seen") and isinstance(value, int | float):
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if is_number and name not in ("time", "samples_seen"):
                 curves[name].add(position, float(value))
     return {name: curve.points() for name, curve in curves.items()}
 

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from coatnet.config import UserError
 from coatnet.report.blocks import (
     Block,
     Chart,
@@ -46,16 +47,24 @@ _MOST_BAD = 100
 _GIB = 2**30
 
 
-def write_report(path: Path) -> Path:
-    """Write report.html and report.md into a run directory and return the page's path."""
+def write_report(path: Path, *, destination: Path | None = None) -> Path:
+    """Write report.html and report.md into a run directory, or another folder, and return the page's path.
+
+    Raises:
+        UserError: no run directory, or one that cannot be written.
+    """
     record = read_run(Path(path))
-    page = Path(path) / "report.html"
+    page = (destination or Path(path)) / "report.html"
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     subtitle = ", ".join(part for part in (model_line(record), f"report of {now}") if part) + "."
     sections = _sections(record)
     options: dict[str, Any] = {"state": record.state, "subtitle": subtitle, "sections": sections}
-    write_atomically(page, html_page(record.name, **options))
-    write_atomically(page.with_suffix(".md"), markdown(record.name, **options))
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, html_page(record.name, **options))
+        write_atomically(page.with_suffix(".md"), markdown(record.name, **options))
+    except OSError as error:
+        raise UserError(f"{page}: {error.strerror}; --destination FOLDER writes it elsewhere") from None
     return page
 
 

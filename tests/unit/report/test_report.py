@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,38 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
     run.create_or_resume("seed: 1\n", digest="aa")
     page = write_report(run.path)
     assert "running or interrupted" in page.read_text() and figures(read_run(run.path))["lives"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_run_that_cannot_be_written_is_reported_elsewhere(tmp_path: Path) -> None:
+    run, elsewhere = make_run(tmp_path / "run"), tmp_path / "mine" / "report"
+    mounts = (["--bind", str(run.path), str(run.path)], ["-o", "remount,ro,bind", str(run.path)])
+    if any(subprocess.run(["mount", *one], capture_output=True, check=False).returncode for one in mounts):
+        pytest.skip("nothing can be mounted here")
+    try:
+        with pytest.raises(UserError, match=r"run/report\.html: Read-only file system; --destination"):
+            write_report(run.path)
+        assert write_report(run.path, destination=elsewhere) == elsewhere / "report.html"
+    finally:
+        subprocess.run(["umount", str(run.path)], check=True)
+    assert sorted(file.name for file in elsewhere.iterdir()) == ["report.html", "report.md"]
+
+
+def test_two_hundred_lives_and_losses_that_are_no_numbers_make_a_page(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    for life in range(1, 201):
+        account = TimeAccount(run.account, rank=0, life=life, age_seconds=10.0)
+        account.flush(samples_seen=life * 8)
+        run.record_event("start" if life == 1 else "resume", samples_seen=life * 8 - 8, world_size=1)
+        append_line(run.metrics, {"samples_seen": life * 8, "train/loss": float("nan")})
+        append_line(run.metrics, {"samples_seen": life * 8, "train/gradient_norm": float("inf")})
+        append_line(run.metrics, {"samples_seen": life * 8, "images_per_second": 5.0 + life})
+    found = figures(read_run(run.path))
+    assert found["lives"] == 200 and found["samples_seen"] == 1600
+    assert "train/loss" not in found["last"] and found["last"]["images_per_second"] == 205.0
+    page = write_report(run.path).read_text()
+    assert len(page) < 400_000 and not re.search(r"[\"' ,](nan|inf)[\"' ,]", page)
 
 
 def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_path: Path) -> None:
