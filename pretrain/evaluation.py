@@ -90,7 +90,7 @@ def equal_batches(
     size = augment.image_size
     batches = iter(loader)
     for _ in range(loader.steps):
-        one = next(batches, None) or _empty(size)
+        one = next(batches, _empty(size))
         images = one.images if len(one) else torch.zeros(1, size, size, 3, dtype=torch.uint8)
         pixels, _ = transform(
             images.to(ranks.device, non_blocking=True), one.labels, one.keys, loader.num_classes, batch

@@ -123,10 +123,11 @@ class Parts(TrainingRun[State, PretrainResult]):
         if self.evaluator is None:
             return
         with self.account.measure("evaluation"), self.watchdog.patience():
-            state.figures = self.evaluator.measure(self.engine)
+            state.figures, bad = self.evaluator.measure(self.engine), self.evaluator.bad
             if self.transfer is not None:
                 state.figures |= self.transfer.measure(self.engine)
-        bad = [sample for own in self.ranks.gather(self.evaluator.bad) for sample in own]
+                bad = bad + self.transfer.bad
+            bad = [sample for own in self.ranks.gather(bad) for sample in own]
         self.recorder.evaluation(
             state, state.figures, bad=bad, confusion=self.evaluator.confusion, classes=self._classes
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ class TransferProbe:
     """k nearest neighbours by cosine similarity, each image against all others (leave one out).
 
     `breathe` is called with every batch.
+
+    Attributes:
+        bad: this rank's samples that could not be read in the last measurement.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class TransferProbe:
         """
         check_single_labels([corpus], needed_by="evaluate.transfer")
         self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
+        self.bad: list[dict[str, Any]] = []
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """Return the share of images whose neighbours vote for their class."""
@@ -48,7 +53,7 @@ class TransferProbe:
         caught: list[Tensor] = []
         layer = engine.module.get_submodule("head.logits")
         hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
-        features, labels = [], []
+        features, labels, self.bad = [], [], []
         try:
             with engine.evaluating() as forward:
                 for pixels, batch in equal_batches(
@@ -57,6 +62,7 @@ class TransferProbe:
                     forward(pixels)
                     features.append(functional.normalize(caught.pop()[: len(batch)], dim=1))
                     labels.append(batch.labels)
+                    self.bad += [sample.to_dict() for sample in batch.bad]
         finally:
             hook.remove()
         return torch.cat(features), torch.cat(labels).to(self._ranks.device)

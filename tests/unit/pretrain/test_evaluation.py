@@ -20,6 +20,8 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.open_corpus import open_corpus
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import Evaluator
+from pretrain.sections import PretrainEvaluateConfig
+from pretrain.transfer import TransferProbe
 
 
 @contextmanager
@@ -28,6 +30,7 @@ def first_class(*, ema: bool) -> Iterator[Any]:
 
 
 ENGINE: Any = SimpleNamespace(ema=None, evaluating=first_class)
+ALONE: Any = {"ranks": Ranks(), "breathe": lambda: None}
 
 
 @pytest.fixture
@@ -43,22 +46,37 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def evaluator(folder: Path, *, decoder: str = "auto") -> Evaluator:
+def config(folder: Path, *, decoder: str = "auto", batch: int = 64) -> PretrainConfig:
     data = DataConfig(train=[CorpusConfig(str(folder))], decoder=decoder)
-    config = PretrainConfig(data=data, augment=AugmentConfig(image_size=32))
-    return Evaluator(open_corpus(folder), config, ranks=Ranks())
+    evaluate = PretrainEvaluateConfig(batch=batch, neighbours=1)
+    return PretrainConfig(data=data, augment=AugmentConfig(image_size=32), evaluate=evaluate)
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_named(folder: Path) -> None:
-    found = evaluator(folder)
+@pytest.mark.parametrize("batch", [1, 64])
+def test_an_image_that_cannot_be_read_is_left_out_and_named(folder: Path, batch: int) -> None:
+    found = Evaluator(open_corpus(folder), config(folder, batch=batch), **ALONE)
     for _ in range(2):
         measured = found.measure(ENGINE)
         assert (measured["samples"], measured["top1"]) == (5, 2 / 5)
         assert [sample["name"] for sample in found.bad] == ["ant/1.jpg"]
 
 
+def test_so_does_the_measure_of_transfer(folder: Path) -> None:
+    head = torch.nn.Linear(3, 2)
+    module = torch.nn.ModuleDict({"head": torch.nn.ModuleDict({"logits": head})})
+
+    @contextmanager
+    def evaluating() -> Iterator[Any]:
+        yield lambda pixels: head(pixels.mean(dim=(2, 3)))
+
+    engine: Any = SimpleNamespace(module=module, evaluating=evaluating)
+    probe = TransferProbe(open_corpus(folder), config(folder, batch=1), **ALONE)
+    assert 0.0 <= probe.measure(engine)["transfer_top1"] <= 1.0
+    assert [sample["name"] for sample in probe.bad] == ["ant/1.jpg"]
+
+
 def test_it_reads_by_the_decoder_of_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(decode.kernel, "decode", lambda *given, **options: asked.append(given))
-    evaluator(folder, decoder="pillow").measure(ENGINE)
+    Evaluator(open_corpus(folder), config(folder, decoder="pillow"), **ALONE).measure(ENGINE)
     assert not asked
