@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -246,6 +247,20 @@ def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path
     store.wait()
     newest = store.newest()
     assert newest is not None and not newest.tensor("weight", "a").any()
+
+
+def test_two_snapshots_are_never_held_at_once(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    saved_before = []
+
+    def pieces() -> Iterator[Fragment]:
+        saved_before.append(store.steps())
+        yield from fragments()
+
+    for step in (1, 2):
+        store.save(step=step, samples_seen=8, fragments=pieces(), facts={})
+    store.wait()
+    assert saved_before == [[], [1]]
 
 
 def test_what_a_quick_rank_writes_for_the_next_save_is_left_alone(tmp_path: Path) -> None:
