@@ -225,8 +225,6 @@ class CheckpointStore:
     def _settle(self, pending: Future[None]) -> None:
         try:
             pending.result()
-        except LeaseLost:
-            raise
         except NotCleared as error:
             self._alarm(str(error))
         except (OSError, SaveFailed, CheckpointError) as error:

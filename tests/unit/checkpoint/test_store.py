@@ -117,6 +117,16 @@ def test_a_broken_newest_is_named_and_the_older_one_taken(tmp_path: Path) -> Non
     newest = store.newest()
     assert newest is not None and newest.step == 1
     assert len(alarms) == 1 and "step-00000002" in alarms[0] and "older" in alarms[0]
+    (aside,) = tmp_path.glob(".*")
+    assert store.steps() == [1] and aside.name.startswith(".broken-step-00000002."), "out of the run's way"
+
+
+def test_names_that_are_no_checkpoints_are_none(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    for name in ("step-copy", "step-", "7", "old-step-00000009"):
+        (tmp_path / name).mkdir()
+    assert store.steps() == [1]
 
 
 def test_a_run_never_starts_anew_over_checkpoints_that_are_all_broken(tmp_path: Path) -> None:
@@ -314,6 +324,15 @@ def test_nothing_is_deleted_before_two_newer_ones_were_verified() -> None:
     assert retention.superfluous([1, 2, 3], verified={3}) == []
     assert retention.superfluous([1, 2, 3], verified={1, 3}) == [], "itself is no newer one"
     assert retention.superfluous([1, 2, 3], verified={2, 3}) == [1]
+
+
+def test_what_a_start_has_read_counts_as_verified(tmp_path: Path) -> None:
+    for steps in ([1, 2], [3]):
+        store, _ = make_store(tmp_path, retention=Retention(last=1))
+        store.newest()
+        for step in steps:
+            save(store, step)
+    assert store.steps() == [2, 3]
 
 
 def test_a_fenced_writer_cannot_commit(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""What ranks agree on when they open a run's checkpoints: two of them, as threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.ranks import Ranks
+
+RANKS = 2
+
+
+class Exchange:
+    """Where all ranks leave a value and take everybody's."""
+
+    def __init__(self) -> None:
+        self._values: list[Any] = [None] * RANKS
+        self._barrier = Barrier(RANKS, timeout=60.0)
+
+    def __call__(self, rank: int, value: Any) -> list[Any]:
+        self._values[rank] = value
+        self._barrier.wait()
+        found = list(self._values)
+        self._barrier.wait()
+        return found
+
+
+@dataclass(frozen=True)
+class Linked(Ranks):
+    """A rank whose collectives go over an exchange instead of a process group."""
+
+    exchange: Exchange = field(default_factory=Exchange, compare=False)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.exchange(self.rank, value)
+
+
+class Pair:
+    """The stores of both ranks."""
+
+    def __init__(self, directory: Path) -> None:
+        mailbox, exchange = HashStore(), Exchange()
+        self.alarms: list[str] = []
+        ranks = [Linked(rank, RANKS, mailbox=mailbox, exchange=exchange) for rank in range(RANKS)]
+        self._threads = ThreadPoolExecutor(RANKS)
+        self.stores = list(
+            self._threads.map(
+                lambda own: CheckpointStore(directory, ranks=own, alarm=self.alarms.append), ranks
+            )
+        )
+
+    def both(self, act: Callable[[CheckpointStore], Any]) -> list[Any]:
+        """Let both ranks do something at once, and return what came of it or the error."""
+
+        def tried(store: CheckpointStore) -> Any:
+            try:
+                return act(store)
+            except CheckpointError as error:
+                return str(error)
+
+        return list(self._threads.map(tried, self.stores))
+
+    def save(self, step: int) -> None:
+        for rank, store in enumerate(self.stores):
+            piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.full((8,), float(step)))
+            store.save(step=step, samples_seen=step, fragments=[piece], facts={})
+        for store in self.stores:
+            store.wait()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    made = Pair(tmp_path)
+    for step in (1, 2):
+        made.save(step)
+    return made
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_a_file_that_one_rank_finds_damaged_sends_all_back_and_is_told_and_set_aside_once(
+    pair: Pair, tmp_path: Path, rank: int
+) -> None:
+    file = tmp_path / "step-00000002" / f"rank-{rank:05d}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert pair.both(lambda store: store.newest().step) == [1, 1]  # type: ignore[union-attr]
+    (alarm,) = pair.alarms
+    assert file.name in alarm and alarm.endswith("; going back to an older checkpoint")
+    assert [path.name.partition(".step")[0] for path in tmp_path.glob("step-*")] == ["step-00000001"]
+
+
+def test_what_the_first_rank_cannot_list_stops_all(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    first, second = pair.both(CheckpointStore.newest)
+    assert first == second and first.endswith("Permission denied; make it readable")
