@@ -276,7 +276,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             return
         with suppress(OSError):
-            (temporary / f"rank-{rank:05d}.safetensors").unlink(missing_ok=True)
+            (temporary / f"rank-{rank:05d}.safetensors").unlink()
         self._tell(temporary, str(error))
 
     def _tell(self, temporary: Path, text: str) -> None:

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,7 @@ def test_a_file_that_lost_its_end_before_the_commit_leaves_the_older_checkpoint_
     monkeypatch.setattr(store_module, "write_json", cut_before)
     save(store, 2)
     assert store.steps() == [1] and "rank-00000.safetensors" in alarms[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"], "nothing of it is left"
 
 
 def test_a_save_that_failed_in_the_background_is_told_at_a_later_step_without_waiting(tmp_path: Path) -> None:
@@ -343,6 +345,28 @@ def test_a_fenced_writer_cannot_commit(tmp_path: Path) -> None:
     with pytest.raises(LeaseLost):
         save(store, 2)
     assert store.steps() == [1]
+    lease.release()
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_a_writer_that_was_frozen_before_its_rename_replaces_nothing_of_its_successors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leased: bool
+) -> None:
+    lease = Lease.acquire(tmp_path)
+    store, alarms = make_store(tmp_path / "checkpoints", lease=lease if leased else None)
+    rename, successors = Path.rename, store.path(1)
+
+    def late(path: Path, target: Path) -> Path:
+        if target == successors:
+            (tmp_path / "lease" / "epoch-00000002").touch()
+            (successors / "theirs").mkdir(parents=True)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(LeaseLost) if leased else nullcontext():
+        save(store, 1)
+    assert [path.name for path in successors.iterdir()] == ["theirs"]
+    assert leased or "not saved" in alarms[0]
     lease.release()
 
 

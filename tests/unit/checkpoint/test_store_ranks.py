@@ -89,6 +89,11 @@ def pair(tmp_path: Path) -> Pair:
     return made
 
 
+def test_a_checkpoint_holds_its_manifest_and_a_file_of_every_rank(pair: Pair, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (tmp_path / "step-00000002").iterdir())
+    assert names == ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"]
+
+
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_a_file_that_one_rank_finds_damaged_sends_all_back_and_is_told_and_set_aside_once(
     pair: Pair, tmp_path: Path, rank: int
