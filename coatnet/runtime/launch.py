@@ -36,12 +36,18 @@ def run_ranks(
     ranks: int,
     environment: Mapping[str, str] | None = None,
     log_directory: Path | None = None,
+    heeding: bool = True,
 ) -> int:
     """Run `python -m module arguments` once per rank and return the exit status.
 
-    SIGTERM, SIGUSR1 and SIGINT are passed on, each once; one that comes while the ranks are being started
-    reaches all of them. When a rank dies badly the others are ended within five seconds; when this process is
-    killed, the kernel ends them.
+    When a rank dies badly the others are ended within five seconds; when this process is killed, the kernel
+    ends them.
+
+    Args:
+        module: its ranks, whose arguments, number and further environment follow.
+        log_directory: the ranks but the first write into it.
+        heeding: the ranks end in their own way: SIGTERM, SIGUSR1 and SIGINT are passed on, each once; one
+            that comes while the ranks are being started reaches all of them. Otherwise Ctrl-C ends them.
 
     Raises:
         UserError: the folder for the logs cannot be written.
@@ -50,7 +56,8 @@ def run_ranks(
     logs = _open_logs(log_directory, ranks=ranks)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all ranks are there to pass them on to
     group: list[subprocess.Popen[bytes]] = []
-    previous = {number: signal.signal(number, _forward_to(group)) for number in SIGNALS}
+    passed_on = SIGNALS if heeding else ()
+    previous = {number: signal.signal(number, _forward_to(group)) for number in passed_on}
     try:
         for rank, log in enumerate(logs):
             started = _start_rank(
@@ -137,7 +144,8 @@ def launch_run(
         return 0
     logs = directory / "logs"
     with heedless_voice():
-        print(f"{directory}: starting {ranks} ranks; all but the first write to {logs}", file=sys.stderr)
+        where = f"s; all but the first write to {logs}" if ranks > 1 else ""
+        print(f"{directory}: starting {ranks} rank{where}", file=sys.stderr)
         return run_ranks(module, arguments, ranks=ranks, log_directory=logs)
 
 

@@ -58,9 +58,8 @@ def run_request(request: EvaluationRequest, *, ranks: int = 1) -> list[dict[str,
         return evaluate(request, ranks=Ranks.single())
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "reports.json"
-        status = run_ranks(
-            "finetune.evaluation.request", [json.dumps(asdict(request)), str(result)], ranks=ranks
-        )
+        words = [json.dumps(asdict(request)), str(result)]
+        status = run_ranks("finetune.evaluation.request", words, ranks=ranks, heeding=False)
         if status:
             sys.exit(status)  # the ranks have said why
         return json.loads(result.read_text())

@@ -140,3 +140,34 @@ def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a rank outlived its launcher"
         time.sleep(0.02)
+
+
+PATIENT = """
+import os, signal, sys
+from pathlib import Path
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+(folder / f"pid{rank}").write_text(str(os.getpid()))
+(folder / f"ready{rank}").touch()
+signal.pause()
+"""
+INTERRUPTED = """
+import sys
+from coatnet.runtime.launch import run_ranks
+try:
+    run_ranks("patient", sys.argv[1:], ranks=2, heeding=False)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interruption_ends_ranks_that_heed_none_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "patient.py").write_text(PATIENT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        stderr=subprocess.PIPE,
+    )
+    wait_for([tmp_path / f"ready{rank}" for rank in range(2)])
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 130
+    assert not any(alive(int((tmp_path / f"pid{rank}").read_text())) for rank in range(2))
