@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from coatnet.model.initial import Placed
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.parameters import parameter_groups
+from coatnet.training.run import TrainingRun
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from finetune.trainer import Trainer as Finetuner
@@ -313,24 +315,31 @@ def flipped_bit(stage: int) -> list[Any]:
     return [before, [(one.kind, one.fields["ranks"]) for one in health.compare_weights(engine.module)]]
 
 
-def hanging_run(arguments: list[str]) -> str:
-    """Run the worker; rank 1 never comes back from its fifth step."""
-    take_step, taken = Trainer.step, []
+WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (Finetuner, finetune)}
 
-    def step(self: Trainer, *given: Any, **options: Any) -> Any:
+
+def hanging_run(worker: str, arguments: list[str]) -> str:
+    """Run the worker; rank 1 never comes back from its fifth step."""
+    trainer, run = WORKERS[worker]
+    take_step, taken = trainer.step, []
+
+    def step(self: Any, *given: Any, **options: Any) -> Any:
         taken.append(None)
-        if len(taken) == 6 and self.engine.ranks.rank == 1:
+        if len(taken) == 6 and os.environ["RANK"] == "1":
             a_driver_that_hangs()
         return take_step(self, *given, **options)
 
-    Trainer.step = step  # type: ignore[method-assign]
-    main(arguments)
+    trainer.step = step
+    if worker == "finetune":  # no config sets its bounds
+        begin = TrainingRun.__init__
+        TrainingRun.__init__ = partialmethod(begin, hang_seconds=3.0, start_seconds=60.0)  # type: ignore[method-assign,assignment]
+    run(arguments)
     return "finished"
 
 
 def suspended_run(worker: str, arguments: list[str]) -> str:
     """Run the worker; rank 1 is stopped in its fifth step for longer than torch's collectives would wait."""
-    trainer, run = {"pretrain": (Trainer, main), "finetune": (Finetuner, finetune)}[worker]
+    trainer, run = WORKERS[worker]
     take_step, be_patient, taken, bound = trainer.step, Ranks.wait_patiently, [], timedelta(seconds=2)
 
     def after_a_hasty_start(self: Ranks) -> None:

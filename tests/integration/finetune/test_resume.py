@@ -149,6 +149,17 @@ def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_is_waited_for
 
 
 @pytest.mark.slow
+def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
+    command: Command, ask_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = arguments(command(tmp_path / "hanging"))
+    answers = ask_ranks("hanging_run", world_size=2, worker="finetune", arguments=words)
+    assert all("error" in answer for answer in answers)
+    stacks = [(tmp_path / "hanging" / "logs" / f"stacks-rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert "a_driver_that_hangs" in stacks[1] and "all stacks of process" in stacks[0]
+
+
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_zero(
     trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
 ) -> None:

@@ -299,7 +299,7 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
         "guard.start_seconds=120",
         "save.every=99 steps",
     ]
-    answers = ask_ranks("hanging_run", world_size=2, arguments=options)
+    answers = ask_ranks("hanging_run", world_size=2, worker="pretrain", arguments=options)
     assert all("error" in answer for answer in answers)
     stacks = [(place / "hanging" / "logs" / f"stacks-rank{rank}.txt").read_text() for rank in (0, 1)]
     assert "a_driver_that_hangs" in stacks[1] and "all stacks of process" in stacks[0]

@@ -143,3 +143,13 @@ def test_the_step_after_a_save_may_wait_for_another_ranks_save(tmp_path: Path, c
     assert watchdog._lenient
     steps(watchdog, clock, 100.0)
     assert not watchdog._lenient
+
+
+def test_each_batch_of_a_long_evaluation_counts_as_no_step(tmp_path: Path, clock: list[float]) -> None:
+    watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
+    with watchdog.patience():
+        for _ in range(3):
+            clock[0] += 1700.0
+            watchdog.breathe()
+            assert watchdog._beaten_at == clock[0]
+    assert not watchdog._steps
