@@ -52,7 +52,14 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str]
     corpora = open_train_corpora(data)
     classes = common_classes(corpora)
     make_order(corpora, data, seed=config.seed, global_batch=config.train.global_batch)
-    make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
+    epoch_samples, batch = sum(corpus.samples for corpus in corpora), config.train.global_batch
+    make_calendar(config, epoch_samples=epoch_samples)
+    if batch > epoch_samples:
+        print(
+            f"warning: a step takes {batch:,} images (train.global_batch), and there are {epoch_samples:,}; "
+            "a smaller batch makes more steps of them",
+            file=sys.stderr,
+        )
     if config.loss.name == "softmax" and any(corpus.label_kind == "multi" for corpus in corpora):
         print(_SOFTMAX_FOR_SEVERAL, file=sys.stderr)
     if config.loss.class_weights != "none":

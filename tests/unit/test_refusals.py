@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coatnet.config import to_dict
+from coatnet.config import load_config, to_dict
 from coatnet.model.config import ModelConfig
+from data_pipeline.first_look import look_at_data
+from pretrain.batches import make_calendar
+from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN, FINETUNE = ROOT / "configs/quickstart_pretrain.yaml", ROOT / "configs/quickstart_finetune.yaml"
@@ -186,6 +189,17 @@ def test_a_mistake_is_told_in_a_line_before_torch_is_loaded(
     said, _, seconds = outcomes((command, word))
     assert said is not None and in_place(refusal, folders) in said and "\n" not in said, said
     assert seconds < 1.0
+
+
+def test_a_step_of_more_images_than_there_are_is_warned_of(
+    folders: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for batch, warned in ((64, True), (8, False)):
+        words = [f"data.train=[{{path: {folders['PHOTOS']}}}]", f"train.global_batch={batch}"]
+        config = load_config(PretrainConfig, PRETRAIN, overrides=words)
+        look_at_data(config, make_calendar=make_calendar)
+        said = capsys.readouterr().err
+        assert ("a step takes 64 images (train.global_batch), and there are 8" in said) == warned
 
 
 DRIVER = """
