@@ -20,7 +20,6 @@ from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
-from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.ranks import Ranks
@@ -241,16 +240,6 @@ def test_going_back_before_a_step_takes_the_one_before_and_abandons_the_later_on
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}" for n in (1, 2, 3)]
 
 
-def test_abandoned_checkpoints_verify_nothing_and_are_deleted_after_the_next_save(tmp_path: Path) -> None:
-    store, _ = make_store(tmp_path, retention=Retention(last=1))
-    for step in (10, 20, 30):
-        save(store, step)
-    store.abandon(after=20)
-    save(store, 25)
-    assert store.steps() == [20, 25], "one newer one is verified, and not two"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000025"]
-
-
 def test_the_snapshot_is_taken_at_once_so_that_training_may_go_on(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path)
     weights = torch.zeros(1000)
@@ -286,57 +275,6 @@ def test_what_a_quick_rank_writes_for_the_next_save_is_left_alone(tmp_path: Path
     assert early.exists() and not late.exists()
 
 
-def test_of_equal_figures_the_first_is_the_best() -> None:
-    kept = Retention(last=2, best="top1")
-    figures = {1: 0.5, 2: 0.7, 3: 0.7, 4: 0.6, 5: 0.6}
-    assert kept.superfluous([1, 2, 3, 4, 5], verified={4, 5}, figures=figures) == [1, 3]
-
-
-def test_only_superfluous_checkpoints_are_deleted(tmp_path: Path) -> None:
-    store, _ = make_store(tmp_path, retention=Retention(last=2, every_steps=4, best="top1"))
-    for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6], start=1):
-        save(store, step, figures={"top1": top1})
-    assert store.steps() == [2, 4, 6, 7]
-
-
-def test_a_checkpoint_whose_elders_cannot_be_deleted_is_saved_and_they_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, alarms = make_store(tmp_path, retention=Retention(last=1))
-    save(store, 1)
-    save(store, 2)
-    rename = os.rename
-
-    def refuse_graves(old: Path, new: Path) -> None:
-        if ".deleted-" in str(new):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        rename(old, new)
-
-    monkeypatch.setattr(os, "rename", refuse_graves)
-    save(store, 3)
-    assert store.steps() == [1, 2, 3]
-    assert len(alarms) == 1 and alarms[0].startswith("checkpoint 3 is saved, older ones could not be deleted")
-    monkeypatch.undo()
-    save(store, 4)
-    assert store.steps() == [3, 4] and len(alarms) == 1
-
-
-def test_nothing_is_deleted_before_two_newer_ones_were_verified() -> None:
-    retention = Retention(last=1)
-    assert retention.superfluous([1, 2, 3], verified={3}) == []
-    assert retention.superfluous([1, 2, 3], verified={1, 3}) == [], "itself is no newer one"
-    assert retention.superfluous([1, 2, 3], verified={2, 3}) == [1]
-
-
-def test_what_a_start_has_read_counts_as_verified(tmp_path: Path) -> None:
-    for steps in ([1, 2], [3]):
-        store, _ = make_store(tmp_path, retention=Retention(last=1))
-        store.newest()
-        for step in steps:
-            save(store, step)
-    assert store.steps() == [2, 3]
-
-
 def test_a_fenced_writer_cannot_commit(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     store, _ = make_store(tmp_path / "checkpoints", lease=lease)
@@ -344,6 +282,8 @@ def test_a_fenced_writer_cannot_commit(tmp_path: Path) -> None:
     (tmp_path / "lease" / "epoch-00000002").touch()  # a newer job
     with pytest.raises(LeaseLost):
         save(store, 2)
+    with pytest.raises(LeaseLost):
+        store.abandon(after=0)
     assert store.steps() == [1]
     lease.release()
 

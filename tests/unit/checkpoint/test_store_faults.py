@@ -16,6 +16,7 @@ from torch.distributed import HashStore
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.lease import LeaseLost
 from coatnet.runtime.ranks import Ranks
 
 RANKS = 2
@@ -125,11 +126,44 @@ def test_a_rank_that_never_writes_is_given_up_after_a_while(tmp_path: Path) -> N
     assert first.steps() == []
 
 
+class Mailbox:
+    """Words that are there only from the fourth look on; before that, something else may happen."""
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._words, self._looks, self._meanwhile = HashStore(), 0, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._words, name)
+
+    def check(self, keys: list[str]) -> bool:
+        self._looks += 1
+        self._meanwhile()
+        return self._looks > 3 and self._words.check(keys)
+
+
+def test_a_slow_rank_is_waited_for(tmp_path: Path) -> None:
+    alarms: list[str] = []
+    stores = open_stores(tmp_path, alarms=alarms, mailbox=Mailbox())
+    save(stores, 1)
+    assert stores[0].steps() == [1] and alarms == []
+
+
+def test_who_waits_for_a_rank_sees_that_a_newer_job_removed_what_was_written(tmp_path: Path) -> None:
+    def remove() -> None:
+        for folder in tmp_path.glob(".step-*"):
+            shutil.rmtree(folder)
+
+    first, _ = open_stores(tmp_path, alarms=[], mailbox=Mailbox(remove))
+    piece = Fragment("weight", "a", (8 * RANKS,), 0, torch.ones(8))
+    with pytest.raises(LeaseLost, match="was removed by a newer job"):
+        first.save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
+
+
 def open_stores(
-    directory: Path, *, alarms: list[str], timeout_seconds: float = 60.0
+    directory: Path, *, alarms: list[str], timeout_seconds: float = 60.0, mailbox: Any = None
 ) -> list[CheckpointStore]:
     """Open the store of both ranks in this process."""
-    mailbox = HashStore()
+    mailbox = mailbox or HashStore()
     return [
         CheckpointStore(
             directory,
