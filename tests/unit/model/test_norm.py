@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
 from coatnet.model.norm import GroupBatchNorm
@@ -82,6 +83,46 @@ def test_one_all_reduce_carries_all_layers() -> None:
     calls = []
     commit_statistics(model, calls.append)
     assert len(calls) == 1
+
+
+def test_a_fresh_norm_is_the_identity_and_saves_what_it_is_made_of() -> None:
+    norm, x = GroupBatchNorm(WIDTH, group_images=GROUP, momentum=0.1, eps=0.0).eval(), images(GROUP)
+    assert torch.equal(norm(x), x)
+    assert set(norm.state_dict()) == {"weight", "bias", "running_mean", "running_var"}
+
+
+def test_a_commit_is_the_mean_over_the_groups_of_all_ranks_layer_by_layer() -> None:
+    ranks = [nn.ModuleList([make(), make()]) for _ in range(2)]
+    fed = [[images(8, seed=1), images(8, seed=2)], [images(4, seed=3), images(4, seed=4)]]
+    for layers, inputs in zip(ranks, fed, strict=True):
+        defer_statistics(layers)
+        for norm, x in zip(layers, inputs, strict=True):
+            norm(x)
+    theirs: list[torch.Tensor] = []
+    commit_statistics(ranks[1], lambda sums: theirs.append(sums.clone()))
+    commit_statistics(ranks[0], lambda sums: sums.add_(theirs[0]))
+    for layer, norm in enumerate(ranks[0]):
+        groups = torch.cat([inputs[layer] for inputs in fed]).split(GROUP)
+        means = torch.stack([group.mean(dim=(0, 1, 2)) for group in groups]).mean(0)
+        variances = torch.stack([group.flatten(0, 2).var(dim=0) for group in groups]).mean(0)
+        torch.testing.assert_close(norm.running_mean, 0.1 * means)
+        torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variances)
+
+
+@pytest.mark.parametrize(("step", "momentum"), [(1, 9 / 11), (80, 0.1), (81, 0.1), (79, 9 / 89)])
+def test_young_statistics_forget_their_start_faster(step: int, momentum: float) -> None:
+    norm = make()
+    defer_statistics(norm)
+    norm(images(GROUP))
+    commit_statistics(norm, step=step)
+    torch.testing.assert_close(norm.running_mean, momentum * images(GROUP).mean(dim=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_activation_follows_in_the_same_pass_or_after_it(training: bool) -> None:
+    norm, x = make().train(training), images(8)
+    torch.testing.assert_close(norm(x, gelu=True), functional.gelu(norm(x), approximate="tanh"))
+    assert norm(x, gelu=True).dtype == x.dtype
 
 
 @pytest.mark.parametrize("sync", ["node", "all"])
