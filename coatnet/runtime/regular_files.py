@@ -31,6 +31,7 @@ def read_regular(path: Path, *, most: int) -> bytes:
         OSError: as `open_regular` does, or it is larger.
     """
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
             raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB", str(path))
-        return file.read(most)
+        return file.read(size)  # takes as much memory as it is asked to read

@@ -16,5 +16,6 @@ def read_image_file(path: Path) -> bytes:
         OSError, DecodeError: it cannot be read, is a pipe or a device, or is too large.
     """
     with open_regular(path) as file:
-        DEFAULT_LIMITS.check_bytes(os.fstat(file.fileno()).st_size)
-        return file.read(DEFAULT_LIMITS.max_bytes)
+        size = os.fstat(file.fileno()).st_size
+        DEFAULT_LIMITS.check_bytes(size)
+        return file.read(size)
