@@ -152,10 +152,15 @@ def launch_run(
 def device_count() -> int:
     """Return how many ranks this machine is for: one per GPU that torch could take, or one.
 
-    Asks the driver, as torch does (CUDA_VISIBLE_DEVICES counts): loading torch takes seconds.
+    Asks CUDA's driver, as torch does (CUDA_VISIBLE_DEVICES counts): loading torch takes seconds.
     """
-    if version("torch").endswith("+cpu"):
+    build = version("torch").partition("+")[2]
+    if build == "cpu":
         return 1
+    if build.startswith("rocm"):
+        import torch
+
+        return max(1, torch.cuda.device_count())
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("libcuda.so.1")
