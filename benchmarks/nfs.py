@@ -4,8 +4,9 @@
     python benchmarks/nfs.py --options vers=4.2,actimeo=60 --rounds 3
 
 Three virtual machines (virtual_nodes.py): a server with a disk of its own (ext4, exported `sync`) and two
-nodes that mount it. In each round a job is taken over from the other node, also while frozen right before its
-rename; the power of a node that saves without end is cut; the power of the server is cut and it boots again.
+nodes that mount it. In each round a job is taken over from the other node: while it saves, while it is frozen
+right before its rename, while its node is cut off the network; the power of a node that saves without end is
+cut; the power of the server is cut and it boots again.
 `--training` adds a real run of one rank on each node: the power of one is cut, both begin again, the server's
 power is cut; the weights must be those of a run on this machine that nobody disturbed.
 

@@ -73,6 +73,27 @@ def frozen(cluster: Cluster, run: Path, table: Table, _: random.Random) -> None:
     end(one, other)
 
 
+def cut_off(cluster: Cluster, run: Path, table: Table, chance: random.Random) -> None:
+    """A node that saves is cut off, and comes back with what it had still to send when another has gone on."""
+    one, other = (start(node, run) for node in cluster.nodes)
+    ask(one, "acquire 1", "acquired")
+    one.tell("endless")
+    hear(one)
+    time.sleep(chance.uniform(0.0, 3.0))
+    cluster.nodes[0].run("ip", "link", "set", "eth0", "down")
+    promised = last_saved(one)
+    table.takeovers_missed += not ask(other, "acquire 2").startswith("acquired")
+    known = ask(other, "steps").split()
+    table.promised_lost_with_a_node += str(promised) not in known
+    ask(other, "save 1000", "saved")
+    cluster.nodes[0].run("ip", "link", "set", "eth0", "up")
+    while hear(one) != "ended":
+        pass
+    table.double_committers += str(last_saved(one)) not in known
+    judge(other, table, expected=" ".join([*(f"{step}:1" for step in known), "1000:2"]))
+    end(one, other)
+
+
 def node_without_power(cluster: Cluster, run: Path, table: Table, chance: random.Random) -> None:
     """The power of a node is cut while it saves; what it had promised must be there for the other."""
     one, other = (start(node, run) for node in cluster.nodes)
@@ -116,7 +137,7 @@ def server_without_power(cluster: Cluster, run: Path, table: Table, chance: rand
     end(other)
 
 
-TRIALS = (takeover, frozen, node_without_power, server_without_power)
+TRIALS = (takeover, frozen, cut_off, node_without_power, server_without_power)
 
 
 def judge(job: Command, table: Table, *, expected: str) -> None:
