@@ -74,7 +74,7 @@ def frozen(cluster: Cluster, run: Path, table: Table, _: random.Random) -> None:
 
 
 def cut_off(cluster: Cluster, run: Path, table: Table, chance: random.Random) -> None:
-    """A node that saves is cut off, and comes back with what it had still to send when another has gone on."""
+    """A node that saves is cut off, and comes back with what it had to send when another has gone on."""
     one, other = (start(node, run) for node in cluster.nodes)
     ask(one, "acquire 1", "acquired")
     one.tell("endless")
