@@ -28,8 +28,8 @@ class MultiLabelFigures:
         judged_classes: those with a positive, whose average precisions `map` is the mean of.
         map_micro: average precision of all pairs of an image and a class in one ranking.
         precision1: share of the images whose first guess is among their labels.
-        map_interval, map_micro_interval: 95 % of what `RESAMPLES` draws of as many images give, each with
-            replacement; None where nobody asked. `precision1_interval` is Wilson's.
+        map_interval, map_micro_interval: at 95 %, by draws of as many images with replacement; None where
+            nobody asked. `precision1_interval` is Wilson's.
         loss: mean over images, summed over classes, in nats.
         ece: expected calibration error of the probabilities of all pairs over 15 bins of equal width.
         non_finite: samples whose logits held NaN or infinity; they come last in every ranking.
@@ -67,16 +67,17 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
         gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
     hits = int(predictions.correct.sum())
     precisions = torch.cat(each)
+    macro, pooled = mean_of_known(precisions), mean_of_known(micro.average_precision())
     return MultiLabelFigures(
         samples=count,
         classes=classes,
         labels=int(predictions.present.sum()),
         judged_classes=int((~precisions.isnan()).sum()),
-        map=mean_of_known(precisions),
-        map_micro=mean_of_known(micro.average_precision()),
+        map=macro,
+        map_micro=pooled,
         precision1=hits / count,
-        map_interval=_interval(torch.stack(spread).nanmean(dim=0)) if draws else None,
-        map_micro_interval=_interval(_resampled(micro, draws[0])) if draws else None,
+        map_interval=_interval(macro, torch.stack(spread).nanmean(dim=0)) if draws else None,
+        map_micro_interval=_interval(pooled, _resampled(micro, draws[0])) if draws else None,
         precision1_interval=wilson_interval(hits, count),
         loss=float(predictions.loss.mean()),
         ece=float(np.abs(gaps).sum() / (count * classes)),
@@ -131,9 +132,14 @@ def _resampled(ranking: Ranking, draws: Tensor) -> Tensor:
     return torch.cat([ranking.average_precision(some) for some in draws.split(at_once, dim=1)])
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
+def _interval(found: float, values: Tensor) -> tuple[float, float]:
+    """Return the basic bootstrap's interval, which mirrors the draws at what was found.
+
+    Where positives are few, average precision is too high in the mean, and once more so in the draws, in
+    which images repeat: as these lie above what was found, it lies above the truth.
+    """
     known = values[~values.isnan()]
     if not len(known):
         return 0.0, 0.0
     low, high = known.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    return max(0.0, 2 * found - high), min(1.0, 2 * found - low)

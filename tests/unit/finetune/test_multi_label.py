@@ -118,6 +118,24 @@ def test_intervals_hold_the_figure_and_shrink_with_the_number_of_images(some: Mu
     assert multi_label_figures(some, resamples=RESAMPLES) == found, "the draws are the same every time"
 
 
+def test_intervals_hold_the_truth_more_often_than_the_draws_own_quantiles() -> None:
+    rng = np.random.default_rng(4)
+
+    def draw(images: int) -> MultiLabelPredictions:
+        present = rng.random((images, 12)) < 0.05
+        scores = (rng.normal(size=(images, 12)) + 1.5 * present).astype(np.float32)
+        return MultiLabelPredictions(np.arange(images), np.ones(images), present=present, scores=scores)
+
+    truth, held, quantiles_held = multi_label_figures(draw(100_000)).map, 0, 0
+    for _ in range(40):
+        found = multi_label_figures(draw(300), resamples=RESAMPLES)
+        assert found.map_interval is not None
+        low, high = found.map_interval
+        held += low <= truth <= high
+        quantiles_held += 2 * found.map - high <= truth <= 2 * found.map - low
+    assert held >= 35 > quantiles_held, (held, quantiles_held)
+
+
 def test_logits_that_are_not_finite_come_last_and_a_set_without_a_positive_has_figures() -> None:
     lost = MultiLabelPredictions(
         np.arange(2),
