@@ -1,9 +1,9 @@
-"""A folder of classes (CLASS/file) as a corpus, read directly: for trying out, not for clusters."""
+"""Image files in a folder as a corpus, read directly: for trying out and for evaluation, not for clusters."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,20 +67,27 @@ def keep_out(name: str, written: Path | str, folders: Iterable[Path | str]) -> N
 
 
 class FolderCorpus:
-    """An image folder with the interface of a corpus of one shard; its files carry no checksums."""
+    """Files of a folder with the interface of a corpus of one shard; they carry no checksums."""
 
     remote = False
 
-    def __init__(self, folder: Path | str) -> None:
-        """List the folder.
+    def __init__(
+        self, folder: Path, *, classes: list[str], files: Sequence[tuple[str, int]], digest: str = ""
+    ) -> None:
+        """Take files as (path relative to the folder, label)."""
+        self._folder, self._files = folder, files
+        self.classes, self.label_kind, self.digest = classes, "single", digest
+
+    @classmethod
+    def open(cls, folder: Path) -> FolderCorpus:
+        """List an image folder, CLASS/…/file.
 
         Raises:
             UserError: as `list_image_folder` does.
         """
-        self._folder = Path(folder)
-        self.classes, self._files = list_image_folder(self._folder)
-        self.label_kind = "single"
-        self.digest = xxhash.xxh3_64_hexdigest(repr((self.classes, self._files)).encode())
+        classes, files = list_image_folder(folder)
+        digest = xxhash.xxh3_64_hexdigest(repr((classes, files)).encode())
+        return cls(folder, classes=classes, files=[(path, label) for path, label, _ in files], digest=digest)
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -89,7 +96,7 @@ class FolderCorpus:
 
     @property
     def samples(self) -> int:
-        """Files in all classes."""
+        """Files in all."""
         return len(self._files)
 
     def read(self, shard: int, index: int) -> Record:
@@ -98,7 +105,7 @@ class FolderCorpus:
         Raises:
             BadSampleError: it is gone or no usable image.
         """
-        path, label, _ = self._files[index]
+        path, label = self._files[index]
         try:
             payload = read_image_file(self._folder / path)
             info = probe(payload)
@@ -110,7 +117,7 @@ class FolderCorpus:
 
     def labels(self) -> NDArray[np.int64]:
         """Return every file's label."""
-        return np.array([label for _, label, _ in self._files], dtype=np.int64)
+        return np.array([label for _, label in self._files], dtype=np.int64)
 
     def name(self, shard: int, index: int) -> str:
         """Return the file's path within the folder."""

@@ -28,7 +28,7 @@ def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> Sample
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards or images")
-    return FolderCorpus(folder) if is_image_folder(folder) else Corpus.open(folder)
+    return FolderCorpus.open(folder) if is_image_folder(folder) else Corpus.open(folder)
 
 
 def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSource | None:

@@ -13,71 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from coatnet.checkpoint.classes import class_key, evaluation_columns, is_wordnet_id, match_classes
 from coatnet.checkpoint.inspection import Description
 from coatnet.config import UserError
 from coatnet.runtime.regular_files import read_regular
 from data_pipeline.class_weights import check_single_labels
-from data_pipeline.decode import DecodeError, probe
-from data_pipeline.decode.image_file import read_image_file
+from data_pipeline.folder import FolderCorpus
 from data_pipeline.open_corpus import open_corpus
-from data_pipeline.record import BadSampleError, Record, SampleSource
+from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import is_url
 from finetune.evaluation.predictions import Predictions
 
 _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 _REAL_CLASSES = 1000
 _MAX_LABEL_FILE_BYTES = 8 << 20  # the validation set's 50,000 lines take 2 MiB
-
-
-class LabelledFolder:
-    """Images in one folder with a file that says `NAME LABEL` per line, as a corpus of one shard."""
-
-    label_kind = "single"
-    remote = False
-
-    def __init__(self, folder: Path, *, names: list[str], labels: list[int], classes: list[str]) -> None:
-        self.classes = classes
-        self.digest = ""
-        self._folder, self._names, self._labels = folder, names, labels
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """All files as one shard."""
-        return np.array([len(self._names)], dtype=np.int64)
-
-    @property
-    def samples(self) -> int:
-        """Files that have a label."""
-        return len(self._names)
-
-    def read(self, shard: int, index: int) -> Record:
-        """Read a file and its header.
-
-        Raises:
-            BadSampleError: it is gone or no usable image.
-        """
-        path = self._folder / self._names[index]
-        try:
-            payload = read_image_file(path)
-            info = probe(payload)
-        except (OSError, DecodeError) as error:
-            raise BadSampleError(f"{path}: {error}") from None
-        return Record(payload, info.width, info.height, info.orientation, self._labels[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        """Return every file's label."""
-        return np.array(self._labels, dtype=np.int64)
-
-    def name(self, shard: int, index: int) -> str:
-        """Return the file's name."""
-        return self._names[index]
-
-    def prepare(self, shards: list[int]) -> None:
-        """Do nothing: the file system reads ahead."""
 
 
 def check_evaluation_set(
@@ -161,7 +110,8 @@ def open_evaluation_set(
         _number(label, origin=origin, classes=len(classes)) if place is None else place
         for (_, label, origin), place in zip(lines, places, strict=True)
     ]
-    return LabelledFolder(folder, names=[name for name, _, _ in lines], labels=numbers, classes=classes)
+    files = [(name, number) for (name, _, _), number in zip(lines, numbers, strict=True)]
+    return FolderCorpus(folder, classes=classes, files=files)
 
 
 def _label_lines(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -193,7 +193,7 @@ def test_names_of_files_and_folders_do_not_command_the_terminal(
     (tmp_path / "data" / "a\x1b[31mb").mkdir(parents=True)
     shutil.copy(image, tmp_path / "data" / "a\x1b[31mb")
     with refused_at_once("U+001B"):
-        FolderCorpus(tmp_path / "data")
+        FolderCorpus.open(tmp_path / "data")
     assert one_line("two\nlines \x1b[31m") == "two lines \\x1b[31m"
 
 
