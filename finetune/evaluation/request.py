@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from typing import Any
 
 from coatnet.config import UserError
 from coatnet.model.cost import model_cost
+from coatnet.runtime.endings import run_rank
 from coatnet.runtime.launch import run_ranks
-from coatnet.runtime.ranks import Ranks, already_launched
+from coatnet.runtime.ranks import Ranks
 from data_pipeline.class_weights import check_single_labels
 from finetune.choices import PRECISIONS
 from finetune.classifier import Classifier, open_classifier
@@ -133,20 +133,13 @@ def _names(corpus: Any, samples: Sequence[int]) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Be one rank of an evaluation: the request as JSON, and the file that rank 0 writes."""
     request = EvaluationRequest(**json.loads(arguments[0]))
-    ranks = Ranks.start() if already_launched() else Ranks.single()
-    try:
-        reports = evaluate(request, ranks=ranks)
-        if ranks.is_main:
-            Path(arguments[1]).write_text(json.dumps(reports))
-        ranks.barrier()
-    finally:
-        ranks.stop()
+    ranks = Ranks.start()
+    reports = evaluate(request, ranks=ranks)
+    if ranks.is_main:
+        Path(arguments[1]).write_text(json.dumps(reports))
+    ranks.barrier()
+    ranks.stop()
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as mistake:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
+    run_rank(main)
