@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STATUS_USER_ERROR = 2
 _STATUS_NO_READER = 128 + signal.SIGPIPE
@@ -20,7 +20,8 @@ _STATUS_NO_READER = 128 + signal.SIGPIPE
 
 def main() -> NoReturn:
     """Run the command line and end the process with its status."""
-    status = 0
+    status: Any = 0
+    _require_streams()
     _require_utf8()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without an arrow gets a question mark
         sys.stdout.reconfigure(errors="replace")
@@ -30,13 +31,14 @@ def main() -> NoReturn:
         from coatnet.commands import run
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = run(sys.argv[1:])
+        try:
+            status = run(sys.argv[1:])
+        except SystemExit as ended:
+            status = ended.code
         sys.stdout.flush()
     except KeyboardInterrupt:
         _leave(signal.SIGINT, None)
     except BrokenPipeError:
-        # What is still in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _STATUS_NO_READER
     except Exception as error:
         if os.environ.get("COATNET_TRACEBACK"):
@@ -49,7 +51,22 @@ def main() -> NoReturn:
         print(f"error: {line}", file=sys.stderr)
         status = STATUS_USER_ERROR
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does one that comes at the very end leave a trace
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is still in the buffer must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _require_streams() -> None:
+    """Open those that are closed (`>&-`) to nowhere: the next file would take number and text."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
 
 
 def _require_utf8() -> None:

@@ -8,6 +8,7 @@ since `coatnet --help` reads every docstring.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 from coatnet.config.errors import UserError
 from coatnet.config.plain_text import one_line
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # told by a write, which knows no name
 _GROUP = "coatnet.commands"
 _HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
 _GROUP_HELP = {"inspect": "Look inside models, shards, checkpoints and the sample order."}
@@ -62,7 +64,9 @@ def in_a_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return one_line(str(error))
     if isinstance(error, OSError):  # a file or folder that cannot be made, read or written
-        return None if error.filename is None else one_line(f"{error.filename}: {error.strerror}")
+        if error.filename is None:
+            return error.strerror if error.errno in _FULL else None
+        return one_line(f"{error.filename}: {error.strerror}")
     if isinstance(error, UnicodeEncodeError):  # Python's stand-in for bytes of a name that are no UTF-8
         before, bad = error.object[: error.start].split("/")[-1][-40:], error.object[error.start : error.end]
         return one_line(f"…{before}{bad}…: a name that is no UTF-8; rename the file or folder")

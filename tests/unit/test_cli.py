@@ -156,6 +156,22 @@ def test_a_reader_that_went_away_is_not_worth_a_word() -> None:
         assert done.wait(60) not in (0, 2)
 
 
+@pytest.mark.parametrize("words", ["--version", "inspect model coatnet_0", "logs ."])
+def test_output_that_cannot_be_written_is_told_in_a_line(words: str, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"kind": "start"}\n')
+    command = [sys.executable, "-m", "coatnet.cli", *words.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60
+        )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "error: No space left on device")
+    assert "Traceback" not in done.stderr
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert closed.returncode == 0 and "rror" not in closed.stderr
+
+
 # Interrupts the process itself: at the import of a module, whichever comes first of those that are named.
 INTERRUPTED = """
 import os, signal, sys
