@@ -43,7 +43,13 @@ def plan(
     """
     import json
 
-    from cluster.planning.request import calibrated_words, compare_plans, plan_of, scaling_plans
+    from cluster.planning.request import (
+        calibrated_words,
+        compare_plans,
+        plan_of,
+        remedies_of,
+        scaling_plans,
+    )
     from cluster.planning.tables import plot_scaling, print_comparison, print_plan
     from coatnet.config import UserError
 
@@ -65,10 +71,12 @@ def plan(
             print_comparison(plans)
         return
     made, choices = plan_of(command, config, given)
+    fitting = remedies_of(command, config, given, plan=made)
     if as_json:
-        print(json.dumps({**made.to_dict(), "choices": [choice.to_dict() for choice in choices]}, indent=2))
+        rows = [choice.to_dict() for choice in choices]
+        print(json.dumps({**made.to_dict(), "choices": rows, "remedies": fitting}, indent=2))
     elif plot is None:
-        print_plan(made, choices, name=config.stem)
+        print_plan(made, choices, name=config.stem, remedies=fitting)
 
 
 def submit(

@@ -211,5 +211,6 @@ def _layout(recipe: RecipeView, *, world_size: int, on_cores: bool) -> tuple[int
         rows=on_cores and not recipe.compiled,
         groups=max(1, micro // (recipe.group_images or micro)),
         is_ddp=recipe.is_ddp,
+        draws=recipe.draws,
     )
     return share // micro, layout

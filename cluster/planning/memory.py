@@ -12,11 +12,15 @@ _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
 WINDOWS = 8  # stage 3 works on such a part of the model at a time (coatnet.training.deepspeed_config)
 _WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
-# Fitted on two CPU ranks, to CoAtNet-0 and -2 (stage 3) and to three small models (stages 1 and 2): what is
-# freed leaves holes in the C library's heap, which holds blocks of up to 32 MiB; larger ones go back.
+# On two CPU ranks what is freed leaves holes in the C library's heap, which holds blocks of up to 32 MiB and
+# gives larger ones back. Fitted to CoAtNet-0 and -2 (stage 3) and to three small models (stages 1 and 2).
 _PAGES_KEPT = 1.2
 _HEAP_BLOCK = 32 * 2**20
-_FLAT_COPIES = 6  # of all weights or gradients, that come and go in a step
+_FLAT_COPIES = 4  # of all weights or gradients, that come and go in a step
+_HOLES = 0.45  # beyond the activations that were freed, by glibc's count between steps: 0.35 and 0.48 of them
+# Of a process on a CPU: what DeepSpeed loads and makes, which DDP does without; and what draws pictures.
+_DEEPSPEED_BYTES = 49e6
+_PICTURES_BYTES = 47e6
 _INPUT_BYTES = 3 * (1 + 4)  # a pixel as it arrives (uint8) and normalised (float)
 
 
@@ -29,7 +33,8 @@ class Layout:
         compiled: whether torch.compile fuses what is elementwise.
         rows: whether the CPU's extension does batch norm and GELU in one pass.
         groups: of images that a micro-batch is normalised in.
-        is_ddp: torch's own data parallelism stands in DeepSpeed's place.
+        is_ddp: torch's own data parallelism stands in DeepSpeed's place; gradients lie in its buckets.
+        draws: whether evaluations draw pictures.
     """
 
     world_size: int
@@ -43,6 +48,7 @@ class Layout:
     rows: bool = False
     groups: int = 1
     is_ddp: bool = False
+    draws: bool = False
 
     @property
     def kernels(self) -> str:
@@ -107,15 +113,16 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     ema = parameters * _FP32 / (world if stage >= 1 else 1) if layout.ema else 0.0
     casts = parameters * _BF16 if layout.precision == "autocast" and stage < 3 else 0.0
     activations = saved_bytes(works, layout=layout)
-    buckets = _bucket_bytes(works, parameters=parameters, held=held, layout=layout) if world > 1 else 0.0
+    alone = world == 1 or layout.is_ddp
+    buckets = 0.0 if alone else _bucket_bytes(works, parameters=parameters, held=held, layout=layout)
     picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
-    reserve = model * hardware.reserve_share
+    reserve, process = model * hardware.reserve_share, hardware.process_bytes
     if hardware.shares_memory:
-        reserve += _heap_bytes(parameters * held, stage=stage)
+        reserve += _heap_bytes(parameters * held, stage=stage) + _HOLES * sum(activations.values())
+        process += _PICTURES_BYTES * layout.draws - _DEEPSPEED_BYTES * layout.is_ddp
     return Memory(
-        weights, gradients, optimizer, ema, casts, activations, buckets, picture,
-        hardware.process_bytes, reserve,
+        weights, gradients, optimizer, ema, casts, activations, buckets, picture, process, reserve,
     )  # fmt: skip
 
 

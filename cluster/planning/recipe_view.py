@@ -23,7 +23,9 @@ class RecipeView:
         epoch_samples: of the training corpora, None if their manifests are not readable from here.
         total_samples: of the run, None if that depends on an unknown epoch.
         group_images: of batch norm, None for the micro-batch.
+        stage_key: the config's key of ZeRO's stage.
         is_ddp: torch's own data parallelism, as fine-tuning has without ZeRO.
+        draws: evaluations draw pictures.
         sample_bytes: of one image in the training corpora, None if unknown.
         evaluation_samples: of one evaluation, 0 for none or unknown ones.
         evaluate_every: how often, in images; None for the end alone.
@@ -45,9 +47,21 @@ class RecipeView:
     shards: int | None
     group_images: int | None = None
     is_ddp: bool = False
+    stage_key: str = "zero.stage"
+    draws: bool = False
     sample_bytes: float | None = None
     evaluation_samples: int = 0
     evaluate_every: int | None = None
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Return whether ZeRO is a section of its own, with stage 3, and activations can be checkpointed."""
+        return self.stage_key == "zero.stage"
+
+    @property
+    def highest_stage(self) -> int:
+        """Return the most that ZeRO can shard here."""
+        return 3 if self.is_pretraining else 2
 
 
 def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = None) -> RecipeView:
@@ -78,6 +92,8 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         micro_batch=lookup(config, "train.micro_batch"),
         group_images=lookup(config, "norm.group_images"),
         is_ddp=not isinstance(zero, Mapping) and not zero,
+        stage_key="zero.stage" if isinstance(zero, Mapping) else "zero",
+        draws=bool(lookup(config, "data.evaluate")),
         # fine-tuning's bf16 is autocast: its weights stay in fp32
         precision="autocast" if precision == "bf16" and not isinstance(zero, Mapping) else precision,
         zero_stage=int(sections["stage"]),

@@ -14,6 +14,7 @@ from cluster.planning.calibration import BASE, calibrate, calibrated, mean_rates
 from cluster.planning.estimate import MemoryChoice, Plan, make_plan, memory_choices
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.recipe_view import RecipeView, view
+from cluster.planning.remedies import remedies
 from cluster.recipe import find_command, read_recipe
 from coatnet.config import UserError
 
@@ -61,6 +62,16 @@ def plan_of(command: str | None, config: Path, given: Sequence[str]) -> tuple[Pl
     hardware = load_hardware(machine.hardware)
     plan = make_plan(recipe, hardware=hardware, nodes=machine.nodes, gpus_per_node=machine.gpus_per_node)
     return plan, memory_choices(recipe, plan=plan, hardware=hardware)
+
+
+def remedies_of(command: str | None, config: Path, given: Sequence[str], *, plan: Plan) -> list[str]:
+    """Return words under which the plan of the same words would fit; none for one that fits."""
+    if plan.fits:
+        return []
+    recipe, machine = _read(command, config, given)
+    return remedies(
+        recipe, plan=plan, hardware=load_hardware(machine.hardware), per_node=plan.world_size // plan.nodes
+    )
 
 
 def plan_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,34 +15,40 @@ from coatnet.config import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-_GIB = 2**30
+_GIB, _MIB = 2**30, 2**20
+_LEAST_IN_G = 1e8  # multiply-adds
+_LEAST_IN_GIB = 4 * _GIB  # smaller plans are told in MiB
 _SHOWN_SHARE = 5e-4  # of a step
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str) -> None:
-    """Print everything about one layout."""
+def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str, remedies: Sequence[str]) -> None:
+    """Print everything about one layout; of one that does not fit, words under which it would."""
     from rich.markup import escape
 
     from coatnet.runtime.console import make_console
 
     console = make_console()
-    size = f"{plan.parameters / 1e6:,.1f} M parameters, {plan.macs / 1e9:.2f} G MACs"
+    macs = f"{plan.macs / 1e9:,.2f} G" if plan.macs >= _LEAST_IN_G else f"{plan.macs / 1e6:,.1f} M"
+    size = f"{plan.parameters / 1e6:,.1f} M parameters, {macs} MACs"
     console.print(f"[bold]{escape(name)}[/bold]: {size}")
     layout = plan.layout
     batch = f"{plan.global_batch} = {layout.micro_batch} × {plan.accumulation} × {plan.world_size}"
     console.print(
-        f"{plan.nodes} nodes, {plan.world_size} × {plan.hardware}; global batch {batch}; "
-        f"ZeRO-{layout.zero_stage}, {layout.precision}"
+        f"{plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}, {plan.world_size} × {plan.hardware}; "
+        f"global batch {batch}; ZeRO-{layout.zero_stage}, {layout.precision}"
     )
     console.print(_memory_table(plan, choices))
     console.print(_speed_table(plan))
     for line in _facts(plan):
         console.print(line)
     if not plan.fits:
-        console.print(
-            "[red]does not fit[/red]: lower train.micro_batch, raise zero.stage or checkpoint activations"
-        )
+        held, needed = (f"{size / _GIB:.1f}" for size in (plan.memory_limit_bytes, plan.memory.total))
+        console.print(f"[red]does not fit[/red]: {needed} GiB needed, {held} there")
+        for words in remedies:
+            console.print(f"  would fit: {escape(words)}")
+        if not remedies:
+            console.print("  nor would it in the smallest micro-batches, sharded and checkpointed")
 
 
 def print_comparison(plans: Sequence[Plan]) -> None:
@@ -114,12 +121,8 @@ def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:
     """Lay components out as rows and ZeRO's stages as columns, which a terminal of 80 characters can hold."""
     kept = [choice for choice in choices if not choice.checkpointing]
     checkpointed = [choice for choice in choices if choice.checkpointing]
-    table = _table("GiB per GPU", "this run", *(f"ZeRO-{choice.zero_stage}" for choice in kept))
-    memories = [plan.memory, *(choice.memory for choice in kept)]
-    for name in plan.memory.components():
-        table.add_row(name, *(f"{memory.components()[name] / _GIB:.2f}" for memory in memories))
-    table.add_row("[bold]sum[/bold]", *(_total(memory, plan) for memory in memories))
-    table.add_row("largest micro-batch", "", *(str(choice.largest_micro_batch) for choice in kept))
+    unit = f"{_unit(plan)} per {'rank' if plan.in_process else 'GPU'}"
+    table = _table(unit, "this run", *(f"ZeRO-{choice.zero_stage}" for choice in kept))
     table.add_section()
     table.add_row("sum, activations checkpointed", "", *(_total(one.memory, plan) for one in checkpointed))
     table.add_row(
@@ -128,8 +131,16 @@ def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:
     return table
 
 
-def _total(memory: Memory, plan: Plan, *, digits: int = 2) -> str:
-    total = f"{memory.total / _GIB:.{digits}f}"
+def _unit(plan: Plan) -> str:
+    return "GiB" if plan.memory.total >= _LEAST_IN_GIB else "MiB"
+
+
+def _size(size: float, plan: Plan) -> str:
+    return f"{size / _GIB:.2f}" if _unit(plan) == "GiB" else f"{size / _MIB:,.0f}"
+
+
+def _total(memory: Memory, plan: Plan, *, digits: int | None = None) -> str:
+    total = _size(memory.total, plan) if digits is None else f"{memory.total / _GIB:.{digits}f}"
     return total if memory.total <= plan.memory_limit_bytes else f"[red]! {total}[/red]"
 
 
@@ -149,23 +160,26 @@ def _speed_table(plan: Plan) -> Table:
 
 
 def _facts(plan: Plan) -> list[str]:
-    stages = ", ".join(f"{stage} {size / _GIB:.2f}" for stage, size in plan.memory.activations.items())
+    stages = ", ".join(f"{stage} {_size(size, plan)}" for stage, size in plan.memory.activations.items())
     lines = [
-        f"activations by stage, GiB: {stages}",
+        f"activations by stage, {_unit(plan)}: {stages}",
         f"{plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.0%}",
         f"loader: {plan.loader_images_per_second_per_node:,.0f} images/s per node, "
         f"{plan.loader_cores_needed_per_node:.1f} of {plan.loader_cores_per_node} cores "
         f"at {plan.loader_images_per_second_per_node / plan.loader_cores_needed_per_node:,.0f} each",
-        f"checkpoint: {plan.checkpoint_bytes / _GIB:.2f} GiB, written in {plan.checkpoint_seconds:.1f} s",
+        f"checkpoint: {_size(plan.checkpoint_bytes, plan)} {_unit(plan)}, "
+        f"written in {plan.checkpoint_seconds:.1f} s",
     ]
     if plan.shards_per_rank is not None:
         lines.append(f"shards per rank: {plan.shards_per_rank:.1f}")
     if plan.days is None:
         lines.append("days: unknown, since the corpus is not readable from here; give epoch_samples=1281167")
     else:
-        lines.append(
-            f"{plan.total_samples:,} images in {duration(plan.days * 86400)}: {plan.gpu_hours:,.0f} GPU-hours"
-        )
+        assert plan.run is not None and plan.gpu_hours is not None
+        hours = "" if plan.in_process else f": {plan.gpu_hours:,.0f} GPU-hours"
+        lines.append(f"{plan.total_samples:,} images in {duration(plan.run.seconds)}{hours}")
+        parts = {name: duration(seconds) for name, seconds in dataclasses.asdict(plan.run).items() if seconds}
+        lines.append(", ".join(f"{name} {length}" for name, length in parts.items()))
     return lines
 
 

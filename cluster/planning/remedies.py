@@ -1,0 +1,82 @@
+"""What would make a layout fit that does not: changes of one kind each, every one of them planned again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cluster.planning.estimate import Plan, make_plan
+from cluster.planning.hardware import Hardware
+from cluster.planning.recipe_view import RecipeView
+from coatnet.config import UserError
+
+_STAGES = ("S1", "S2", "S3", "S4")
+_MOST_GPUS = 1024
+Change = tuple[str, RecipeView, int]  # what to write, what it makes of the recipe, nodes
+
+
+def remedies(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: int) -> list[str]:
+    """Return words for the command line, the least change of each kind that fits.
+
+    The last one, where nothing else helps, is everything at once; empty if not even that fits.
+    """
+
+    def fits(change: Change) -> bool:
+        try:
+            made = make_plan(change[1], hardware=hardware, nodes=change[2], gpus_per_node=per_node)
+        except UserError:  # the batch does not divide
+            return False
+        return made.fits
+
+    kinds = [_smaller_batches, _higher_stages, _checkpointed, _more_nodes]
+    found = [next(filter(fits, kind(recipe, plan)), None) for kind in kinds]
+    words = [change[0] for change in found if change is not None]
+    return words or [change[0] for change in filter(fits, _everything(recipe, plan))][:1]
+
+
+def _smaller_batches(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    """Yield the micro-batches below the plan's that cut a rank's share evenly, and norm's groups them."""
+    share, group = plan.global_batch // plan.world_size, recipe.group_images or 1
+    for size in range(plan.layout.micro_batch - 1, 0, -1):
+        if share % size == 0 and size % group == 0:
+            yield f"train.micro_batch={size}", replace(recipe, micro_batch=size), plan.nodes
+
+
+def _higher_stages(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    if plan.world_size == 1:
+        return
+    for stage in range(recipe.zero_stage + 1, recipe.highest_stage + 1):
+        word = f"{recipe.stage_key}={stage}"
+        yield word, replace(recipe, zero_stage=stage, is_ddp=False), plan.nodes
+
+
+def _checkpointed(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    if not recipe.is_pretraining:
+        return
+    for count in range(1, len(_STAGES) + 1):
+        chosen = tuple(sorted({*_STAGES[:count], *recipe.checkpointing}))
+        if chosen != recipe.checkpointing:
+            word = f"train.activation_checkpointing=[{','.join(chosen)}]"
+            yield word, replace(recipe, checkpointing=chosen), plan.nodes
+
+
+def _more_nodes(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    nodes = 2 * plan.nodes
+    while nodes * plan.world_size <= _MOST_GPUS * plan.nodes:
+        yield f"nodes={nodes}", recipe, nodes
+        nodes *= 2
+
+
+def _everything(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    """Yield all changes together, on more and more nodes."""
+    words: list[str] = []
+    for kind in (_higher_stages, _checkpointed):
+        for word, changed, _ in list(kind(recipe, plan))[-1:]:
+            words.append(word)
+            recipe = changed
+    # at every micro-batch, the largest first, on as few nodes as possible
+    for _, _, nodes in [("", recipe, plan.nodes), *_more_nodes(recipe, plan)]:
+        on_nodes = [f"nodes={nodes}"] if nodes > plan.nodes else []
+        yield " ".join([*words, *on_nodes]), recipe, nodes
+        for word, changed, _ in _smaller_batches(recipe, plan):
+            yield " ".join([word, *words, *on_nodes]), changed, nodes
