@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def export_model(
     """Write the forms, a certificate for each, and a model card; return the certificates.
 
     Raises:
-        UserError: unknown form, a form that cannot hold this architecture, or answers that differ.
+        UserError: unknown form, a form that cannot hold this architecture, no room, or answers that differ.
     """
     unknown = [form for form in formats if form not in _WRITERS]
     if unknown:
@@ -52,6 +53,7 @@ def export_model(
     for form in formats:
         print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)
         certified = destination / f"certificate-{form}.json"
+        _require_space(destination, classifier)
         certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
         files, answers, notes = _WRITERS[form](classifier, destination)
         certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
@@ -66,6 +68,16 @@ def export_model(
             f"{bad[0]['max_logit_difference']:.2g}, more than {bad[0]['tolerance']:g}; do not use it"
         )
     return certificates
+
+
+def _require_space(destination: Path, classifier: Classifier) -> None:
+    """Refuse what finds no room before it is begun: torch's own writer aborts the process on a full disk."""
+    needed = sum(tensor.nbytes for tensor in classifier.model.state_dict().values())
+    free = shutil.disk_usage(destination).free
+    if free < needed:
+        raise UserError(
+            f"{destination}: {free / 2**20:,.1f} MiB free, an export needs {needed / 2**20:,.1f}; make room"
+        )
 
 
 def print_certificates(certificates: Sequence[dict[str, Any]]) -> None:
