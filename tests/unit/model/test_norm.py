@@ -85,6 +85,11 @@ def test_one_all_reduce_carries_all_layers() -> None:
     assert len(calls) == 1
 
 
+def test_groups_are_cut_alike_where_the_cpus_kernel_does_not_fit() -> None:
+    x = images(8)[:, :2]  # fewer rows than images in a group
+    torch.testing.assert_close(make()(x.double()).float(), make()(x.contiguous()))
+
+
 def test_a_fresh_norm_is_the_identity_and_saves_what_it_is_made_of() -> None:
     norm, x = GroupBatchNorm(WIDTH, group_images=GROUP, momentum=0.1, eps=0.0).eval(), images(GROUP)
     assert torch.equal(norm(x), x)
