@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +251,45 @@ def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
     monkeypatch.setattr(module, "_read", hanging)
     with pytest.raises(LeaseHeld, match="far"):
         Lease.acquire(tmp_path)
+
+
+def test_a_lease_that_cannot_be_written_is_none_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            Lease.acquire(tmp_path)
+    assert list((tmp_path / "lease").iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "lost"), [(errno.EIO, False), (errno.ENOENT, True), (errno.ESTALE, True)])
+def test_a_file_system_that_does_not_answer_is_no_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, lost: bool
+) -> None:
+    lease = Lease.acquire(tmp_path)
+
+    def failing(path: Path, *given: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", failing)
+        with pytest.raises(LeaseLost if lost else OSError):
+            lease.check()
+    if not lost:
+        lease.check()
+    lease.release()
+
+
+def test_who_took_a_run_over_need_not_be_known_and_its_folder_may_be_gone(tmp_path: Path) -> None:
+    lease = Lease.acquire(tmp_path)
+    shutil.rmtree(tmp_path / "lease")
+    with pytest.raises(LeaseLost, match="taken over by another job"):
+        lease.check()
+    lease.release()
 
 
 def test_a_beat_needs_no_space_on_the_disk(tmp_path: Path) -> None:
