@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from coatnet.runtime.account import (
     read_lives,
     summarise,
 )
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
 
 # A life that computes, writes its totals, goes on a little and is killed before it writes them again.
 KILLED_LIFE = """
@@ -206,8 +210,24 @@ def test_what_is_shifted_may_have_passed_a_moment_ago(tmp_path: Path) -> None:
 
 def test_what_a_process_spent_before_its_account_is_part_of_the_start(tmp_path: Path) -> None:
     assert process_age_seconds() > 0
+    before = time.time()
     account = TimeAccount(tmp_path, rank=0, life=1, age_seconds=5.0)
+    after = time.time()
     assert account.seconds()["start"] >= 5.0
     account.flush(samples_seen=0)
     (life,) = read_lives(tmp_path)
     assert life.ended - life.began == pytest.approx(sum(life.seconds.values()), abs=0.01)
+    assert before - 5.001 <= life.began <= after - 4.999
+
+
+def test_a_runs_account_is_numbered_by_its_lease_and_ends_with_what_was_reached(tmp_path: Path) -> None:
+    lease = Lease.acquire(tmp_path)
+    account = TimeAccount.of_run(RunDirectory(tmp_path), ranks=Ranks())
+    assert account.life == lease.epoch == 1
+    assert [life.samples_seen for life in read_lives(tmp_path / "account")] == [0]
+    account.reached(16)
+    account.close()
+    lease.release()
+    (life,) = read_lives(tmp_path / "account")
+    assert life.samples_seen == 16 and life.seconds["start"] > 0 == life.seconds["idle"]
+    assert "account" not in {thread.name for thread in threading.enumerate()}
