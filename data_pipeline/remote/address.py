@@ -21,11 +21,16 @@ def check_url(url: str) -> None:
     """Refuse what is not on the list: `pipe:` runs a shell elsewhere, `file:` and `ftp:` have no place here.
 
     Raises:
-        UserError: another scheme, or no host.
+        UserError: no URL, another scheme, no host, or a password, which no request would carry.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"the URL of a corpus makes no sense: {error}") from None
     if parts.scheme not in SCHEMES or not parts.netloc:
-        raise UserError(f"{url}: allowed are a folder or a URL of {', '.join(SCHEMES)}")
+        raise UserError(f"{without_secrets(url)}: allowed are a folder or a URL of {', '.join(SCHEMES)}")
+    if "@" in parts.netloc:
+        raise UserError(f"{without_secrets(url)}: a name or password in a URL is not sent; sign it instead")
 
 
 def join(base: str, name: str) -> str:
@@ -34,9 +39,10 @@ def join(base: str, name: str) -> str:
     return f"{head.rstrip('/')}/{quote(name)}{question}{query}"
 
 
-def without_query(url: str) -> str:
-    """Return a URL for messages: a query may be a signature, which is a secret."""
-    return url.partition("?")[0]
+def without_secrets(url: str) -> str:
+    """Return a URL for messages, without its query, which may be a signature, and without a password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def to_http(url: str) -> str:

@@ -18,7 +18,7 @@ import urllib3
 import xxhash
 from urllib3.exceptions import HTTPError
 
-from data_pipeline.remote.address import to_http, without_query
+from data_pipeline.remote.address import to_http, without_secrets
 
 _CHUNK_BYTES = 1 << 18
 _LEAST_BYTES_PER_SECOND = 2_000  # a slow drip keeps a socket alive for ever
@@ -89,7 +89,7 @@ def download(url: str, target: Path, expected: Expected, *, patience: Patience) 
             failures = 1 if gained else failures + 1
             if failures >= patience.attempts:
                 raise DownloadError(
-                    f"{without_query(url)}: {error}, after {failures} attempts without progress"
+                    f"{without_secrets(url)}: {error}, after {failures} attempts without progress"
                 ) from None
             patience.pause(max(error.after_seconds, backoff_seconds(failures)))
 
@@ -107,11 +107,11 @@ def fetch_bytes(url: str, *, limit: int, patience: Patience) -> bytes:
                 for chunk in _chunks(response, patience):
                     content += chunk
                     if len(content) > limit:
-                        raise DownloadError(f"{without_query(url)}: longer than {limit} bytes")
+                        raise DownloadError(f"{without_secrets(url)}: longer than {limit} bytes")
             return bytes(content)
         except _Retry as error:
             if failures == patience.attempts:
-                raise DownloadError(f"{without_query(url)}: {error}, after {failures} attempts") from None
+                raise DownloadError(f"{without_secrets(url)}: {error}, after {failures} attempts") from None
             patience.pause(max(error.after_seconds, backoff_seconds(failures)))
     raise AssertionError("a last attempt returns or raises")
 
@@ -176,7 +176,7 @@ def _open(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTT
     status, after = response.status, response.headers.get("Retry-After", "")
     response.close()
     if status in _FINAL_STATUS:
-        raise DownloadError(f"{without_query(url)}: the server answers {status}")
+        raise DownloadError(f"{without_secrets(url)}: the server answers {status}")
     raise _Retry(f"the server answers {status}", after_seconds=_seconds(after))
 
 

@@ -15,7 +15,7 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.index import index_path, labels_path
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError
-from data_pipeline.remote.address import check_url, join, without_query
+from data_pipeline.remote.address import check_url, join, without_secrets
 from data_pipeline.remote.cache import Cache
 from data_pipeline.remote.download import DownloadError, Expected, Patience, download, fetch_bytes
 
@@ -106,8 +106,8 @@ def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{without_query(address)}: is no JSON: {error}") from None
-    manifest = parse_manifest(text, origin=without_query(address))
+        raise UserError(f"{without_secrets(address)}: is no JSON: {error}") from None
+    manifest = parse_manifest(text, origin=without_secrets(address))
     folder = Path(cache.directory or _default_folder())
     kept = Cache(folder, limit_bytes=cache.limit_bytes)
     return manifest, RemoteFiles(url, manifest, kept, patience=patience)

@@ -165,6 +165,12 @@ def test_secrets_in_a_url_stay_out_of_messages(server: FaultServer, tmp_path: Pa
     with pytest.raises(UserError) as raised:
         open_corpus(f"{server.url}/nowhere?token=hush", cache=cache_config(tmp_path))
     assert "hush" not in str(raised.value)
+    for url in ("https://me:hush@host/shards", "ftp://me:hush@host/x?key=hush", "http://[hush"):
+        with pytest.raises(
+            UserError, match=r"host/shards: a name or|ftp://host/x: allowed|Invalid IPv6"
+        ) as raised:
+            open_corpus(url)
+        assert "hush" not in str(raised.value)
 
 
 @pytest.mark.parametrize("tail", ["continue", "mask"])
