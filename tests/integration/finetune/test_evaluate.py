@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fault_server import FaultServer
 
 from coatnet.config import UserError
-from coatnet.runtime.ranks import Ranks
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
-from finetune.evaluation.request import EvaluationRequest, evaluate
+from finetune.cli import evaluate
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 EXACT = (
@@ -48,24 +47,25 @@ def test_neither_batch_size_nor_ranks_change_a_figure(trained: Path, photos: Pat
 
 @pytest.mark.slow
 def test_a_set_behind_a_url_gives_the_figures_of_the_folder(
-    trained: Path, photos: Path, coatnet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the cache of shards is
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the cache of shards is
     shards = tmp_path / "shards"
     shard_corpus(photos / "validation", shards, options=ShardOptions(shard_samples=6), quiet=True)
     with FaultServer(shards) as server:
         server.faults["shard-000001.tar"] = ["503", "cut"]
-        remote = json.loads(coatnet("evaluate", trained, server.url, "--json").stdout)[0]
+        evaluate(trained, server.url, as_json=True)
+        remote = json.loads(capsys.readouterr().out)[0]
         with pytest.raises(UserError, match=f"{server.url}/nothing/manifest.json: .*404"):
-            evaluate_in_process(trained, f"{server.url}/nothing")
+            evaluate(trained, f"{server.url}/nothing")
     assert remote["bad_samples"] == 0 and server.requests["shard-000001.tar"] == 3
-    local = evaluate_in_process(trained, shards)
+    evaluate(trained, str(shards), as_json=True)
+    local = json.loads(capsys.readouterr().out)[0]
     assert {key: remote[key] for key in EXACT} == {key: local[key] for key in EXACT}
-
-
-def evaluate_in_process(model: Path, data: Path | str) -> dict[str, Any]:
-    request = EvaluationRequest(model=str(model), data=str(data), sizes=[])
-    return json.loads(json.dumps(evaluate(request, ranks=Ranks())[0]))
 
 
 @pytest.mark.slow
