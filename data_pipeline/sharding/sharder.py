@@ -60,11 +60,11 @@ def shard_corpus(
         chosen, dropped = np.arange(len(listing)), list[Oddity]()
         if options.deduplicate:
             chosen, dropped = without_duplicates(listing)
-        parts = _split(listing, chosen, destination, options)
-        return {
-            split: _shard_part(listing, numbers, folder, options, dropped, quiet=quiet)
-            for split, (numbers, folder) in parts.items()
-        }
+        made = {}
+        for split, (numbers, folder) in _split(listing, chosen, destination, options).items():
+            made[split] = _shard_part(listing, numbers, folder, options, dropped, quiet=quiet)
+            dropped = []  # told once, by the first of two parts
+        return made
 
 
 def _split(

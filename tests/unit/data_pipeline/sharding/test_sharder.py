@@ -204,6 +204,9 @@ def test_equal_bytes_are_kept_once(image_folder: Path, tmp_path: Path) -> None:
     report = [json.loads(line) for line in (tmp_path / "out" / "report.jsonl").read_text().splitlines()]
     named = {entry["name"]: entry["detail"] for entry in report if "duplicate" in entry["kinds"]}
     assert named == {"x/again.jpg": "equals x/3.jpg", "y/5.jpg": "equals x/5.jpg, of another label"}
+    options = ShardOptions(deduplicate=True, validation=0.5)
+    made = shard_corpus(source, tmp_path / "parts", options=options, quiet=True)
+    assert [manifest.counts["duplicates"] for manifest in made.values()] == [2, 0]
 
 
 def make(folder: Path, **contents: bytes) -> Path:
