@@ -38,8 +38,9 @@ campaigns: system-packages $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --kills 40 --seed 7
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/duels.py --duels 200 --commands 4 --seed 1
 	$(BIN)/python benchmarks/crash_states.py --states 20000
-	@sh .ci/system-packages user-mode-linux uml-utilities nfs-kernel-server nfs-common
+	@sh .ci/system-packages user-mode-linux uml-utilities nfs-kernel-server nfs-common xfsprogs btrfs-progs
 	$(BIN)/python benchmarks/nfs.py --rounds 3 --training
+	for kind in ext4 xfs btrfs; do $(BIN)/python benchmarks/power_cuts.py --cuts 10 --file-system $$kind || exit; done
 
 # Every scenario on a real SLURM, with the table that benchmarks/slurm.md holds.
 slurm-scenarios: system-packages $(VENV)/.test

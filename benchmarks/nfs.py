@@ -25,9 +25,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from jobs_on_nodes import say
 from nfs_machines import MOUNT, Cluster, missing
 from nfs_training import train
-from nfs_trials import TRIALS, Table, say
+from nfs_trials import TRIALS, Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

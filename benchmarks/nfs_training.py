@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from jobs_on_nodes import ROOT, say
 from nfs_machines import MOUNT, Cluster
-from nfs_trials import ROOT, Table, say
+from nfs_trials import Table
 from virtual_nodes import Command, Node
 
 _PATIENCE_SECONDS = 900.0

@@ -1,6 +1,6 @@
 """What a job does to a run directory, step by step as standard input says; every line is answered by one.
 
-    python benchmarks/nfs_job.py RUN
+    python benchmarks/node_job.py RUN
 
     acquire LIFE | steps | save STEP | freeze STEP | endless | verify | release
 
