@@ -4,8 +4,8 @@
 
 A virtual node (virtual_nodes.py) has a disk of its own with a real file system and saves without end; its
 kernel is gone from one moment to the next; the next one mounts the disk, reads every checkpoint back and goes
-on saving. What the kernel had handed to the disk is there afterwards, nothing else; what a disk may do to writes
-that it was not asked to flush is for crash_states.py.
+on saving. What the kernel had handed to the disk is there afterwards, nothing else; what a disk may do
+to writes that it was not asked to flush is for crash_states.py.
 
 Expected: promised_lost 0, broken_checkpoints 0, not_gone_on 0. Needs root and, from Debian, user-mode-linux,
 uml-utilities and the file system's mkfs (xfsprogs, btrfs-progs).
