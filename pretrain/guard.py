@@ -29,6 +29,10 @@ class Guard:
             return None
         return lambda loss: self._is_spike(robust_score(loss, state.losses), state.losses)
 
+    def rolled_back(self) -> None:
+        """Count a rollback that a verdict asked for: there was a checkpoint to go back to."""
+        self._rollbacks += 1
+
     def judge(self, result: PretrainResult, state: State) -> Verdict:
         """Judge the step that led to `state`, and remember an accepted one.
 
@@ -57,10 +61,9 @@ class Guard:
     def _on_spike(self, state: State, *, score: float) -> Verdict:
         if self._config.spike != "rollback" or state.spiking < self._config.spike_steps:
             return Verdict("spike", score=score)
-        self._rollbacks += 1
-        if self._rollbacks > self._config.max_rollbacks:
+        if self._rollbacks >= self._config.max_rollbacks:
             raise UserError(
-                f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks - 1} "
+                f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks} "
                 "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate"
             )
         return Verdict(

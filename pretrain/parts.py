@@ -115,8 +115,21 @@ class Parts(TrainingRun[State, PretrainResult]):
         return result
 
     def judge(self, state: State, result: PretrainResult) -> Verdict:
-        """Say what to make of the step that led to `state`."""
-        return self.guard.judge(result, state)
+        """Say what to make of the step that led to `state`.
+
+        A spike before the first checkpoint is survived: there is nothing to go back to.
+        """
+        verdict = self.guard.judge(result, state)
+        if not verdict.rollback:
+            return verdict
+        with self.watchdog.patience():
+            if self.checkpoints.reach_before(verdict.step):
+                return verdict
+        if state.spiking == self.config.guard.spike_steps:  # the first of them
+            self.recorder.alarm(
+                f"no checkpoint from before the loss spike of step {verdict.step}; the run goes on"
+            )
+        return Verdict("spike", score=verdict.score)
 
     def evaluate(self, state: State) -> None:
         """Measure the evaluation corpus, if there is one."""
@@ -235,6 +248,7 @@ class Parts(TrainingRun[State, PretrainResult]):
         with self.watchdog.patience():
             state.become(self.checkpoints.restore(before=verdict.step))
         self._redone_until = max(self._redone_until, reached)
+        self.guard.rolled_back()
         # Last: a run that is killed before comes to the same spike again, and not from behind it.
         if self.ranks.is_main:
             known = _read_ranges(self._exclusions)

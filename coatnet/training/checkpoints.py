@@ -122,6 +122,13 @@ class Checkpoints(Generic[State]):
             checkpoint = self._store.newest()
             return None if checkpoint is None else self._load(checkpoint)
 
+    def reach_before(self, step: int) -> bool:
+        """Tell whether there is a checkpoint of a step below `step`; all ranks ask."""
+        self._store.wait()
+        return bool(
+            self._ranks.broadcast(self._ranks.is_main and min(self._store.steps(), default=step) < step)
+        )
+
     def restore(self, *, before: int) -> State:
         """Go back to the newest checkpoint of a step below `before`, and give up those after it.
 

@@ -160,6 +160,19 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     assert losses == sorted(losses, reverse=True) and "class" in found["worst_samples"][0]["name"]
 
 
+def test_a_spike_before_the_first_checkpoint_is_told_and_survived(
+    place: Path, tmp_path: Path, on_ranks: OnRanks
+) -> None:
+    guard = ["guard.spike=rollback", "guard.spike_window=4", "guard.spike_score=2000"]
+    early = [*guard, "save.every=100 steps", "train.duration=8 steps"]
+    options = arguments(place, str(tmp_path / "run"), *early)
+    on_ranks("pretrain_run", world_size=2, arguments=options, spike_at=4 * 24, spike_steps=2)
+    run = RunDirectory(tmp_path / "run")
+    (alarm,) = (one["text"] for one in run.read_events() if one["kind"] == "alarm")
+    assert "loss spike of step 5" in alarm and run.marker("done") is not None
+    assert kinds(run.path).count("spike") == 4 and "rollback" not in kinds(run.path)  # two steps of two ranks
+
+
 @pytest.mark.parametrize(
     ("options", "spike"),
     [

@@ -129,6 +129,8 @@ def test_a_spike_goes_on_over_a_resume_in_the_middle_of_it() -> None:
 def test_too_many_rollbacks_stop_the_run_with_advice() -> None:
     guard = Guard(GuardConfig(spike_window=10, spike="rollback", spike_steps=1, max_rollbacks=2), rollbacks=1)
     assert step(guard, after_steps(guard, 10), result(9.0)).rollback
+    assert step(guard, after_steps(guard, 10), result(9.0)).rollback, "the former came to nothing"
+    guard.rolled_back()
     with pytest.raises(UserError, match=r"after 2 rollbacks, as many as guard\.max_rollbacks"):
         step(guard, after_steps(guard, 10), result(9.0))
 
