@@ -218,7 +218,7 @@ def _bad_samples(record: RunRecord) -> list[Block]:
     rows = [(name, reason, f"{count:,}") for (name, reason), count in times.most_common(_MOST_BAD)]
     more = f"; the {_MOST_BAD} most frequent" if len(times) > _MOST_BAD else ""
     counted = (
-        f"{len(times):,} samples could not be used, {len(found):,} times in all{more}. In training others "
+        f"Samples that could not be used: {len(times):,}, met {len(found):,} ×{more}. In training others "
         "took their place; which, and at which position, stands in events.jsonl and events/."
     )
     return [Text(counted), Table(rows, ("sample", "what is wrong", "times"), right=(2,))]

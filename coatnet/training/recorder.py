@@ -169,7 +169,9 @@ class Recorder:
         for sample in new:
             self._run.record_event("bad_sample", during="evaluation", **sample)
         if new:
-            self.say(f"warning: {len(new):,} images to evaluate on cannot be read; events.jsonl names them")
+            self.say(
+                f"warning: images to evaluate on that cannot be read: {len(new):,}; events.jsonl names them"
+            )
         self._metrics.scalars(
             {f"evaluate/{name}": value for name, value in figures.items()}, samples_seen=state.samples_seen
         )

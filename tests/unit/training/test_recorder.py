@@ -83,7 +83,7 @@ def test_images_that_no_evaluation_can_read_are_named_once(
     recorder.close()
     named = [(event["name"], event["during"]) for event in run.read_events() if event["kind"] == "bad_sample"]
     assert named == [("shard:3", "evaluation")]
-    assert capsys.readouterr().err.count("cannot be read") == 1
+    assert capsys.readouterr().err.count("cannot be read: 1;") == 1
 
 
 def take_step(recorder: Recorder, state: State, *, bad: int = 0, applied: bool = True) -> None:
