@@ -97,7 +97,7 @@ class History:
                 life = lives[entry["life"]]
                 life.ended, life.outcome, life.reason = entry["time"], entry["outcome"], entry["reason"]
                 life.tries, life.excluded = entry["tries"], dict(entry["excluded"])
-        return [lives[number] for number in sorted(lives)]
+        return list(lives.values())
 
     def lives_without_progress(self, *, step: int) -> int:
         """Count the last lives in a row that began at `step`, since the last submission."""

@@ -81,21 +81,30 @@ def test_a_torn_last_line_loses_itself_alone(tmp_path: Path) -> None:
         '{"event": "begin", "time": 1, "life": "x", "job_id": "1", "nodes": [], "step": 0}',
         '{"event": "begin", "time": null, "life": 2, "job_id": "1", "nodes": [], "step": 0}',
         '{"event": "end", "time": 1, "life": 1, "outcome": null, "reason": "", "tries": 1, "excluded": {}}',
-        '{"event": "submitted", "time": 1, "job_id": "1", "lives": null}',
+        '{"event": "submitted", "time": 1, "job_id": "1", "lives": "x"}',
+        '{"event": "end", "time": 1, "life": 9, "outcome": "x", "reason": "", "tries": 1, "excluded": {}}',
         '{"event": "somebody else", "time": 1}',
     ],
 )  # fmt: skip
 def test_garbage_in_the_history_changes_nothing(line: str, tmp_path: Path) -> None:
     history = History(tmp_path)
+    (tmp_path / "lives.jsonl").write_text(f"{line}\n", errors="surrogateescape")
     history.note("submitted", job_id="1", folder="0001", lives=0)
     history.begin(job_id="1", nodes=["n1"], step=-1)
     with (tmp_path / "lives.jsonl").open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
     history.begin(job_id="1", nodes=["n1"], step=-1)
-    assert [life.number for life in history.lives()] == [1, 2]
+    assert [(life.number, life.outcome) for life in history.lives()] == [(1, ""), (2, "")]
     assert history.lives_without_progress(step=-1) == 2
     assert history.job_ids() == ["1"] and history.excluded() == {}
     assert read_status(tmp_path, queue={}).state == "lost"
+
+
+def test_an_empty_history_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "lives.jsonl").touch()
+    history = History(tmp_path)
+    history.begin(job_id="1", nodes=["n1"], step=-1)
+    assert len(history.lives()) == 1
 
 
 def test_progress_is_the_newest_committed_checkpoint(tmp_path: Path) -> None:

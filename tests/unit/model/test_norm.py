@@ -146,6 +146,12 @@ def test_bfloat16_activations_have_float32_statistics() -> None:
     assert torch.allclose(y.float(), make(group_images=None)(x.float()), rtol=2**-8)
 
 
+def test_bfloat16_weights_count_as_what_they_are() -> None:
+    cast, exact, x = make().bfloat16(), make(), images(8)
+    exact.load_state_dict({**exact.state_dict(), **{k: v.float() for k, v in cast.named_parameters()}})
+    torch.testing.assert_close(cast(x), exact(x))
+
+
 def test_a_model_cast_to_bfloat16_as_deepspeed_does_keeps_its_statistics_to_the_bit() -> None:
     config = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32)
     model = build_model(config, norm=NormConfig(group_images=2), seed=0).train()
