@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+_ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -102,7 +103,9 @@ def shard(
         return
     for split, facts in summary.items():
         folder = destination if split == "all" else destination / split
-        numbers = ", ".join(f"{count:,} {what}" for what, count in facts.items())
+        numbers = ", ".join(
+            f"{count:,} {_ONE.get(what, what) if count == 1 else what}" for what, count in facts.items()
+        )
         print(f"{folder}: {numbers}")
         if facts["odd"]:
             print(f"  odd images are named in {folder / 'report.jsonl'}")

@@ -109,7 +109,8 @@ def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameTyp
         if number in forwarded:
             return
         if not forwarded:
-            say_from_a_handler(f"{signal.Signals(number).name}: asking {len(group)} ranks to end")
+            whom = "the rank" if len(group) == 1 else f"{len(group)} ranks"
+            say_from_a_handler(f"{signal.Signals(number).name}: asking {whom} to end")
         forwarded.add(number)
         for process in group:
             if process.poll() is None:
