@@ -38,7 +38,7 @@ class PretrainConfig:
             in bf16 as well, with fp32 master weights; gradients are summed in fp32. Batch norm is in fp32 in
             all of them.
         ema: decay of a moving average of the weights, also evaluated and saved; 0 is off.
-        compile: compile the model's blocks with torch.compile.
+        compile: compile the model's blocks with torch.compile; at stage 3 graphs break around every layer.
     """
 
     seed: int = 0

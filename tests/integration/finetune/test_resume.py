@@ -139,7 +139,7 @@ def test_a_second_start_hears_at_once_who_holds_the_run(
     assert f"held by process {os.getpid()} on" in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_is_waited_for(
     command: Command, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
