@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,7 @@ class Journey:
     def __init__(self, directory: Path, *, quiet: bool) -> None:
         self.directory = directory
         self.quiet = quiet
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Console(stderr=True, quiet=quiet, emoji=False)
         self._log = directory / "steps.jsonl"
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         self.steps = {step.title: step for step in (Step(**json.loads(line)) for line in lines)}
@@ -58,9 +59,10 @@ class Journey:
             log.write(json.dumps(asdict(finished)) + "\n")
 
     def command(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
-        """Start `coatnet ARGUMENTS…`, showing the command as a user would type it."""
+        """Start `coatnet ARGUMENTS…`, showing the command as a user would type it, or copy it."""
         words = [str(argument) for argument in arguments]
-        self.console.print(f"[dim]$ coatnet {escape(' '.join(words))}[/dim]", highlight=False)
+        shown = escape(shlex.join(["coatnet", *words]))
+        self.console.print(f"[dim]$ {shown}[/dim]", highlight=False, soft_wrap=True)
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)), **os.environ}
         output = subprocess.DEVNULL if self.quiet else None
         return subprocess.Popen([sys.executable, "-m", "coatnet.cli", *words], env=environment, stdout=output)
