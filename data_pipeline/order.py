@@ -143,8 +143,8 @@ class Order:
         found = self._lines.get(epoch)
         if found is None:
             shards = shuffled(len(self._counts), derive_key(self._key, epoch))
-            shards = shards[self._counts[shards] > 0]
             found = _Line(shards, np.cumsum(self._counts[shards]) - self._counts[shards])
-            kept = sorted(self._lines)[-(_KEPT_LINES - 1) :]
-            self._lines = {**{old: self._lines[old] for old in kept if old in self._lines}, epoch: found}
+            lines = self._lines
+            kept = sorted(lines)[-(_KEPT_LINES - 1) :]
+            self._lines = {**{old: lines[old] for old in kept}, epoch: found}
         return found

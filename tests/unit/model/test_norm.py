@@ -74,6 +74,25 @@ def test_nothing_is_remembered_before_the_commit_and_the_commit_is_one_update() 
     )
 
 
+def test_deferring_anew_forgets_what_was_not_committed() -> None:
+    norm = make()
+    for _ in range(2):
+        defer_statistics(norm)
+        norm(images(8))
+    commit_statistics(norm)
+    once = make()
+    defer_statistics(once)
+    once(images(8))
+    commit_statistics(once)
+    assert torch.equal(norm.running_mean, once.running_mean)
+
+
+def test_a_model_without_batch_norm_has_nothing_to_commit() -> None:
+    model = nn.Linear(2, 2)
+    defer_statistics(model)
+    commit_statistics(model, pytest.fail)
+
+
 def test_one_all_reduce_carries_all_layers() -> None:
     model = build_model(
         ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32), seed=0
