@@ -87,6 +87,12 @@ def index_in_place(
                 bar.advance(result.entry.samples + len(result.skipped))
                 check_budget(results.values(), total=len(listing), budget=options.bad_budget)
             ordered = [results[path.name] for path in tars]
+            inside = len(listing) - sum(one.entry.samples + len(one.skipped) for one in ordered)
+            if inside:
+                raise UserError(
+                    f"{folder}: {inside} of {len(listing)} images lie in tars within tars, which cannot be "
+                    "read where they are; give a DESTINATION to pack them anew"
+                )
             manifest = commit(folder, listing, ordered, dropped=[], source={"in_place": True, "plan": plan})
             journal.close()
     return manifest

@@ -191,6 +191,21 @@ def test_a_tar_of_one_tar_per_class_is_packed_with_its_hierarchy(
     }
 
 
+def test_images_in_a_tar_within_a_tar_cannot_stay_in_place_and_are_not_left_out(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    buffer, folder = io.BytesIO(), tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(fileobj=buffer, mode="w") as inner:
+        add(inner, "0.jpg", pictures[0][1])
+    with tarfile.open(folder / "mixed.tar", "w") as outer:
+        add(outer, "ant.tar", buffer.getvalue())
+        add(outer, "bee/1.jpg", pictures[7][1])
+    with pytest.raises(UserError, match="1 of 2 images lie in tars within tars"):
+        index_in_place(folder, quiet=True)
+    assert not (folder / "manifest.json").exists()
+
+
 def test_a_tar_of_folders_is_packed_by_split(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for number, (name, content) in enumerate(pictures):
