@@ -25,12 +25,15 @@ _SOFTMAX_FOR_SEVERAL = (
 )
 
 
-def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str] | None:
+def look_at_data(
+    config: Any, *, make_calendar: Callable[..., Any], averaged: bool = False
+) -> list[str] | None:
     """Open what lies on this machine and check that it fits together; return the classes if all of it does.
 
     Args:
         config: a root schema with the sections run, data, loss, train, evaluate, save and launch, and a seed.
         make_calendar: refuses a run without a step, given the config and `epoch_samples`.
+        averaged: evaluations judge the moving average beside the weights.
 
     Raises:
         UserError: something is not there, or does not fit.
@@ -66,7 +69,7 @@ def look_at_data(config: Any, *, make_calendar: Callable[..., Any]) -> list[str]
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
     evaluated = open_evaluation_corpus(data, classes=classes)
     if evaluated is not None:
-        config.save.check_best(evaluated.label_kind)
+        config.save.check_best(evaluated.label_kind, averaged=averaged, transfer=bool(transfer))
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
     return classes

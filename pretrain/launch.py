@@ -34,5 +34,5 @@ def _look(config: PretrainConfig, *, force: bool) -> None:
     run = RunDirectory(config.run.directory)
     Lease.require_free(run.path)
     run.check_identity(run_digest(config), force=force)
-    look_at_data(config, make_calendar=make_calendar)
+    look_at_data(config, make_calendar=make_calendar, averaged=bool(config.ema))
     cut(config, world_size=config.launch.ranks or device_count(), settled=settled_group_images(run))

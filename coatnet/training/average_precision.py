@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -34,18 +36,20 @@ class Ranking:
         has_positive = found.diff(prepend=found.new_zeros(1)) > 0
         self._ends, self._found = ends[has_positive], found[has_positive]
 
-    def average_precision(self, times: Tensor | None = None) -> Tensor:
+    def average_precision(self, times: NDArray[np.int32] | None = None) -> Tensor:
         """Return the area under the precision-recall steps, NaN where there is no positive.
 
-        Shape: times (N, R) of integers, how often each image counts in each of R samples → float64 (R,);
+        Shape: times (R, N), how often each image counts in each of R samples → float64 (R,);
         None, each once → (1,).
         """
         if times is None:
-            positive, ranked = self._found[:, None], self._ends[:, None] + 1
+            positive, ranked = self._found[None], self._ends[None] + 1
         else:
-            positive = times[self._positives].cumsum(0)[self._found - 1]
-            ranked = times[self._images].cumsum(0)[self._ends]
-        found, false = (_differences(column) for column in (positive, ranked - positive))
+            positive = _totals(times, self._positives)[:, self._found - 1]
+            ranked = _totals(times, self._images)[:, self._ends]
+        found, false = (
+            totals.diff(prepend=totals.new_zeros(len(totals), 1)) for totals in (positive, ranked - positive)
+        )
         return area_under_steps(found, false)
 
 
@@ -66,12 +70,12 @@ def area_under_steps(positive: Tensor, negative: Tensor, *, seen: float = 1.0) -
     return (positive * precision).sum(-1) / positive.sum(-1)
 
 
+def _totals(times: NDArray[np.int32], images: Tensor) -> Tensor:
+    """Add up along the ranking; numpy takes a tenth of torch's time. Shape: (R, N), (rows,) → (R, rows)."""
+    return torch.from_numpy(times.take(images.numpy(), axis=1).cumsum(axis=1))
+
+
 def mean_of_known(values: Tensor) -> float:
     """Return the mean of those that are not NaN, 0 where all are."""
     known = values[~values.isnan()]
     return float(known.mean()) if len(known) else 0.0
-
-
-def _differences(totals: Tensor) -> Tensor:
-    """Return what each step adds. Shape: (steps, R) → (R, steps)."""
-    return totals.diff(dim=0, prepend=totals.new_zeros(1, totals.shape[1])).T

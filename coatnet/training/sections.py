@@ -186,17 +186,24 @@ class SaveConfig:
             known = (*FIGURES["single"], *FIGURES["multi"], TRANSFER)
             one_of("best", self.best.removeprefix("ema_"), known)
 
-    def check_best(self, label_kind: str) -> None:
+    def check_best(self, label_kind: str, *, averaged: bool, transfer: bool) -> None:
         """Check that evaluations have the figure: without, no checkpoint would ever be the best.
 
+        Args:
+            label_kind: of the corpus: "single", or "multi" for several labels per image.
+            averaged: the moving average is judged beside the weights, by the figures that begin with ema_.
+            transfer: to a second corpus, is judged too.
+
         Raises:
-            UserError: those of a corpus with one label per image ("single") or several ("multi") do not.
+            UserError: they do not have it.
         """
-        if self.best is not None and self.best.removeprefix("ema_") not in (*FIGURES[label_kind], TRANSFER):
-            several = "several labels" if label_kind == "multi" else "one label"
+        known = [*FIGURES[label_kind]]
+        known += [f"ema_{name}" for name in known if averaged] + [TRANSFER] * transfer
+        if self.best is not None and self.best not in known:
+            labels = "several labels" if label_kind == "multi" else "one label"
             raise UserError(
-                f"save.best is {self.best!r}; allowed with {several} per image in data.evaluate: "
-                f"{', '.join(FIGURES[label_kind])}"
+                f"save.best is {self.best!r}; allowed here, with {labels} per image in data.evaluate: "
+                f"{', '.join(known)}"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coatnet.training.average_precision import Ranking, mean_of_known
@@ -119,17 +120,18 @@ def _columns(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tenso
     yield from zip(scores.T.contiguous(), present.T.contiguous(), strict=True)
 
 
-def _draws(count: int, *, resamples: int) -> Tensor:
-    """Return how often each image comes in each resample. Shape: int32 (count, resamples)."""
+def _draws(count: int, *, resamples: int) -> NDArray[np.int32]:
+    """Return how often each image comes in each resample. Shape: int32 (resamples, count)."""
     rng = np.random.default_rng(_SEED)
     times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)]
-    return torch.from_numpy(np.stack(times, axis=1).astype(np.int32))
+    return np.stack(times).astype(np.int32)
 
 
-def _resampled(ranking: Ranking, draws: Tensor) -> Tensor:
+def _resampled(ranking: Ranking, draws: NDArray[np.int32]) -> Tensor:
     """Return the average precision of each resample. Shape: (R,)."""
     at_once = max(1, _MOST_COUNTS // ranking.rows)
-    return torch.cat([ranking.average_precision(some) for some in draws.split(at_once, dim=1)])
+    parts = (draws[begin : begin + at_once] for begin in range(0, len(draws), at_once))
+    return torch.cat([ranking.average_precision(some) for some in parts])
 
 
 def _interval(found: float, values: Tensor) -> tuple[float, float]:

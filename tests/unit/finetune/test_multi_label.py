@@ -94,12 +94,12 @@ def test_average_precisions_are_those_of_scikit_learn(some: MultiLabelPrediction
 
 
 def test_an_image_that_counts_twice_counts_as_if_it_were_there_twice(some: MultiLabelPredictions) -> None:
-    times = np.random.default_rng(2).integers(0, 3, size=(60, 4)).astype(np.int32)
+    times = np.random.default_rng(2).integers(0, 3, size=(4, 60)).astype(np.int32)
     scores, present = torch.from_numpy(some.scores), torch.from_numpy(some.present)
     for rows in (slice(None), 1):  # all classes in one ranking, and one class
         ranking = Ranking(scores[:, rows], present[:, rows])
-        for column, found in enumerate(ranking.average_precision(torch.from_numpy(times))):
-            again = np.repeat(np.arange(60), times[:, column])
+        for row, found in enumerate(ranking.average_precision(times)):
+            again = np.repeat(np.arange(60), times[row])
             expected = average_precision(
                 some.scores[again][:, rows].ravel(), some.present[again][:, rows].ravel()
             )
@@ -314,5 +314,10 @@ def test_a_figure_that_no_evaluation_has_and_a_loss_for_one_label_are_told_at_th
     assert capsys.readouterr().err == ""
     look_at_data(config, make_calendar=Calendar.make)
     assert "several labels per image, and loss.name is 'softmax'" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"save\.best is 'top1'; allowed with several .*: map, map_micro"):
-        look_at_data(replace(sigmoid, save=SaveConfig(best="top1")), make_calendar=Calendar.make)
+    for name in ("top1", "ema_map", "transfer_top1"):
+        with pytest.raises(
+            UserError, match=rf"save\.best is '{name}'; .*several .*: map, map_micro, precision1$"
+        ):
+            look_at_data(replace(sigmoid, save=SaveConfig(best=name)), make_calendar=Calendar.make)
+    averaged = replace(sigmoid, save=SaveConfig(best="ema_map"))
+    look_at_data(averaged, make_calendar=Calendar.make, averaged=True)
