@@ -23,6 +23,7 @@ BASE = "cpu2"  # gives what is not measured: networks, storage, decoding, a proc
 _FP32 = 4
 # Elements moved in the forward pass per element of the output, as the model's list of operations counts them.
 _NORM_AND_GELU, _DEPTHWISE, _ATTENTION, _COPY = 3 + 2, 2, 3 + 1, 2
+_LEAST_WORK = 0.5  # of what a probe takes, however slow a call was
 _TIMEOUT_SECONDS = 300.0
 _MEASURED = (
     "matmul_flops, copy_bytes_per_second, the shares and operator_seconds are measured, by {} ranks at once"
@@ -66,8 +67,11 @@ def calibrated(base: Hardware, rates: Sequence[Mapping[str, Any]]) -> Hardware:
     def total(kind: str, field: str) -> float:
         return sum(float(rate[field]) for rate in rates if rate["kind"] == kind)
 
+    call = total("launch", "seconds") / total("launch", "calls")
+
     def bytes_per_second(kind: str, moved: float) -> float:
-        forward = total(kind, "seconds") / (1.0 + BACKWARD)
+        work = total(kind, "seconds") - call * total(kind, "calls")
+        forward = max(work, _LEAST_WORK * total(kind, "seconds")) / (1.0 + BACKWARD)
         return moved * _FP32 * total(kind, "elements") / forward
 
     products = [rate for rate in rates if rate["kind"] == "product"]
@@ -81,7 +85,7 @@ def calibrated(base: Hardware, rates: Sequence[Mapping[str, Any]]) -> Hardware:
         "elementwise_share": bytes_per_second("norm", _NORM_AND_GELU * UNFUSED_PASSES) / copy,
         "depthwise_share": bytes_per_second("depthwise", _DEPTHWISE) / copy,
         "attention_share": bytes_per_second("attention", _ATTENTION) / copy,
-        "operator_seconds": total("launch", "seconds") / total("launch", "elements"),
+        "operator_seconds": call,
     }
     rounded: dict[str, Any] = {name: float(f"{value:.3g}") for name, value in constants.items()}
     return replace(base, matmul_flops=dict.fromkeys(base.matmul_flops, float(f"{peak:.3g}")), **rounded)

@@ -60,7 +60,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank by component; `activations` by stage."""
+    """Bytes of one rank by component; `activations` by stage.
+
+    Args:
+        snapshot: what a save copies in a process on a CPU, where that comes on top of a step's peak.
+    """
 
     weights: float
     gradients: float
@@ -69,6 +73,7 @@ class Memory:
     casts: float
     activations: dict[str, float]
     buckets: float
+    snapshot: float
     input: float
     process: float
     reserve: float
@@ -88,6 +93,7 @@ class Memory:
             "casts": self.casts,
             "activations": sum(self.activations.values()),
             "buckets": self.buckets,
+            "snapshot": self.snapshot,
             "input": self.input,
             "process": self.process,
             "reserve": self.reserve,
@@ -117,12 +123,17 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     buckets = 0.0 if alone else _bucket_bytes(works, parameters=parameters, held=held, layout=layout)
     picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
-    reserve, process = model * hardware.reserve_share, hardware.process_bytes
+    reserve, process, snapshot = model * hardware.reserve_share, hardware.process_bytes, 0.0
     if hardware.shares_memory:
         reserve += _heap_bytes(parameters * held, stage=stage) + _HOLES * sum(activations.values())
+        # DeepSpeed's buckets and gradients are gone by then; DDP's gradients stay, and holes are too small
+        kept = 0.0 if layout.is_ddp else buckets + gradients
+        saved = parameters * _FP32 * (1 + _MOMENTS + layout.ema) / world
+        snapshot = max(0.0, saved - kept)
         process += _PICTURES_BYTES * layout.draws - _DEEPSPEED_BYTES * layout.is_ddp
     return Memory(
-        weights, gradients, optimizer, ema, casts, activations, buckets, picture, process, reserve,
+        weights, gradients, optimizer, ema, casts, activations, buckets, snapshot, picture, process,
+        reserve,
     )  # fmt: skip
 
 

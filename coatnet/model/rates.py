@@ -28,9 +28,8 @@ _BATCH = 8
 _GROUP_IMAGES = 2
 _HEAD_SIZE = 32
 _CHAIN = 16  # small operations in a row, so that starting a backward pass is no part of one's time
-# Torch's operators of such a layer, forward and backward: four, and six views, which count as less than two
-# (cluster.planning.operators).
-_LAYER_CALLS = 5.8
+# Torch's operators of every kind's call, forward and backward, a view being less than one.
+_CALLS = {"product": 7.0, "norm": 85.0, "depthwise": 3.2, "attention": 19.8, "launch": 5.8 * _CHAIN}
 _COPIED_ELEMENTS = 1 << 23
 _LEAST_ROUNDS = 3
 # (side, width in, width): expansions and projections, from many rows and few channels to few rows and many.
@@ -46,15 +45,17 @@ class Rate:
 
     Args:
         kind: product, depthwise, norm (with its GELU), attention, copy or launch (of hardly any work).
-        elements: of the output, per call; of a copy what is copied; of launches torch's operators.
+        elements: of the output, per call; of a copy what is copied.
         macs: multiply-adds of the forward pass.
         seconds: of forward and backward together.
+        calls: torch's operators in that, as `cluster.planning.operators` counts them.
     """
 
     kind: str
-    elements: float
+    elements: int
     macs: int
     seconds: float
+    calls: float
 
 
 def measure_rates(*, seconds: float = 1.0, clock: Callable[[], float] = time.process_time) -> list[Rate]:
@@ -114,24 +115,24 @@ def _attention(draw: Callable[..., Tensor]) -> Probe:
 
 def _launch(draw: Callable[..., Tensor]) -> Probe:
     layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(_CHAIN)))
-    return _probe("launch", layers, draw(1, 8), elements=_CHAIN * _LAYER_CALLS)
+    return _probe("launch", layers, draw(1, 8), elements=_CHAIN * 8)
 
 
 def _copy() -> Probe:
     source = torch.ones(_COPIED_ELEMENTS)
     target = torch.empty_like(source)
-    return {"kind": "copy", "elements": _COPIED_ELEMENTS, "macs": 0}, lambda: target.copy_(source)
+    return {"kind": "copy", "elements": _COPIED_ELEMENTS, "macs": 0, "calls": 1.0}, lambda: target.copy_(
+        source
+    )
 
 
-def _probe(
-    kind: str, forward: Callable[..., Tensor], *inputs: Tensor, elements: float, macs: int = 0
-) -> Probe:
+def _probe(kind: str, forward: Callable[..., Tensor], *inputs: Tensor, elements: int, macs: int = 0) -> Probe:
     """Pair a shape with a call that goes forward and takes the gradients of inputs and weights."""
     module = getattr(forward, "func", forward)
     weights = list(module.parameters()) if isinstance(module, nn.Module) else []
     learning = [*(one.requires_grad_() for one in inputs), *weights]
     down = torch.ones_like(forward(*inputs))
-    shape = {"kind": kind, "elements": elements, "macs": macs}
+    shape = {"kind": kind, "elements": elements, "macs": macs, "calls": _CALLS[kind]}
     return shape, lambda: torch.autograd.grad(forward(*inputs), learning, down)
 
 

@@ -20,8 +20,8 @@ from coatnet.model.rates import Rate, measure_rates
 BASE = load_hardware("cpu2")
 
 
-def rate(kind: str, elements: int, macs: int, seconds: float) -> dict:
-    return dataclasses.asdict(Rate(kind, elements, macs, seconds))
+def rate(kind: str, elements: int, macs: int, seconds: float, *, calls: float = 0.0) -> dict:
+    return dataclasses.asdict(Rate(kind, elements, macs, seconds, calls))
 
 
 RATES = [
@@ -30,7 +30,7 @@ RATES = [
     rate("norm", 1_000_000, 0, 0.012),
     rate("depthwise", 1_000_000, 9_000_000, 0.009),
     rate("attention", 100_000, 8_000_000, 0.004),
-    rate("launch", 16, 0, 0.001),
+    rate("launch", 16, 0, 0.001, calls=100.0),
     rate("copy", 8_000_000, 0, 0.004),
 ]
 
@@ -55,6 +55,13 @@ def test_the_roofline_gives_an_operation_that_was_measured_its_time(
     layout = Layout(1, 0, 1, precision="fp32")
     step = predict_step(works, layout=layout, accumulation=1, hardware=hardware)
     assert step.seconds == pytest.approx(seconds, rel=0.01)
+
+
+def test_what_calling_an_operator_takes_is_no_part_of_its_rate() -> None:
+    called = [{**one, "calls": 200.0} if one["kind"] == "norm" else one for one in RATES]
+    bare, net = calibrated(BASE, RATES), calibrated(BASE, called)
+    assert net.operator_seconds == bare.operator_seconds == pytest.approx(1e-5)
+    assert net.elementwise_share == pytest.approx(bare.elementwise_share * 12 / (12 - 2), rel=0.01)
 
 
 def test_a_slower_hour_makes_a_longer_step() -> None:

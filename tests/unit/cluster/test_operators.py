@@ -68,12 +68,12 @@ def test_a_pass_calls_as_many_operators_as_the_dispatcher_sees(
     assert forward / (forward + backward) == pytest.approx(FORWARD_SHARE, abs=0.2)
 
 
-def test_the_layer_that_calibration_times_calls_as_many_as_it_says() -> None:
+@pytest.mark.skipif(rows.name(device_type="cpu") != "rows", reason="the C extension is not built")
+def test_what_calibration_times_calls_as_many_as_it_says() -> None:
     for shape, call in _probes():
         with Counter() as counter:
             call()
-        if shape["kind"] == "launch":
-            assert counter.calls == pytest.approx(shape["elements"])
+        assert counter.calls == pytest.approx(shape["calls"], rel=0.02), shape["kind"]
 
 
 @pytest.mark.parametrize(
