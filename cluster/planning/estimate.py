@@ -11,7 +11,7 @@ from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout, Memory, largest_micro_batch, predict_memory
 from cluster.planning.recipe_view import RecipeView
 from cluster.planning.speed import Step, predict_step
-from cluster.planning.whole_run import RunTime, decode_seconds, predict_run
+from cluster.planning.whole_run import RunTime, decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import workload
 from coatnet.config import UserError
 
@@ -42,6 +42,7 @@ class Plan:
     Args:
         in_process: a rank's memory is its process's, as on a CPU, and no card's.
         loading: seconds of a step in which images are read and nothing is computed.
+        read_bytes: of images, in the whole run; 110 kB each where the corpus is not readable from here.
     """
 
     hardware: str
@@ -66,6 +67,8 @@ class Plan:
     loader_cores_per_node: int
     checkpoint_bytes: float
     checkpoint_seconds: float
+    checkpoints_kept: int
+    read_bytes: float | None
     total_samples: int | None
     run: RunTime | None
     days: float | None
@@ -156,6 +159,8 @@ def make_plan(
         loader_cores_per_node=hardware.cores_per_gpu * per_node,
         checkpoint_bytes=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
+        checkpoints_kept=recipe.kept,
+        read_bytes=recipe.total_samples * sample_bytes(recipe) if recipe.total_samples else None,
         total_samples=recipe.total_samples,
         run=run,
         days=days,

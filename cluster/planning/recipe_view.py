@@ -29,6 +29,7 @@ class RecipeView:
         sample_bytes: of one image in the training corpora, None if unknown.
         evaluation_samples: of one evaluation, 0 for none or unknown ones.
         evaluate_every: how often, in images; None for the end alone.
+        kept: checkpoints that stay in the end.
     """
 
     model: ModelConfig
@@ -52,6 +53,7 @@ class RecipeView:
     sample_bytes: float | None = None
     evaluation_samples: int = 0
     evaluate_every: int | None = None
+    kept: int = 1
 
     @property
     def is_pretraining(self) -> bool:
@@ -84,6 +86,7 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
     zero = lookup(config, "zero")
     sections = zero if isinstance(zero, Mapping) else {"stage": zero or 0}
     precision = str(lookup(config, "precision"))
+    total = _samples(str(lookup(config, "train.duration")), epoch_samples, global_batch)
     sizes = [int(phase["image_size"]) for phase in lookup(config, "train.phases") or []]
     return RecipeView(
         model=from_dict(ModelConfig, model, origin=origin),
@@ -103,12 +106,13 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         ema=bool(lookup(config, "ema")),
         compiled=bool(lookup(config, "compile")),
         epoch_samples=epoch_samples,
-        total_samples=_samples(str(lookup(config, "train.duration")), epoch_samples, global_batch),
+        total_samples=total,
         shards=sum(len(corpus["shards"]) for corpus in known)
         if known and len(known) == len(corpora)
         else None,
         sample_bytes=_sample_bytes(known),
         evaluation_samples=_evaluation_samples(config),
+        kept=_kept(lookup(config, "save"), total, global_batch),
         evaluate_every=_samples(str(lookup(config, "evaluate.every")), epoch_samples, global_batch),
     )
 
@@ -128,6 +132,12 @@ def _evaluation_samples(config: Mapping[str, Any]) -> int:
     corpus = _corpus(given) if given else None
     passes = 2 if isinstance(lookup(config, "zero"), Mapping) and lookup(config, "ema") else 1
     return passes * int(corpus["samples"]) if corpus else 0
+
+
+def _kept(save: Mapping[str, Any], total_samples: int | None, global_batch: int) -> int:
+    """Return how many checkpoints stay: the newest, the best, and those of every so many steps."""
+    every, steps = save["keep_every_steps"], (total_samples or 0) // global_batch
+    return int(save["last"]) + bool(save["best"]) + (steps // every if every else 0)
 
 
 def _samples(duration: str, epoch_samples: int | None, global_batch: int) -> int | None:

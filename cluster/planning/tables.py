@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _GIB, _MIB = 2**30, 2**20
+_MB = 1e6
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", _MB))
 _LEAST_IN_G = 1e8  # multiply-adds
 _LEAST_IN_GIB = 4 * _GIB  # smaller plans are told in MiB
 _SHOWN_SHARE = 5e-4  # of a step
@@ -168,7 +170,8 @@ def _facts(plan: Plan) -> list[str]:
         f"{plan.loader_cores_needed_per_node:.1f} of {plan.loader_cores_per_node} cores "
         f"at {plan.loader_images_per_second_per_node / plan.loader_cores_needed_per_node:,.0f} each",
         f"checkpoint: {_size(plan.checkpoint_bytes, plan)} {_unit(plan)}, "
-        f"written in {plan.checkpoint_seconds:.1f} s",
+        f"written in {plan.checkpoint_seconds:.1f} s; {plan.checkpoints_kept} kept and one being written: "
+        f"{_size((plan.checkpoints_kept + 1) * plan.checkpoint_bytes, plan)} {_unit(plan)}",
     ]
     if plan.shards_per_rank is not None:
         lines.append(f"shards per rank: {plan.shards_per_rank:.1f}")
@@ -180,6 +183,9 @@ def _facts(plan: Plan) -> list[str]:
         lines.append(f"{plan.total_samples:,} images in {duration(plan.run.seconds)}{hours}")
         parts = {name: duration(seconds) for name, seconds in dataclasses.asdict(plan.run).items() if seconds}
         lines.append(", ".join(f"{name} {length}" for name, length in parts.items()))
+        assert plan.read_bytes is not None
+        unit, size = next((unit, size) for unit, size in _UNITS if plan.read_bytes >= size or size == _MB)
+        lines.append(f"images read: {plan.read_bytes / size:,.3g} {unit}")
     return lines
 
 

@@ -28,10 +28,14 @@ class RunTime:
         return self.start + self.steps + self.evaluation + self.saves
 
 
+def sample_bytes(recipe: RecipeView) -> float:
+    """Return what an image takes: of this corpus, or of ImageNet where nobody can tell."""
+    return _PHOTO_BYTES if recipe.sample_bytes is None else recipe.sample_bytes
+
+
 def decode_seconds(recipe: RecipeView, *, hardware: Hardware) -> float:
     """Return what an image of this corpus takes of a core; by its bytes, which the decoder's time follows."""
-    share = 1.0 if recipe.sample_bytes is None else recipe.sample_bytes / _PHOTO_BYTES
-    return max(_LEAST_SHARE, share) / hardware.decode_images_per_core_second
+    return max(_LEAST_SHARE, sample_bytes(recipe) / _PHOTO_BYTES) / hardware.decode_images_per_core_second
 
 
 def predict_run(

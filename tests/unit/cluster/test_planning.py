@@ -144,7 +144,32 @@ def test_days_follow_from_the_epochs_length(config: Path) -> None:
     assert plan.total_samples == pytest.approx(300 * 1_281_167, rel=1e-4)
     assert plan.run is not None and plan.gpu_hours == pytest.approx(plan.run.seconds / 3600 * 64)
     assert plan.run.steps == pytest.approx(plan.total_samples / plan.images_per_second)
+    assert plan.read_bytes == pytest.approx(plan.total_samples * 110e3), "nobody knows the corpus's images"
     assert plan_of("pretrain", config, ["nodes=8"])[0].days is None
+
+
+def test_checkpoints_are_kept_as_the_config_says_and_images_read_by_the_corpuss_size(config: Path) -> None:
+    shards = config.parent / "shards"
+    shards.mkdir()
+    manifest = {"samples": 1000, "classes": ["a", "b"], "shards": [{"name": "x.tar", "bytes": 30_000_000}]}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    words = [f"data.train=[{{path: {shards}}}]", "train.global_batch=512", "train.duration=100 steps"]
+    words += ["save.last=2", "save.best=top1", "save.keep_every_steps=25", f"data.evaluate={shards}"]
+    plan, _ = plan_of("pretrain", config, words)
+    assert plan.checkpoints_kept == 2 + 1 + 4
+    assert plan.read_bytes == pytest.approx(100 * 512 * 30_000)
+    assert plan.loader_cores_needed_per_node == pytest.approx(plan.images_per_second * 30 / 110 / 976)
+    assert plan.run is not None and plan.run.evaluation > 0
+
+
+def test_a_step_waits_for_images_where_a_nodes_cores_are_too_few(config: Path, tmp_path: Path) -> None:
+    given = (ROOT / "cluster" / "hardware" / "h100.yaml").read_text()
+    few = tmp_path / "few.yaml"
+    few.write_text(given.replace("cores_per_gpu: 12", "cores_per_gpu: 1"))
+    waiting, _ = plan_of("pretrain", config, [f"hardware={few}"])
+    served, _ = plan_of("pretrain", config, [])
+    assert served.loading == 0.0 < waiting.loading
+    assert waiting.images_per_second == pytest.approx(8 * 976)
 
 
 def test_a_comparison_takes_every_combination_that_divides(config: Path) -> None:
