@@ -29,7 +29,7 @@ _SUFFIXES = {
     "TIFF": ("tif", "tiff"),
     "AVIF": ("avif",),
 }
-_FORMAT_OF = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
+FORMAT_OF = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
 _QUALITY = 95
 
 
@@ -113,7 +113,7 @@ def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
         kinds.append("deep")
     if info.orientation != 1:
         kinds.append("oriented")
-    if _FORMAT_OF.get(name.rpartition(".")[2].lower(), info.format) != info.format:
+    if FORMAT_OF.get(name.rpartition(".")[2].lower(), info.format) != info.format:
         kinds.append("renamed")
     return kinds
 

@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from coatnet.config import UserError
+from data_pipeline.sharding.inspection import FORMAT_OF
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 from data_pipeline.tar_format import Member, TarError, walk_members
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm", "image", "img")
+# Of images that cannot be used as well: these are named, and not overlooked.
+_IMAGE_SUFFIXES = {*FORMAT_OF, "ppm", "jp2", "jxl", "heic", "heif", "image", "img"}
 _LABEL_SUFFIXES = ("cls", "json", "cls.txt", "label", "label.txt")
 _JSON_LABELS = ("labels", "label", "cls", "class", "classes")
 _MAX_LABEL_BYTES = 1 << 16
@@ -29,11 +31,12 @@ class TarSample:
 
     @property
     def image(self) -> Member | None:
-        """The member that holds the image, by its suffix; what it really is, its content says later."""
-        for suffix, member in self.members.items():
-            if suffix.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
-                return member
-        return None
+        """The member that holds the image, by its suffix; what it really is, its content says later.
+
+        Of several it is the one of the plainest suffix: `jpg` and not `mask.png`.
+        """
+        found = [suffix for suffix in self.members if suffix.rpartition(".")[2].lower() in _IMAGE_SUFFIXES]
+        return self.members[min(found, key=lambda suffix: suffix.count("."))] if found else None
 
     @property
     def start(self) -> int:

@@ -191,6 +191,19 @@ def test_a_tar_of_one_tar_per_class_is_packed_with_its_hierarchy(
     }
 
 
+def test_no_suffix_of_an_image_in_a_tar_is_overlooked(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for suffix, (name, content) in zip(("jfif", "JPE", "Jpeg"), pictures, strict=False):
+            add(tar, f"{name}/{suffix}.mask.png", b"no image")
+            add(tar, f"{name}/{suffix}.{suffix}", content)
+        add(tar, "ant/phone.heic", b"....ftypheic")
+    options = ShardOptions(bad_budget=0.5)
+    made = shard_corpus(tmp_path / "odd.tar", tmp_path / "out", options=options, quiet=True)["all"]
+    assert (made.counts["written"], made.counts["skipped"]) == (3, 1)
+
+
 def test_images_in_a_tar_within_a_tar_cannot_stay_in_place_and_are_not_left_out(
     pictures: list[tuple[str, bytes]], tmp_path: Path
 ) -> None:
