@@ -53,19 +53,27 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def finetune(command: Command, on_ranks: OnRanks, directory: Path, **changes: str) -> dict[str, Any]:
-    words = command(directory, **changes)
-    on_ranks("finetune_run", world_size=1, arguments=words[words.index("finetune") + 1 :])
+def finetune(
+    command: Command, on_ranks: OnRanks, directory: Path, *, ranks: int = 1, **changes: str
+) -> dict[str, Any]:
+    words = command(directory, ranks=ranks, **changes)
+    on_ranks("finetune_run", world_size=ranks, arguments=words[words.index("finetune") + 1 :])
     return json.loads((directory / "summary.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ema", "weights"), [("0.9", "ema"), ("0", "raw")])
+@pytest.mark.parametrize(("ema", "weights", "ranks"), [("0.9", "ema", 1), ("0", "raw", 2)])
 def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
-    tagged: dict[str, str], command: Command, on_ranks: OnRanks, tmp_path: Path, ema: str, weights: str
+    tagged: dict[str, str],
+    command: Command,
+    on_ranks: OnRanks,
+    tmp_path: Path,
+    ema: str,
+    weights: str,
+    ranks: int,
 ) -> None:
     run = tmp_path / "run"
-    summary = finetune(command, on_ranks, run, ema=ema, **tagged)
+    summary = finetune(command, on_ranks, run, ranks=ranks, ema=ema, **tagged)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = [row["evaluate/map"] for row in rows if "evaluate/map" in row]
     assert len(curve) == 2 and curve[-1] == summary["map"] and summary["best_map"] == max(curve)
@@ -73,18 +81,23 @@ def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
     text = write_report(run).with_suffix(".md").read_text()
     assert f"| mAP | {summary['map']:.2%} |" in text and f"precision1 {summary['precision1']:.2%}" in text
 
-    def evaluate(ranks: int, batch: int) -> list[dict[str, Any]]:
-        request = {"model": str(run), "data": tagged["data__evaluate"], "sizes": [], "batch": batch}
+    def evaluate(ranks: int, batch: int, data: str = tagged["data__evaluate"]) -> list[dict[str, Any]]:
+        request = {"model": str(run), "data": data, "sizes": [], "batch": batch}
         return on_ranks("evaluate_on_ranks", world_size=ranks, request={**request, "weights": weights})
 
     (alone,) = evaluate(1, 64)
     assert alone["samples"] == 13 and all(alone[key] == summary[key] for key in ("map", "precision1"))
     exact = ("map", "map_micro", "precision1", "map_interval", "map_micro_interval", "samples", "labels")
-    for ranks, batch in ((2, 4), (3, 3)):
-        for other in evaluate(ranks, batch):
+    for others, batch in ((2, 4), (3, 3)):
+        for other in evaluate(others, batch):
             assert {key: other[key] for key in exact} == {key: alone[key] for key in exact}
             assert [row["ap"] for row in other["per_class"]] == [row["ap"] for row in alone["per_class"]]
             assert other["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+    few = str(write_shards(tmp_path / "few", images=3, seed=3))
+    (alone,) = evaluate(1, 64, few)
+    for other in evaluate(4, 64, few):  # one of which has no image
+        assert {key: other[key] for key in exact} == {key: alone[key] for key in exact}
 
 
 @pytest.mark.slow
