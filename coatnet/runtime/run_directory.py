@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
-from coatnet.runtime.whole_files import write_whole
+from coatnet.runtime.whole_files import name_file, write_whole
 
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
@@ -109,6 +109,7 @@ class RunDirectory:
             path.parent.mkdir(exist_ok=True)
             append_line(path, record)
         except OSError as error:
+            name_file(error, path)
             self.lose_record(error)
 
     def lose_record(self, error: OSError) -> None:

@@ -27,8 +27,9 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        name_file(error, path)
         raise
     sync_folder(path.parent)
 
@@ -52,10 +53,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        name_file(error, path)
         raise
     sync_folder(path.parent)
+
+
+def name_file(error: BaseException, path: Path) -> None:
+    """Let an error say which file it was about: one of `write`, as on a full disk, does not know."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def sync_folder(folder: Path) -> None:
