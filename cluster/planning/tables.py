@@ -11,6 +11,7 @@ from cluster.planning.estimate import MemoryChoice, Plan
 from cluster.planning.memory import Memory
 from cluster.tables import duration
 from coatnet.config import UserError
+from coatnet.runtime.drawing import make_figure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,15 +89,11 @@ def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
     """
     if path.suffix not in _PICTURES:
         raise UserError(f"--plot {path}: a picture ends in {', '.join(_PICTURES)}")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     gpus = [plan.world_size for plan in plans]
     rates = [plan.images_per_second for plan in plans]
     first = rates[0] / gpus[0]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    figure = make_figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.semilogy(gpus, rates, "o-", label="predicted")
     left.semilogy(gpus, [first * count for count in gpus], "--", color="grey", label="linear")
     left.set(
@@ -110,13 +107,10 @@ def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(gpus, [str(count) for count in gpus], rotation=45)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
     try:
         figure.savefig(path, dpi=110)
     except OSError as error:
         raise UserError(f"--plot {path}: {error.strerror}") from None
-    finally:
-        pyplot.close(figure)
 
 
 def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:

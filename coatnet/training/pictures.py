@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from coatnet.runtime.account import CLASSES
+from coatnet.runtime.drawing import make_figure
 
 _NAMED_CLASSES = 30
 _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
@@ -32,9 +33,7 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> Any:
 
     Shape: confusion int64 (K, K).
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    figure = make_figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
@@ -54,9 +53,7 @@ def account_figure(history: Sequence[dict[str, float]]) -> Any:
     Args:
         history: seconds of every class since the run's first start, oldest first.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_INCHES, layout="constrained")
+    figure = make_figure(figsize=_INCHES, layout="constrained")
     axes = figure.add_subplot()
     seconds = [sum(one.values()) for one in history]
     unit, length = next((one for one in _UNITS if seconds[-1] >= 2 * one[1]), _UNITS[-1])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coatnet.runtime.drawing import make_figure
+
 _DOTS_PER_INCH = 150
 _MOST_CELLS = 60  # a larger confusion matrix is a table and no picture
 _MOST_NUMBERED = 20
@@ -45,10 +47,8 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
-    from matplotlib.figure import Figure
-
     side = 3 + 0.28 * len(names)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = make_figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(matrix, cmap="Blues")
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
@@ -65,9 +65,7 @@ def _plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path:
 
 
 def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = make_figure(figsize=(9, 3.6), layout="constrained")
     by_size, by_cost = figure.subplots(1, 2, sharey=True)
     ordered = sorted(reports, key=lambda report: report["image_size"])
     name, words = ("map", "mAP") if ordered[0]["label_kind"] == "multi" else ("top1", "top-1")

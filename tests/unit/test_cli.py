@@ -247,3 +247,18 @@ def test_a_name_that_is_no_utf8_is_told_in_a_line(words: list[str]) -> None:
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert r"o\udcff…: a name that is no UTF-8" in done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_not_worth_a_word(tmp_path: Path) -> None:
+    picture = tmp_path / "scaling.png"
+    words = ["plan", str(ROOT / "configs/pretrain/imagenet_1k_coatnet_0.yaml"), "--plot", str(picture)]
+    elsewhere = ("MPLCONFIGDIR", "XDG_CONFIG_HOME")
+    kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    done = subprocess.run(
+        [sys.executable, "-m", "coatnet.cli", *words],
+        env={**kept, "HOME": "/proc/1", "XDG_CACHE_HOME": "/proc/1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and picture.stat().st_size > 0
