@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coatnet.runtime.ranks import Ranks
-from coatnet.training.losses import make_loss
+from coatnet.training.losses import log_odds, make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
 from data_pipeline.batch import Batch
 from data_pipeline.device import DeviceTransform
@@ -60,7 +60,8 @@ class Evaluator:
                 logits = forward(pixels)[: len(batch)]
                 if len(batch):
                     targets = batch.labels.to(self._ranks.device)
-                    metrics.update(logits, targets, losses=self._loss(logits, targets))
+                    scores = log_odds(logits.float(), self._config.loss.name) if multi else logits
+                    metrics.update(scores, targets, losses=self._loss(logits, targets))
         metrics.reduce(self._ranks.all_reduce_sum)
         if isinstance(metrics, SingleLabelMetrics) and len(metrics.confusion):
             self.confusion = metrics.confusion.cpu()

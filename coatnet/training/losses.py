@@ -71,12 +71,13 @@ def probabilities(logits: Tensor, loss: str) -> Tensor:
 def log_odds(logits: Tensor, loss: str) -> Tensor:
     """Return the values whose sigmoid is `probabilities`, which tell small ones and those near 1 apart.
 
-    Shape: (…, K) → the same; infinite where a softmax is 1 to the last bit.
+    Shape: (…, K) → the same; finite where the logits are, also where a softmax is 1 to the last bit.
     """
     if loss == "sigmoid":
         return logits
     shares = logits.log_softmax(dim=-1)
-    return shares - (-torch.expm1(shares)).log()
+    others = -torch.expm1(shares)
+    return shares - others.clamp(min=torch.finfo(shares.dtype).tiny).log()
 
 
 def _softmax_each(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

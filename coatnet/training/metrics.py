@@ -33,12 +33,12 @@ class SingleLabelMetrics:
         self.confusion = torch.zeros(size, size, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, targets: Tensor, *, losses: Tensor) -> None:
-        """Count a batch.
+        """Count a batch; an image whose logits are not finite counts as wrong.
 
         Shape: logits (B, K); targets int64 (B,); losses (B,).
         """
         best = logits.topk(min(5, self.num_classes), dim=1).indices
-        hits = best.eq(targets[:, None])
+        hits = best.eq(targets[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
         self._totals += torch.stack(
             [
                 torch.tensor(len(targets), device=logits.device),
@@ -77,17 +77,18 @@ class MultiLabelMetrics:
         self._totals = torch.zeros(3, dtype=torch.int64, device=device)
         self._histogram = torch.zeros(2, num_classes, _BINS, dtype=torch.int64, device=device)
 
-    def update(self, logits: Tensor, targets: Tensor, *, losses: Tensor) -> None:
-        """Count a batch.
+    def update(self, scores: Tensor, targets: Tensor, *, losses: Tensor) -> None:
+        """Count a batch; an image of which a score is not finite counts as wrong, and last in every class.
 
-        Shape: logits (B, K); targets (B, K) of presences; losses (B,).
+        Shape: scores (B, K) are log odds; targets (B, K) of presences; losses (B,).
         """
-        present = targets > 0.5
-        first = present.gather(1, logits.argmax(dim=1, keepdim=True)).sum()
+        present, finite = targets > 0.5, scores.isfinite().all(dim=1, keepdim=True)
+        first = (present.gather(1, scores.argmax(dim=1, keepdim=True)) & finite).sum()
         self._totals += torch.stack(
-            [torch.tensor(len(targets), device=logits.device), first, _as_units(losses)]
+            [torch.tensor(len(targets), device=scores.device), first, _as_units(losses)]
         )
-        scaled = (logits.float().clamp(-_SCORE_RANGE, _SCORE_RANGE) + _SCORE_RANGE) / (2 * _SCORE_RANGE)
+        bounded = scores.float().where(finite, -_SCORE_RANGE).clamp(-_SCORE_RANGE, _SCORE_RANGE)
+        scaled = (bounded + _SCORE_RANGE) / (2 * _SCORE_RANGE)
         bins = (scaled * (_BINS - 1)).round().long()
         for row, chosen in enumerate((present, ~present)):
             self._histogram[row].scatter_add_(1, bins.T, chosen.T.long())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +16,12 @@ import torch
 from PIL import Image
 
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.sections import LossConfig
 from data_pipeline import decode
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.open_corpus import open_corpus
+from data_pipeline.sharding.sharder import shard_corpus
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import Evaluator
 from pretrain.sections import PretrainEvaluateConfig
@@ -59,6 +63,36 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(folder: Path, batch:
         measured = found.measure(ENGINE)
         assert (measured["samples"], measured["top1"]) == (5, 2 / 5)
         assert [sample["name"] for sample in found.bad] == ["ant/1.jpg"]
+
+
+def test_several_labels_are_ranked_by_what_the_loss_makes_of_logits(folder: Path, tmp_path: Path) -> None:
+    """A softmax knows no level of the logits that an image shifts as a whole; sigmoids do."""
+    files = sorted(path for path in folder.rglob("*.jpg") if path.stat().st_size > 100)
+    rows = [
+        {
+            "path": str(path),
+            "labels": {"even": 1.0, "all": 1.0} if number % 2 == 0 else {"odd": 1.0, "all": 1.0},
+        }
+        for number, path in enumerate(files)
+    ]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shard_corpus(tmp_path / "table.jsonl", tmp_path / "shards", quiet=True)
+    corpus = open_corpus(tmp_path / "shards")
+
+    def measure(loss: str, shift: float) -> dict[str, float]:
+        @contextmanager
+        def evaluating(*, ema: bool) -> Iterator[Any]:
+            draw = torch.Generator().manual_seed(1)
+            levels = shift * torch.randn(len(files), 1, generator=draw)
+            logits = torch.randn(len(files), 3, generator=draw)
+            yield lambda pixels: logits + levels
+
+        settings = replace(config(folder), loss=LossConfig(loss))
+        return Evaluator(corpus, settings, **ALONE).measure(SimpleNamespace(ema=None, evaluating=evaluating))
+
+    assert corpus.label_kind == "multi"
+    assert measure("softmax", 3.0)["map"] == pytest.approx(measure("softmax", 0.0)["map"])
+    assert measure("sigmoid", 3.0)["map"] != pytest.approx(measure("sigmoid", 0.0)["map"])
 
 
 def test_so_does_the_measure_of_transfer(folder: Path) -> None:

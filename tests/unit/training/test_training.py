@@ -122,6 +122,17 @@ def test_mean_average_precision_from_counts_is_near_the_exact_one() -> None:
     assert 0 < metrics.result()["precision1"] < 1
 
 
+def test_logits_that_are_not_finite_count_as_wrong_and_last() -> None:
+    logits = torch.tensor([[float("nan"), 0.0], [1.0, float("inf")], [2.0, -1.0]])
+    single = SingleLabelMetrics(2)
+    single.update(logits, torch.tensor([0, 1, 0]), losses=torch.zeros(3))
+    assert single.result()["top1"] == single.result()["top5"] == pytest.approx(1 / 3)
+    multi = MultiLabelMetrics(2)
+    multi.update(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), losses=torch.zeros(3))
+    found = multi.result()
+    assert found["precision1"] == pytest.approx(1 / 3) and 0 < found["map"] < 1
+
+
 def test_three_classes_have_a_top_five_and_a_confusion_of_target_by_prediction() -> None:
     metrics = SingleLabelMetrics(3)
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 5.0, 2.0], [0.0, 5.0, 2.0]])
