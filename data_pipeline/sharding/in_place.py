@@ -30,7 +30,7 @@ from data_pipeline.sharding.journal import Journal
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.tar_source import TarSample, list_tars, walk_samples
+from data_pipeline.sharding.tar_source import TarSample, list_tars, tars_in, walk_samples
 from data_pipeline.sharding.vocabulary import read_classes
 from data_pipeline.sharding.workers import run_jobs
 from data_pipeline.tar_format import walk_members
@@ -64,7 +64,7 @@ def index_in_place(
     if options.tile_jpeg or options.validation:
         raise UserError("--in-place changes no bytes; --tile-jpeg and --validation need a DESTINATION")
     folder = Path(folder)
-    tars = sorted(folder.glob("*.tar"))
+    tars = tars_in(folder)
     if not tars:
         raise UserError(f"{folder}: holds no tars (*.tar)")
     classes = None if source_options.classes is None else read_classes(source_options.classes)

@@ -12,7 +12,7 @@ from data_pipeline.folder import list_image_folder
 from data_pipeline.sharding.listing import WHOLE_FILE, Listing
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.table_source import SUFFIXES, list_table
-from data_pipeline.sharding.tar_source import list_tars
+from data_pipeline.sharding.tar_source import list_tars, tars_in
 from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
 
 
@@ -51,7 +51,7 @@ def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> 
         raise UserError(
             f"{source}: is of no known kind; allowed: a folder, {', '.join(SUFFIXES)}, .tar (not compressed)"
         )
-    elif tars := sorted(source.glob("*.tar")):
+    elif tars := tars_in(source):
         listing = list_tars(tars, classes=classes, only=options.only)
     else:
         listing = list_folder(source)

@@ -17,6 +17,7 @@ from data_pipeline.tar_format import Member, TarError, walk_members
 
 # Of images that cannot be used as well: these are named, and not overlooked.
 _IMAGE_SUFFIXES = {*FORMAT_OF, "ppm", "jp2", "jxl", "heic", "heif", "image", "img"}
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_SUFFIXES = ("cls", "json", "cls.txt", "label", "label.txt")
 _JSON_LABELS = ("labels", "label", "cls", "class", "classes")
 _MAX_LABEL_BYTES = 1 << 16
@@ -45,6 +46,19 @@ class TarSample:
     @property
     def end(self) -> int:
         return max(member.end for member in self.members.values())
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """Return a folder's tars, in order of their names.
+
+    Raises:
+        UserError: among them lies a compressed one, which would be left out.
+    """
+    tars = sorted(folder.glob("*.tar"))
+    compressed = sorted(path for path in folder.glob("*") if path.name.endswith(_COMPRESSED)) if tars else []
+    if compressed:
+        raise UserError(f"{compressed[0]}: is compressed; uncompress it, or take it out of the folder")
+    return tars
 
 
 def list_tars(tars: list[Path], *, classes: list[str] | None, only: str) -> Listing:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,16 @@ def test_no_suffix_of_an_image_in_a_tar_is_overlooked(
     options = ShardOptions(bad_budget=0.5)
     made = shard_corpus(tmp_path / "odd.tar", tmp_path / "out", options=options, quiet=True)["all"]
     assert (made.counts["written"], made.counts["skipped"]) == (3, 1)
+
+
+def test_a_compressed_tar_among_others_is_not_left_out_in_silence(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
+    (folder / "part-2.tar.gz").write_bytes(b"gzip")
+    for work in (partial(index_in_place, quiet=True), partial(packed, tmp_path=tmp_path)):
+        with pytest.raises(UserError, match=r"part-2\.tar\.gz: is compressed"):
+            work(folder)
 
 
 def test_images_in_a_tar_within_a_tar_cannot_stay_in_place_and_are_not_left_out(
