@@ -31,7 +31,7 @@ from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sources import SourceOptions
 from data_pipeline.sharding.tar_source import TarSample, list_tars, tars_in, walk_samples
-from data_pipeline.sharding.vocabulary import read_classes
+from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
 from data_pipeline.sharding.workers import run_jobs
 from data_pipeline.tar_format import walk_members
 
@@ -61,8 +61,10 @@ def index_in_place(
         UserError: a tar is damaged, a sample has no label, or too many images are bad.
     """
     options, source_options = options or ShardOptions(), source_options or SourceOptions()
-    if options.tile_jpeg or options.validation:
-        raise UserError("--in-place changes no bytes; --tile-jpeg and --validation need a DESTINATION")
+    if options.tile_jpeg or options.validation or options.deduplicate or source_options.root is not None:
+        raise UserError(
+            "--in-place moves nothing; --tile-jpeg, --validation, --deduplicate and --root need a DESTINATION"
+        )
     folder = Path(folder)
     tars = tars_in(folder)
     if not tars:
@@ -70,6 +72,8 @@ def index_in_place(
     classes = None if source_options.classes is None else read_classes(source_options.classes)
     with disk_errors(folder):
         listing = list_tars(tars, classes=classes, only=source_options.only)
+        if source_options.hierarchy is not None:
+            listing.hierarchy = read_hierarchy(source_options.hierarchy, listing.classes)
         plan = f"in-place-{listing.digest()}"
         present = finished_before(folder, plan=plan)
         if present is not None:

@@ -43,7 +43,10 @@ def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> 
         UserError: there is nothing of a known kind, or it is malformed.
     """
     classes = None if options.classes is None else read_classes(options.classes)
-    if source.is_file() and source.suffix in SUFFIXES:
+    is_table = source.is_file() and source.suffix in SUFFIXES
+    if options.root is not None and not is_table:
+        raise UserError(f"--root is for a table's paths; {source} is no table ({', '.join(SUFFIXES)})")
+    if is_table:
         listing = list_table(source, root=options.root, classes=classes, payloads=payloads)
     elif source.is_file() and source.suffix == ".tar":
         listing = list_tars([source], classes=classes, only=options.only)
@@ -53,23 +56,34 @@ def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> 
         )
     elif tars := tars_in(source):
         listing = list_tars(tars, classes=classes, only=options.only)
+    elif options.only:
+        raise UserError(f"--only chooses members of tars; {source} holds none")
     else:
-        listing = list_folder(source)
+        listing = list_folder(source, classes=classes)
     if options.hierarchy is not None:
         listing.hierarchy = read_hierarchy(options.hierarchy, listing.classes)
     return listing
 
 
-def list_folder(folder: Path) -> Listing:
-    """List an image folder, CLASS/…/file."""
-    classes, files = list_image_folder(folder)
+def list_folder(folder: Path, *, classes: list[str] | None) -> Listing:
+    """List an image folder, CLASS/…/file; the classes are its own, or all that are given.
+
+    Raises:
+        UserError: as `list_image_folder` does, or a folder is none of the given classes.
+    """
+    own, files = list_image_folder(folder)
+    numbers = {name: number for number, name in enumerate(classes or own)}
+    unknown = next((name for name in own if name not in numbers), None)
+    if unknown is not None:
+        raise UserError(f"{folder / unknown}: is none of the {len(numbers)} classes of --classes")
+    places = [numbers[name] for name in own]
     return Listing(
         root=folder,
-        classes=classes,
+        classes=classes or own,
         files=[path for path, _, _ in files],
         file=np.arange(len(files)),
         offset=np.full(len(files), WHOLE_FILE),
         size=np.array([size for _, _, size in files], dtype=np.int64),
-        label=np.array([label for _, label, _ in files], dtype=np.int64),
+        label=np.array([places[label] for _, label, _ in files], dtype=np.int64),
         source={"kind": "image folder", "path": str(folder)},
     )

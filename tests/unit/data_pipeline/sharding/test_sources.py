@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -203,6 +204,32 @@ def test_no_suffix_of_an_image_in_a_tar_is_overlooked(
     options = ShardOptions(bad_budget=0.5)
     made = shard_corpus(tmp_path / "odd.tar", tmp_path / "out", options=options, quiet=True)["all"]
     assert (made.counts["written"], made.counts["skipped"]) == (3, 1)
+
+
+def test_a_folder_keeps_the_numbers_of_a_given_vocabulary(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("dog\ncat\nbee\nant\n")
+    corpus = packed(image_folder, tmp_path, classes=tmp_path / "classes.txt")
+    assert corpus.classes == ["dog", "cat", "bee", "ant"]
+    assert np.bincount(corpus.labels()).tolist() == [0, 40, 40, 40]
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(UserError, match="ant: is none of the 2 classes"):
+        packed(image_folder, tmp_path, classes=tmp_path / "classes.txt")
+
+
+def test_an_option_of_another_kind_of_source_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--only chooses members of tars"):
+        packed(image_folder, tmp_path, only="train/")
+    with pytest.raises(UserError, match="--root is for a table's paths"):
+        packed(image_folder, tmp_path, root=tmp_path)
+    with pytest.raises(UserError, match="--in-place moves nothing"):
+        index_in_place(tmp_path, options=ShardOptions(deduplicate=True), quiet=True)
+
+
+def test_tars_in_place_have_a_hierarchy_too(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
+    (tmp_path / "is_a.txt").write_text("insect ant\n")
+    options = SourceOptions(classes=tmp_path / "classes.txt", hierarchy=tmp_path / "is_a.txt")
+    assert index_in_place(folder, source_options=options, quiet=True).hierarchy == {"ant": "insect"}
 
 
 def test_a_compressed_tar_among_others_is_not_left_out_in_silence(
