@@ -102,8 +102,12 @@ def parse_manifest(text: str, *, origin: str) -> Manifest:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{origin}: is not understood: {type(error).__name__} {error}") from None
     check_class_names(manifest.classes, origin=origin)
-    if manifest.samples != values.get("samples") or manifest.label_kind not in _KINDS:
+    if manifest.samples != values.get("samples"):
         raise UserError(
             f"{origin}: its shards hold {manifest.samples} samples, it says {values.get('samples')}"
         )
+    if not manifest.samples:
+        raise UserError(f"{origin}: holds no samples")
+    if manifest.label_kind not in _KINDS:
+        raise UserError(f"{origin}: label_kind is {manifest.label_kind!r}; allowed: {', '.join(_KINDS)}")
     return manifest

@@ -155,6 +155,16 @@ def test_a_garbled_index_is_refused(damaged: Path, garbage: bytes) -> None:
             '"shards": [{"name": "../../etc/x", "samples": 1, "bytes": 1, "xxh3": "", "index_xxh3": ""}]}',
             "shard name '../../etc/x'",
         ),
+        (
+            '{"format": "coatnet-shards", "version": 1, "classes": ["a"], "label_kind": "single", '
+            '"samples": 0, "shards": []}',
+            "holds no samples",
+        ),
+        (
+            '{"format": "coatnet-shards", "version": 1, "classes": ["a"], "label_kind": "some", '
+            '"samples": 1, "shards": [{"name":"x", "samples": 1, "bytes": 2, "xxh3": "", "index_xxh3": ""}]}',
+            "label_kind is 'some'; allowed: single, multi",
+        ),
     ],
 )
 def test_a_garbled_or_hostile_manifest_is_refused(damaged: Path, text: str, message: str) -> None:
