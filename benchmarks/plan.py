@@ -174,7 +174,9 @@ def compare_cores(case: Case, config: Path, directory: Path, *, command: str) ->
         plan_of(command, config, [f"hardware={name}", f"gpus_per_node={case.ranks}"])[0]
         for name in (before, after, "cpu2")
     ]
-    busy = [plan.step.seconds + plan.loading for plan in plans]  # of a core; waiting for others is no work
+    busy = [
+        plan.step.seconds + plan.loading for plan in plans
+    ]  # of a core; waiting is no work
     predicted = (busy[0] + busy[1]) / 2
     fixed = f"{busy[2] / seconds - 1:+.0%}"
     return [*cells(plans[0].measurable_bytes, memory, predicted, seconds), fixed]
@@ -276,12 +278,16 @@ def peak_bytes(pid: int) -> float:
 
 
 def processor_seconds(pid: int) -> float:
-    """Return the processor time of a process so far."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the processor time of a process so far, without the threads in which gloo sends and waits."""
+    ticks = 0
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            name, _, fields = stat.read_text().rpartition(") ")
+        except OSError:  # the thread has ended
+            continue
+        if "gloo" not in name:
+            ticks += sum(int(field) for field in fields.split()[11:13])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def samples_seen(path: Path) -> int:
