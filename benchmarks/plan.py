@@ -174,9 +174,7 @@ def compare_cores(case: Case, config: Path, directory: Path, *, command: str) ->
         plan_of(command, config, [f"hardware={name}", f"gpus_per_node={case.ranks}"])[0]
         for name in (before, after, "cpu2")
     ]
-    busy = [
-        plan.step.seconds + plan.loading for plan in plans
-    ]  # of a core; waiting is no work
+    busy = [plan.step.seconds + plan.loading for plan in plans]  # of a core; waiting is no work
     predicted = (busy[0] + busy[1]) / 2
     fixed = f"{busy[2] / seconds - 1:+.0%}"
     return [*cells(plans[0].measurable_bytes, memory, predicted, seconds), fixed]

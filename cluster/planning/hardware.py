@@ -99,7 +99,7 @@ def load_hardware(name: str) -> Hardware:
     Raises:
         UserError: there is no such profile.
     """
-    path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name.lower()}.yaml"
     if not path.is_file():
         raise UserError(f"hardware is {name!r}; allowed: {', '.join(hardware_names())}, or a .yaml file")
     return load_config(Hardware, path)

@@ -101,9 +101,12 @@ def plan_run(
 
 
 def _profile_of(device: str) -> str | None:
-    """Return the profile whose name stands in the device's, as h100 in "NVIDIA H100 80GB HBM3"."""
+    """Return the profile whose name stands in the device's, as h100 in "NVIDIA H100 80GB HBM3".
+
+    A part of a card ("… MIG 1g.10gb") has none.
+    """
     words = re.split(r"[ -]", device.lower())
-    return next((name for name in hardware_names() if name in words), None)
+    return None if "mig" in words else next((name for name in hardware_names() if name in words), None)
 
 
 def compare_plans(command: str | None, config: Path, given: Sequence[str]) -> list[Plan]:

@@ -193,6 +193,7 @@ def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Pa
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA B200", "b200"),
         ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
     ],
 )
 def test_a_run_that_begins_is_planned_for_the_device_that_it_has(
@@ -203,6 +204,11 @@ def test_a_run_that_begins_is_planned_for_the_device_that_it_has(
     assert (plan or {}).get("hardware") == profile
     if plan is not None:
         assert 0 < plan["memory_bytes"] <= plan["memory_total_bytes"] and plan["step_seconds"] > 0
+
+
+def test_a_profiles_name_may_be_written_as_its_maker_does(config: Path) -> None:
+    plan, _ = plan_of("pretrain", config, ["hardware=H100"])
+    assert plan.hardware == "h100"
 
 
 def test_a_gpu_measures_neither_its_process_nor_its_fragments(config: Path) -> None:
