@@ -134,7 +134,7 @@ class Trainer(TrainingRun[State, StepResult]):
                 show_progress=False,
                 breathe=self.watchdog.breathe,
             )
-        found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))
+            found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))
         state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": self._image_size}
         state.figures = {name: getattr(found, name) for name in (*self._shares, "loss", "ece")}
         self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size}, bad=measured.bad)

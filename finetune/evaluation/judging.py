@@ -32,14 +32,19 @@ def judge(predictions: AnyPredictions, *, classes: int) -> Figures | MultiLabelF
     return figures(predictions, classes=classes)
 
 
-def full_report(predictions: AnyPredictions, *, names: Sequence[str], with_confusion: bool) -> dict[str, Any]:
+def full_report(
+    predictions: AnyPredictions, *, names: Sequence[str], with_confusion: bool, show_progress: bool
+) -> dict[str, Any]:
     """Return figures, intervals and the tables behind them as plain values.
 
-    `with_confusion`: the whole matrix too, which only a single label has.
+    Args:
+        predictions, names: of what, and of its classes.
+        with_confusion: the whole matrix too, which only a single label has.
+        show_progress: of what may take long.
     """
     if isinstance(predictions, MultiLabelPredictions):
         return {
-            **multi_label_figures(predictions, resamples=RESAMPLES).to_json(),
+            **multi_label_figures(predictions, resamples=RESAMPLES, show_progress=show_progress).to_json(),
             "per_class": classes_of_multi_label(predictions, names=names),
         }
     matrix = confusion(predictions, classes=len(names))

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coatnet.runtime.progress import progress
 from coatnet.training.average_precision import Ranking, mean_of_known
 from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, plain_values, wilson_interval
 from finetune.evaluation.predictions import MultiLabelPredictions
 
 RESAMPLES = 200
 _SEED = 20210604  # any fixed number gives the same intervals every time
+_PROGRESS_FROM = 1_000_000  # pairs of an image and a class, whose intervals take seconds
 _MOST_COUNTS = 1 << 24  # of images times resamples at once: 64 MiB
 
 
@@ -55,17 +57,24 @@ class MultiLabelFigures:
         return plain_values(self)
 
 
-def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 0) -> MultiLabelFigures:
+def multi_label_figures(
+    predictions: MultiLabelPredictions, *, resamples: int = 0, show_progress: bool = False
+) -> MultiLabelFigures:
     """Compute the figures of a whole evaluation, with the intervals of so many resamples."""
     count, classes = predictions.present.shape
     draws = [_draws(count, resamples=resamples)] if resamples else []
     each, micro = [], Ranking(*_tensors(predictions))
     spread, gaps = [], np.zeros(CALIBRATION_BINS)
-    for scores, present in _columns(predictions):
-        ranking = Ranking(scores, present)
-        each.append(ranking.average_precision())
-        spread += [_resampled(ranking, draw) for draw in draws]
-        gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
+    shown = show_progress and count * classes >= _PROGRESS_FROM
+    with progress(2 * classes, "intervals", "steps", enabled=shown) as bar:
+        for scores, present in _columns(predictions):
+            ranking = Ranking(scores, present)
+            each.append(ranking.average_precision())
+            spread += [_resampled(ranking, draw) for draw in draws]
+            gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
+            bar.advance(1)
+        pooled_spread = [_resampled(micro, draw) for draw in draws]  # takes as long as all classes
+        bar.advance(classes)
     hits = int(predictions.correct.sum())
     precisions = torch.cat(each)
     macro, pooled = mean_of_known(precisions), mean_of_known(micro.average_precision())
@@ -78,7 +87,7 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
         map_micro=pooled,
         precision1=hits / count,
         map_interval=_interval(macro, torch.stack(spread).nanmean(dim=0)) if draws else None,
-        map_micro_interval=_interval(pooled, _resampled(micro, draws[0])) if draws else None,
+        map_micro_interval=_interval(pooled, pooled_spread[0]) if draws else None,
         precision1_interval=wilson_interval(hits, count),
         loss=float(predictions.loss.mean()),
         ece=float(np.abs(gaps).sum() / (count * classes)),

@@ -105,7 +105,12 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         "image_size": px,
         "resize": classifier.augment.evaluate_resize,
         "label_kind": corpus.label_kind,
-        **full_report(predictions, names=corpus.classes, with_confusion=request.destination is not None),
+        **full_report(
+            predictions,
+            names=corpus.classes,
+            with_confusion=request.destination is not None,
+            show_progress=ranks.is_main,
+        ),
         "seconds": round(result.seconds, 3),
         "images_per_second": round(len(predictions) / result.seconds, 2),
         "model_images_per_second": round(len(predictions) / max(result.model_seconds, 1e-9), 2),
