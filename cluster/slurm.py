@@ -30,6 +30,7 @@ _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection r
          "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
          "Slurm backup controller in standby")  # fmt: skip
 _AWAY_SECONDS = 900.0
+_GONE = ("Invalid job id", "already completing or completed")
 _JOB_ID = re.compile(r"(\d+)(?:;.*)?")
 
 
@@ -157,7 +158,7 @@ def cancel_job(job_id: str) -> None:
     try:
         run_command(["scancel", job_id])
     except SlurmError as error:
-        if "Invalid job id" not in str(error):
+        if not any(words in str(error) for words in _GONE):
             raise
 
 

@@ -86,11 +86,13 @@ def test_a_state_that_cannot_be_asked_is_not_unknown(program: Program) -> None:
         slurm.job_state("7")
 
 
-def test_a_job_that_is_gone_needs_no_cancelling(program: Program) -> None:
-    program(
-        "scancel", "echo 'scancel: error: Kill job error on job id 7: Invalid job id specified' >&2; exit 1"
-    )
+@pytest.mark.parametrize("words", ["Invalid job id specified", "Job/step already completing or completed"])
+def test_a_job_that_is_gone_needs_no_cancelling(program: Program, words: str) -> None:
+    program("scancel", f"echo 'scancel: error: Kill job error on job id 7: {words}' >&2; exit 1")
     slurm.cancel_job("7")
+
+
+def test_a_job_that_may_not_be_cancelled_is_told(program: Program) -> None:
     program("scancel", "echo 'scancel: error: Access denied' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"^scancel: Access denied$"):
         slurm.cancel_job("7")
