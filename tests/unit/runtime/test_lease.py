@@ -292,6 +292,22 @@ def test_who_took_a_run_over_need_not_be_known_and_its_folder_may_be_gone(tmp_pa
     lease.release()
 
 
+def test_a_holder_whose_name_is_gone_holds_the_run_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(tmp_path / "epoch", 1)
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "epoch").rename(tmp_path / "lease" / "epoch-00000007")
+
+    def alive(path: Path, known: dict[str, Any] | None) -> bool:
+        path.unlink()
+        return True
+
+    monkeypatch.setattr(module, "_is_alive", alive)
+    with pytest.raises(LeaseHeld, match=r"held by process \? on \?"):
+        Lease.acquire(tmp_path)
+
+
 def test_a_beat_needs_no_space_on_the_disk(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     path = tmp_path / "lease" / "epoch-00000001"
