@@ -33,10 +33,8 @@ sys.stdin.read()
 def hold(directory: Path, *, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [*by, sys.executable, "-c", HOLDER, str(directory)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
@@ -217,6 +215,27 @@ def test_the_beating_thread_sees_a_successor_by_itself(
     second.release()
 
 
+def test_no_beat_is_like_the_one_before_and_one_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.01)
+    write, states, enough = Lease._write_state, [], threading.Event()
+
+    def noted(lease: Lease, state: int | str) -> None:
+        states.append(state)
+        if len(states) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(lease, state)
+        if len(states) == 4:
+            enough.set()
+
+    monkeypatch.setattr(Lease, "_write_state", noted)
+    lease = Lease.acquire(tmp_path)
+    assert enough.wait(60.0) and len(set(states[:4])) == 4
+    lease.raise_if_lost()
+    lease.release()
+
+
 def test_a_job_whose_view_of_the_folder_is_old_finds_its_own_file_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,15 +314,10 @@ def test_who_took_a_run_over_need_not_be_known_and_its_folder_may_be_gone(tmp_pa
 def test_a_holder_whose_name_is_gone_holds_the_run_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_state(tmp_path / "epoch", 1)
-    (tmp_path / "lease").mkdir()
-    (tmp_path / "epoch").rename(tmp_path / "lease" / "epoch-00000007")
-
-    def alive(path: Path, known: dict[str, Any] | None) -> bool:
-        path.unlink()
-        return True
-
-    monkeypatch.setattr(module, "_is_alive", alive)
+    path = tmp_path / "lease" / "epoch-00000007"
+    path.parent.mkdir()
+    write_state(path, 1)
+    monkeypatch.setattr(module, "_is_alive", lambda path, known: path.unlink() is None)
     with pytest.raises(LeaseHeld, match=r"held by process \? on \?"):
         Lease.acquire(tmp_path)
 
