@@ -191,7 +191,10 @@ class Killed(BaseException):
     """Nothing of the program sees it, as nothing sees a SIGKILL."""
 
 
-@pytest.mark.parametrize("form", ["safetensors", "timm", "onnx", "torch_export"])
+@pytest.mark.parametrize(
+    "form",
+    ["safetensors", "timm", *(pytest.param(one, marks=pytest.mark.slow) for one in ("onnx", "torch_export"))],
+)
 def test_an_export_killed_over_an_earlier_one_leaves_no_certificate_beside_what_it_is_not_of(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, request: pytest.FixtureRequest
 ) -> None:
