@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,8 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed.
     """
+    # onnxruntime 1.32 gives a machine a number and keeps it, with telemetry, in the home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx  # noqa: F401
         import onnxruntime
