@@ -18,6 +18,7 @@ _KEPT_STEPS = 1000
 _LEAST_STEPS = 20
 _POLL_SECONDS = 0.5
 _P99_FACTOR = 5.0
+_LIKE_THE_FIRST = 1.5  # on cores a step of a large model may take longer than any bound
 _PROMPT_SECONDS = 5.0  # to write the stacks; longer says that the run's file system hung
 # Other ranks' watchdogs look at other moments. An end of this one breaks their collectives: they write first.
 _LAST_WORDS_SECONDS = 4 * _POLL_SECONDS
@@ -48,11 +49,13 @@ class Watchdog:
     def beat(self) -> None:
         """Say that a step is done. The first few say little about the others: they warm up."""
         now = time.monotonic()
+        took = now - self._beaten_at
         if self._begun:
-            self._steps.append(now - self._beaten_at)
+            self._steps.append(took)
         self._begun, self._lenient, self._beaten_at = True, False, now
         if len(self._steps) < _LEAST_STEPS:
-            self._patience_seconds = max(self._hang_seconds, self._start_seconds / 10)
+            slow = max(self._patience_seconds if self._steps else 0.0, _LIKE_THE_FIRST * took)
+            self._patience_seconds = max(self._hang_seconds, self._start_seconds / 10, slow)
         elif len(self._steps) % _LEAST_STEPS == 0:
             p99 = sorted(self._steps)[int(len(self._steps) * 0.99)]
             self._patience_seconds = max(self._hang_seconds, _P99_FACTOR * p99)

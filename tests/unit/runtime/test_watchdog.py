@@ -145,6 +145,17 @@ def test_the_step_after_a_save_may_wait_for_another_ranks_save(tmp_path: Path, c
     assert not watchdog._lenient
 
 
+def test_a_step_as_slow_as_the_first_is_no_hang(tmp_path: Path, clock: list[float]) -> None:
+    watchdog = Watchdog(tmp_path / "stacks", hang_seconds=600.0, start_seconds=3600.0)
+    watchdog._beaten_at = clock[0]
+    steps(watchdog, clock, 1000.0)
+    assert watchdog._patience_seconds == 1500.0
+    steps(watchdog, clock, 900.0)
+    assert watchdog._patience_seconds == 1500.0
+    steps(watchdog, clock, *[1.0] * 20)
+    assert watchdog._patience_seconds == 4500.0  # of 21 steps the 99th percentile is the longest
+
+
 def test_each_batch_of_a_long_evaluation_counts_as_no_step(tmp_path: Path, clock: list[float]) -> None:
     watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
     with watchdog.patience():
