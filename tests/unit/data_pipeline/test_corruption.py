@@ -8,15 +8,17 @@ from __future__ import annotations
 import random
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from coatnet.config import UserError
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
-from data_pipeline.index import index_path
+from data_pipeline.index import ShardIndex, file_hash, index_path
 from data_pipeline.loader import TrainLoader
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError
@@ -171,6 +173,18 @@ def test_a_garbled_or_hostile_manifest_is_refused(damaged: Path, text: str, mess
     (damaged / MANIFEST).write_text(text)
     with pytest.raises(UserError, match=message):
         Corpus.open(damaged)
+
+
+def test_a_class_that_the_manifest_does_not_name_makes_a_shard_bad(damaged: Path) -> None:
+    manifest = Corpus.open(damaged).manifest
+    index = np.array(Corpus.open(damaged).index(0).samples)
+    index["label"][3] = 7
+    content, _ = ShardIndex(index).to_bytes()
+    index_path(shard_path(damaged)).write_bytes(content)
+    shards = [replace(manifest.shards[0], index_xxh3=file_hash(content)), *manifest.shards[1:]]
+    (damaged / MANIFEST).write_text(replace(manifest, shards=shards).to_json())
+    with pytest.raises(BadSampleError, match="names a class beyond the manifest's 3"):
+        Corpus.open(damaged).read(0, 0)
 
 
 def test_training_goes_on_over_damage_and_names_it(damaged: Path) -> None:
