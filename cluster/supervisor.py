@@ -195,7 +195,7 @@ class Supervisor:
         return Ending(
             status=status,
             node=failure.node if failure else "",
-            message=message if status else "",
+            message=message,
             done=done,
             stopped=self._stopped(attempt),
             cancelled=self.run.marker("cancelled") is not None,

@@ -69,7 +69,8 @@ class Machine:
             heard=self._heard, checks=checks, cases=" ".join([*cases, f"*) {tries[-1]} ;;"]),
         )  # fmt: skip
         self._program("srun", text, tells=False)
-        own = {name: job.pop(name) for name in ("protocol", "array", "dependents") if name in job}
+        fields = ("command", "protocol", "array", "dependents", "working_directory")
+        own = {name: job.pop(name) for name in fields if name in job}
         site = SiteConfig(
             **{"nodes": len(self.nodes), "preflight": PreflightConfig(enabled=bool(checks)), **job}
         )
@@ -77,7 +78,9 @@ class Machine:
             **os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": ",".join(self.nodes),
             "SLURM_ARRAY_TASK_ID": str(task),
         }  # fmt: skip
-        given = Job("run", str(self.run.path), ["pretrain"], site=site, **{"protocol": MARKERS, **own})
+        given = Job(
+            "run", str(self.run.path), site=site, **{"command": ["pretrain"], "protocol": MARKERS, **own}
+        )
         write_job(given, self._job_file)
         return Supervisor(given, job_file=self._job_file, environment=environment).main()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,12 +191,24 @@ def test_a_command_that_was_told_to_stop_is_not_done_by_its_status(machine: Mach
     assert machine.run.marker("done") is None and machine.heard()[1:] == ["scontrol requeue 7"]
 
 
+def test_what_srun_says_in_another_encoding_ends_no_life(machine: Machine) -> None:
+    assert machine.live(f"printf 'srun: \\377\\n' >&2; {machine.DONE}") == 0
+
+
+def test_ranks_begin_where_relative_paths_do(machine: Machine, tmp_path: Path) -> None:
+    there = f'[ "$(pwd)" = {tmp_path} ] && {machine.DONE}'
+    assert machine.live(there, working_directory=str(tmp_path), retries=0) == 0
+    assert machine.last_life()[0] == "done"
+
+
 def test_an_array_is_done_with_its_last_task(machine: Machine) -> None:
     assert machine.live("exit 4", protocol=STATUS, array=2, task=0, retries=0) == 4
     assert (machine.run.path / "task-0000" / "logs").is_dir()
     for task in (1, 0):
         assert machine.run.marker("done") is None
         assert "scontrol release 20" not in machine.heard()
-        assert machine.live("exit 0", protocol=STATUS, array=2, task=task, dependents=["20"]) == 0
+        own_part = f'case "$*" in *" part-{task}") exit 0 ;; esac; exit 4'
+        asked = {"command": ["shard", "part-{task}"], "dependents": ["20"]}
+        assert machine.live(own_part, protocol=STATUS, array=2, task=task, **asked) == 0
         assert RunDirectory(machine.run.path / f"task-{task:04d}").marker("done") is not None
     assert machine.run.marker("done") is not None and machine.heard()[-1] == "scontrol release 20"
