@@ -52,7 +52,7 @@ class Engine:
             kwargs_handlers=handlers,
         )
         if config.precision == "bf16":
-            compute_in_bf16(self.model, device_type=ranks.device_type, cache=config.zero < 3)
+            compute_in_bf16(self.model, device_type=ranks.device_type)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, self._adamw)
         defer_statistics(self.model)
         holder = self._wrapped if config.zero else SimpleNamespace(module=self.model, optimizer=self._adamw)
