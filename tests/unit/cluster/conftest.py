@@ -20,7 +20,7 @@ from coatnet.runtime.run_directory import RunDirectory, read_lines
 _SCONTROL = """\
 case "$*" in
   "show hostnames "*) echo "$3" | tr , ' ' ;;
-  "requeue "*) kill -TERM $PPID ;;
+  "requeue "*) (sleep 0.05; kill -TERM $PPID) > /dev/null 2>&1 & ;;
   *" show job "*) echo "JobState=$(cat {states}/$4 2>/dev/null || echo RUNNING)" ;;
 esac"""
 _SRUN = """\
@@ -82,7 +82,8 @@ class Machine:
             "run", str(self.run.path), site=site, **{"command": ["pretrain"], "protocol": MARKERS, **own}
         )
         write_job(given, self._job_file)
-        return Supervisor(given, job_file=self._job_file, environment=environment).main()
+        self.supervisor = Supervisor(given, job_file=self._job_file, environment=environment)
+        return self.supervisor.main()
 
     def heard(self) -> list[str]:
         """Return what SLURM was asked for, questions aside."""

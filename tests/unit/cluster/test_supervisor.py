@@ -30,6 +30,7 @@ def test_a_run_that_stopped_as_asked_is_requeued_and_waits_for_its_end(machine: 
     assert machine.live(machine.STOPPED) == 0
     assert machine.heard()[1:] == ["scontrol requeue 7"]
     assert machine.last_life() == ("stopped", 1, "saved and stopped as asked")
+    assert machine.supervisor.terminated, "ending before SLURM ends it would end the job for good"
 
 
 def test_a_chained_run_ends_with_the_status_that_starts_its_successor(machine: Machine) -> None:
@@ -139,6 +140,8 @@ def test_who_is_killed_on_a_second_node_as_well_fails(machine: Machine) -> None:
 def test_a_run_that_may_not_go_on_has_failed_where_its_nodes_did(machine: Machine) -> None:
     assert machine.live(machine.ended("n2", "Killed", task=1), continuation="none") == 1
     assert machine.last_life()[0] == "failed"
+    assert machine.live(machine.STOPPED, continuation="none") == 0
+    assert machine.last_life()[0] == "stopped"
 
 
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PREEMPTED"])

@@ -1,0 +1,96 @@
+"""Every column of `coatnet status`, from what a run directory holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.history import SUPERVISOR, History
+from cluster.slurm import QueuedJob
+from cluster.status import read_status
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.run_directory import RunDirectory
+
+RUNNING = {"7": QueuedJob("7_3", "RUNNING")}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of job 7 whose first life goes on."""
+    History(tmp_path).begin(job_id="7", nodes=["n1", "n2"], step=-1)
+    return tmp_path
+
+
+def end(run: Path, outcome: str, reason: str) -> None:
+    history = History(run)
+    history.end(history.lives()[-1], outcome=outcome, reason=reason, tries=1, excluded={})
+
+
+def test_of_what_never_began_nothing_is_known(tmp_path: Path) -> None:
+    found = read_status(tmp_path / "nothing", queue={})
+    assert (found.state, found.detail) == ("lost", "never started, and SLURM knows no job of this run")
+    assert (found.job_id, found.nodes, found.lives, found.last_error) == ("", [], 0, "")
+    unknown = (found.step, found.samples_seen, found.total_samples, found.images_per_second)
+    assert (*unknown, found.remaining_seconds, found.lost_seconds) == (None,) * 6
+
+
+def test_a_run_tells_its_job_its_nodes_and_its_newest_checkpoint(run: Path) -> None:
+    assert read_status(run, queue=RUNNING).step is None
+    (run / "checkpoints" / "step-00000000").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000000" / "manifest.json").touch()
+    found = read_status(run, queue=RUNNING)
+    assert (found.job_id, found.nodes, found.lives, found.step) == ("7_3", ["n1", "n2"], 1, 0)
+    assert read_status(run, queue=None).job_id == "7"
+
+
+def test_a_job_that_lives_outweighs_one_that_was_submitted_later(run: Path) -> None:
+    History(run).note("submitted", job_id="8", lives=1)
+    ended = QueuedJob("8", "CANCELLED")
+    assert read_status(run, queue={**RUNNING, "8": ended}).state == "running"
+
+
+def test_time_without_work_is_lost_until_now_or_the_end(run: Path) -> None:
+    began = History(run).lives()[0].started
+    assert read_status(run, queue=RUNNING).lost_seconds is None, "nothing was accounted for yet"
+    account = TimeAccount(RunDirectory(run).account, rank=0, life=1)
+    account.shift(-30.0, source="compute", target="idle")  # as if it had computed for so long
+    account.flush(samples_seen=8)
+    assert read_status(run, queue=RUNNING, now=began + 100).lost_seconds == pytest.approx(70, abs=0.01)
+    assert read_status(run, queue=RUNNING).lost_seconds == 0.0
+    end(run, "stopped", "saved")
+    assert read_status(run, queue=None, now=began + 100).lost_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "progress"), [((8, 8), 0.0), ((8, 4), 0), ((8, 8), None)], ids=["none", "back", "unknown"]
+)
+def test_records_without_progress_tell_no_rate_and_no_end(
+    run: Path, samples: tuple[int, int], progress: float | None
+) -> None:
+    began = History(run).lives()[0].started
+    rows = [
+        {"samples_seen": seen, "time": began + at, "progress": progress}
+        for at, seen in enumerate(samples, start=1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_status(run, queue=RUNNING)
+    assert found.samples_seen == samples[-1]
+    assert (found.total_samples, found.images_per_second, found.remaining_seconds) == (None, None, None)
+
+
+def test_the_last_error_is_that_of_the_last_life_that_failed(run: Path) -> None:
+    end(run, "excluded", "n1: fan is dead")
+    History(run).begin(job_id="7", nodes=["n2"], step=-1)
+    end(run, "failed", "boom")
+    History(run).begin(job_id="7", nodes=["n2"], step=-1)
+    assert read_status(run, queue=RUNNING).last_error == "life 2: boom"
+
+
+def test_before_a_life_has_failed_its_last_retry_is_the_last_error(run: Path) -> None:
+    record = RunDirectory(run).record_event
+    for reason in ("first", "second"):
+        record("retry", writer=SUPERVISOR, reason=reason)
+    record("life", writer=SUPERVISOR, reason="saved")
+    assert read_status(run, queue=RUNNING).last_error == "second"
