@@ -48,6 +48,16 @@ def test_ranks_killed_twice_on_one_node_blame_it() -> None:
     assert node_to_blame([crash()], nodes=NODES) is None
     blamed = node_to_blame([crash(), crash(status=137)], nodes=NODES)
     assert blamed is not None and blamed[0] == "n2" and KILLED_TWICE in blamed[1]
+    assert node_to_blame([crash("n1"), crash(), crash()], nodes=NODES) == blamed_for(11)
+
+
+def blamed_for(number: int) -> tuple[str, str]:
+    return "n2", f"a rank was {KILLED_TWICE}, now by signal {number}"
+
+
+def test_only_a_status_above_128_is_a_signal() -> None:
+    assert node_to_blame([crash(status=128)] * 2, nodes=NODES) is None
+    assert node_to_blame([crash(status=129)] * 2, nodes=NODES) == blamed_for(1)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
@@ -79,6 +89,7 @@ def test_one_node_after_the_other_that_fails_in_the_same_way_is_not_to_blame() -
     missing = "check_interface: ModuleNotFoundError: No module named 'omegaconf'"
     lives = [life(1, "n1", missing), life(2, "n2", missing)]
     assert is_nobodys_fault({"n3": missing}, nodes=["n3"], lives=lives)
+    assert is_nobodys_fault({"n3": missing}, nodes=["n3"], lives=[life(0, "n0", "fan is dead"), *lives])
     assert not is_nobodys_fault({"n3": missing}, nodes=["n3"], lives=lives[1:]), "two may well be bad"
     assert not is_nobodys_fault({"n3": "GPU 1 is wrong"}, nodes=["n3"], lives=lives)
     assert not is_nobodys_fault({"n3": missing}, nodes=["n3", "n4"], lives=lives), "a node is sound"

@@ -79,6 +79,11 @@ def test_ranks_that_end_without_a_word_are_started_again(machine: Machine) -> No
     assert machine.events("retry")[0]["reason"] == "ended without being done or stopped"
 
 
+def test_a_run_that_ends_without_a_word_to_the_last_has_failed(machine: Machine) -> None:
+    assert machine.live("true", retries=0) == 1
+    assert machine.last_life() == ("failed", 1, "ended without being done or stopped")
+
+
 def test_a_stop_of_an_earlier_attempt_does_not_count(machine: Machine) -> None:
     late = 'echo "{\\"attempt\\": \\"7.0.1\\"}" > $run/stopped'
     assert machine.live(late, machine.DONE) == 0
