@@ -30,6 +30,7 @@ _HEAD_SIZE = 32
 _CHAIN = 16  # small operations in a row, so that starting a backward pass is no part of one's time
 # Torch's operators of every kind's call, forward and backward, a view being less than one.
 _CALLS = {"product": 7.0, "norm": 85.0, "depthwise": 3.2, "attention": 19.8, "launch": 5.8 * _CHAIN}
+_HEAP_BLOCK = 31 << 18  # elements of 31 MiB; glibc keeps blocks below 32
 _COPIED_ELEMENTS = 1 << 23
 _LEAST_ROUNDS = 3
 # (side, width in, width): expansions and projections, from many rows and few channels to few rows and many.
@@ -65,6 +66,7 @@ def measure_rates(*, seconds: float = 1.0, clock: Callable[[], float] = time.pro
         seconds: on the wall; one round takes about a tenth of a second.
         clock: the process's own time by default, which other work lengthens less than that on the wall.
     """
+    _grow_heap()
     probes = _probes()
     for _, call in probes:
         call()  # warm: threads, workspaces, pages
@@ -79,6 +81,16 @@ def measure_rates(*, seconds: float = 1.0, clock: Callable[[], float] = time.pro
         Rate(**shape, seconds=statistics.fmean(found))
         for (shape, _), found in zip(probes, times, strict=True)
     ]
+
+
+def _grow_heap() -> None:
+    """Let the C library keep what is freed, as it does in a training that has freed a large tensor.
+
+    In a young process it gives large blocks back, and each call pays for fresh pages: twice the time of a
+    depthwise convolution, a third more of a product with many rows.
+    """
+    for _ in range(2):
+        torch.ones(_HEAP_BLOCK)
 
 
 def _probes() -> list[Probe]:
