@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster import snapshot
 from cluster.history import History
-from cluster.job import read_job
+from cluster.job import MARKERS, STATUS, read_job
 from cluster.site import SiteConfig
 from cluster.status import find_runs
 from cluster.submission import Request, prepare, submit
@@ -133,6 +134,61 @@ def test_every_local_corpus_of_a_config_is_looked_for_on_the_nodes(tmp_path: Pat
     )
     request = Request("pretrain", str(config), (), SITE, directory=tmp_path / "run")
     assert prepare(request).job.shards == ["/a", "/c"]
+
+
+def test_a_trainings_job_is_told_by_markers_and_begins_with_its_own_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared = prepare(request(tmp_path, SITE))
+    job, run = prepared.job, tmp_path / "run"
+    config = run / "submissions" / "0001" / "config.yaml"
+    assert job.command == ["pretrain", str(config), f"run.directory={run}"]
+    assert (job.name, job.directory, job.protocol) == ("run", str(run), MARKERS)
+    assert (job.working_directory, job.site) == (str(tmp_path), SITE)
+    assert Path(job.python).exists() and Path(job.program).name == "coatnet"
+    assert str(config.with_name("job.json")) in prepared.script
+
+
+@pytest.mark.parametrize(("command", "gpus"), [("shard", 0), ("evaluate", 8)])
+def test_another_command_is_one_task_that_is_told_by_its_status(
+    tmp_path: Path, command: str, gpus: int
+) -> None:
+    asked = Request(command, "photos", ("shards",), replace(SITE, spares=2), directory=tmp_path / "run")
+    job = prepare(asked).job
+    assert (job.command, job.protocol) == ([command, "photos", "shards"], STATUS)
+    site = job.site
+    assert (site.nodes, site.spares, site.ranks_per_node, site.gpus_per_node) == (1, 0, 1, gpus)
+    assert not site.preflight.enabled
+
+
+def test_a_training_without_a_run_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.directory must be given to submit"):
+        prepare(replace(request(tmp_path, SITE), directory=None, arguments=("run.directory=.",)))
+
+
+def test_the_code_goes_with_the_job_and_the_submission_into_the_history(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))
+    submit(prepare(request(tmp_path, SITE)))
+    folder = tmp_path / "run" / "submissions"
+    job = read_job(folder / "0001" / "job.json")
+    assert Path(job.code).parent == folder and (Path(job.code) / "cluster" / "job.py").exists()
+    (event,) = History(tmp_path / "run").events()
+    told = (event["event"], event["job_id"], event["folder"], event["lives"])
+    assert told == ("submitted", "7", "0001", 0)
+
+
+@pytest.mark.parametrize(("array", "told"), [(0, "7"), (5, "5")])
+def test_a_run_whose_job_is_queued_is_not_submitted_again(
+    programs: Path, tmp_path: Path, array: int, told: str
+) -> None:
+    try_to_submit(tmp_path)
+    job = f'{{"job_id": 7, "job_state": "PENDING", "array_job_id": {array}, "array_task_id": 0}}'
+    write_program(programs / "squeue", f"""echo '{{"jobs": [{job}]}}'""")
+    with pytest.raises(UserError, match=f"has job {told} already; watch it, or end it by: coatnet cancel"):
+        try_to_submit(tmp_path)
 
 
 def test_tasks_of_an_array_do_not_train_in_one_run_directory(tmp_path: Path) -> None:
