@@ -12,9 +12,9 @@ import pytest
 import torch
 import xxhash
 
-from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.format import CheckpointError, read_json, write_json
 from coatnet.checkpoint.fragments import Fragment
-from coatnet.checkpoint.inspection import check_model
+from coatnet.checkpoint.inspection import MANIFEST, check_model
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.checkpoint.weights import load_weights
@@ -102,3 +102,32 @@ def test_a_pipe_and_a_nest_in_place_of_the_manifest_are_refused_without_waiting(
     assert check_model(run) is None
     with pytest.raises(CheckpointError, match="is no regular file"):
         Checkpoint(manifest.parent)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint of one rank with two tensors."""
+    store = CheckpointStore(tmp_path, ranks=Ranks())
+    pieces = [Fragment("weight", name, (4,), 0, torch.ones(4)) for name in "ab"]
+    store.save(step=1, samples_seen=8, fragments=pieces, facts={}, wait=True)
+    return store.path(1)
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_bytes_that_no_piece_claims_are_not_taken_for_verified(saved: Path, left_out: int) -> None:
+    body = read_json(saved / MANIFEST)
+    del body["files"][0]["pieces"][left_out]
+    (saved / MANIFEST).unlink()
+    write_json(saved / MANIFEST, body)
+    with pytest.raises(CheckpointError, match="pieces do not cover the file"):
+        Checkpoint(saved).verify()
+
+
+def test_a_tensor_and_a_file_that_are_not_there_are_named(saved: Path) -> None:
+    checkpoint, file = Checkpoint(saved), saved / "rank-00000.safetensors"
+    assert checkpoint.bytes == file.stat().st_size and checkpoint.names("weight") == ["a", "b"]
+    with pytest.raises(CheckpointError, match="holds no weight c: it is of another model"):
+        checkpoint.tensor("weight", "c")
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: No such file"):
+        Checkpoint(saved)
