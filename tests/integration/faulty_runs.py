@@ -1,4 +1,4 @@
-"""Runs of `coatnet pretrain` on forked ranks, to which something happens on the way."""
+"""Runs of the workers on forked ranks, to which something happens on the way."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import dataclasses
 import errno
 import os
 import signal
+import subprocess
+import threading
 from contextlib import suppress
+from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 
 from coatnet.checkpoint import store
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.runtime.endings import Distrusted
+from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import write_atomically
+from coatnet.training.run import TrainingRun
+from finetune.trainer import Trainer as Finetuner
+from finetune.worker import main as finetune
 from pretrain import parts
 from pretrain.trainer import Trainer
 from pretrain.worker import main
@@ -104,3 +113,99 @@ def lose_the_disk() -> None:
 
 def no_space(self: CheckpointStore, own_bytes: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (Finetuner, finetune)}
+
+
+def hanging_run(worker: str, arguments: list[str]) -> str:
+    """Run the worker; rank 1 never comes back from its fifth step."""
+    trainer, run = WORKERS[worker]
+    take_step, taken = trainer.step, []
+
+    def step(self: Any, *given: Any, **options: Any) -> Any:
+        taken.append(None)
+        if len(taken) == 6 and os.environ["RANK"] == "1":
+            a_driver_that_hangs()
+        return take_step(self, *given, **options)
+
+    trainer.step = step
+    if worker == "finetune":  # no config sets its bounds
+        begin = TrainingRun.__init__
+        TrainingRun.__init__ = partialmethod(begin, hang_seconds=3.0, start_seconds=60.0)  # type: ignore[method-assign,assignment]
+    run(arguments)
+    return "finished"
+
+
+def suspended_run(worker: str, arguments: list[str]) -> str:
+    """Run the worker; rank 1 is stopped in its fifth step for longer than torch's collectives would wait."""
+    trainer, run = WORKERS[worker]
+    take_step, be_patient, taken, bound = trainer.step, Ranks.wait_patiently, [], timedelta(seconds=2)
+
+    def after_a_hasty_start(self: Ranks) -> None:
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(bound, group)
+        distributed_c10d._get_default_timeout = lambda backend: bound  # of groups to come
+        be_patient(self)
+
+    def step(self: Any, *given: Any, **options: Any) -> Any:
+        taken.append(None)
+        if len(taken) == 5 and os.environ["RANK"] == "1":
+            subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return take_step(self, *given, **options)
+
+    trainer.step, Ranks.wait_patiently = step, after_a_hasty_start  # type: ignore[attr-defined,method-assign]
+    run(arguments)
+    return "finished"
+
+
+def a_driver_that_hangs() -> None:
+    threading.Event().wait()
+
+
+def finetune_run(
+    arguments: list[str],
+    stop_after: int = 0,
+    kill_after: int = 0,
+    stop_in_evaluation: bool = False,
+    fill_after: int = 0,
+    ballast: str = "",
+) -> str:
+    """Run the worker of `coatnet finetune`.
+
+    Args:
+        arguments: the worker's.
+        stop_after: so many steps into this life, rank 0 gets a SIGTERM.
+        kill_after: so many steps into this life, every rank gets a SIGKILL.
+        stop_in_evaluation: rank 0 gets a SIGTERM in each evaluation.
+        fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; the answer is
+            then the run's error.
+    """
+    take_step, taken, evaluate = Finetuner.step, [], Finetuner.evaluate
+
+    def told_to_stop(self: Finetuner, state: Any) -> None:
+        if self.ranks.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        evaluate(self, state)
+
+    def step(self: Finetuner, *given: Any, **options: Any) -> Any:
+        taken.append(None)
+        if len(taken) == stop_after and self.ranks.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(taken) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(taken) == fill_after and self.ranks.is_main:
+            fill(Path(ballast))
+        return take_step(self, *given, **options)
+
+    Finetuner.step = step  # type: ignore[method-assign]
+    if stop_in_evaluation:
+        Finetuner.evaluate = told_to_stop  # type: ignore[method-assign]
+    try:
+        finetune(arguments)
+    except UserError as error:
+        if not fill_after:
+            raise
+        return str(error)
+    return "finished"
