@@ -153,6 +153,7 @@ def test_a_reader_that_went_away_is_not_worth_a_word() -> None:
         assert done.wait(60) not in (0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["inspect model coatnet_0", "logs ."])
 def test_output_that_cannot_be_written_is_told_in_a_line(words: str, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"kind": "start"}\n')
@@ -190,6 +191,7 @@ def test_an_interruption_leaves_no_trace_at_whatever_moment_it_comes(name: str) 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+@pytest.mark.slow
 def test_nothing_is_coloured_where_no_terminal_listens() -> None:
     for words in (["--help"], ["inspect", "model", "coatnet_0"], ["nonsense"]):
         done = coatnet(*words)
@@ -221,6 +223,7 @@ def test_no_line_is_broken_where_no_terminal_listens(
     assert any(image in line and "[cat] :dog:" in line for line in said.splitlines())
 
 
+@pytest.mark.slow
 def test_names_are_read_alike_whatever_the_locale(tmp_path: Path) -> None:
     (tmp_path / "Köln").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "Köln" / "0.jpg")
@@ -249,6 +252,7 @@ def test_a_name_that_is_no_utf8_is_told_in_a_line(words: list[str]) -> None:
     assert r"o\udcff…: a name that is no UTF-8" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_not_worth_a_word(tmp_path: Path) -> None:
     picture = tmp_path / "scaling.png"
     words = ["plan", str(ROOT / "configs/pretrain/imagenet_1k_coatnet_0.yaml"), "--plot", str(picture)]

@@ -33,6 +33,7 @@ def written(command: str, number: int, micro: int, *, gpus: int, folder: Path) -
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "number", "hardware", "gpus", "micro"), LAYOUTS)
 def test_what_is_said_to_fit_fits_when_it_is_planned(
     command: str, number: int, hardware: str, gpus: int, micro: int, tmp_path: Path
