@@ -150,6 +150,7 @@ def test_no_module_imports_itself_through_others() -> None:
         walk(module, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TORCH_FREE, *TORCH_FREE_MODULES])
 def test_what_runs_on_a_login_node_imports_no_torch(name: str) -> None:
     chosen = [module for module, _ in MODULES if within(module, name) and not module.endswith("__main__")]

@@ -175,6 +175,7 @@ def in_place(word: str, folders: dict[str, str]) -> str:
     return word
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "word", "refusal"),
     [(command, word, refusal) for command, given in CASES.items() for word, refusal in given],

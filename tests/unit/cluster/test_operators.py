@@ -50,6 +50,7 @@ def counted(config: ModelConfig, *, group: int) -> tuple[float, float]:
     return forward.calls, backward.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["rows", "plain"])
 @pytest.mark.parametrize(("sizes", "group"), [(QUICKSTART, 8), (QUICKSTART, 2), (DEEPER, 8), (DEEPER, 4)])
 def test_a_pass_calls_as_many_operators_as_the_dispatcher_sees(
