@@ -73,10 +73,7 @@ def frozen(cluster: Cluster, run: Path, table: Table, _: random.Random) -> None:
 def cut_off(cluster: Cluster, run: Path, table: Table, chance: random.Random) -> None:
     """A node that saves is cut off, and comes back with what it had to send when another has gone on."""
     one, other = (start(node, run) for node in cluster.nodes)
-    ask(one, "acquire 1", "acquired")
-    one.tell("endless")
-    hear(one)
-    time.sleep(chance.uniform(0.0, 3.0))
+    save_for_a_while(one, chance)
     cluster.nodes[0].run("ip", "link", "set", "eth0", "down")
     promised = last_saved(one)
     table.takeovers_missed += not ask(other, "acquire 2").startswith("acquired")
@@ -94,10 +91,7 @@ def cut_off(cluster: Cluster, run: Path, table: Table, chance: random.Random) ->
 def node_without_power(cluster: Cluster, run: Path, table: Table, chance: random.Random) -> None:
     """The power of a node is cut while it saves; what it had promised must be there for the other."""
     one, other = (start(node, run) for node in cluster.nodes)
-    ask(one, "acquire 1", "acquired")
-    one.tell("endless")
-    hear(one)
-    time.sleep(chance.uniform(0.0, 3.0))
+    save_for_a_while(one, chance)
     cluster.nodes[0].cut_power()
     promised = last_saved(one)
     table.takeovers_missed += not ask(other, "acquire 2").startswith("acquired")
@@ -112,10 +106,7 @@ def node_without_power(cluster: Cluster, run: Path, table: Table, chance: random
 def server_without_power(cluster: Cluster, run: Path, table: Table, chance: random.Random) -> None:
     """The power of the server is cut while a node saves: what was promised is there, and the job goes on."""
     job = start(cluster.nodes[0], run)
-    ask(job, "acquire 1", "acquired")
-    job.tell("endless")
-    hear(job)
-    time.sleep(chance.uniform(0.0, 3.0))
+    save_for_a_while(job, chance)
     cluster.cut_server()
     began, promised, later = time.monotonic(), last_saved(job), ""
     while not later.startswith("saved"):
@@ -135,6 +126,14 @@ def server_without_power(cluster: Cluster, run: Path, table: Table, chance: rand
 
 
 TRIALS = (takeover, frozen, cut_off, node_without_power, server_without_power)
+
+
+def save_for_a_while(job: Command, chance: random.Random) -> None:
+    """Let a job take the lease and save without end; return somewhere in its saves."""
+    ask(job, "acquire 1", "acquired")
+    job.tell("endless")
+    hear(job)
+    time.sleep(chance.uniform(0.0, 3.0))
 
 
 def judge(job: Command, table: Table, *, expected: str) -> None:
