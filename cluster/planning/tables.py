@@ -119,6 +119,13 @@ def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:
     checkpointed = [choice for choice in choices if choice.checkpointing]
     unit = f"{_unit(plan)} per {'rank' if plan.in_process else 'GPU'}"
     table = _table(unit, "this run", *(f"ZeRO-{choice.zero_stage}" for choice in kept))
+    memories = [plan.memory, *(choice.memory for choice in kept)]
+    for name in plan.memory.components():
+        sizes = [memory.components()[name] for memory in memories]
+        if any(sizes):
+            table.add_row(name, *(_size(size, plan) for size in sizes))
+    table.add_row("[bold]sum[/bold]", *(_total(memory, plan) for memory in memories))
+    table.add_row("largest micro-batch", "", *(str(choice.largest_micro_batch) for choice in kept))
     table.add_section()
     table.add_row("sum, activations checkpointed", "", *(_total(one.memory, plan) for one in checkpointed))
     table.add_row(

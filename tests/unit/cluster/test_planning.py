@@ -14,7 +14,7 @@ from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.memory import WINDOWS, Layout, largest_micro_batch, predict_memory
 from cluster.planning.request import compare_plans, plan_of, plan_run, scaling_plans
 from cluster.planning.speed import predict_step
-from cluster.planning.tables import plot_scaling
+from cluster.planning.tables import plot_scaling, print_plan
 from cluster.planning.workload import workload
 from cluster.recipe import read_recipe
 from coatnet.config import UserError
@@ -310,6 +310,22 @@ def test_a_picture_that_cannot_be_is_refused(name: str, message: str, config: Pa
     plans = scaling_plans("pretrain", config, [])[:2]
     with pytest.raises(UserError, match=message):
         plot_scaling(plans, tmp_path / name, name="x")
+
+
+def test_the_table_shows_every_component_the_sum_and_the_largest_micro_batch(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    plan, choices = plan_of("pretrain", config, ["nodes=2"])
+    print_plan(plan, choices, name="x", remedies=[])
+    rows = {line[:29].strip(): line[29:].split() for line in capsys.readouterr().out.splitlines()}
+    used = {name: size for name, size in plan.memory.components().items() if size}
+    assert {"weights", "activations", "reserve"} <= used.keys() <= rows.keys()
+    assert "EMA" not in rows  # what no stage needs is left out
+    assert rows["sum"][0] == f"{plan.memory.total / _GIB:.2f}" and len(rows["sum"]) == 5
+    assert rows["largest micro-batch"] == [
+        str(choice.largest_micro_batch) for choice in choices if not choice.checkpointing
+    ]
 
 
 def test_the_command_prints_pure_json_without_torch(config: Path) -> None:
