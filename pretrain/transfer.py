@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.sections import TRANSFER
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.record import SampleSource
 from pretrain.config import PretrainConfig
@@ -41,12 +42,12 @@ class TransferProbe:
         self.bad: list[dict[str, Any]] = []
 
     def measure(self, engine: Engine) -> dict[str, float]:
-        """Return the share of images whose neighbours vote for their class."""
+        """Return the share of images whose neighbours vote for their class, where any can be read."""
         features, labels = self._features(engine)
         rows, targets = self._ranks.rows(features), self._ranks.rows(labels)
-        return {
-            "transfer_top1": neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)
-        }
+        if not len(rows):
+            return {}
+        return {TRANSFER: neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)}
 
     def _features(self, engine: Engine) -> tuple[Tensor, Tensor]:
         """Catch what enters the last layer during ordinary forward passes, which work at every ZeRO stage."""
@@ -71,7 +72,7 @@ class TransferProbe:
 def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> float:
     """Return the share of rows whose `neighbours` nearest other rows vote, by similarity, for their label.
 
-    Shape: features (N, D), of length 1 each; labels int64 (N,).
+    Shape: features (N, D), of length 1 each; labels int64 (N,), N at least 1.
     """
     classes = int(labels.max()) + 1
     right = 0
@@ -83,4 +84,4 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> 
         votes = torch.zeros(len(rows), classes, device=features.device)
         votes.scatter_add_(1, labels[near.indices], near.values + 1)
         right += int((votes.argmax(1) == labels[begin : begin + len(rows)]).sum())
-    return right / max(1, len(features))
+    return right / len(features)

@@ -4,30 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from coatnet.config import UserError
-from coatnet.config.plain_text import check_class_names
-from coatnet.runtime.regular_files import read_regular
 
 _WORDNET = re.compile(r"n\d{8}(?!\d)")
-_MAX_CLASS_FILE_BYTES = 4 << 20  # 40,000 names of a hundred characters
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Read one class name per line.
-
-    Raises:
-        UserError: no such file, no text, or a name that is not fit to be shown.
-    """
-    try:
-        text = read_regular(path, most=_MAX_CLASS_FILE_BYTES).decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text") from None
-    lines = text.removesuffix("\n").split("\n")  # not splitlines, which hides control characters
-    return check_class_names([line.removesuffix("\r") for line in lines], origin=str(path))
 
 
 def check_class_count(names: Sequence[str], outputs: int, *, origin: str) -> None:

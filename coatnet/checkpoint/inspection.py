@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coatnet.checkpoint.classes import check_class_count, read_class_names
+from coatnet.checkpoint.classes import check_class_count
 from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
 from coatnet.model.cost import model_cost
+from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular, read_regular
 
 TENSORS = "model.safetensors"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import check_class_names
+from coatnet.runtime.class_names import read_class_names
 from data_pipeline.index import LABEL
 
 RawLabel = str | int
@@ -35,11 +36,8 @@ def read_classes(path: Path) -> list[str]:
     Raises:
         UserError: the file cannot be read, or a name is empty, not fit to be shown, or comes twice.
     """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    if len(set(check_class_names(names, origin=str(path)))) != len(names):
+    names = read_class_names(path)
+    if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path}: {twice!r} comes more than once")
     return names

@@ -10,13 +10,14 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from coatnet.checkpoint.classes import check_class_count, read_class_names
+from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle
 from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_config
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
+from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular
 from data_pipeline.augment_config import AugmentConfig
 

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from coatnet.checkpoint.classes import read_class_names
 from coatnet.checkpoint.inspection import check_model
 from coatnet.config import UserError
 from coatnet.config.plain_text import one_line
+from coatnet.runtime.class_names import read_class_names
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.folder import FolderCorpus
 from data_pipeline.record import BadSampleError

@@ -107,6 +107,10 @@ def test_so_does_the_measure_of_transfer(folder: Path) -> None:
     probe = TransferProbe(open_corpus(folder), config(folder, batch=1), **ALONE)
     assert 0.0 <= probe.measure(engine)["transfer_top1"] <= 1.0
     assert [sample["name"] for sample in probe.bad] == ["ant/1.jpg"]
+    for image in folder.rglob("*.jpg"):
+        image.write_bytes(b"no image")
+    assert probe.measure(engine) == {}, "a figure of no image would be a false one"
+    assert len(probe.bad) == 6
 
 
 def test_it_reads_by_the_decoder_of_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
