@@ -16,6 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.decode import backend_name
 from data_pipeline.folder import keep_out
 from data_pipeline.open_corpus import common_classes, open_corpus, open_evaluation_corpus, open_train_corpora
+from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import check_url, is_url
 from data_pipeline.training_order import check_shares, make_order
 
@@ -51,6 +52,8 @@ def look_at_data(
     for path in remote:
         check_url(path)
     if remote:
+        if data.evaluate not in remote:
+            check_best(config, open_corpus(data.evaluate) if data.evaluate else None, averaged=averaged)
         return None
     corpora = open_train_corpora(data)
     classes = common_classes(corpora)
@@ -67,9 +70,23 @@ def look_at_data(
         print(_SOFTMAX_FOR_SEVERAL, file=sys.stderr)
     if config.loss.class_weights != "none":
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
-    evaluated = open_evaluation_corpus(data, classes=classes)
-    if evaluated is not None:
-        config.save.check_best(evaluated.label_kind, averaged=averaged, transfer=bool(transfer))
+    check_best(config, open_evaluation_corpus(data, classes=classes), averaged=averaged)
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
     return classes
+
+
+def check_best(config: Any, evaluated: SampleSource | None, *, averaged: bool = False) -> None:
+    """Check that evaluations will have the figure that the best checkpoint is kept by.
+
+    Args:
+        config: as of `look_at_data`.
+        evaluated: what the run is evaluated on.
+        averaged: evaluations judge the moving average beside the weights.
+
+    Raises:
+        UserError: they will not.
+    """
+    kind = None if evaluated is None else evaluated.label_kind
+    transfer = bool(getattr(config.evaluate, "transfer", None))
+    config.save.check_best(kind, averaged=averaged, transfer=transfer)

@@ -22,6 +22,7 @@ from coatnet.training.state import RunState
 from data_pipeline.batch import Batch
 from data_pipeline.class_weights import loss_weights
 from data_pipeline.device import TrainTransform
+from data_pipeline.first_look import check_best
 from data_pipeline.open_corpus import open_evaluation_corpus, open_train_corpora
 from data_pipeline.stream import Stream
 from finetune.config import FinetuneConfig
@@ -66,6 +67,7 @@ class Trainer(TrainingRun[State, StepResult]):
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
         self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes)
+        check_best(config, self.evaluation_corpus)
         self._shares = shares_of(self.evaluation_corpus)
         self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
         model, model_config, origin = starting_model(config, classes=classes)

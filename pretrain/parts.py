@@ -14,6 +14,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.run import TrainingRun, Verdict
 from data_pipeline.batch import Batch
+from data_pipeline.first_look import check_best
 from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus
 from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble
@@ -74,6 +75,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             config_digest=digest,
         )
         evaluated = open_evaluation_corpus(config.data, classes=assembly.classes)
+        check_best(config, evaluated, averaged=bool(config.ema))
         breathe = self.watchdog.breathe
         self.evaluator = (
             None if evaluated is None else Evaluator(evaluated, config, ranks=ranks, breathe=breathe)

@@ -186,25 +186,24 @@ class SaveConfig:
             known = (*FIGURES["single"], *FIGURES["multi"], TRANSFER)
             one_of("best", self.best.removeprefix("ema_"), known)
 
-    def check_best(self, label_kind: str, *, averaged: bool, transfer: bool) -> None:
+    def check_best(self, label_kind: str | None, *, averaged: bool, transfer: bool) -> None:
         """Check that evaluations have the figure: without, no checkpoint would ever be the best.
 
         Args:
-            label_kind: of the corpus: "single", or "multi" for several labels per image.
+            label_kind: of the corpus: "single", or "multi" for several labels per image; None without one.
             averaged: the moving average is judged beside the weights, by the figures that begin with ema_.
             transfer: to a second corpus, is judged too.
 
         Raises:
             UserError: they do not have it.
         """
-        known = [*FIGURES[label_kind]]
+        known = [*FIGURES[label_kind]] if label_kind else []
         known += [f"ema_{name}" for name in known if averaged] + [TRANSFER] * transfer
         if self.best is not None and self.best not in known:
-            labels = "several labels" if label_kind == "multi" else "one label"
-            raise UserError(
-                f"save.best is {self.best!r}; allowed here, with {labels} per image in data.evaluate: "
-                f"{', '.join(known)}"
-            )
+            labels = {"multi": "several labels", "single": "one label"}.get(label_kind or "")
+            data = f"with {labels} per image in data.evaluate" if labels else "without data.evaluate"
+            known.append("null")
+            raise UserError(f"save.best is {self.best!r}; allowed here, {data}: {', '.join(known)}")
 
 
 @dataclass

@@ -24,7 +24,8 @@ from coatnet.training.calendar import Calendar
 from coatnet.training.losses import log_odds, make_loss, probabilities
 from coatnet.training.sections import LossConfig, SaveConfig
 from data_pipeline.config import CorpusConfig, DataConfig
-from data_pipeline.first_look import look_at_data
+from data_pipeline.first_look import check_best, look_at_data
+from data_pipeline.open_corpus import open_corpus
 from data_pipeline.sharding.sharder import shard_corpus
 from finetune.classifier import open_classifier
 from finetune.config import FinetuneConfig, FinetuneTrainConfig
@@ -317,8 +318,24 @@ def test_a_figure_that_no_evaluation_has_and_a_loss_for_one_label_are_told_at_th
     assert "several labels per image, and loss.name is 'softmax'" in capsys.readouterr().err
     for name in ("top1", "ema_map", "transfer_top1"):
         with pytest.raises(
-            UserError, match=rf"save\.best is '{name}'; .*several .*: map, map_micro, precision1$"
+            UserError, match=rf"save\.best is '{name}'; .*several .*: map, map_micro, precision1, null$"
         ):
             look_at_data(replace(sigmoid, save=SaveConfig(best=name)), make_calendar=Calendar.make)
     averaged = replace(sigmoid, save=SaveConfig(best="ema_map"))
     look_at_data(averaged, make_calendar=Calendar.make, averaged=True)
+
+
+def test_the_figure_of_the_best_is_checked_before_the_network_is_asked_and_where_nothing_is_evaluated(
+    tagged: Path,
+) -> None:
+    """What lies behind a URL is opened by the ranks, which check it as well, before a step."""
+    config = FinetuneConfig(model=ModelConfig(), save=SaveConfig(best="top1"))
+    for train in (str(tagged), "https://host.invalid/shards"):
+        data = DataConfig(train=[CorpusConfig(train)])
+        with pytest.raises(UserError, match=r"is 'top1'; allowed here, without data\.evaluate: null"):
+            look_at_data(replace(config, data=data), make_calendar=Calendar.make)
+    remote = DataConfig(train=[CorpusConfig("https://host.invalid/shards")], evaluate=str(tagged))
+    with pytest.raises(UserError, match=r"is 'top1'; allowed here, with several labels .*: map, "):
+        look_at_data(replace(config, data=remote), make_calendar=Calendar.make)
+    with pytest.raises(UserError, match=r"is 'top1'; allowed here, with several labels .*: map, "):
+        check_best(config, open_corpus(tagged))
