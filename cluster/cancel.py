@@ -18,6 +18,8 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     Raises:
         UserError: this is no run directory, or the run is done already.
     """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such folder")
     history = History(directory)
     if not history.events():
         raise UserError(

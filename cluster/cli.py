@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -194,19 +194,21 @@ def logs(
 
     Example: coatnet logs -f runs/first
     """
-    from cluster.logs import has_ended_by_hand, read_logs, was_started_by_hand
+    from cluster.logs import EndByHand, read_logs, was_started_by_hand
     from cluster.status import has_finished
     from coatnet.config import UserError
 
     if not directory.is_dir():
-        raise UserError(f"{directory} is no run directory")
-    finished = partial(has_finished, directory)
+        raise UserError(f"{directory}: no such folder")
+    finished: Callable[[], bool] = partial(has_finished, directory)
     if was_started_by_hand(directory):
         print(
             f"{directory}: started by hand; its first rank wrote to a terminal, here is what it reported",
             file=sys.stderr,
         )
-        finished = partial(has_ended_by_hand, directory)
+        finished = by_hand = EndByHand(directory)
+        if follow and not (by_hand.runs() or by_hand()):
+            print("it does not run; waiting a minute for it to begin", file=sys.stderr)
     is_silent = True
     for line in read_logs(directory, rank=rank, tail=tail, follow=follow, finished=finished):
         print(line, flush=follow)

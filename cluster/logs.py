@@ -15,10 +15,11 @@ from typing import Any
 
 from cluster.array import task_folders
 from cluster.history import History
-from coatnet.runtime.lease import Lease, LeaseHeld
+from coatnet.runtime.lease import Lease, LeaseHeld, newest_epoch
 from coatnet.runtime.run_directory import RunDirectory
 
 _POLL_SECONDS = 0.3
+_START_SECONDS = 60.0  # from the command to the lease: importing torch from a busy file system
 _TOLD = ("train/loss", "images_per_second")
 _CHUNK_BYTES = 1 << 20
 _RANK_LOG_BY_HAND = re.compile(r"rank(\d+)\.log")
@@ -119,13 +120,32 @@ def was_started_by_hand(directory: Path) -> bool:
     )
 
 
-def has_ended_by_hand(directory: Path) -> bool:
-    """Return whether a run that was started by hand has ended: by its markers, or because nobody holds it."""
-    run = RunDirectory(directory)
-    if run.marker("done") is not None or run.marker("stopped") is not None:
-        return True
-    try:
-        Lease.require_free(directory)
-    except LeaseHeld:
+class EndByHand:
+    """Whether a run that was started by hand has ended: asked again and again, as its log is followed.
+
+    Its lease tells whether it runs. One that nobody holds may be about to begin: a start loads its libraries
+    for seconds, and what `stopped` says until then is an earlier start's.
+    """
+
+    def __init__(self, directory: Path, *, patience_seconds: float = _START_SECONDS) -> None:
+        self._directory, self._deadline = directory, time.monotonic() + patience_seconds
+        self._epoch = newest_epoch(directory)
+        self._has_run = False
+
+    def runs(self) -> bool:
+        """Return whether somebody holds the run."""
+        try:
+            Lease.require_free(self._directory)
+        except LeaseHeld:
+            self._has_run = True
+            return True
         return False
-    return True
+
+    def __call__(self) -> bool:
+        """Return whether nothing more will come of it, or nobody began it in time."""
+        if RunDirectory(self._directory).marker("done") is not None:
+            return True
+        if self.runs():
+            return False
+        began = self._has_run or newest_epoch(self._directory) > self._epoch
+        return began or time.monotonic() > self._deadline

@@ -31,7 +31,7 @@ _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection r
          "Slurm backup controller in standby")  # fmt: skip
 _AWAY_SECONDS = 900.0
 _GONE = ("Invalid job id", "already completing or completed")
-_JOB_ID = re.compile(r"(\d+)(?:;.*)?")
+_JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?")
 
 
 class SlurmError(UserError):
@@ -95,10 +95,11 @@ def run_command(argv: Sequence[str], *, timeout_seconds: float = _TIMEOUT_SECOND
 def sbatch(script: str, *options: str) -> str:
     """Submit the script at the path `script` and return the job's id."""
     printed = run_command(["sbatch", "--parsable", *options, script]).strip()
-    found = _JOB_ID.fullmatch(printed.splitlines()[-1] if printed else "")
-    if not found:
-        raise SlurmError(f"sbatch printed {printed[:200]!r} instead of a job id")
-    return found[1]
+    for line in reversed(printed.splitlines()):  # a site's wrapper may say more, before it and behind
+        found = _JOB_ID.fullmatch(line.strip())
+        if found:
+            return found[1]
+    raise SlurmError(f"sbatch printed {printed[:200]!r} instead of a job id")
 
 
 def job_state(job_id: str) -> str | None:

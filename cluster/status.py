@@ -13,9 +13,11 @@ from typing import Any
 
 from cluster.array import array_state, is_task, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
+from cluster.job import newest_job_file, read_job
 from cluster.notice import ending_notice
 from cluster.progress import last_records, newest_step
 from cluster.slurm import QueuedJob, jobs_of
+from coatnet.config import UserError
 from coatnet.runtime.account import summarise
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -115,8 +117,17 @@ def has_finished(directory: Path) -> bool:
     run = RunDirectory(directory)
     if any(run.marker(name) is not None for name in _FINAL_MARKERS):
         return True
-    ended = read_status(directory, queue=None).state in {"failed", "cancelled"}
-    return ended and not History(directory).awaits_a_life()
+    final = {"failed", "cancelled"} if _continues(directory) else {"failed", "cancelled", "stopped"}
+    return read_status(directory, queue=None).state in final and not History(directory).awaits_a_life()
+
+
+def _continues(directory: Path) -> bool:
+    """Return whether a run that stopped goes on by itself; what cannot be read is waited for."""
+    job_file = newest_job_file(directory)
+    try:
+        return job_file is None or read_job(job_file).site.continuation != "none"
+    except (OSError, UserError):
+        return True
 
 
 def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:

@@ -152,12 +152,13 @@ def submit(
         script = folder / "script.sh"
         script.write_text(prepared.script)
         history = History(directory)
+        lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
             job_id = slurm.sbatch(str(script), *options)
         except slurm.SlurmError as error:
             shutil.rmtree(folder)  # what SLURM refused was not submitted
             raise UserError(f"{error}{_remedy(str(error))}") from None
-        history.note("submitted", job_id=job_id, folder=folder.name, lives=len(history.lives()))
+        history.note("submitted", job_id=job_id, folder=folder.name, lives=lives)
     return job_id
 
 

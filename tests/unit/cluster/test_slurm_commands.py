@@ -113,8 +113,17 @@ def test_what_sbatch_says_instead_of_a_job_is_told(program: Program, answer: str
         slurm.sbatch("script.sh")
 
 
-@pytest.mark.parametrize("answer", ["echo 12", "echo '12;cluster'", "echo note; echo 12"])
-def test_a_job_id_may_come_with_its_cluster_and_after_notes(program: Program, answer: str) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo 12",
+        "echo '12;cluster'",
+        "echo note of 3 lines; echo 12; echo",
+        "echo 12; echo 'your project has 9 h left'",
+        "echo 'Submitted batch job 12 on cluster a'",
+    ],
+)
+def test_a_job_id_may_come_with_its_cluster_and_among_what_a_site_says(program: Program, answer: str) -> None:
     program("sbatch", answer)
     assert slurm.sbatch("script.sh") == "12"
 

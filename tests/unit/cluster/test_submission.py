@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_a_submission_leaves_everything_that_the_job_needs(programs: Path, tmp_p
     assert (folder / "script.sh").read_text().startswith("#!/bin/bash\n#SBATCH")
     assert (tmp_path / "run" / "plan.json").exists()
     assert History(tmp_path / "run").job_ids() == ["7"]
+
+
+def test_a_job_that_begins_before_its_submission_is_noted_is_awaited_no_more(
+    programs: Path, tmp_path: Path
+) -> None:
+    begin = json.dumps({"event": "begin", "time": 1, "life": 1, "job_id": "7", "nodes": ["n1"], "step": -1})
+    write_program(programs / "sbatch", f"echo '{begin}' >> {tmp_path}/run/lives.jsonl; echo 7")
+    try_to_submit(tmp_path)
+    history = History(tmp_path / "run")
+    assert not history.awaits_a_life() and history.lives_without_progress(step=-1) == 1
 
 
 def test_two_submissions_at_once_queue_one_job(programs: Path, tmp_path: Path) -> None:

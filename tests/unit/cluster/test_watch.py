@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cli, slurm
+from cluster import slurm
 from cluster.cancel import cancel_run
 from cluster.cli import status
 from cluster.history import History
-from cluster.logs import has_ended_by_hand, read_logs
 from cluster.slurm import QueuedJob
-from cluster.status import find_runs, has_finished, read_status
+from cluster.status import find_runs, read_status
 from cluster.tables import print_status
 from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
-from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
 
@@ -243,46 +241,6 @@ def test_runs_are_found_below_a_folder(run: Path) -> None:
     assert find_runs([run.parents[0]]) == [run] and find_runs([run]) == [run]
 
 
-def test_logs_come_in_the_order_of_lives_and_one_rank_at_a_time(run: Path) -> None:
-    (run / "logs" / "job-7.log").write_text("job\n")
-    for name, text in (
-        ("life-001.try-1.rank-0", "a"),
-        ("life-002.try-1.rank-0", "b"),
-        ("life-001.try-1.rank-1", "c"),
-    ):
-        (run / "logs" / f"{name}.log").write_text(f"{text}\nunfinished")
-    finished = lambda: True  # noqa: E731
-    lines = list(read_logs(run, rank=None, tail=0, follow=False, finished=finished))
-    assert [line.split(": ")[1] for line in lines] == ["a", "b", "job"]
-    assert [line[-1] for line in read_logs(run, rank=1, tail=0, follow=False, finished=finished)] == ["c"]
-
-
-def test_following_ends_after_the_last_lines_of_a_finished_run(run: Path) -> None:
-    path = run / "logs" / "life-001.try-1.rank-0.log"
-    path.write_text("first\n")
-    asked = []
-
-    def finished() -> bool:
-        asked.append(len(asked))
-        with path.open("a") as file:
-            file.write(f"line {len(asked)}\n")
-        return len(asked) == 2
-
-    lines = list(read_logs(run, rank=0, tail=0, follow=True, finished=finished))
-    assert [line.split(": ")[1] for line in lines] == ["first", "line 1", "line 2"]
-
-
-def test_a_failed_run_has_finished_until_it_is_submitted_again(run: Path) -> None:
-    history = History(run)
-    assert not has_finished(run)
-    history.end(history.lives()[0], outcome="failed", reason="boom", tries=3, excluded={})
-    assert has_finished(run)
-    history.note("submitted", job_id="8", folder="0002", lives=1)
-    assert not has_finished(run)
-    RunDirectory(run).mark("cancelled")
-    assert has_finished(run)
-
-
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_the_table_of_runs_fits_the_terminal(
     run: Path, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -316,6 +274,8 @@ def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
 def test_a_finished_run_or_another_folder_cannot_be_cancelled(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was never submitted"):
         cancel_run(tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        cancel_run(tmp_path / "nowhere")
     RunDirectory(run).mark("done")
     with pytest.raises(UserError, match="is done"):
         cancel_run(run)
@@ -364,35 +324,3 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
     found = {Path(one["directory"]).name: one for one in json.loads(capsys.readouterr().out)}
     assert found["first"]["state"] == "lost"
     assert found["second"]["state"] == "unreadable" and "Is a directory" in found["second"]["detail"]
-
-
-def test_a_run_without_logs_is_told_and_not_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cli.logs(tmp_path, follow=False, rank=None, tail=100)
-    told = capsys.readouterr().err
-    assert "started by hand" in told and "no logs" in told
-
-
-def test_following_a_run_that_was_started_by_hand_tells_what_it_reports_and_ends_with_it(
-    tmp_path: Path,
-) -> None:
-    run = RunDirectory(tmp_path)
-    lease = Lease.acquire(tmp_path)
-    run.record_event("start", step=0)
-    run.append(run.metrics, {"samples_seen": 64, "train/loss": 1.25, "images_per_second": 40.0})
-    run.append(run.metrics, {"samples_seen": 64, "account/start": 2.0})
-    lines = read_logs(tmp_path, rank=None, tail=0, follow=True, finished=lambda: has_ended_by_hand(tmp_path))
-    assert next(lines) == "events: kind start step 0"
-    assert next(lines) == "metrics: 64 images, train/loss 1.25, images_per_second 40"
-    run.append(run.metrics, {"samples_seen": 128, "evaluate/top1": 0.5})
-    assert next(lines) == "metrics: 128 images, evaluate/top1 0.5"
-    lease.release()  # as when it was killed: no marker tells the end
-    assert list(lines) == []
-
-
-def test_the_last_lines_of_a_long_log_are_its_last(run: Path) -> None:
-    text = "".join(f"{'x' * 80} {number}\n" for number in range(30_000))
-    (run / "logs" / "job-7.log").write_text(text)
-    lines = list(read_logs(run, rank=None, tail=2, follow=False, finished=lambda: True))
-    assert [line.rpartition(" ")[2] for line in lines] == ["29998", "29999"]

@@ -1,0 +1,134 @@
+"""The logs of a run as one stream, and when following them ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster import cli
+from cluster.history import History
+from cluster.job import Job, write_job
+from cluster.logs import EndByHand, read_logs
+from cluster.site import SiteConfig
+from cluster.status import has_finished
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.run_directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "runs" / "first"
+    (directory / "logs").mkdir(parents=True)
+    history = History(directory)
+    history.note("submitted", job_id="7", folder="0001", lives=0)
+    history.begin(job_id="7", nodes=["n1"], step=-1)
+    return directory
+
+
+def test_logs_come_in_the_order_of_lives_and_one_rank_at_a_time(run: Path) -> None:
+    (run / "logs" / "job-7.log").write_text("job\n")
+    for name, text in (
+        ("life-001.try-1.rank-0", "a"),
+        ("life-002.try-1.rank-0", "b"),
+        ("life-001.try-1.rank-1", "c"),
+    ):
+        (run / "logs" / f"{name}.log").write_text(f"{text}\nunfinished")
+    finished = lambda: True  # noqa: E731
+    lines = list(read_logs(run, rank=None, tail=0, follow=False, finished=finished))
+    assert [line.split(": ")[1] for line in lines] == ["a", "b", "job"]
+    assert [line[-1] for line in read_logs(run, rank=1, tail=0, follow=False, finished=finished)] == ["c"]
+
+
+def test_following_ends_after_the_last_lines_of_a_finished_run(run: Path) -> None:
+    path = run / "logs" / "life-001.try-1.rank-0.log"
+    path.write_text("first\n")
+    asked = []
+
+    def finished() -> bool:
+        asked.append(len(asked))
+        with path.open("a") as file:
+            file.write(f"line {len(asked)}\n")
+        return len(asked) == 2
+
+    lines = list(read_logs(run, rank=0, tail=0, follow=True, finished=finished))
+    assert [line.split(": ")[1] for line in lines] == ["first", "line 1", "line 2"]
+
+
+def test_a_failed_run_has_finished_until_it_is_submitted_again(run: Path) -> None:
+    history = History(run)
+    assert not has_finished(run)
+    history.end(history.lives()[0], outcome="failed", reason="boom", tries=3, excluded={})
+    assert has_finished(run)
+    history.note("submitted", job_id="8", folder="0002", lives=1)
+    assert not has_finished(run)
+    RunDirectory(run).mark("cancelled")
+    assert has_finished(run)
+
+
+def test_a_run_without_logs_is_told_and_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.logs(tmp_path, follow=False, rank=None, tail=100)
+    told = capsys.readouterr().err
+    assert "started by hand" in told and "no logs" in told
+
+
+def test_following_a_run_that_was_started_by_hand_tells_what_it_reports_and_ends_with_it(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path)
+    lease = Lease.acquire(tmp_path)
+    run.record_event("start", step=0)
+    run.append(run.metrics, {"samples_seen": 64, "train/loss": 1.25, "images_per_second": 40.0})
+    run.append(run.metrics, {"samples_seen": 64, "account/start": 2.0})
+    lines = read_logs(tmp_path, rank=None, tail=0, follow=True, finished=EndByHand(tmp_path))
+    assert next(lines) == "events: kind start step 0"
+    assert next(lines) == "metrics: 64 images, train/loss 1.25, images_per_second 40"
+    run.append(run.metrics, {"samples_seen": 128, "evaluate/top1": 0.5})
+    assert next(lines) == "metrics: 128 images, evaluate/top1 0.5"
+    lease.release()  # as when it was killed: no marker tells the end
+    assert list(lines) == []
+
+
+def test_a_run_by_hand_whose_start_still_loads_its_libraries_has_not_ended(tmp_path: Path) -> None:
+    run, ended = RunDirectory(tmp_path), EndByHand(tmp_path)
+    run.mark("stopped", reason="an earlier start's")
+    assert not ended() and not ended.runs(), "nobody holds it yet, and what stopped was before"
+    lease = Lease.acquire(tmp_path)
+    assert not ended() and ended.runs()
+    lease.release()
+    assert ended()
+
+
+def test_a_run_by_hand_that_began_and_ended_between_two_looks_has_ended(tmp_path: Path) -> None:
+    ended = EndByHand(tmp_path)
+    Lease.acquire(tmp_path).release()
+    assert ended()
+
+
+def test_a_run_by_hand_that_nobody_starts_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    assert EndByHand(tmp_path, patience_seconds=0.0)()
+    RunDirectory(tmp_path).mark("done")
+    assert EndByHand(tmp_path)(), "nothing more comes of a finished run"
+
+
+def test_a_run_that_may_not_go_on_has_finished_when_it_stopped(run: Path) -> None:
+    history = History(run)
+    history.end(history.lives()[0], outcome="stopped", reason="saved", tries=1, excluded={})
+    assert not has_finished(run), "its next life is on the way"
+    write_job(Job("first", str(run), ["pretrain"], site=SiteConfig(continuation="none")), job_file(run))
+    assert has_finished(run)
+
+
+def job_file(run: Path) -> Path:
+    path = run / "submissions" / "0001" / "job.json"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_the_last_lines_of_a_long_log_are_its_last(run: Path) -> None:
+    text = "".join(f"{'x' * 80} {number}\n" for number in range(30_000))
+    (run / "logs" / "job-7.log").write_text(text)
+    lines = list(read_logs(run, rank=None, tail=2, follow=False, finished=lambda: True))
+    assert [line.rpartition(" ")[2] for line in lines] == ["29998", "29999"]
