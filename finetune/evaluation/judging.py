@@ -39,7 +39,7 @@ def full_report(
 
     Args:
         predictions, names: of what, and of its classes.
-        with_confusion: the whole matrix too, which only a single label has.
+        with_confusion: all pairs of label and guess too, which only a single label has.
         show_progress: of what may take long.
     """
     if isinstance(predictions, MultiLabelPredictions):
@@ -47,10 +47,10 @@ def full_report(
             **multi_label_figures(predictions, resamples=RESAMPLES, show_progress=show_progress).to_json(),
             "per_class": classes_of_multi_label(predictions, names=names),
         }
-    matrix = confusion(predictions, classes=len(names))
+    pairs = confusion(predictions, classes=len(names))
     return {
         **figures(predictions, classes=len(names)).to_json(),
         "per_class": per_class(predictions, names=names),
-        "most_confused": most_confused(matrix, names=names, limit=_CONFUSED_SHOWN),
-        "confusion": matrix.tolist() if with_confusion else None,
+        "most_confused": most_confused(pairs, names=names, limit=_CONFUSED_SHOWN),
+        "confusion": pairs.tolist() if with_confusion else None,
     }

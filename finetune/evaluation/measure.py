@@ -127,7 +127,13 @@ def top_classes(logits: Tensor, *, count: int) -> Tensor:
 
     Shape: (n, K) → (n, min(count, K)).
     """
-    return torch.sort(logits, dim=1, descending=True, stable=True).indices[:, :count]
+    best = logits.topk(min(count, logits.shape[1]), dim=1).indices.sort(dim=1).values
+    values = logits.gather(1, best)
+    best = best.gather(1, values.sort(dim=1, descending=True, stable=True).indices)
+    # Which of equal ones are the last among the best only a sort of all tells, which takes 50 times as long.
+    tied = (logits >= values.amin(dim=1, keepdim=True)).sum(dim=1) > best.shape[1]
+    best[tied] = logits[tied].sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return best
 
 
 class _Recorder:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coatnet.runtime.drawing import make_figure
+from finetune.evaluation.figures import confusion_table
 
 _DOTS_PER_INCH = 150
 _MOST_CELLS = 60  # a larger confusion matrix is a table and no picture
+_MOST_COLUMNS = 1000  # of a table; for 21,841 classes it would take a gigabyte
 _MOST_NUMBERED = 20
 
 
@@ -25,25 +30,32 @@ def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
     (destination / "evaluation.json").write_text(json.dumps(plain, indent=2) + "\n")
     for report in reports:
         px, names = report["image_size"], [row["class"] for row in report["per_class"]]
-        _write_rows(destination / f"classes-{px}.csv", report["per_class"])
+        columns = list(report["per_class"][0])
+        rows = ([row[column] for column in columns] for row in report["per_class"])
+        _write_rows(destination / f"classes-{px}.csv", columns, rows)
         if "confusion" not in report:
             continue
-        rows = [
-            {"class": name, **dict(zip(names, counts, strict=True))}
-            for name, counts in zip(names, report["confusion"], strict=True)
-        ]
-        _write_rows(destination / f"confusion-{px}.csv", rows)
-        if len(names) <= _MOST_CELLS:
-            _plot_confusion(report["confusion"], names, destination / f"confusion-{px}.png")
+        _write_confusion(np.array(report["confusion"]).reshape(-1, 3), names, destination / f"confusion-{px}")
     if len(reports) > 1:
         _plot_resolutions(reports, destination / "resolutions.png")
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_rows(path: Path, heading: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(file).writerows([heading, *rows])
+
+
+def _write_confusion(pairs: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Write a table of the classes, of few a picture too; of too many the pairs that occur."""
+    if len(names) > _MOST_COLUMNS:
+        rows = ((names[row], names[column], count) for row, column, count in pairs.tolist())
+        _write_rows(path.with_suffix(".csv"), ["class", "taken_for", "count"], rows)
+        return
+    matrix = confusion_table(pairs, classes=len(names)).tolist()
+    named = ([name, *counts] for name, counts in zip(names, matrix, strict=True))
+    _write_rows(path.with_suffix(".csv"), ["class", *names], named)
+    if len(names) <= _MOST_CELLS:
+        _plot_confusion(matrix, names, path.with_suffix(".png"))
 
 
 def _plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from coatnet.checkpoint.classes import evaluation_columns, match_classes
 from coatnet.config import UserError
-from finetune.evaluation.figures import confusion, figures, most_confused, per_class, wilson_interval
+from finetune.evaluation.figures import (
+    confusion,
+    confusion_table,
+    figures,
+    most_confused,
+    per_class,
+    wilson_interval,
+)
+from finetune.evaluation.judging import full_report
 from finetune.evaluation.measure import top_classes
 from finetune.evaluation.predictions import Predictions, join
 from finetune.evaluation.sources import real_accuracy
+from finetune.evaluation.write import write_reports
 from finetune.launch import summarise
 
 
@@ -35,10 +46,34 @@ def test_figures_of_four_samples() -> None:
     assert found.balanced_top1 == pytest.approx((0.5 + 1 + 0) / 3)
     assert found.ece == pytest.approx((0.05 * 2 + 0.55 * 2) / 4)
     assert [row["guessed"] for row in per_class(FOUR, names=["a", "b", "c"])] == [2, 2, 0]
-    matrix = confusion(FOUR, classes=3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-    assert most_confused(matrix, names=["a", "b", "c"], limit=1) == [
+    pairs = confusion(FOUR, classes=3)
+    assert confusion_table(pairs, classes=3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert most_confused(pairs, names=["a", "b", "c"], limit=1) == [
         {"class": "a", "taken_for": "b", "count": 1}
+    ]
+
+
+def test_of_many_classes_the_pairs_that_occur_are_told_and_no_table_is_made(tmp_path: Path) -> None:
+    classes, generator = 21_841, np.random.default_rng(0)
+    label, guess = generator.integers(classes, size=(2, 5000))
+    label[:3], guess[:3] = 7, 9
+    many = predictions(label.tolist(), guess[:, None].tolist(), [0.5] * 5000)
+    names = [f"class {number}" for number in range(classes)]
+    report = full_report(many, names=names, with_confusion=True, show_progress=False)
+    write_reports([{**report, "image_size": 32}], tmp_path)
+    assert len(report["confusion"]) <= 5000, "the whole table has 477 million entries"
+    assert report["most_confused"][0] == {"class": "class 7", "taken_for": "class 9", "count": 3}
+    lines = (tmp_path / "confusion-32.csv").read_text().splitlines()
+    assert lines[0] == "class,taken_for,count" and "class 7,class 9,3" in lines
+    assert sum(int(line.rsplit(",", 1)[1]) for line in lines[1:]) == 5000
+
+
+def test_a_class_named_class_keeps_its_column_of_the_confusion(tmp_path: Path) -> None:
+    report = full_report(FOUR, names=["ant", "class", "bee"], with_confusion=True, show_progress=False)
+    write_reports([{**report, "image_size": 32}], tmp_path)
+    assert (tmp_path / "confusion-32.csv").read_text().splitlines()[:2] == [
+        "class,ant,class,bee",
+        "ant,1,1,0",
     ]
 
 
@@ -58,10 +93,15 @@ def test_a_sample_that_two_ranks_predicted_is_an_error_and_their_order_does_not_
 
 def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() -> None:
     assert top_classes(torch.zeros(1, 4), count=3).tolist() == [[0, 1, 2]]
+    logits = torch.randint(12, (300, 20), generator=torch.Generator().manual_seed(0)).double()
+    whole = logits.sort(dim=1, descending=True, stable=True).indices
+    for count in (1, 5, 20, 30):
+        assert torch.equal(top_classes(logits, count=count), whole[:, :count])
+        assert torch.equal(top_classes(logits[:0], count=count), whole[:0, :count])
     lost = predictions([0], [[-1, -1]], [0.0])
     found = figures(lost, classes=2)
     assert (found.top1, found.non_finite) == (0.0, 1)
-    assert confusion(lost, classes=2).tolist() == [[0, 0], [0, 0]]
+    assert confusion(lost, classes=2).tolist() == []
     rows = per_class(lost, names=["a", "b"])
     assert [(row["samples"], row["top1"], row["guessed"]) for row in rows] == [(1, 0.0, 0), (0, None, 0)]
 
