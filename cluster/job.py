@@ -36,6 +36,7 @@ class Job:
         dependents: held jobs right behind this one (pipelines in chain mode): its end releases them, or
             cancels them.
         later: held jobs further behind, which only a failure is of any concern to.
+        held_behind: run directories of the chains that this job, submitted held, waits for.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Job:
     shards: list[str] = field(default_factory=list)
     dependents: list[str] = field(default_factory=list)
     later: list[str] = field(default_factory=list)
+    held_behind: list[str] = field(default_factory=list)
 
 
 def write_job(job: Job, path: Path) -> None:

@@ -106,10 +106,13 @@ def submit_pipeline(path: Path, prepared: dict[str, Prepared], *, release: bool 
         for name, one in prepared.items():
             directory = Path(one.job.directory)
             jobs[name] = "done" if _is_done(one) else queued_job(directory) or ""
+            if jobs[name] not in {"done", ""} and (name in chains or chains & set(stages[name].after)):
+                held.append(name)  # perhaps, by an earlier submission
             if not jobs[name]:
                 waiting = [other for other in stages[name].after if jobs[other] != "done"]
                 options = _dependency([jobs[other] for other in waiting if other not in chains])
-                if name in chains or chains & set(waiting):
+                one.job.held_behind = [prepared[other].job.directory for other in waiting if other in chains]
+                if name in chains or one.job.held_behind:
                     options = (*options, "--hold")
                     held.append(name)
                 jobs[name] = submit(one, release=release, options=options)

@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from shutil import which
 from typing import Any, TypeVar
@@ -29,8 +30,9 @@ _ALIVE = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
          "Slurm backup controller in standby")  # fmt: skip
+HELD_BY_USER = "JobHeldUser"  # why a job waits that was submitted by --hold
 _AWAY_SECONDS = 900.0
-_GONE = ("Invalid job id", "already completing or completed")
+_GONE = ("Invalid job id", "already completing or completed", "already finished")
 _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?")
 
 
@@ -156,16 +158,26 @@ def _patiently(ask: Callable[[], _Answer], *, refusals_seconds: float = 0.0) -> 
 
 def cancel_job(job_id: str) -> None:
     """End a job, pending or running; one that is already gone is no error."""
-    try:
+    with _unless_gone():
         run_command(["scancel", job_id])
-    except SlurmError as error:
-        if not any(words in str(error) for words in _GONE):
-            raise
 
 
 def release(job_id: str) -> None:
-    """Let a held job run; nobody else would, so a controller that is away is waited for."""
-    _patiently(lambda: run_command(["scontrol", "release", job_id]))
+    """Let a held job run; nobody else would, so a controller that is away is waited for.
+
+    One that is already gone is no error, nor is one that runs.
+    """
+    with _unless_gone():
+        _patiently(lambda: run_command(["scontrol", "release", job_id]))
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except SlurmError as error:
+        if not any(words in str(error) for words in _GONE):
+            raise
 
 
 def hostnames(node_list: str) -> list[str]:

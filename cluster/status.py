@@ -13,10 +13,10 @@ from typing import Any
 
 from cluster.array import array_state, is_task, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
-from cluster.job import newest_job_file, read_job
+from cluster.job import Job, newest_job_file, read_job
 from cluster.notice import ending_notice
 from cluster.progress import last_records, newest_step
-from cluster.slurm import QueuedJob, jobs_of
+from cluster.slurm import HELD_BY_USER, QueuedJob, jobs_of
 from coatnet.config import UserError
 from coatnet.runtime.account import summarise
 from coatnet.runtime.run_directory import RunDirectory
@@ -77,6 +77,8 @@ def read_status(
     lives = history.lives()
     job = _job(history, queue or {})
     state, detail = _state(RunDirectory(directory), lives, job)
+    if job is not None and state == "pending" and job.reason == HELD_BY_USER:
+        detail = _why_held(directory, job, queue or {}) or detail
     if state == "lost" and queue is not None and detail:
         detail += ", and SLURM knows no job of this run"
     records = [
@@ -123,11 +125,17 @@ def has_finished(directory: Path) -> bool:
 
 def _continues(directory: Path) -> bool:
     """Return whether a run that stopped goes on by itself; what cannot be read is waited for."""
+    filed = _filed(directory)
+    return filed is None or filed.site.continuation != "none"
+
+
+def _filed(directory: Path) -> Job | None:
+    """Return what was submitted last, None where that is not to be read."""
     job_file = newest_job_file(directory)
     try:
-        return job_file is None or read_job(job_file).site.continuation != "none"
+        return read_job(job_file) if job_file is not None else None
     except (OSError, UserError):
-        return True
+        return None
 
 
 def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
@@ -163,6 +171,20 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     if ended:
         return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
     return "lost", began
+
+
+def _why_held(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:
+    """Return what to do about a job that nobody will release; empty where a chain before it still will."""
+    filed = _filed(directory)
+    for before in map(Path, filed.held_behind if filed else ()):
+        if RunDirectory(before).marker("done") is not None:
+            return f"held although {before} is done; let it begin: scontrol release {job.job_id}"
+        if not any(one.is_alive for one in jobs_of(History(before).job_ids(), queue)):
+            return (
+                f"held behind {before}, of which no job is left; submit the pipeline again, or give up: "
+                f"coatnet cancel {directory}"
+            )
+    return ""
 
 
 def _noticed(run: RunDirectory, last: Life | None) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from cluster import snapshot
+from cluster import slurm, snapshot
 from cluster.cancel import cancel_run
 from cluster.cli import submit as submit_command
 from cluster.job import Job, newest_job_file, read_job
 from cluster.pipeline import is_pipeline, prepare_pipeline, submit_pipeline
 from cluster.site import SiteConfig
+from cluster.status import read_status
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -42,7 +43,8 @@ class Cluster:
 
     def queue(self, *jobs: str) -> None:
         """Let the queue hold these jobs, all pending."""
-        entries = [{"job_id": int(job), "job_state": "PENDING"} for job in jobs]
+        held = {"job_state": "PENDING", "state_reason": "JobHeldUser"}
+        entries = [{"job_id": int(job), **held} for job in jobs]
         self.program("squeue", f"echo '{json.dumps({'jobs': entries})}'")
 
     def submit(self, **options: Any) -> dict[str, str]:
@@ -70,6 +72,10 @@ class Cluster:
                 f"after: [{', '.join(before)}], site: {{continuation: {mode}}}}}"
             )
         self.path.write_text("\n".join(lines) + "\n")
+
+    def status(self, name: str) -> tuple[str, str]:
+        found = read_status(self.folder / name, queue=slurm.queue())
+        return found.state, found.detail
 
     def end(self, name: str, marker: str = "done") -> None:
         RunDirectory(self.folder / name).mark(marker)
@@ -142,7 +148,8 @@ def test_what_is_queued_later_behind_a_chain_that_runs_is_known_to_it(cluster: C
     cluster.submit()
     cluster.queue("10")  # b was cancelled by hand
     assert cluster.submit() == {"a": "10", "b": "12"}
-    assert cluster.heard() == ["sbatch --hold b"] and cluster.behind("a") == (["12"], [])
+    assert cluster.heard() == ["sbatch --hold b", "scontrol release 10"]
+    assert cluster.behind("a") == (["12"], [])
 
 
 def test_what_is_still_held_waits_for_the_chain_that_is_submitted_anew(cluster: Cluster) -> None:
@@ -152,6 +159,33 @@ def test_what_is_still_held_waits_for_the_chain_that_is_submitted_anew(cluster: 
     assert cluster.submit() == {"a": "12", "b": "11"}
     assert cluster.heard() == ["sbatch --hold a", "scontrol release 12"]
     assert cluster.behind("a") == (["11"], [])
+
+
+def test_what_is_still_held_behind_a_chain_that_is_done_is_released(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    cluster.submit()
+    cluster.end("a")
+    cluster.queue("11")  # the controller was away when a ended
+    assert cluster.submit() == {"a": "done", "b": "11"}
+    assert cluster.heard() == ["scontrol release 11"]
+
+
+def test_what_is_held_behind_a_chain_that_nobody_runs_is_told_with_a_remedy(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a chain", c="b requeue")
+    cluster.submit()
+    cluster.queue("10", "11", "12")
+    assert [cluster.status(name) for name in "abc"] == [("pending", "JobHeldUser")] * 3
+    cluster.queue("11", "12")  # somebody called scancel for a before it began
+    assert cluster.status("c") == ("pending", "JobHeldUser"), "b will begin, or be told"
+    assert cluster.status("b") == (
+        "pending",
+        f"held behind {cluster.folder}/a, of which no job is left; submit the pipeline again, or give up: "
+        f"coatnet cancel {cluster.folder}/b",
+    )
+    cluster.end("a")
+    assert cluster.status("b") == (
+        "pending", f"held although {cluster.folder}/a is done; let it begin: scontrol release 11"
+    )  # fmt: skip
 
 
 def test_what_comes_after_a_chain_that_is_done_waits_for_nothing(cluster: Cluster) -> None:
@@ -178,7 +212,7 @@ def test_a_chain_that_ends_while_the_next_stage_is_queued_releases_it_all_the_sa
     )
     cluster.program("sbatch", slow)
     assert cluster.submit() == {"a": "10", "b": "12"}
-    assert cluster.heard() == ["sbatch --hold b", "scontrol release 12"]
+    assert cluster.heard() == ["sbatch --hold b", "scontrol release 10", "scontrol release 12"]
 
 
 def test_stages_before_one_that_slurm_refuses_are_not_left_held(cluster: Cluster) -> None:

@@ -92,6 +92,14 @@ def test_a_job_that_is_gone_needs_no_cancelling(program: Program, words: str) ->
     slurm.cancel_job("7")
 
 
+@pytest.mark.parametrize(
+    "words", ["Job has already finished for job 7", "Invalid job id specified for job 7"]
+)
+def test_a_job_that_is_gone_needs_no_release(program: Program, words: str) -> None:
+    program("scontrol", f"echo '{words}' >&2; echo 'slurm_suspend error' >&2; exit 1")
+    slurm.release("7")
+
+
 def test_a_job_that_may_not_be_cancelled_is_told(program: Program) -> None:
     program("scancel", "echo 'scancel: error: Access denied' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"^scancel: Access denied$"):
