@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coatnet.config.keys import keys_option
+
 if TYPE_CHECKING:
     from cluster.history import History
     from cluster.site import SiteConfig
@@ -79,6 +81,12 @@ def plan(
         print_plan(made, choices, name=config.stem, remedies=fitting)
 
 
+def _site_schema() -> type:
+    from cluster.site import SiteConfig
+
+    return SiteConfig
+
+
 def submit(
     target: _CONFIG,
     overrides: _OVERRIDES = None,
@@ -99,8 +107,9 @@ def submit(
     array: Annotated[int, typer.Option(min=0, help="Tasks of a job array, for sharding.")] = 0,
     site: Annotated[Path | None, typer.Option(help="Site file; default $COATNET_SITE.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any key of the site file, as spares=1.")
+        list[str] | None, typer.Option("--set", help="Any key of the site file, as spares=1; see --keys.")
     ] = None,
+    keys: Annotated[bool, keys_option(_site_schema)] = False,
     sbatch: Annotated[
         list[str] | None, typer.Option(help="Any option of sbatch, as --mail-type=FAIL.")
     ] = None,

@@ -18,12 +18,19 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
 
 @dataclass
 class ContainerConfig:
-    """Where the ranks run. The batch script itself always stays outside, where SLURM's commands are."""
+    """Where the ranks run. The batch script itself always stays outside, where SLURM's commands are.
+
+    Attributes:
+        runtime: "none", "pyxis" or "apptainer".
+        image: as the runtime names it.
+        mounts: as "/data:/data:ro"; the run directory and the working directory are mounted in any case.
+        command: the command's name inside.
+    """
 
     runtime: str = "none"
     image: str = ""
-    mounts: list[str] = field(default_factory=list)  # "/data:/data:ro"; the run directory is always mounted
-    command: str = "coatnet"  # the command's name inside
+    mounts: list[str] = field(default_factory=list)
+    command: str = "coatnet"
 
     def __post_init__(self) -> None:
         one_of("runtime", self.runtime, ("none", "pyxis", "apptainer"))
@@ -33,7 +40,18 @@ class ContainerConfig:
 
 @dataclass
 class PreflightConfig:
-    """What every node must pass before the first step; see node_check.py."""
+    """What every node must pass before the first step, and after every crash.
+
+    Attributes:
+        enabled: whether nodes are checked.
+        timeout_seconds: of all checks of a node together.
+        shared_memory_bytes: free in /dev/shm.
+        open_files: that a process may have.
+        free_space_bytes: in the run directory.
+        clock_skew_seconds: between a node's clock and the first one's.
+        bandwidth_bytes_per_second: of a 16-MiB all-reduce; 0 records it and judges nothing.
+        commands: a site's own checks, a list of words each; status 0 passes.
+    """
 
     enabled: bool = True
     timeout_seconds: int = 120
@@ -41,35 +59,62 @@ class PreflightConfig:
     open_files: int = 4096
     free_space_bytes: int = 10 << 30
     clock_skew_seconds: float = 2.0
-    bandwidth_bytes_per_second: float = 0.0  # of a 16-MiB all-reduce; 0 records it and judges nothing
-    commands: list[list[str]] = field(default_factory=list)  # a site's own checks, argv each; status 0 passes
+    bandwidth_bytes_per_second: float = 0.0
+    commands: list[list[str]] = field(default_factory=list)
 
 
 @dataclass
 class SiteConfig:
-    """One submission's resources and habits. A site file holds what rarely changes."""
+    """One submission's resources and habits. A site file holds what rarely changes.
+
+    Attributes:
+        partition: as sbatch takes it; so are account, qos and constraint; null for SLURM's own choice.
+        account: who pays.
+        qos: quality of service.
+        constraint: features that nodes must have.
+        exclude: nodes to leave out, as "fake[3-4]".
+        nodes: how many compute.
+        gpus_per_node: asked for on each; 0 for none.
+        tasks_per_node: ranks of a node; null for one per GPU.
+        cpus_per_task: cores of a rank, which decode its images too.
+        memory: of a node, as "200G"; "0" takes all of it, null what SLURM gives.
+        time: limit of one life, as "D-HH:MM:SS" or "HH:MM:SS", in quotes; a run takes as many lives as it
+            needs.
+        spares: nodes held ready beside those that compute.
+        hardware: profile of `coatnet plan`, by which each run is given a plan to be compared with.
+        continuation: "requeue"; "chain" where the site forbids requeueing; "none" to stop at the limit.
+        retries: in place, when a rank crashes, within one life.
+        lives_without_progress: so many in a row without a new checkpoint, and the run is held.
+        warning_seconds: before the limit the run is told to save; at least twice what a step and a save take.
+        modules: to load, as [cuda/12.6].
+        setup_script: a file that the batch script sources.
+        environment: names of variables that jobs inherit beside PATH, HOME, USER and LANG.
+        secrets_file: NAME=value lines, mode 0600; read on the node, printed nowhere.
+        sbatch: further options of sbatch, as ["--mail-type=FAIL"].
+        srun: further options of srun, as ["--cpu-bind=cores"].
+    """
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    exclude: str | None = None  # node list, fake[3-4]
+    exclude: str | None = None
     nodes: int = 1
     gpus_per_node: int = 8
-    tasks_per_node: int | None = None  # default: one per GPU
+    tasks_per_node: int | None = None
     cpus_per_task: int = 8
-    memory: str | None = None  # per node, "0" takes all of it
+    memory: str | None = None
     time: str = "1-00:00:00"
     spares: int = 0
-    hardware: str | None = None  # profile of `coatnet plan`, by which each run is given a plan.json
+    hardware: str | None = None
     continuation: str = "requeue"
-    retries: int = 2  # in place, within one life
+    retries: int = 2
     lives_without_progress: int = 3
     warning_seconds: int = 300
     modules: list[str] = field(default_factory=list)
-    setup_script: str | None = None  # sourced by the batch script
-    environment: list[str] = field(default_factory=list)  # names of variables that the job inherits
-    secrets_file: str | None = None  # NAME=value lines, mode 0600; read on the node, printed nowhere
+    setup_script: str | None = None
+    environment: list[str] = field(default_factory=list)
+    secrets_file: str | None = None
     sbatch: list[str] = field(default_factory=list)
     srun: list[str] = field(default_factory=list)
     container: ContainerConfig = field(default_factory=ContainerConfig)

@@ -21,16 +21,21 @@ class AugmentConfig:
     off until a recipe asks for them.
 
     Attributes:
-        image_size: side of the square that the model sees, in pixels.
+        image_size: side of the square that the model sees, in pixels; a multiple of 32.
+        interpolation: "bicubic" or "bilinear", antialiased either way.
         crop_area: least and greatest share of the image's area that a training crop covers.
         crop_ratio: least and greatest width / height of a training crop.
+        flip: mirror training images, each with probability 1/2.
         randaugment_n: operations per image; 0 turns RandAugment off.
-        randaugment_m: magnitude, 10 being the strongest level of AutoAugment's tables.
+        randaugment_m: magnitude from 0 to 30, 10 being the strongest level of AutoAugment's tables.
         mixup: alpha of Beta(alpha, alpha); 0 turns mixup off.
         cutmix: the same for cutmix; with both on, each image takes one of them by a fair coin.
         erasing: probability that a rectangle of the image is replaced by the mean colour.
+        mean: of red, green and blue, in units of 0 to 1, taken off each pixel.
+        std: by which the difference is divided, alike.
         evaluate_resize: "center_crop" keeps the central square of `evaluate_crop` times the shorter side,
             "whole" squeezes the whole image into the square.
+        evaluate_crop: share of the shorter side; for "center_crop" alone.
         exif_orientation: "ignore" (ImageNet's convention, and what its published accuracies used) or "apply".
     """
 

@@ -31,7 +31,7 @@ class CorpusConfig:
     """One corpus of the training mixture.
 
     Attributes:
-        path: a folder of shards, an image folder (SPLIT/CLASS/file), or a URL (http, https, s3) of a
+        path: a folder of shards, an image folder (CLASS/file), or a URL (http, https, s3) of a
             folder that holds `manifest.json`.
         weight: share of the samples, relative to the other corpora's weights.
     """
@@ -49,9 +49,9 @@ class CacheConfig:
 
     Attributes:
         directory: shared by the ranks of a node; null is `coatnet-shards` in the system's temporary folder.
-        limit: the least recently used shards leave when the cache grows beyond it.
+        limit: as in "64 GB"; the least recently used shards leave when the cache grows beyond it.
         ahead_shards: how many shards are fetched before they are needed, per rank.
-        stall_seconds: a transfer without a byte for this long is given up and resumed elsewhere.
+        stall_seconds: a transfer without a byte for this long (at most 600) is given up and resumed.
         attempts: tries for one shard, with jittered back-off, before its samples count as bad.
     """
 
@@ -90,7 +90,8 @@ class DataConfig:
             what does not fill a step, "mask" fills it up with samples that have no weight in the loss. No
             sample counts twice in an epoch.
         bad_sample_budget: share of the samples read that may be bad before the run stops.
-        decoder: backend of `data_pipeline.decode`; "auto" takes the fastest that is installed.
+        decoder: of JPEGs: "kernel" (the C extension), "pillow", or "auto" for the faster one that is
+            installed. They differ in the last bits of pixels, so a run keeps the one that it began with.
     """
 
     train: list[CorpusConfig] = field(default_factory=list)

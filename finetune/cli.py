@@ -12,6 +12,7 @@ import typer
 
 from coatnet.config import UserError
 from coatnet.config.checks import no_url
+from coatnet.config.keys import keys_option
 from coatnet.runtime.stop import held_signals
 from data_pipeline.augment_config import EVALUATE_RESIZES
 from finetune.choices import FORMS, PRECISIONS, WEIGHTS
@@ -57,9 +58,16 @@ _BATCH = typer.Option(min=1, help="Images at a time; no result depends on it.")
 _THREADS = typer.Option(min=1, help="Decoding threads.")
 
 
+def _schema() -> type:
+    from finetune.config import FinetuneConfig
+
+    return FinetuneConfig
+
+
 def finetune(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …; see --keys.")] = None,
+    keys: Annotated[bool, keys_option(_schema)] = False,
 ) -> None:
     """Fine-tune a model, or go on with a run that was stopped.
 

@@ -94,6 +94,7 @@ class FinetuneConfig:
         zero: accelerate's DeepSpeed plug-in shards AdamW's state over the ranks (1) and gradients too (2).
         ema: decay of the averaged weights, which are then the ones evaluated; 0 is off.
         precision: "fp32", or "bf16" (autocast).
+        seed: of the order of samples, augmentation, stochastic depth and the new head.
         seeds: several make one run each, and a summary with mean and deviation; empty for `seed` alone.
     """
 

@@ -8,12 +8,20 @@ from typing import Annotated
 
 import typer
 
+from coatnet.config.keys import keys_option
 from coatnet.runtime.stop import held_signals
+
+
+def _schema() -> type:
+    from pretrain.config import PretrainConfig
+
+    return PretrainConfig
 
 
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …; see --keys.")] = None,
+    keys: Annotated[bool, keys_option(_schema)] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on in the run directory although the config has changed.")
     ] = False,

@@ -33,7 +33,9 @@ class PretrainConfig:
     """A pretraining run.
 
     Attributes:
-        model: `num_classes` and `image_size` follow the data and `augment.image_size`.
+        seed: of the order of samples, augmentation, stochastic depth and the first weights.
+        model: a family member and what is changed in it; `num_classes` and `image_size` follow the data and
+            `augment.image_size`.
         precision: "fp32"; "autocast" computes in bf16 with fp32 weights; "bf16" keeps weights and gradients
             in bf16 as well, with fp32 master weights; gradients are summed in fp32. Batch norm is in fp32 in
             all of them.

@@ -13,7 +13,12 @@ _STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 @dataclass
 class BatchChange:
-    """From `at` on the global batch is `global_batch`."""
+    """One change of the global batch.
+
+    Attributes:
+        at: when, in epochs, steps or images since the run's start.
+        global_batch: from then on.
+    """
 
     at: str = "0 steps"
     global_batch: int = 4096
@@ -63,7 +68,11 @@ class PretrainEvaluateConfig(EvaluateConfig):
 
 @dataclass
 class ProfileConfig:
-    """Steps to trace with torch.profiler, as in "100..110"; null for none, which costs nothing."""
+    """What torch.profiler traces.
+
+    Attributes:
+        steps: as in "100..110", both included; null for none, which costs nothing.
+    """
 
     steps: str | None = None
 
@@ -80,7 +89,11 @@ class ProfileConfig:
 
 @dataclass
 class TuneConfig:
-    """What is found out at the start. micro_batch: "off", or "auto" for the largest that fits in memory."""
+    """What is found out at the start.
+
+    Attributes:
+        micro_batch: "off", or "auto" for the largest that fits in every rank's memory.
+    """
 
     micro_batch: str = "off"
 

@@ -23,13 +23,33 @@ _CHOICES = {
 
 @dataclass
 class ModelConfig:
-    """A family member and what is changed in it.
+    """A family member and what is changed in it. From `pooling` on the defaults are the paper's constants;
+    weights of timm's models need others.
 
-    `depths` and `widths` have an entry per stage, the stem's first (whose depth is never read); `layout` is
-    four letters, "C-C-T-T". `image_size` fixes the grid of the relative-bias tables; any multiple of 32 can
-    be fed later on. `initialization` draws kernels with deviation 0.02 as the paper does, or 1/√fan-in: at a
-    miniature's widths 0.02 is far too small, and the first epochs do little but grow the weights. The last
-    six default to the paper's constants; weights of timm's models need others.
+    Attributes:
+        name: a member, coatnet_0 … coatnet_7, coatnet_6_table12, vit_rel; with _dconv its DConv variant.
+        num_classes: size of the head; a training run takes it from the data.
+        image_size: side in pixels that fixes the grid of the relative-bias tables; any multiple of 32 can be
+            fed later on. A training run takes it from `augment.image_size`.
+        stochastic_depth: probability that a block at the end is skipped; at the start it is 0. 0 is off.
+        relative_attention: whether attention has the relative bias.
+        head_size: channels of an attention head; null for the family's (32; 64 in
+            coatnet_5, 128 in 6 and 7).
+        stride_place: which layer of a down-sampling MBConv strides, "expand" or "depthwise"; null for the
+            family's.
+        mbconv_norm: "batch" or "layer", in MBConv blocks.
+        layout: kinds of S1 to S4, four of C (convolution) and T (transformer) as in "C-C-T-T"; null for the
+            family's.
+        depths: blocks of each stage, the stem's first (which is not read); null for the family's.
+        widths: channels of each stage, the stem's first; null for the family's.
+        initialization: "paper" draws kernels with deviation 0.02, "fan_in" with 1/√fan-in: at a miniature's
+            widths 0.02 is far too small, and the first epochs do little but grow the weights.
+        pooling: "max" or "average", where a block goes to a coarser grid.
+        padding: of strided convolutions: "same" as in TensorFlow, or "symmetric" as in timm.
+        gelu: "tanh" (its approximation) or "exact".
+        stem_bias: whether the stem's convolutions have a bias.
+        batch_norm_eps: added to the variance.
+        layer_norm_eps: the same of layer norm.
     """
 
     name: str = "coatnet_0"
@@ -80,9 +100,13 @@ class ModelConfig:
 
 @dataclass
 class NormConfig:
-    """Batch norm's statistics: over `group_images` consecutive images (None: the whole micro-batch).
+    """Batch norm's statistics.
 
-    `sync` widens the statistics to all ranks of a node or of the job.
+    Attributes:
+        group_images: over so many consecutive images of the order; null for the micro-batch of the run's
+            first start, which then holds for the whole run.
+        sync: "none", or over the groups of all ranks of a "node", or of "all" ranks.
+        momentum: share of a step's statistics in the running ones.
     """
 
     group_images: int | None = None

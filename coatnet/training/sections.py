@@ -28,7 +28,11 @@ _MOST_RANKS = 1024
 
 @dataclass
 class RunConfig:
-    """Where the run lives: the same directory goes on where it was; another config there is refused."""
+    """Where the run lives.
+
+    Attributes:
+        directory: the same directory goes on where it was; another config there is refused.
+    """
 
     directory: str = "runs/pretrain"
 
@@ -38,9 +42,11 @@ class RunConfig:
 
 @dataclass
 class LossConfig:
-    """What is minimised: softmax for one label per image, sigmoid also for several.
+    """What is minimised.
 
     Attributes:
+        name: "softmax" for one label per image, "sigmoid" also for several.
+        smoothing: share of the target that is spread over all classes; 0 is off.
         class_weights: "none", or "balanced": samples / (classes · samples of the class).
     """
 
@@ -60,6 +66,9 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: at its peak.
+        weight_decay: not of biases, norms and bias tables.
+        betas: decay of the first and of the second moment.
+        eps: added to the root of the second moment.
         clip: bound of the gradient's global norm; 0 is off.
     """
 
@@ -80,7 +89,13 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate over the run."""
+    """The learning rate over the run.
+
+    Attributes:
+        shape: "cosine", "linear" or "constant" after the warm-up.
+        warmup: how long the rate rises linearly from 0, in epochs, steps or images; "0 steps" is off.
+        minimum: where "cosine" and "linear" end.
+    """
 
     shape: str = "cosine"
     warmup: str = "10000 steps"
@@ -99,8 +114,8 @@ class ZeroConfig:
         stage: 0 keeps everything on every rank, 1 shards AdamW's state, 2 the gradients too, 3 the weights
             too. Stage 1 suffices for every CoAtNet on 80 GB.
         overlap_communication: reduce gradients while the backward pass still runs (stages 2 and 3).
-        bucket_elements: gradients are reduced in buckets of so many elements.
-        persist_elements: stage 3 keeps parameters below this size on every rank.
+        bucket_elements: gradients are reduced in buckets of so many numbers.
+        persist_elements: stage 3 keeps parameters of fewer numbers whole on every rank.
     """
 
     stage: int = 1
@@ -116,7 +131,12 @@ class ZeroConfig:
 
 @dataclass
 class PhaseConfig:
-    """One resolution of a progressive run: `image_size` for `share` of the duration."""
+    """One resolution of a progressive run.
+
+    Attributes:
+        image_size: side in pixels, a multiple of 32.
+        share: of the duration, relative to the other phases' shares.
+    """
 
     image_size: int = 224
     share: float = 1.0
@@ -131,6 +151,8 @@ class TrainConfig:
     """How long, and in which batches.
 
     Attributes:
+        duration: in epochs, steps or images, from the run's first start on.
+        global_batch: images of a step, over all ranks.
         micro_batch: images per rank and backward pass; the rest of `global_batch / world size` is
             accumulated. Null takes all of it at once.
         phases: resolutions one after the other; empty for `augment.image_size` all along.
@@ -150,7 +172,12 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """When to evaluate, beside the end, and in which batches (no result depends on `batch`)."""
+    """When to evaluate, and in which batches.
+
+    Attributes:
+        every: in epochs, steps or images; the end is evaluated in any case.
+        batch: images at a time on each rank; no result depends on it.
+    """
 
     every: str = "1 epochs"
     batch: int = 64
@@ -165,11 +192,12 @@ class SaveConfig:
     """When to save, beside the end and a stop, and which checkpoints stay.
 
     Attributes:
-        every: minutes (by rank 0's clock), epochs, steps or images.
+        every: seconds, minutes or hours (by rank 0's clock), epochs, steps or images.
         last: so many of the newest stay.
         keep_every_steps: those of every so many steps stay for good; null for none.
-        best: the one with the highest figure of this name stays, one of `FIGURES` or `TRANSFER`, in
-            pretraining also of the average (ema_top1 …); null for none.
+        best: the one with the highest figure of this name stays: top1 or top5 (one label per image), map,
+            map_micro or precision1 (several), transfer_top1; in pretraining also of the average (ema_top1
+            …); null for none.
     """
 
     every: str = "10 minutes"
@@ -211,7 +239,8 @@ class LaunchConfig:
     """How the ranks are started.
 
     Attributes:
-        ranks: on this machine; null for one per GPU. Ignored under srun and torchrun.
+        ranks: processes on this machine; null for one per GPU, or one without. Ignored under srun and
+            torchrun.
         deterministic: on a GPU, let torch use only kernels that give the same bits every time, and refuse
             what has none. In "autocast" and "bf16" the network's own have them anyway; "fp32" needs it.
     """
