@@ -16,6 +16,10 @@ from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError, Record
+from data_pipeline.suffixes import is_image_name
+
+_NAMED = 5
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
@@ -25,8 +29,8 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
         The classes, and (path relative to the folder, label, bytes) per file.
 
     Raises:
-        UserError: there is no such folder, it holds no classes, a class holds no files, or its name is
-            not fit to be shown.
+        UserError: there is no such folder, it holds no classes, or images beside them, which would be left
+            out; a class holds no files, or its name is not fit to be shown.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -36,6 +40,11 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
     if not classes:
         what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
         raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
+    _check_beside(folder, [entry.name for entry in entries if not entry.is_dir()])
+    if _PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
+        raise UserError(
+            f"{folder}: its folders are parts of a data set: {', '.join(classes)}; give one of them"
+        )
     check_class_names(classes, origin=str(folder))
     files: list[tuple[str, int, int]] = []
     for label, name in enumerate(classes):
@@ -125,6 +134,22 @@ class FolderCorpus:
 
     def prepare(self, shards: list[int]) -> None:
         """Do nothing: the file system reads ahead."""
+
+
+def _check_beside(folder: Path, names: Sequence[str]) -> None:
+    """Refuse images that lie beside the folders of classes: they would be left out, and be missed too late.
+
+    Raises:
+        UserError: there are such.
+    """
+    found = [name for name in names if is_image_name(name) and not name.startswith(".")]
+    if found:
+        named = ", ".join([*found[:_NAMED], *["…"] * (len(found) > _NAMED)])
+        what = "1 image lies" if len(found) == 1 else f"{len(found):,} images lie"
+        raise UserError(
+            f"{folder}: {what} beside the folders of classes: {named}; move what belongs to a class into its "
+            "folder, and the rest away"
+        )
 
 
 def _files_below(folder: Path, name: str) -> list[tuple[str, int]]:

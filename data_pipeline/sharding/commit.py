@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,18 +21,27 @@ REPORT = "report.jsonl"
 _NAMED = 5
 
 
-def check_budget(results: Iterable[ShardResult], *, total: int, budget: float) -> None:
-    """Stop when too many images had to be skipped.
+class SkipBudget:
+    """Stops a sharding in which too many images have to be skipped."""
 
-    Raises:
-        UserError: more than one, and more than the budget's share of all.
-    """
-    skipped = [oddity for result in results for oddity in result.skipped]
-    if len(skipped) > (max(1.0, budget * total) if budget > 0 else 0.0):
-        named = [f"{one.name}: {', '.join(one.kinds)} {one.detail}".strip() for one in skipped[:_NAMED]]
+    def __init__(self, share: float, *, total: int) -> None:
+        """Allow one of all images to be skipped, or a share of them, whichever is more."""
+        self._share, self._total = share, total
+        self._skipped: list[Oddity] = []
+
+    def count(self, result: ShardResult) -> None:
+        """Count a shard's.
+
+        Raises:
+            UserError: they are too many by now.
+        """
+        self._skipped += result.skipped
+        if len(self._skipped) <= (max(1.0, self._share * self._total) if self._share > 0 else 0.0):
+            return
+        named = [f"{one.name}: {', '.join(one.kinds)} {one.detail}".strip() for one in self._skipped[:_NAMED]]
         raise UserError(
-            f"{len(skipped)} of {total} images cannot be used, more than the budget of {budget:g}: "
-            f"{'; '.join(named)}. Mend or remove them, or allow more with --bad-budget"
+            f"{len(self._skipped)} of {self._total} images cannot be used, more than the budget of "
+            f"{self._share:g}: {'; '.join(named)}. Mend or remove them, or allow more with --bad-budget"
         )
 
 

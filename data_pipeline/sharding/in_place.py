@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from data_pipeline.index import (
     size_and_hash,
 )
 from data_pipeline.manifest import Manifest, ShardEntry
-from data_pipeline.sharding.commit import check_budget, commit, disk_errors, finished_before
+from data_pipeline.sharding.commit import SkipBudget, commit, disk_errors, finished_before
 from data_pipeline.sharding.inspection import judge
 from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.journal import Journal
@@ -78,20 +77,10 @@ def index_in_place(
         present = finished_before(folder, plan=plan)
         if present is not None:
             return present
-        bar_of = partial(progress, len(listing), f"index {folder.name}", "images", enabled=not quiet)
-        with Journal(folder, plan=plan) as journal, bar_of() as bar:
-            results = journal.finished()
-            missing = [number for number, path in enumerate(tars) if path.name not in results]
-            multi = listing.rows is not None
-            jobs = (IndexJob(str(tars[n]), _labels_of(listing, n), options, multi) for n in missing)
-            workers = options.workers or (1 if int(listing.size.sum()) < _FEW_BYTES else 0)
-            for result in run_jobs(run_index_job, jobs, workers=workers, count=len(missing)):
-                journal.add(result)
-                results[result.entry.name] = result
-                bar.advance(result.entry.samples + len(result.skipped))
-                check_budget(results.values(), total=len(listing), budget=options.bad_budget)
+        with Journal(folder, plan=plan) as journal:
+            results = _index(listing, tars, options, journal, label=f"index {folder.name}", quiet=quiet)
             ordered = [results[path.name] for path in tars]
-            inside = len(listing) - sum(one.entry.samples + len(one.skipped) for one in ordered)
+            inside = len(listing) - sum(one.images for one in ordered)
             if inside:
                 raise UserError(
                     f"{folder}: {inside} of {len(listing)} images lie in tars within tars, which cannot be "
@@ -100,6 +89,28 @@ def index_in_place(
             manifest = commit(folder, listing, ordered, dropped=[], source={"in_place": True, "plan": plan})
             journal.close()
     return manifest
+
+
+def _index(
+    listing: Listing, tars: list[Path], options: ShardOptions, journal: Journal, *, label: str, quiet: bool
+) -> dict[str, ShardResult]:
+    """Index what is not yet indexed, and return all tars' results by their names."""
+    results = journal.finished()
+    missing = [number for number, path in enumerate(tars) if path.name not in results]
+    budget = SkipBudget(options.bad_budget, total=len(listing))
+    for result in results.values():
+        budget.count(result)
+    multi = listing.rows is not None
+    jobs = (IndexJob(str(tars[n]), _labels_of(listing, n), options, multi) for n in missing)
+    workers = options.workers or (1 if int(listing.size.sum()) < _FEW_BYTES else 0)
+    done = sum(result.images for result in results.values())
+    with progress(len(listing), label, "images", done=done, enabled=not quiet) as bar:
+        for result in run_jobs(run_index_job, jobs, workers=workers, count=len(missing)):
+            journal.add(result)
+            results[result.entry.name] = result
+            bar.advance(result.images)
+            budget.count(result)
+    return results
 
 
 def run_index_job(job: IndexJob) -> ShardResult:
@@ -166,6 +177,7 @@ def _row(
 
 def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, float]]]:
     found: dict[int, int | list[tuple[int, float]]] = {}
-    for item in listing.items(np.flatnonzero(listing.file == tar)):
+    begin, end = np.searchsorted(listing.file, [tar, tar + 1])  # listed tar by tar
+    for item in listing.items(np.arange(begin, end)):
         found[item.offset] = item.label if item.rows is None else item.rows.tolist()
     return found

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from data_pipeline.decode import DecodeError, ImageInfo, check_image, decode_image, probe
 from data_pipeline.index import Flag
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
+from data_pipeline.suffixes import FORMAT_OF, SUFFIX_OF, suffix_of
 from data_pipeline.tile import tile_jpeg
 
 _FLAGS = {
@@ -20,16 +21,6 @@ _FLAGS = {
     "damaged": Flag.DAMAGED,
     "renamed": Flag.RENAMED,
 }
-_SUFFIXES = {
-    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
-    "PNG": ("png",),
-    "WEBP": ("webp",),
-    "GIF": ("gif",),
-    "BMP": ("bmp", "dib"),
-    "TIFF": ("tif", "tiff"),
-    "AVIF": ("avif",),
-}
-FORMAT_OF = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
 _QUALITY = 95
 
 
@@ -56,7 +47,7 @@ class Judged(NamedTuple):
     def suffix(self) -> str:
         """The extension that its content deserves."""
         assert self.info is not None
-        return _SUFFIXES[self.info.format][0]
+        return SUFFIX_OF[self.info.format]
 
 
 def judge(payload: bytes | memoryview, *, name: str, options: ShardOptions) -> Judged:
@@ -113,7 +104,7 @@ def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
         kinds.append("deep")
     if info.orientation != 1:
         kinds.append("oriented")
-    if FORMAT_OF.get(name.rpartition(".")[2].lower(), info.format) != info.format:
+    if FORMAT_OF.get(suffix_of(name), info.format) != info.format:
         kinds.append("renamed")
     return kinds
 

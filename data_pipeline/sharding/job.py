@@ -45,6 +45,11 @@ class ShardResult:
     odd: list[Oddity] = field(default_factory=list)
 
     @property
+    def images(self) -> int:
+        """How many images it was made from."""
+        return self.entry.samples + len(self.skipped)
+
+    @property
     def skipped(self) -> list[Oddity]:
         """The images that were left out."""
         return [oddity for oddity in self.odd if oddity.action == "skip"]

@@ -14,11 +14,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
-from coatnet.runtime.progress import Progress, progress
+from coatnet.runtime.progress import progress
 from data_pipeline import tile
 from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
-from data_pipeline.sharding.commit import check_budget, commit, disk_errors, finished_before
+from data_pipeline.sharding.commit import SkipBudget, commit, disk_errors, finished_before
 from data_pipeline.sharding.duplicates import without_duplicates
 from data_pipeline.sharding.job import Oddity, ShardJob, ShardResult, run_job
 from data_pipeline.sharding.journal import Journal
@@ -95,12 +95,9 @@ def _shard_part(
     if present is not None:
         return present
     destination.mkdir(parents=True, exist_ok=True)
-    with (
-        Journal(destination, plan=plan) as journal,
-        progress(len(chosen), f"shard {destination.name}", "images", enabled=not quiet) as bar,
-    ):
+    with Journal(destination, plan=plan) as journal:
         shards = plan_shards(listing, chosen, options)
-        results = _write_shards(listing, shards, destination, options, journal, bar)
+        results = _write_shards(listing, shards, destination, options, journal, quiet=quiet)
         source = {"options": options.what_counts(), "plan": plan}
         manifest = commit(destination, listing, results, dropped=dropped, source=source)
         journal.close()
@@ -113,14 +110,19 @@ def _write_shards(
     destination: Path,
     options: ShardOptions,
     journal: Journal,
-    bar: Progress,
+    *,
+    quiet: bool,
 ) -> list[ShardResult]:
     """Write what is not yet written, and return all shards' results in their order."""
     results = journal.finished()
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     firsts = np.cumsum([0, *map(len, shards)])
     missing = [number for number, name in enumerate(names) if name not in results]
-    bar.advance(int(firsts[-1]) - sum(len(shards[number]) for number in missing))
+    total = int(firsts[-1])
+    done = sum(result.images for result in results.values())
+    budget = SkipBudget(options.bad_budget, total=total)
+    for result in results.values():
+        budget.count(result)
 
     def jobs() -> Iterator[ShardJob]:
         for number in missing:
@@ -130,11 +132,12 @@ def _write_shards(
 
     small = int(listing.size.sum()) < _FEW_BYTES
     workers = options.workers or (1 if small else 0)
-    for result in run_jobs(run_job, jobs(), workers=workers, count=len(missing)):
-        journal.add(result)
-        results[result.entry.name] = result
-        bar.advance(result.entry.samples + len(result.skipped))
-        check_budget(results.values(), total=int(firsts[-1]), budget=options.bad_budget)
+    with progress(total, f"shard {destination.name}", "images", done=done, enabled=not quiet) as bar:
+        for result in run_jobs(run_job, jobs(), workers=workers, count=len(missing)):
+            journal.add(result)
+            results[result.entry.name] = result
+            bar.advance(result.images)
+            budget.count(result)
     return [results[name] for name in names]
 
 

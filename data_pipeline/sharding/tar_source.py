@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -10,13 +11,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from coatnet.config import UserError
-from data_pipeline.sharding.inspection import FORMAT_OF
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
+from data_pipeline.suffixes import is_image_name
 from data_pipeline.tar_format import Member, TarError, walk_members
 
-# Of images that cannot be used as well: these are named, and not overlooked.
-_IMAGE_SUFFIXES = {*FORMAT_OF, "ppm", "jp2", "jxl", "heic", "heif", "image", "img"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_SUFFIXES = ("cls", "json", "cls.txt", "label", "label.txt")
 _JSON_LABELS = ("labels", "label", "cls", "class", "classes")
@@ -36,7 +35,7 @@ class TarSample:
 
         Of several it is the one of the plainest suffix: `jpg` and not `mask.png`.
         """
-        found = [suffix for suffix in self.members if suffix.rpartition(".")[2].lower() in _IMAGE_SUFFIXES]
+        found = [suffix for suffix in self.members if is_image_name(suffix)]
         return self.members[min(found, key=lambda suffix: suffix.count("."))] if found else None
 
     @property
@@ -52,13 +51,29 @@ def tars_in(folder: Path) -> list[Path]:
     """Return a folder's tars, in order of their names.
 
     Raises:
-        UserError: among them lies a compressed one, which would be left out.
+        UserError: beside them lies a compressed one, or a folder of images or tars, which would be left out.
     """
     tars = sorted(folder.glob("*.tar"))
     compressed = sorted(path for path in folder.glob("*") if path.name.endswith(_COMPRESSED)) if tars else []
     if compressed:
         raise UserError(f"{compressed[0]}: is compressed; uncompress it, or take it out of the folder")
+    deeper = next(_images_and_tars_below(folder), None) if tars else None
+    if deeper is not None:
+        raise UserError(
+            f"{tars[0]}: beside it lies {deeper}, which would be left out; keep tars apart from folders of "
+            "images or other tars"
+        )
     return tars
+
+
+def _images_and_tars_below(folder: Path) -> Iterator[str]:
+    """Yield the images and tars in a folder's folders, hidden ones left out."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if Path(place) != folder:
+            for name in sorted(files):
+                if (is_image_name(name) or name.endswith(".tar")) and not name.startswith("."):
+                    yield os.path.relpath(f"{place}/{name}", folder)
 
 
 def list_tars(tars: list[Path], *, classes: list[str] | None, only: str) -> Listing:

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import webdataset
@@ -135,7 +136,10 @@ def test_an_interrupted_sharding_goes_on_and_ends_equal(
         shard(image_folder, tmp_path / "cut")
     assert not (tmp_path / "cut" / MANIFEST).exists()
     (tmp_path / "cut" / ".shard-000005.tar.1.tmp").write_bytes(b"half a shard")
+    begun = Mock(wraps=sharder.progress)
+    monkeypatch.setattr(sharder, "progress", begun)
     shard(image_folder, tmp_path / "cut")
+    assert begun.call_args.args[0] == 120 and begun.call_args.kwargs["done"] == 50  # no part of the rate
     assert len(calls) == 6 + 7
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
@@ -260,6 +264,14 @@ def test_policies_go_by_content(tmp_path: Path) -> None:
         shard(source, tmp_path / "stop", policy=OddPolicy(cmyk="stop"))
 
 
+def loose(folder: Path, *names: str, suffix: str = "") -> Path:
+    """Make an image folder of one class with files beside it."""
+    make(folder, a=b"")
+    for name in names:
+        (folder / f"{name}{suffix}").write_bytes(b"")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -267,6 +279,16 @@ def test_policies_go_by_content(tmp_path: Path) -> None:
         (lambda folder: folder.mkdir(), "holds nothing; expected a folder per class"),
         (lambda folder: make(folder, a=b"").joinpath("empty").mkdir(), "empty: a class without a file"),
         (lambda folder: make(folder, a=b"", b=b"x"), "cannot be used"),
+        (
+            lambda folder: loose(folder, "b.JPG", "a.heic", "notes.txt"),
+            r"2 images lie .*: a\.heic, b\.JPG; move",
+        ),
+        (
+            lambda folder: loose(folder, *"abcdefg", suffix=".png"),
+            r"7 images lie .*: a\.png, .*, e\.png, …; move",
+        ),
+        (lambda folder: make(folder / "train", a=b"").parent, "its folders are parts of a data set: train;"),
+        (lambda folder: loose(folder, "b.tar"), r"b\.tar: beside it lies only/a\.jpg"),
     ],
 )
 def test_a_malformed_source_is_one_clear_error(tmp_path: Path, prepare, message: str) -> None:
