@@ -1,0 +1,42 @@
+"""The GPU kernels, compiled for an A100 and an H100 without either: no spills, and shared memory suffices."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, of which there is no build here"),
+]
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "kernel_code.py"
+
+
+@pytest.fixture(scope="module")
+def code() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kernel_code", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kernel_code"] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_no_kernel_spills_or_asks_for_more_shared_memory_than_there_is(code: ModuleType, arch: int) -> None:
+    launches = [
+        launch for case in ("depthwise 28²×1536", "attention 196×32") for launch in code.CASES[case]()
+    ]
+    rows = [code.describe(launch, arch) for launch in launches]
+    assert [row["kernel"] for row in rows] == [
+        "convolve", "backward", "forward", "query_gradient", "key_value_gradient", "bias_gradient",
+    ]  # fmt: skip
+    assert not [row for row in rows if row["spilled_bytes"]]
+    assert max(row["shared_bytes"] for row in rows) <= code.SHARED_LIMIT[arch]
+    # Nine taps are nine multiplications, in an element's own loop: the count is of the right instructions.
+    assert rows[0]["float"] == pytest.approx(9, abs=1)
