@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-_ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}
+_ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}  # the other counts have no plural
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -48,6 +48,9 @@ def shard(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that a table's paths are relative to.")] = None,
     only: Annotated[str, typer.Option(help="Of tars, only members whose name begins so.")] = "",
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Several labels per image, even if each has just one.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Pack images into WebDataset shards with index, checksums and manifest; goes on after an interruption.
@@ -58,6 +61,7 @@ def shard(
     """
     from coatnet.config import UserError
     from coatnet.config.checks import no_url
+    from coatnet.config.plain_text import number_of
     from data_pipeline.config import parse_bytes
     from data_pipeline.sharding.in_place import index_in_place
     from data_pipeline.sharding.options import OddPolicy, ShardOptions
@@ -85,7 +89,9 @@ def shard(
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"coatnet shard: {error}") from None
-    understood = SourceOptions(classes=classes, hierarchy=hierarchy, root=root, only=only)
+    understood = SourceOptions(
+        classes=classes, hierarchy=hierarchy, root=root, only=only, multi_label=multi_label
+    )
     if destination is None:
         destination = source
         made = index_in_place(source, options=options, source_options=understood, quiet=as_json)
@@ -104,9 +110,12 @@ def shard(
     for split, facts in summary.items():
         folder = destination if split == "all" else destination / split
         numbers = ", ".join(
-            f"{count:,} {_ONE.get(what, what) if count == 1 else what}" for what, count in facts.items()
+            number_of(count, _ONE.get(what, what), several=what) for what, count in facts.items()
         )
-        print(f"{folder}: {numbers}")
+        labels = (
+            "one label per image" if manifests[split].label_kind == "single" else "several labels per image"
+        )
+        print(f"{folder}: {numbers}; {labels}")
         if facts["odd"]:
             print(f"  odd images are named in {folder / 'report.jsonl'}")
 

@@ -24,6 +24,10 @@ _SOFTMAX_FOR_SEVERAL = (
     "warning: data.train has several labels per image, and loss.name is 'softmax', which suits labels that "
     "are shares of one; loss.name=sigmoid is for labels of their own"
 )
+_ONE_LABEL_EVALUATED = (
+    "warning: data.train has several labels per image, and data.evaluate one each, which is judged by top-1; "
+    "where it was sharded with --multi-label it is judged by mAP"
+)
 
 
 def look_at_data(
@@ -70,7 +74,11 @@ def look_at_data(
         print(_SOFTMAX_FOR_SEVERAL, file=sys.stderr)
     if config.loss.class_weights != "none":
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
-    check_best(config, open_evaluation_corpus(data, classes=classes), averaged=averaged)
+    evaluated = open_evaluation_corpus(data, classes=classes)
+    check_best(config, evaluated, averaged=averaged)
+    kinds = {corpus.label_kind for corpus in corpora}
+    if evaluated is not None and evaluated.label_kind == "single" and "multi" in kinds:
+        print(_ONE_LABEL_EVALUATED, file=sys.stderr)
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
     return classes

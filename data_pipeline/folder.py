@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
-from coatnet.config.plain_text import check_class_names
+from coatnet.config.plain_text import check_class_names, number_of
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.manifest import MANIFEST
@@ -145,7 +145,7 @@ def _check_beside(folder: Path, names: Sequence[str]) -> None:
     found = [name for name in names if is_image_name(name) and not name.startswith(".")]
     if found:
         named = ", ".join([*found[:_NAMED], *["…"] * (len(found) > _NAMED)])
-        what = "1 image lies" if len(found) == 1 else f"{len(found):,} images lie"
+        what = number_of(len(found), "image lies", "images lie")
         raise UserError(
             f"{folder}: {what} beside the folders of classes: {named}; move what belongs to a class into its "
             "folder, and the rest away"

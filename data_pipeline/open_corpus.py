@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import number_of
 from data_pipeline.config import CacheConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.folder import FolderCorpus, is_image_folder
@@ -71,8 +72,9 @@ def common_classes(corpora: Sequence[SampleSource]) -> list[str]:
     classes = corpora[0].classes
     for number, corpus in enumerate(corpora[1:], start=1):
         if corpus.classes != classes:
+            own = number_of(len(corpus.classes), "class", "classes")
             raise UserError(
-                f"data.train[{number}]: has {len(corpus.classes)} classes that differ from the "
-                f"{len(classes)} of data.train[0]; a mixture needs one vocabulary"
+                f"data.train[{number}]: has {own}, not the {len(classes):,} of data.train[0]; a mixture "
+                "needs one vocabulary"
             )
     return classes

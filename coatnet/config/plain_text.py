@@ -1,4 +1,4 @@
-"""Text that others wrote, before a terminal, a file or a page shows it: names of classes, files, tensors."""
+"""Text for a terminal, a file or a page: names of classes, files, tensors that others wrote; and numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """Return a message as one plain line."""
     return plain(" ".join(text.split()))
+
+
+def number_of(count: int, one: str, several: str | None = None) -> str:
+    """Write how many of something there are: 1 shard, 2,000 shards, 2 classes."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:

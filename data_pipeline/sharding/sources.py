@@ -9,7 +9,7 @@ import numpy as np
 
 from coatnet.config import UserError
 from data_pipeline.folder import list_image_folder
-from data_pipeline.sharding.listing import WHOLE_FILE, Listing
+from data_pipeline.sharding.listing import WHOLE_FILE, Listing, label_rows
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.table_source import SUFFIXES, list_table
 from data_pipeline.sharding.tar_source import list_tars, tars_in
@@ -25,12 +25,14 @@ class SourceOptions:
         hierarchy: a file of lines `parent child`, such as WordNet's is-a file.
         root: the folder that a table's paths are relative to; by default the table's own.
         only: of tars, take only members whose name begins so.
+        multi_label: make a corpus of several labels per image, even if each has just one.
     """
 
     classes: Path | None = None
     hierarchy: Path | None = None
     root: Path | None = None
     only: str = ""
+    multi_label: bool = False
 
 
 def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> Listing:
@@ -43,29 +45,30 @@ def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> 
         UserError: there is nothing of a known kind, or it is malformed.
     """
     classes = None if options.classes is None else read_classes(options.classes)
+    multi = options.multi_label
     is_table = source.is_file() and source.suffix in SUFFIXES
     if options.root is not None and not is_table:
         raise UserError(f"--root is for a table's paths; {source} is no table ({', '.join(SUFFIXES)})")
     if is_table:
-        listing = list_table(source, root=options.root, classes=classes, payloads=payloads)
+        listing = list_table(source, root=options.root, classes=classes, payloads=payloads, multi=multi)
     elif source.is_file() and source.suffix == ".tar":
-        listing = list_tars([source], classes=classes, only=options.only)
+        listing = list_tars([source], classes=classes, only=options.only, multi=multi)
     elif source.is_file():
         raise UserError(
             f"{source}: is of no known kind; allowed: a folder, {', '.join(SUFFIXES)}, .tar (not compressed)"
         )
     elif tars := tars_in(source):
-        listing = list_tars(tars, classes=classes, only=options.only)
+        listing = list_tars(tars, classes=classes, only=options.only, multi=multi)
     elif options.only:
         raise UserError(f"--only chooses members of tars; {source} holds none")
     else:
-        listing = list_folder(source, classes=classes)
+        listing = list_folder(source, classes=classes, multi=multi)
     if options.hierarchy is not None:
         listing.hierarchy = read_hierarchy(options.hierarchy, listing.classes)
     return listing
 
 
-def list_folder(folder: Path, *, classes: list[str] | None) -> Listing:
+def list_folder(folder: Path, *, classes: list[str] | None, multi: bool) -> Listing:
     """List an image folder, CLASS/…/file; the classes are its own, or all that are given.
 
     Raises:
@@ -77,6 +80,8 @@ def list_folder(folder: Path, *, classes: list[str] | None) -> Listing:
     if unknown is not None:
         raise UserError(f"{folder / unknown}: is none of the {len(numbers)} classes of --classes")
     places = [numbers[name] for name in own]
+    label = np.array([places[number] for _, number, _ in files], dtype=np.int64)
+    rows, first = label_rows([[(number, 1.0)] for number in label.tolist()]) if multi else (None, None)
     return Listing(
         root=folder,
         classes=classes or own,
@@ -84,6 +89,8 @@ def list_folder(folder: Path, *, classes: list[str] | None) -> Listing:
         file=np.arange(len(files)),
         offset=np.full(len(files), WHOLE_FILE),
         size=np.array([size for _, _, size in files], dtype=np.int64),
-        label=np.array([places[label] for _, label, _ in files], dtype=np.int64),
+        label=label,
+        rows=rows,
+        first=first,
         source={"kind": "image folder", "path": str(folder)},
     )

@@ -23,7 +23,9 @@ _LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets")
 _PARQUET_ROWS = 256
 
 
-def list_table(table: Path, *, root: Path | None, classes: list[str] | None, payloads: Payloads) -> Listing:
+def list_table(
+    table: Path, *, root: Path | None, classes: list[str] | None, payloads: Payloads, multi: bool
+) -> Listing:
     """List a table's rows; images that lie in the table itself are first copied to `payloads`.
 
     The columns go by their names: an image in `path` (relative to `root`, by default the table's folder) or
@@ -55,7 +57,7 @@ def list_table(table: Path, *, root: Path | None, classes: list[str] | None, pay
     payloads.flush()
     if not names:
         raise UserError(f"{table}: holds no rows")
-    numbered = number_labels(labels, classes=classes, origin=str(table), names=names)
+    numbered = number_labels(labels, classes=classes, origin=str(table), names=names, multi=multi)
     distinct = list(dict.fromkeys(files))
     number_of = {path: number for number, path in enumerate(distinct)}
     return Listing(

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import number_of
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 from data_pipeline.suffixes import is_image_name
@@ -76,7 +77,7 @@ def _images_and_tars_below(folder: Path) -> Iterator[str]:
                     yield os.path.relpath(f"{place}/{name}", folder)
 
 
-def list_tars(tars: list[Path], *, classes: list[str] | None, only: str) -> Listing:
+def list_tars(tars: list[Path], *, classes: list[str] | None, only: str, multi: bool = False) -> Listing:
     """List the samples of tars, to be packed anew.
 
     A label is looked for in the sample's `cls` or `json` member; then in the name of the inner tar, for a tar
@@ -84,6 +85,7 @@ def list_tars(tars: list[Path], *, classes: list[str] | None, only: str) -> List
 
     Args:
         only: take only members whose name begins so, such as "train/".
+        multi: make a corpus of several labels per image, even if each has just one.
 
     Raises:
         UserError: a tar is damaged, or a sample has no label.
@@ -100,8 +102,10 @@ def list_tars(tars: list[Path], *, classes: list[str] | None, only: str) -> List
             labels.append(sample_labels(path, sample, inner))
             names.append(f"{inner}/{image.name}" if inner else image.name)
     if not names:
-        raise UserError(f"{tars[0]}: no images in {len(tars)} tars" + (f" below {only!r}" if only else ""))
-    numbered = number_labels(labels, classes=classes, origin=str(tars[0].parent), names=names)
+        raise UserError(
+            f"{tars[0]}: no images in {number_of(len(tars), 'tar')}" + (f" below {only!r}" if only else "")
+        )
+    numbered = number_labels(labels, classes=classes, origin=str(tars[0].parent), names=names, multi=multi)
     return Listing(
         root=Path(),
         classes=numbered.classes,

@@ -44,13 +44,14 @@ def read_classes(path: Path) -> list[str]:
 
 
 def number_labels(
-    raw: Sequence[RawLabels], *, classes: list[str] | None, origin: str, names: Sequence[str]
+    raw: Sequence[RawLabels], *, classes: list[str] | None, origin: str, names: Sequence[str], multi: bool
 ) -> Labels:
     """Number labels: by the given classes, else by sorted names, or by themselves if all are numbers.
 
     Args:
         raw: labels of each sample; every sample with exactly one of weight 1 makes a single-label corpus.
         names: of the samples, for errors.
+        multi: make one of several labels all the same.
 
     Raises:
         UserError: a label that is not among the classes or is no name fit to be shown, or a sample without
@@ -69,7 +70,7 @@ def number_labels(
         raise UserError(
             f"{origin}: {names[at]} has the label {unknown[0]!r}, which is none of {len(own)} classes"
         )
-    if all(len(labels) <= 1 and all(weight == 1.0 for _, weight in labels) for labels in raw):
+    if not multi and all(len(labels) <= 1 and all(weight == 1.0 for _, weight in labels) for labels in raw):
         if [] in raw:
             raise UserError(f"{origin}: {names[raw.index([])]} has no label, where others have one each")
         return Labels(own, np.array([numbers[labels[0][0]] for labels in raw], np.int64), None, None)

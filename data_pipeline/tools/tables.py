@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from coatnet.config.plain_text import number_of
 from coatnet.runtime.console import make_console
 from data_pipeline.tools.verify import Problem
 
@@ -36,7 +37,8 @@ def print_shard_facts(facts: dict[str, Any]) -> None:
     classes = sorted(facts.get("classes", {}).items(), key=lambda item: -item[1])
     if classes:
         most = max(1, classes[0][1])
-        histogram = Table(title=f"{len(classes)} classes", title_justify="left", box=None, show_header=False)
+        title = number_of(len(classes), "class", "classes")
+        histogram = Table(title=title, title_justify="left", box=None, show_header=False)
         for name, count in classes[:_MOST_CLASSES]:
             bar = "█" * max(1, round(30 * count / most)) if count else ""
             histogram.add_row(escape(name), f"{count:,}", bar)
@@ -52,7 +54,7 @@ def print_problems(problems: list[Problem], *, checked: bool) -> None:
         if checked:
             console.print("[green]nothing is damaged[/green]")
         return
-    table = Table(title=f"{len(problems)} problems", title_justify="left")
+    table = Table(title=number_of(len(problems), "problem"), title_justify="left")
     for heading in ("shard", "sample", "name", "what"):
         table.add_column(heading, overflow="fold")
     for problem in problems[:_MOST_PROBLEMS]:
@@ -67,8 +69,9 @@ def print_order(proof: dict[str, Any]) -> None:
     """Print a proof, and who reads which shards."""
     console = make_console()
     console.print(
-        f"{proof['samples']:,} samples in {proof['shards']:,} shards, {proof['lanes']} lanes; "
-        f"{proof['steps']:,} whole steps, a tail of {proof['tail_samples']:,}"
+        f"{number_of(proof['samples'], 'sample')} in {number_of(proof['shards'], 'shard')}, "
+        f"{number_of(proof['lanes'], 'lane')}; {number_of(proof['steps'], 'whole step')}, "
+        f"a tail of {proof['tail_samples']:,}"
     )
     table = Table()
     names = ("world_size", "doubled", "missing", "differing_steps", "most_shards_of_a_rank")

@@ -38,7 +38,7 @@ def test_shard_prints_what_it_wrote(image_folder: Path, tmp_path: Path) -> None:
     made = json.loads(run(cli.shard, image_folder, tmp_path / "out", "--shard-samples", "50", "--json"))
     assert made["all"] == {"shards": 3, "classes": 3, "written": 120, "skipped": 0, "odd": 0, "duplicates": 0}
     again = run(cli.shard, image_folder, tmp_path / "out", "--shard-samples", "50")
-    assert "3 shards, 3 classes, 120 written" in again
+    assert "3 shards, 3 classes, 120 written" in again and "; one label per image" in again
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,11 @@ def test_inspect_order_proves_exactly_once(shard_folder: Path) -> None:
         run(cli.inspect_order, shard_folder, "--world-sizes", "1,7", "--global-batch", "49", "--json")
     )
     assert ragged["tail_samples"] == 22 and ragged["exactly_once"] is True
+
+
+def test_one_of_a_kind_is_no_plural(image_folder: Path) -> None:
+    said = run(cli.inspect_order, image_folder, "--world-sizes", "1", "--global-batch", "120")
+    assert "120 samples in 1 shard, 1 lane; 1 whole step, a tail of 0" in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tarfile
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
+from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.sharding.sources import SourceOptions
 
 AUGMENT = AugmentConfig(image_size=8)
 
@@ -63,6 +66,37 @@ def test_single_and_multi_label_corpora_of_one_vocabulary_mix(
     assert batch.labels.shape == (1000, 3)
     one_hot = (batch.labels.sum(dim=1) == 1) & (batch.labels.max(dim=1).values == 1)
     assert int(one_hot.sum()) >= 500
+
+
+@pytest.mark.parametrize("kind", ["table", "folder", "tars", "in place"])
+def test_a_corpus_of_one_label_each_can_be_one_of_several(
+    image_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """A validation set whose images happen to have one label each is judged as the training set is."""
+    source = tmp_path / "source"
+    for number, name in enumerate(("ant", "bee")):
+        (source / name).mkdir(parents=True)
+        image = sorted((image_folder / name).iterdir())[number]
+        (source / name / "0.jpg").write_bytes(image.read_bytes())
+    options = SourceOptions(multi_label=True)
+    if kind == "table":
+        source = source / "table.csv"
+        source.write_text("path,labels\nant/0.jpg,ant\nbee/0.jpg,bee\n")
+    elif kind != "folder":
+        (tmp_path / "tars").mkdir()
+        with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+            for name in ("ant", "bee"):
+                tar.add(source / name / "0.jpg", f"{name}/0.jpg")
+        source = tmp_path / "tars"
+    if kind == "in place":
+        index_in_place(source, source_options=options, quiet=True)
+        corpus = Corpus.open(source)
+    else:
+        shard_corpus(source, tmp_path / "shards", source_options=options, quiet=True)
+        corpus = Corpus.open(tmp_path / "shards")
+    assert (corpus.label_kind, corpus.classes) == ("multi", ["ant", "bee"])
+    labels = next(iter(EvaluateLoader(corpus, AUGMENT, batch=2))).labels
+    assert sorted(labels.tolist()) == [[0.0, 1.0], [1.0, 0.0]]
 
 
 def test_a_mixture_refuses_to_drop_a_tail(tagged: Path) -> None:

@@ -325,6 +325,24 @@ def test_a_figure_that_no_evaluation_has_and_a_loss_for_one_label_are_told_at_th
     look_at_data(averaged, make_calendar=Calendar.make, averaged=True)
 
 
+def test_an_evaluation_of_one_label_each_beside_training_of_several_is_warned_of(
+    tagged: Path, jpeg: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = tmp_path / "single"
+    for number, name in enumerate(("amber", "blue", "green")):
+        (single / name).mkdir(parents=True)
+        (single / name / "0.jpg").write_bytes(jpeg(number))
+    for evaluated, warned in ((tagged, False), (single, True)):
+        config = FinetuneConfig(
+            model=ModelConfig(),
+            data=DataConfig(train=[CorpusConfig(str(tagged))], evaluate=str(evaluated)),
+            loss=LossConfig("sigmoid"),
+            train=FinetuneTrainConfig(duration="2 steps", global_batch=2, micro_batch=2),
+        )
+        look_at_data(config, make_calendar=Calendar.make)
+        assert ("sharded with --multi-label it is judged by mAP" in capsys.readouterr().err) == warned
+
+
 def test_the_figure_of_the_best_is_checked_before_the_network_is_asked_and_where_nothing_is_evaluated(
     tagged: Path,
 ) -> None:
