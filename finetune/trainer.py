@@ -121,8 +121,7 @@ class Trainer(TrainingRun[State, StepResult]):
         """Evaluate what will be handed on, and remember the best."""
         if self.evaluation_corpus is None:
             return
-        in_class, averaged = self.account.measure("evaluation"), self.engine.state.averaged_weights()
-        with in_class, self.watchdog.patience(), averaged:
+        with self.patience("evaluation"), self.engine.state.averaged_weights():
             measured = measure(
                 self.engine.model,
                 self.evaluation_corpus,

@@ -1,4 +1,8 @@
-"""Judges every step: refused, spiking, or fine. All ranks judge alike, by the results and the state alone."""
+"""Judges every step: refused, spiking, or fine. All ranks judge alike, by the results and the state alone.
+
+Every step that was taken enters the history, a spike too: a median bears anything in less than half of its
+window, and a level that fills more than half is the usual one by then.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +51,21 @@ class Guard:
         score = max(
             robust_score(result.loss, state.losses), robust_score(result.gradient_norm, state.gradient_norms)
         )
-        if self._is_spike(score, state.losses):
-            if state.spiking == 0:
-                state.spike_step, state.spike_begin = state.step, state.samples_seen - result.samples
-            state.spiking += 1
-            return self._on_spike(state, score=score)
-        state.spiking = 0
+        is_spike = self._is_spike(score, state.losses)
         for history, value in ((state.losses, result.loss), (state.gradient_norms, result.gradient_norm)):
             history.append(value)
             del history[: -self._config.spike_window]
-        return Verdict(score=score)
+        if not is_spike:
+            state.spiking = 0
+            return Verdict(score=score)
+        if state.spiking == 0:
+            state.spike_step, state.spike_begin = state.step, state.samples_seen - result.samples
+        state.spiking += 1
+        return self._on_spike(state, score=score)
+
+    def has_got_used(self, spiking: int) -> bool:
+        """Tell whether so many spikes in a row, which have just ended, are what counts as usual by now."""
+        return spiking * 2 >= self._config.spike_window
 
     def _on_spike(self, state: State, *, score: float) -> Verdict:
         if self._config.spike != "rollback" or state.spiking < self._config.spike_steps:
@@ -64,7 +73,8 @@ class Guard:
         if self._rollbacks >= self._config.max_rollbacks:
             raise UserError(
                 f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks} "
-                "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate"
+                "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate, or let the "
+                "guard get used to other data by guard.spike=record"
             )
         return Verdict(
             "rollback",

@@ -16,7 +16,9 @@ class GuardConfig:
         spike: what follows a loss spike: "record" it, "skip" the step, or "rollback" to the checkpoint before
             and leave out the samples of the spike.
         spike_score: robust z-score (distance from the median in deviations) that makes a spike.
-        spike_window: steps that the median is taken over; before half of them nothing is judged.
+        spike_window: steps that the median is taken over, spikes included; before half of them nothing is
+            judged, at the start and where the global batch or image size changes. A level that lasts for half
+            of them is the usual one from then on.
         spike_steps: so many spiking steps in a row are needed for a rollback.
         max_rollbacks: in the whole run.
         replays: keep so many bad steps as bundles that `coatnet replay` takes again; 0 is off.
@@ -46,6 +48,10 @@ class GuardConfig:
             at_least_one(name, getattr(self, name))
         for name in ("spike_score", "hang_seconds", "start_seconds"):
             above_zero(name, getattr(self, name))
+        if self.spike == "rollback" and self.spike_steps > max(1, self.spike_window // 2):
+            raise ValueError(
+                f"spike_steps is {self.spike_steps}; allowed: up to half of spike_window, {self.spike_window}"
+            )
         if self.straggler_ratio <= 1:
             raise ValueError(f"straggler_ratio is {self.straggler_ratio}; allowed: above 1")
         for name in ("digest_every", "max_rollbacks", "replays"):

@@ -105,6 +105,7 @@ class Parts(TrainingRun[State, PretrainResult]):
     def step(self, state: State, batch: Batch, *, wish: int) -> PretrainResult:
         """Train on this rank's share of a step and move the state on."""
         before = state.samples_seen
+        state.enter_phase(self.calendar.phase_at(before).begin)
         result = self.trainer.step(
             batch,
             samples_seen=before,
@@ -121,10 +122,16 @@ class Parts(TrainingRun[State, PretrainResult]):
 
         A spike before the first checkpoint is survived: there is nothing to go back to.
         """
+        spiking = state.spiking
         verdict = self.guard.judge(result, state)
+        if state.spiking == 0 and self.guard.has_got_used(spiking):
+            self.recorder.alarm(
+                f"the {spiking} steps from step {state.spike_step} on spiked, and are what counts as usual "
+                f"from now on: loss {result.loss:.4g}"
+            )
         if not verdict.rollback:
             return verdict
-        with self.watchdog.patience():
+        with self.patience("checkpoint"):
             if self.checkpoints.reach_before(verdict.step):
                 return verdict
         if state.spiking == self.config.guard.spike_steps:  # the first of them
@@ -137,7 +144,7 @@ class Parts(TrainingRun[State, PretrainResult]):
         """Measure the evaluation corpus, if there is one."""
         if self.evaluator is None:
             return
-        with self.account.measure("evaluation"), self.watchdog.patience():
+        with self.patience("evaluation"):
             state.figures, bad = self.evaluator.measure(self.engine), self.evaluator.bad
             if self.transfer is not None:
                 state.figures |= self.transfer.measure(self.engine)
@@ -153,11 +160,10 @@ class Parts(TrainingRun[State, PretrainResult]):
         Raises:
             Distrusted: the ranks' weights differ.
         """
-        with self.watchdog.patience():
-            if self.config.guard.digest_every:
-                with self.account.measure("checkpoint"):
-                    self._report(self.health.compare_weights(self.engine.module), state)
-            super().save(state, wait=wait, **facts)
+        if self.config.guard.digest_every:
+            with self.account.measure("checkpoint"):
+                self._report(self.health.compare_weights(self.engine.module), state)
+        super().save(state, wait=wait, **facts)
 
     def look_after(self, state: State, result: PretrainResult) -> None:
         """Do what is done at every step without touching its result.
@@ -209,7 +215,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             return
         if not result.applied:
             self.save(state, wait=True)
-        with self.watchdog.patience():  # without hard links files are copied
+        with self.patience("checkpoint"):  # without hard links files are copied
             self._keep(state, result, event=verdict.event)
 
     def _keep(self, state: State, result: PretrainResult, *, event: str) -> None:
@@ -247,7 +253,7 @@ class Parts(TrainingRun[State, PretrainResult]):
         """Go back to before a spike and leave its samples out from now on."""
         reached = state.samples_seen
         self.stream.exclude(verdict.samples)
-        with self.watchdog.patience():
+        with self.patience("checkpoint"):
             state.become(self.checkpoints.restore(before=verdict.step))
         self._redone_until = max(self._redone_until, reached)
         self.guard.rolled_back()

@@ -36,7 +36,8 @@ class State(RunState):
     Attributes:
         trained_digest: sum over all samples passed of a hash of their position: equal to
             `digest_of_positions` of the whole range when each came exactly once.
-        losses, gradient_norms: of the last accepted steps; the guard's measure of what is normal.
+        losses, gradient_norms: of the last steps taken; the guard's measure of what is normal.
+        phase_begin: where the stretch of one global batch and image size begins that they are of.
         spiking: taken steps in a row whose loss was a spike, until now.
         spike_step, spike_begin: number and position of the first of them.
     """
@@ -44,9 +45,16 @@ class State(RunState):
     trained_digest: int = 0
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
+    phase_begin: int = 0
     spiking: int = 0
     spike_step: int = 0
     spike_begin: int = 0
+
+    def enter_phase(self, begin: int) -> None:
+        """Forget what was normal where another global batch or image size begins."""
+        if begin != self.phase_begin:
+            self.phase_begin, self.spiking = begin, 0
+            self.losses, self.gradient_norms = [], []
 
     def advance(self, *, samples: int, applied: bool, digest: int) -> None:
         """Move on by one step over samples of this digest."""

@@ -27,8 +27,8 @@ _LAST_WORDS_SECONDS = 4 * _POLL_SECONDS
 class Watchdog:
     """A thread that expects a beat at least every max(`hang_seconds`, 5 × p99 of the steps).
 
-    Until the first beat, and in whatever asks for patience, `start_seconds` are allowed. Time in which
-    this process itself was stopped does not count: a suspended job goes on where it was.
+    Until the first beat, and in whatever asks for patience, `start_seconds` are allowed, and to the step
+    after a compilation, since other ranks may be compiling still. Time in which this process itself was stopped does not count: a suspended job goes on where it was.
     """
 
     def __init__(self, stacks: Path, *, hang_seconds: float, start_seconds: float) -> None:
@@ -62,12 +62,12 @@ class Watchdog:
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Wait as long as for the first step: what happens inside is no step."""
+        """Wait as long as for the first step: what happens inside is no step; it ends on all ranks at once."""
         self.hold()
         try:
             yield
         finally:
-            self.release()
+            self._end()
 
     def hold(self) -> None:
         """Be patient until `release`; may be nested."""
@@ -79,15 +79,18 @@ class Watchdog:
 
     def release(self) -> None:
         """Expect steps again, the next one still with patience: another rank may not be done yet."""
-        self._beaten_at = time.monotonic()
         self._lenient = True
-        self._held -= 1
+        self._end()
 
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def _end(self) -> None:
+        self._beaten_at = time.monotonic()
+        self._held -= 1
 
     def _watch(self) -> None:
         absence = Absence(every_seconds=_POLL_SECONDS)

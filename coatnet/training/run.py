@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -189,6 +190,16 @@ class TrainingRun(Generic[State, Result]):
     def rehearse(self) -> None:
         """Find what would fail in a step before data are touched."""
 
+    @contextmanager
+    def patience(self, name: str) -> Iterator[None]:
+        """Do what is no step and counts to class `name`; all ranks do it, and wait patiently for the last.
+
+        No rank begins the next step while another is still at it: that step has the bound of any other.
+        """
+        with self.watchdog.patience(), self.account.measure(name):
+            yield
+            self.ranks.barrier()
+
     def label(self, samples_seen: int) -> str:
         """Name the account's class for a step: work that an earlier life did already counts as redone."""
         return "redone" if samples_seen < self._redone_until else "compute"
@@ -237,7 +248,7 @@ class TrainingRun(Generic[State, Result]):
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save, in the background or until it is done; `facts` travel with it."""
-        with self.watchdog.patience():
+        with self.patience("checkpoint"):
             self.checkpoints.save(state, wait=wait, **facts)
 
     def is_finished(self, state: State) -> bool:

@@ -41,12 +41,59 @@ def step(guard: Guard, state: State, taken: PretrainResult):  # type: ignore[no-
     return guard.judge(taken, state)
 
 
-def test_a_spike_is_far_above_the_median_and_does_not_enter_the_history() -> None:
+def test_a_spike_is_far_above_the_median_and_hardly_moves_it() -> None:
     guard = Guard(GuardConfig(spike_window=20))
     state = after_steps(guard, 20)
     assert step(guard, state, result(9.0)).event == "spike"
-    assert 9.0 not in state.losses
     assert step(guard, state, result(1.03)).event is None
+    assert step(guard, state, result(2.0)).event == "spike"
+
+
+@pytest.mark.parametrize("value", ["loss", "gradient norm"])
+def test_a_level_that_lasts_for_half_of_the_window_is_the_usual_one_and_spikes_show_above_it(
+    value: str,
+) -> None:
+    guard = Guard(GuardConfig(spike_window=20))
+    state = after_steps(guard, 20)
+
+    def taken(number: int, level: float) -> PretrainResult:
+        moved = level * (1 + 0.01 * (number % 7))
+        return result(moved) if value == "loss" else result(1.0, norm=moved)
+
+    events = [step(guard, state, taken(number, 3.0)).event for number in range(40)]
+    spikes = events.count("spike")
+    assert 10 <= spikes <= 12 and events == ["spike"] * spikes + [None] * (40 - spikes)
+    assert guard.has_got_used(spikes) and not guard.has_got_used(9)
+    assert step(guard, state, taken(0, 9.0)).event == "spike"
+    assert step(guard, state, taken(0, 3.0)).event is None
+
+
+def test_a_loss_that_grows_step_by_step_is_a_spike_from_the_first_that_stands_out() -> None:
+    guard = Guard(GuardConfig(spike_window=200, spike="rollback", spike_steps=5))
+    state = after_steps(guard, 200)
+    for number in range(30):
+        verdict = step(guard, state, result(1.03 * 1.05**number))
+        if verdict.rollback:
+            break
+    assert verdict.rollback and 200 < verdict.step <= 215
+
+
+def test_another_batch_or_image_size_begins_with_no_idea_of_what_is_normal() -> None:
+    guard = Guard(GuardConfig(spike_window=20))
+    state = after_steps(guard, 20)
+    state.enter_phase(0)
+    assert len(state.losses) == 20
+    state.enter_phase(state.samples_seen)
+    assert [step(guard, state, result(3.0)).event for _ in range(20)] == [None] * 20
+    assert step(guard, state, result(9.0)).event == "spike"
+    state.enter_phase(state.phase_begin)
+    assert state.losses and state.spiking == 1
+
+
+def test_a_rollback_cannot_ask_for_more_spikes_than_the_guard_gets_used_to() -> None:
+    assert GuardConfig(spike="rollback", spike_window=10, spike_steps=5).spike_steps == 5
+    with pytest.raises(ValueError, match="spike_steps is 6; allowed: up to half of spike_window, 10"):
+        GuardConfig(spike="rollback", spike_window=10, spike_steps=6)
 
 
 def test_nothing_is_judged_before_half_of_the_window_is_known() -> None:
@@ -66,9 +113,10 @@ def test_every_verdict_tells_its_score() -> None:
     state = after_steps(guard, 10)
     fine = robust_score(1.04, state.losses)
     assert step(guard, state, result(1.04)).score == fine > 0
-    spike = robust_score(9.0, state.losses)
-    verdicts = [step(guard, state, result(9.0)) for _ in range(2)]
-    assert [(one.event, one.score) for one in verdicts] == [("spike", spike), ("rollback", spike)]
+    for event in ("spike", "rollback"):
+        spike = robust_score(9.0, state.losses)
+        verdict = step(guard, state, result(9.0))
+        assert (verdict.event, verdict.score) == (event, spike)
 
 
 def test_spikes_apart_from_each_other_are_no_reason_to_go_back() -> None:

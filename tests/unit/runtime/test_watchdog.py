@@ -136,8 +136,15 @@ def test_what_is_no_step_does_not_count_as_one(tmp_path: Path, clock: list[float
     assert list(watchdog._steps) == [1.0, 1.0]
 
 
-def test_the_step_after_a_save_may_wait_for_another_ranks_save(tmp_path: Path, clock: list[float]) -> None:
+def test_the_step_after_a_compilation_may_wait_for_another_ranks_and_the_one_after_a_save_may_not(
+    tmp_path: Path, clock: list[float]
+) -> None:
     watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
+    with watchdog.patience():
+        pass
+    assert not watchdog._lenient
+    watchdog.hold()
+    watchdog.release()
     with watchdog.patience():
         pass
     assert watchdog._lenient

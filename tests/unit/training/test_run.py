@@ -1,0 +1,28 @@
+"""What all ranks do together between two steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
+from coatnet.training.run import TrainingRun
+from pretrain.state import State
+from pretrain.trainer import PretrainResult
+
+
+def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are_patient(
+    tmp_path: Path,
+) -> None:
+    met: list[tuple[int, bool]] = []
+
+    class Meeting(Ranks):
+        def barrier(self, *, timeout_seconds: float | None = None) -> None:
+            met.append((run.watchdog._held, run.account.is_counting("checkpoint")))
+
+    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Meeting())
+    with run.patience("checkpoint"):
+        assert not met
+    assert met == [(1, True)]
+    assert run.watchdog._held == 0 and not run.watchdog._lenient
+    run.account.close()
