@@ -28,7 +28,8 @@ class Watchdog:
     """A thread that expects a beat at least every max(`hang_seconds`, 5 × p99 of the steps).
 
     Until the first beat, and in whatever asks for patience, `start_seconds` are allowed, and to the step
-    after a compilation, since other ranks may be compiling still. Time in which this process itself was stopped does not count: a suspended job goes on where it was.
+    after a compilation, since other ranks may be compiling still. Time in which this process itself was
+    stopped does not count: a suspended job goes on where it was.
     """
 
     def __init__(self, stacks: Path, *, hang_seconds: float, start_seconds: float) -> None:
@@ -62,7 +63,7 @@ class Watchdog:
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Wait as long as for the first step: what happens inside is no step; it ends on all ranks at once."""
+        """Wait as long as for the first step: what happens inside is no step; all ranks end it at once."""
         self.hold()
         try:
             yield
