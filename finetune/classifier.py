@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
-from coatnet.checkpoint.weights import load_tensors, load_weights
+from coatnet.checkpoint.weights import LOGITS, load_tensors, load_weights
 from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
-from coatnet.model.network import CoAtNet, build_model
+from coatnet.model.network import CoAtNet, empty_model
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import LOSS_NAMES, probabilities
 from data_pipeline.augment_config import AugmentConfig
@@ -93,12 +93,14 @@ def open_classifier(
     if loaded.classes is not None:
         check_class_names(loaded.classes, origin=path)
         check_class_count(loaded.classes, loaded.model.num_classes, origin=path)
-    model = build_model(loaded.model, seed=0)
+    if not loaded.tensors.keys() >= set(LOGITS):
+        raise UserError(f"{path}: holds no last layer ({LOGITS[0]}) to classify by; fine-tune it first")
+    where = device or Ranks.single().device
+    model = empty_model(loaded.model, device=where)
     load_tensors(model, loaded.tensors, origin=path)
     loss = loaded.facts.get("loss")
     if loss not in (None, *LOSS_NAMES):
         raise UserError(f"{path}: loss is {str(loss)[:60]!a}; allowed: {', '.join(LOSS_NAMES)}")
-    where = device or Ranks.single().device
     saved = loaded.facts.get("augment")
     augment = (
         AugmentConfig(image_size=loaded.model.image_size)
@@ -106,7 +108,7 @@ def open_classifier(
         else from_dict(AugmentConfig, saved, origin=f"{path}: augment")
     )
     classifier = Classifier(
-        model=model.to(where).eval(),
+        model=model.eval(),
         config=loaded.model,
         classes=loaded.classes,
         augment=augment,

@@ -244,6 +244,15 @@ def build_model(
     return model
 
 
+def empty_model(config: ModelConfig, *, device: torch.device | str) -> CoAtNet:
+    """Build a network whose weights are yet to be loaded: none are drawn, no memory is taken before."""
+    model = build_model(config, device="meta").to_empty(device=device)
+    for module in model.modules():
+        if isinstance(module, GroupBatchNorm):
+            module.reset_parameters()  # what it adds up is not loaded
+    return model
+
+
 def _style(config: ModelConfig, plan: Architecture, batch_norm: NormFactory) -> Style:
     layer_norm = partial(nn.LayerNorm, eps=config.layer_norm_eps)
     return Style(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,15 +80,38 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
             verbose=False,
         )
     assert program is not None
-    with whole_file(path) as temporary:
-        program.save(str(temporary), external_data=False)
+    files = _save_onnx(program, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def answers(images: Tensor) -> Tensor:
         pixels = np.ascontiguousarray(images.numpy())
         return torch.from_numpy(session.run(["logits"], {"images": pixels})[0])
 
-    return [path], answers, {"image_size": classifier.augment.image_size, "opset": _OPSET}
+    return files, answers, {"image_size": classifier.augment.image_size, "opset": _OPSET}
+
+
+def _save_onnx(program: torch.onnx.ONNXProgram, path: Path) -> list[Path]:
+    """Write the graph, and where it is too large for a protobuf (2 GiB) its weights beside it.
+
+    Returns:
+        The files. The graph names that of the weights, which therefore gets its name before the rename.
+    """
+    weights, made = path.with_name(f"{path.name}.data"), path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(made, ignore_errors=True)  # of one that was killed
+    made.mkdir()
+    try:
+        program.save(str(made / path.name))
+        files = [file for file in (weights, path) if (made / file.name).exists()]
+        if weights in files or weights.exists():
+            # A graph of an earlier export must not stand beside other weights, nor they beside another graph.
+            for file in (path, weights):
+                file.unlink(missing_ok=True)
+        for file in files:
+            with whole_file(file) as temporary:
+                (made / file.name).replace(temporary)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return files
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def test_every_config_key_that_a_document_names_exists(path: Path) -> None:
     known = config_keys(PretrainConfig) | config_keys(FinetuneConfig) | config_keys(SiteConfig)
     sections = {key.partition(".")[0] for key in known if "." in key}
     named = {one or other for one, other in _KEY.findall(path.read_text())}
-    files = {name for name in named if re.search(r"\.(safetensors|onnx|py|md|json|yaml)$", name)}
+    files = {name for name in named if re.search(r"\.(safetensors|onnx|onnx\.data|py|md|json|yaml)$", name)}
     assert not {name for name in named - files if name.partition(".")[0] in sections} - known
 
 

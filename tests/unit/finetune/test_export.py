@@ -84,6 +84,35 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_size(exported: Path, photos: Path
 
 
 @pytest.mark.slow
+def test_onnx_weights_too_large_for_a_protobuf_lie_in_a_file_that_the_graph_names(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "out"
+    with monkeypatch.context() as small:  # as CoAtNet-5, -6 and -7 exceed the true one
+        small.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+        (certificate,) = export_model(str(exported), out, formats=["onnx"])
+    assert sorted(certificate["files"]) == ["model.onnx", "model.onnx.data"]
+    assert not [file for file in out.iterdir() if file.name.startswith(".")]
+    moved = shutil.copytree(out, tmp_path / "elsewhere")
+    shutil.rmtree(out)
+    session = onnxruntime.InferenceSession(str(moved / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = odd_batch()
+    theirs = session.run(["logits"], {"images": images.numpy()})[0]
+    assert np.abs(theirs - own_answers(exported, images).numpy()).max() <= TOLERANCE
+
+
+def test_a_model_without_a_last_layer_is_refused_where_it_should_classify(
+    exported: Path, tmp_path: Path
+) -> None:
+    weights = load_weights(exported)
+    features = {name: tensor for name, tensor in weights.tensors.items() if "logits" not in name}
+    export_safetensors(replace(weights, tensors=features), tmp_path / "features")
+    with pytest.raises(UserError, match=r"features: holds no last layer \(head.logits.weight\)"):
+        open_classifier(str(tmp_path / "features"))
+
+
+@pytest.mark.slow
 def test_torch_export_opens_without_this_code_and_at_another_resolution(
     exported: Path, photos: Path, tmp_path: Path
 ) -> None:
