@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/plan.py --rounds 3        # two cores, measured before and after each run
     .venv/bin/python benchmarks/plan.py --stage 1 3       # the same at two stages in turn
     .venv/bin/python benchmarks/plan.py --finetune        # two cores, each model fine-tuned from a checkpoint
+    … --finetune --freeze S0 S1 S2                        # the same with parts that do not learn
     .venv/bin/python benchmarks/plan.py --hardware h100   # one GPU, by its profile
     … --hardware h200 --eager --precision fp32 --recorded benchmarks/results/plan_h200_fp32.json
                                                           # the plan of now beside what a GPU measured before
@@ -62,6 +63,7 @@ save: {{every: 100000 steps}}
 evaluate: {{every: 1000 epochs}}
 run: {{directory: {directory}}}
 launch: {{ranks: {ranks}}}
+freeze: {freeze}
 """
 
 
@@ -82,6 +84,7 @@ class Case:
     precision: str = "fp32"
     compile: bool = False
     stage: int = 1
+    freeze: str = "[]"
 
     @property
     def global_batch(self) -> int:
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--stage", type=int, nargs="+", default=[1], help="ZeRO's; of several in turn")
     parser.add_argument("--only", help="on cores: the cases whose name begins so")
     parser.add_argument("--finetune", action="store_true", help="on cores: fine-tune instead")
+    parser.add_argument("--freeze", nargs="+", default=[], help="with --finetune: parts that do not learn")
     parser.add_argument("--rounds", type=int, default=1, help="how often to go through the cases")
     options = parser.parse_args()
     cases = CASES
@@ -142,7 +146,7 @@ def main() -> None:
         shards = make_corpus(folder)
         print(HEAD, flush=True)
         for case, stage in product(cases * options.rounds, options.stage):
-            case = replace(case, stage=stage)
+            case = replace(case, stage=stage, freeze=f"[{', '.join(options.freeze)}]")
             config, directory = write_config(case, folder, shards, command=command)
             cells = compare(case, config, directory, command=command)
             name = case.name if command == "finetune" else f"{case.name}, ZeRO-{stage}"

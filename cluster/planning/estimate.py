@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,9 @@ from cluster.planning.memory import Layout, Memory, largest_micro_batch, predict
 from cluster.planning.recipe_view import RecipeView
 from cluster.planning.speed import Step, predict_step
 from cluster.planning.whole_run import RunTime, decode_seconds, predict_run, sample_bytes
-from cluster.planning.workload import workload
+from cluster.planning.workload import Work, workload
 from coatnet.config import UserError
 
-ZERO_STAGES = (0, 1, 2, 3)
 _ALL_STAGES = ("S1", "S2", "S3", "S4")
 _FP32 = 4
 _TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
@@ -97,6 +97,20 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class _Timing:
+    """What one step takes, and what of it goes into what."""
+
+    step: Step
+    communication: Communication
+    loading: float
+    image_decoding: float
+
+    @property
+    def seconds(self) -> float:
+        return self.step.seconds + self.communication.exposed + self.loading
+
+
 def make_plan(
     recipe: RecipeView, *, hardware: Hardware, nodes: int, gpus_per_node: int | None = None
 ) -> Plan:
@@ -108,31 +122,18 @@ def make_plan(
     per_node = gpus_per_node or hardware.gpus_per_node
     world = nodes * per_node
     accumulation, layout = _layout(recipe, world_size=world, on_cores=hardware.shares_memory)
-    works = workload(recipe.model, image_size=recipe.image_size)
-    parameters = sum(work.parameters for work in works)
-    memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
-    step = predict_step(works, layout=layout, accumulation=accumulation, hardware=hardware)
-    communication = predict_communication(
-        parameters=parameters,
-        layout=layout,
-        accumulation=accumulation,
-        hardware=hardware,
-        backward_seconds=step.backward,
-        overlap=recipe.overlap,
-    )
-    decode = decode_seconds(recipe, hardware=hardware)
-    seconds = step.seconds + communication.exposed
-    loading = _loading(recipe.global_batch / nodes * decode, seconds, hardware=hardware, ranks=per_node)
-    seconds += loading
-    rate = recipe.global_batch / seconds
-    checkpoint = parameters * _FP32 * (_TRAINED_STATE + int(recipe.ema))
+    works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
+    timing = _timing(recipe, works, layout=layout, accumulation=accumulation, hardware=hardware, nodes=nodes)
+    rate = recipe.global_batch / timing.seconds
+    checkpoint = _checkpoint_bytes(recipe, works)
     checkpoint_seconds = checkpoint / nodes / hardware.storage_bytes_per_second
+    on_cores = timing.image_decoding if hardware.shares_memory else 0.0
     run = predict_run(
         recipe,
         hardware=hardware,
         world_size=world,
-        step_seconds=seconds,
-        forward_seconds=step.forward / layout.micro_batch + (decode if hardware.shares_memory else 0.0),
+        step_seconds=timing.seconds,
+        forward_seconds=timing.step.forward / layout.micro_batch + on_cores,
         save_seconds=checkpoint_seconds,
     )
     days = run.seconds / 86400 if run else None
@@ -143,19 +144,19 @@ def make_plan(
         layout=layout,
         accumulation=accumulation,
         global_batch=recipe.global_batch,
-        parameters=parameters,
+        parameters=sum(work.parameters for work in works),
         macs=sum(work.macs for work in works),
-        memory=memory,
+        memory=predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size),
         memory_limit_bytes=hardware.rank_memory_bytes,
         in_process=hardware.shares_memory,
-        step=step,
-        communication=communication,
-        loading=loading,
+        step=timing.step,
+        communication=timing.communication,
+        loading=timing.loading,
         images_per_second=rate,
-        step_seconds=seconds,
-        mfu=step.flops / seconds / hardware.peak_flops(recipe.precision),
+        step_seconds=timing.seconds,
+        mfu=timing.step.flops / timing.seconds / hardware.peak_flops(recipe.precision),
         loader_images_per_second_per_node=rate / nodes,
-        loader_cores_needed_per_node=rate / nodes * decode,
+        loader_cores_needed_per_node=rate / nodes * timing.image_decoding,
         loader_cores_per_node=hardware.cores_per_gpu * per_node,
         checkpoint_bytes=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
@@ -170,13 +171,19 @@ def make_plan(
 
 
 def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> list[MemoryChoice]:
-    """Return the memory at every ZeRO stage, with all activations kept and with all checkpointed."""
-    works = workload(recipe.model, image_size=recipe.image_size)
+    """Return the memory at every ZeRO stage that the command has, with all activations kept.
+
+    Where it can checkpoint them, with all of them checkpointed besides.
+    """
+    works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
     choices = []
-    for stage in ZERO_STAGES:
-        for checkpointing in (False, True):
+    for stage in range(recipe.highest_stage + 1):
+        for checkpointing in (False, True) if recipe.is_pretraining else (False,):
             layout = dataclasses.replace(
-                plan.layout, zero_stage=stage, checkpointing=_ALL_STAGES if checkpointing else ()
+                plan.layout,
+                zero_stage=stage,
+                checkpointing=_ALL_STAGES if checkpointing else (),
+                is_ddp=stage == 0 and not recipe.is_pretraining,
             )
             memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
             largest = largest_micro_batch(
@@ -184,6 +191,41 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
             )
             choices.append(MemoryChoice(stage, checkpointing, memory, largest))
     return choices
+
+
+def _timing(
+    recipe: RecipeView,
+    works: Sequence[Work],
+    *,
+    layout: Layout,
+    accumulation: int,
+    hardware: Hardware,
+    nodes: int,
+) -> _Timing:
+    step = predict_step(works, layout=layout, accumulation=accumulation, hardware=hardware)
+    communication = predict_communication(
+        parameters=sum(work.parameters for work in works if work.learns),
+        layout=layout,
+        accumulation=accumulation,
+        hardware=hardware,
+        backward_seconds=step.backward,
+        overlap=recipe.overlap,
+    )
+    decode = decode_seconds(recipe, hardware=hardware)
+    loading = _loading(
+        recipe.global_batch / nodes * decode,
+        step.seconds + communication.exposed,
+        hardware=hardware,
+        ranks=layout.world_size // nodes,
+    )
+    return _Timing(step, communication, loading, decode)
+
+
+def _checkpoint_bytes(recipe: RecipeView, works: Sequence[Work]) -> float:
+    """Return a checkpoint's size; of a part that does not learn its weights alone are kept."""
+    learning = sum(work.parameters for work in works if work.learns)
+    frozen = sum(work.parameters for work in works) - learning
+    return _FP32 * (learning * (_TRAINED_STATE + int(recipe.ema)) + frozen)
 
 
 def _loading(decoding: float, computing: float, *, hardware: Hardware, ranks: int) -> float:

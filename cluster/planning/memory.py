@@ -105,10 +105,11 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
 
     Source: the ZeRO stages as DeepSpeed keeps them; gpu profiles' process_bytes.
     """
-    parameters = sum(work.parameters for work in works)
+    parameters = sum(work.parameters for work in works if work.learns)
+    frozen = sum(work.parameters for work in works) - parameters
     world, stage = layout.world_size, layout.zero_stage
     held = _BF16 if layout.precision == "bf16" else _FP32
-    weights = parameters * held / (world if stage == 3 else 1)
+    weights = (parameters + frozen) * held / (world if stage == 3 else 1)
     gradients = parameters * held / (world if stage >= 2 else 1)
     if layout.precision == "bf16":  # summed in fp32; up to stage 1 each bf16 gradient goes at once
         sums = parameters * _FP32
@@ -118,7 +119,7 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     optimizer = parameters * _FP32 * copies / (world if stage >= 1 else 1)
     ema = parameters * _FP32 / (world if stage >= 1 else 1) if layout.ema else 0.0
     casts = parameters * _BF16 if layout.precision == "autocast" and stage < 3 else 0.0
-    activations = saved_bytes(works, layout=layout)
+    activations = _held_at_once(works, layout=layout)
     alone = world == 1 or layout.is_ddp
     buckets = 0.0 if alone else _bucket_bytes(works, parameters=parameters, held=held, layout=layout)
     picture = layout.micro_batch * image_size**2 * _INPUT_BYTES
@@ -128,7 +129,7 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
         reserve += _heap_bytes(parameters * held, stage=stage) + _HOLES * sum(activations.values())
         # DeepSpeed's buckets and gradients are gone by then; DDP's gradients stay, and holes are too small
         kept = 0.0 if layout.is_ddp else buckets + gradients
-        saved = parameters * _FP32 * (1 + _MOMENTS + layout.ema) / world
+        saved = parameters * _FP32 * (1 + _MOMENTS + layout.ema) / world + frozen * _FP32
         snapshot = max(0.0, saved - kept)
         process += _PICTURES_BYTES * layout.draws - _DEEPSPEED_BYTES * layout.is_ddp
     return Memory(
@@ -141,7 +142,7 @@ def saved_bytes(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
     """Return the activations that the backward pass finds, by stage."""
     stages: dict[str, float] = {}
     for work in works:
-        one = _kept_bytes(work, layout)
+        one = _kept_bytes(work, layout) if work.tracked else 0.0
         if work.stage in layout.checkpointing:
             one = work.block_input * _element_bytes(layout)
         stages[work.stage] = stages.get(work.stage, 0.0) + one * layout.micro_batch
@@ -151,6 +152,16 @@ def saved_bytes(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
         largest = max(whole, key=lambda stage: whole[stage])
         stages[largest] += whole[largest] * layout.micro_batch
     return stages
+
+
+def _held_at_once(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
+    """Return the activations by stage: what is kept, or what passes by where nearly all is frozen."""
+    kept = saved_bytes(works, layout=layout)
+    passing = max((work for work in works if not work.tracked), key=lambda work: work.moved, default=None)
+    if passing is not None:
+        moved = passing.moved * _element_bytes(layout) * layout.micro_batch
+        kept[passing.stage] += max(0.0, moved - sum(kept.values()))
+    return kept
 
 
 def _kept_bytes(work: Work, layout: Layout) -> float:

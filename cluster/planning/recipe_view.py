@@ -30,6 +30,7 @@ class RecipeView:
         evaluation_samples: of one evaluation, 0 for none or unknown ones.
         evaluate_every: how often, in images; None for the end alone.
         kept: checkpoints that stay in the end.
+        frozen: parts that do not learn.
     """
 
     model: ModelConfig
@@ -54,6 +55,7 @@ class RecipeView:
     evaluation_samples: int = 0
     evaluate_every: int | None = None
     kept: int = 1
+    frozen: tuple[str, ...] = ()
 
     @property
     def is_pretraining(self) -> bool:
@@ -114,6 +116,7 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         evaluation_samples=_evaluation_samples(config),
         kept=_kept(lookup(config, "save"), total, global_batch),
         evaluate_every=_samples(str(lookup(config, "evaluate.every")), epoch_samples, global_batch),
+        frozen=tuple(lookup(config, "freeze") or ()),
     )
 
 

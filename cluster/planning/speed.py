@@ -61,19 +61,21 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
     recomputed = flops = backward = 0.0
     for work in works:
         forward = accumulation * _forward_seconds(work, layout=layout, hardware=hardware)
-        both = forward * (1.0 + BACKWARD)
-        stages[work.stage] = stages.get(work.stage, 0.0) + both
-        kinds[work.kind] = kinds.get(work.kind, 0.0) + both
-        backward += forward * BACKWARD
+        back = forward * _backward(work)
+        stages[work.stage] = stages.get(work.stage, 0.0) + forward + back
+        kinds[work.kind] = kinds.get(work.kind, 0.0) + forward + back
+        backward += back
         recomputed += forward if work.stage in layout.checkpointing else 0.0
-        flops += accumulation * layout.micro_batch * work.macs * FLOPS_PER_MAC * (1.0 + BACKWARD)
-    own = sum(work.parameters for work in works) / (layout.world_size if layout.zero_stage else 1)
+        flops += accumulation * layout.micro_batch * work.macs * FLOPS_PER_MAC * (1.0 + _backward(work))
+    learning = sum(work.parameters for work in works if work.learns)
+    own = learning / (layout.world_size if layout.zero_stage else 1)
     layers = sum(work.parameters > 0 for work in works) if layout.zero_stage == 3 else 0
     passes, update = _calls(works, layout=layout, accumulation=accumulation)
     computing = sum(stages.values())
     hidden = 0.0 if hardware.shares_memory else computing + recomputed
-    once = computing / accumulation / (1.0 + BACKWARD)
-    calls = FORWARD_SHARE * _network_calls(works, layout=layout) * hardware.operator_seconds
+    once = (computing - backward) / accumulation
+    forward_calls = FORWARD_SHARE * (PASS_CALLS + _work_calls(works, layout=layout))
+    calls = forward_calls * hardware.operator_seconds
     return Step(
         stages=stages,
         kinds=kinds,
@@ -90,7 +92,7 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
 def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple[float, float]:
     """Return a step's operators until the gradients' norm is known, and those after it."""
     engine = engine_of(layout.zero_stage, is_ddp=layout.is_ddp)
-    tensors = sum(work.tensors for work in works)
+    tensors = sum(work.tensors for work in works if work.learns)
     again = [work for work in works if work.stage in layout.checkpointing]
     network = _network_calls(works, layout=layout) + FORWARD_SHARE * _work_calls(again, layout=layout)
     hooks = engine.hooks * (accumulation if engine.every else 1)
@@ -98,8 +100,21 @@ def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple
     return accumulation * network + (hooks + engine.norms) * tensors, update
 
 
+def _backward(work: Work) -> float:
+    """Return what an operation's backward pass takes against its forward pass."""
+    if not work.tracked:
+        return 0.0
+    return (
+        BACKWARD if work.learns or not work.parameters else BACKWARD / 2
+    )  # frozen: the input's gradient alone
+
+
 def _network_calls(works: Sequence[Work], *, layout: Layout) -> float:
-    return PASS_CALLS + _work_calls(works, layout=layout)
+    tracked = [work for work in works if work.tracked]
+    passed = [work for work in works if not work.tracked]
+    return (
+        PASS_CALLS + _work_calls(tracked, layout=layout) + FORWARD_SHARE * _work_calls(passed, layout=layout)
+    )
 
 
 def _work_calls(works: Sequence[Work], *, layout: Layout) -> float:

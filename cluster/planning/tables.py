@@ -126,6 +126,8 @@ def _memory_table(plan: Plan, choices: Sequence[MemoryChoice]) -> Table:
             table.add_row(name, *(_size(size, plan) for size in sizes))
     table.add_row("[bold]sum[/bold]", *(_total(memory, plan) for memory in memories))
     table.add_row("largest micro-batch", "", *(str(choice.largest_micro_batch) for choice in kept))
+    if not checkpointed:  # fine-tuning has none
+        return table
     table.add_section()
     table.add_row("sum, activations checkpointed", "", *(_total(one.memory, plan) for one in checkpointed))
     table.add_row(

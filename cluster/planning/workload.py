@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from cluster.planning.operators import calls_of
 from coatnet.model.config import ModelConfig, architecture
@@ -15,6 +15,7 @@ _CLASSES = {"conv": "matmul", "linear": "matmul", "depthwise": "depthwise", "att
 
 _BYTES = {"fp32": 4, "half": 2}
 _WIDE_BYTES, _INDEX_BYTES = 4, 8  # what autocast normalises in; max pooling's places
+_DENSE = "dense"  # what of the head can be frozen: all before the logits
 _WINDOW = 4  # positions that pooling takes one from
 
 
@@ -32,6 +33,8 @@ class Work:
         block_input: what checkpointing keeps of the block, told by its first norm.
         tensors: that the parameters are in.
         grouped: whether it normalises over groups of images.
+        learns: its parameters are not frozen.
+        tracked: a backward pass goes through it, since something learns at it or before it.
         calls: operators forward and backward, once and for every group, by `kernels`.
     """
 
@@ -46,6 +49,8 @@ class Work:
     block_input: float
     tensors: int = 0
     grouped: bool = False
+    learns: bool = True
+    tracked: bool = True
     calls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -54,15 +59,27 @@ def mode(precision: str, *, rows: bool) -> str:
     return "half" if precision != "fp32" else "rows" if rows else "fp32"
 
 
-def workload(config: ModelConfig, *, image_size: int) -> list[Work]:
-    """Return the operations of a forward pass, in order."""
+def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = ()) -> list[Work]:
+    """Return the operations of a forward pass, in order.
+
+    Args:
+        frozen: parts that do not learn, as in fine-tuning's `freeze`.
+    """
     head_size = architecture(config).head_size
-    works, seen, before = [], set[str](), None
-    for operation in operations(config, image_size):
+    works, seen, before, tracked = [], set[str](), None, False
+    *network, logits = operations(config, image_size)
+    for operation in (*network, logits):
+        learns = (
+            operation is logits or (_DENSE if operation.stage == "head" else operation.stage) not in frozen
+        )
+        tracked = tracked or (learns and operation.parameters > 0)
+        if not learns:  # its norm takes the statistics that it has
+            operation = replace(operation, grouped=False)
         first_norm = operation.kind == "norm" and operation.block_name not in seen
         if first_norm:
             seen.add(operation.block_name)
-        works.append(_work(operation, before, head_size=head_size, first_norm=first_norm))
+        work = _work(operation, before, head_size=head_size, first_norm=first_norm)
+        works.append(replace(work, learns=learns, tracked=tracked))
         before = operation
     return works
 

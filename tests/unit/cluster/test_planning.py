@@ -338,3 +338,32 @@ def test_the_command_prints_pure_json_without_torch(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["world_size"] == 16 and len(found["choices"]) == 8
+
+
+def test_the_table_of_a_fine_tuning_run_has_what_fine_tuning_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {name: coatnet_0}\ndata: {train: [{path: nowhere}]}\n")
+    plan, choices = plan_of("finetune", config, ["nodes=2"])
+    assert [(one.zero_stage, one.checkpointing) for one in choices] == [(stage, False) for stage in range(3)]
+    assert choices[0].memory == plan.memory, "torch's own data parallelism in both"
+    print_plan(plan, choices, name="x", remedies=[])
+    assert "checkpointed" not in capsys.readouterr().out
+
+
+def test_what_is_frozen_costs_its_weights_and_a_forward_pass(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {name: coatnet_0}\ndata: {train: [{path: nowhere}]}\n")
+    whole, half, probe = (
+        plan_of("finetune", config, ["hardware=cpu2", f"freeze=[{parts}]"])[0]
+        for parts in ("", "S0,S1,S2", "S0,S1,S2,S3,S4,dense")
+    )
+    assert whole.memory.weights == half.memory.weights == probe.memory.weights
+    assert whole.memory.optimizer > half.memory.optimizer > 20 * probe.memory.optimizer
+    assert whole.checkpoint_bytes > half.checkpoint_bytes > probe.checkpoint_bytes > whole.memory.weights
+    assert probe.step.backward < 0.01 * whole.step.backward
+    assert sum(probe.step.stages.values()) == pytest.approx(sum(whole.step.stages.values()) / 3, rel=0.01)
+    assert whole.mfu == pytest.approx(half.mfu, rel=0.5), "what is not done is not counted"
+    alone = plan_of("finetune", config, ["hardware=cpu2", "freeze=[S4]"])[0]
+    assert half.step.backward < alone.step.backward < whole.step.backward, "what learns before it needs it"

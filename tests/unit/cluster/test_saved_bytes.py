@@ -52,6 +52,22 @@ def test_activations_on_cores_are_what_autograd_saves(depths: list[int], widths:
         assert planned[stage] == pytest.approx(counted[stage], rel=0.01), stage
 
 
+@pytest.mark.skipif(rows.name(device_type="cpu") != "rows", reason="the C extension is not built")
+@pytest.mark.parametrize("frozen", [("S0", "S1"), ("S0", "S1", "S2", "S3")])
+def test_what_lies_before_everything_that_learns_keeps_nothing(frozen: tuple[str, ...]) -> None:
+    config = ModelConfig(depths=[1, 1, 2, 3, 1], widths=[32, 48, 96, 192, 256], num_classes=2)
+    model = build_model(config, norm=NormConfig(group_images=2), seed=0)
+    model.freeze(frozen)
+    counted = count_saved(model.train(), torch.zeros(4, 3, 96, 96), precision="fp32")
+    works = workload(config, image_size=96, frozen=frozen)
+    assert sum(work.parameters for work in works if work.learns) == sum(
+        one.numel() for one in model.parameters() if one.requires_grad
+    )
+    planned = saved_bytes(works, layout=Layout(1, 0, 4, precision="fp32", rows=True))
+    for stage in STAGES:
+        assert planned[stage] == pytest.approx(counted.get(stage, 0), rel=0.01), stage
+
+
 @pytest.mark.slow
 def test_compiled_activations_are_what_inductors_partitioner_keeps() -> None:
     for block, (counted, planned) in count_compiled("coatnet_4", widths=[96] * 5, num_classes=2).items():
