@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coatnet.checkpoint.classes import check_class_count
 from coatnet.config import UserError, from_dict
@@ -25,7 +27,7 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 TIMM_LOGITS, OWN_LOGITS = "head.fc.weight", "head.logits.weight"
 _NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
-_PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
+_PICKLES = (".pth", ".pth.tar", ".pt", ".bin", ".pkl", ".ckpt")
 _MAX_HEADER_BYTES = 4 << 20  # CoAtNet-7's 1,052 tensors take 0.2 MiB
 _MAX_CONFIG_BYTES = 8 << 20
 MAX_MANIFEST_BYTES = 1 << 30
@@ -38,6 +40,8 @@ _ELEMENT_BYTES = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
 _MOST_CLASSES = 1_000_000
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Description:
 
 def is_pickle(path: Path) -> bool:
     """Tell by its name whether a file is read by unpickling."""
-    return path.suffix.lower() in _PICKLES
+    return path.name.lower().endswith(_PICKLES)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -70,6 +74,11 @@ def refuse_pickle(path: Path) -> None:
             f"{path}: a pickle can run any program when it is read; convert it to safetensors, or give "
             "--trust-pickle, which reads tensors alone"
         )
+
+
+def unwrapped(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return what is given by name without the prefixes of data parallelism and of torch.compile."""
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def check_safetensors(path: Path) -> dict[str, list[int]]:
@@ -313,7 +322,7 @@ def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: b
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         return
-    shapes = check_safetensors(path)
+    shapes = unwrapped(check_safetensors(path))
     logits = next((shapes[key] for key in (TIMM_LOGITS, OWN_LOGITS) if key in shapes), [])
     if len(logits) != 2:
         raise UserError(f"{path}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
-from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle
+from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle, unwrapped
 from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_config
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
@@ -20,6 +21,9 @@ from coatnet.model.network import build_model
 from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular
 from data_pipeline.augment_config import AugmentConfig
+
+# Under which trainers keep a state dict beside other things; as in timm, an average before what it is of.
+_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def import_model(
@@ -54,7 +58,8 @@ def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = Fa
     Raises:
         UserError: a pickle without trust, a damaged file, or tensors that do not fit the model.
     """
-    state = _read_pickle(source, trusted=trust_pickle) if is_pickle(source) else read_safetensors(source)
+    given = _read_pickle(source, trusted=trust_pickle) if is_pickle(source) else read_safetensors(source)
+    state = unwrapped(given)
     is_timm = TIMM_LOGITS in state
     logits = state.get(TIMM_LOGITS if is_timm else OWN_LOGITS)
     if logits is None or logits.ndim != 2:
@@ -80,7 +85,9 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
     if not trusted:
         refuse_pickle(source)
     try:
-        with open_regular(source) as file, warnings.catch_warnings():
+        # timm's trainer keeps its arguments beside the weights; a Namespace does nothing when it is read.
+        harmless = torch.serialization.safe_globals([argparse.Namespace])
+        with open_regular(source) as file, harmless, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -90,8 +97,8 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
     except Exception as error:  # an unpickler meets anything in a file that others made
         reason = str(error).splitlines()[0]
         raise UserError(f"{source}: not a file of tensors alone: {reason}") from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
         raise UserError(f"{source}: holds no state dict")
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from coatnet.checkpoint.inspection import check_source
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
@@ -22,7 +25,7 @@ from coatnet.model.network import build_model
 from finetune.classifier import Classifier, open_classifier
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model
-from finetune.handover.importing import import_model
+from finetune.handover.importing import foreign_weights, import_model
 
 PEER = Path(__file__).parents[3] / "benchmarks" / "timm_peer.py"
 
@@ -54,8 +57,6 @@ def own_answers(path: Path, images: torch.Tensor) -> torch.Tensor:
 def test_safetensors_open_in_their_own_reader_and_hold_the_same_tensors(
     exported: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     (certificate,) = export_model(str(exported), tmp_path / "out", formats=["safetensors"])
     assert certificate["max_logit_difference"] == 0.0
     theirs, ours = load_file(tmp_path / "out" / "model.safetensors"), load_weights(exported).tensors
@@ -128,8 +129,6 @@ def test_torch_export_opens_without_this_code_and_at_another_resolution(
 def test_timm_opens_the_state_dict_and_gives_equal_logits(
     timm: Any, exported: Path, tmp_path: Path, px: int
 ) -> None:
-    from safetensors.torch import load_file
-
     (certificate,) = export_model(str(exported), tmp_path, formats=["timm"], px=px)
     assert certificate["accepted"]
     described = json.loads((tmp_path / "timm.json").read_text())
@@ -142,8 +141,6 @@ def test_timm_opens_the_state_dict_and_gives_equal_logits(
 
 @pytest.mark.slow
 def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     torch.manual_seed(0)
     peer = timm.create_model("coatnet_0_224", num_classes=7).eval()
     save_file(peer.state_dict(), tmp_path / "peer.safetensors")
@@ -151,6 +148,25 @@ def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tm
     images = odd_batch(224, images=2)
     with torch.inference_mode():
         assert (peer(images) - own_answers(tmp_path / "own", images)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_weights_are_found_beside_what_a_trainer_keeps_and_under_what_it_wraps_them_in(
+    tmp_path: Path,
+) -> None:
+    own = build_model(ModelConfig(name="coatnet_0", num_classes=2, image_size=32), seed=1).state_dict()
+    raw = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in own.items()}
+    averaged = {"state_dict": raw, "state_dict_ema": wrapped, "epoch": 3, "args": argparse.Namespace(lr=1.0)}
+    torch.save(averaged, tmp_path / "last.pth.tar")
+    torch.save({"model": wrapped, "optimizer": {"state": {}}}, tmp_path / "model.pth")
+    save_file(wrapped, tmp_path / "wrapped.safetensors")
+    for name in ("last.pth.tar", "model.pth", "wrapped.safetensors"):
+        check_source(tmp_path / name, name="coatnet_0", classes=None, trust_pickle=True)
+        found = foreign_weights(tmp_path / name, name="coatnet_0", px=32, trust_pickle=True).tensors
+        assert found.keys() == own.keys() and all(torch.equal(found[each], own[each]) for each in own)
+    with pytest.raises(UserError, match=r"last\.pth\.tar: a pickle can run any program"):
+        check_source(tmp_path / "last.pth.tar", name="coatnet_0", classes=None, trust_pickle=False)
 
 
 def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
