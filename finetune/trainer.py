@@ -83,6 +83,7 @@ class Trainer(TrainingRun[State, StepResult]):
             save=replace(config.save, best=self._shares[0]) if config.train.patience else config.save,
             lease=lease,
             model=model_config,
+            precision=config.precision,
             augmented=self._transform.pictures,
             begins_with=origin.pop("said"),
             classes=classes,

@@ -66,6 +66,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             save=config.save,
             lease=lease,
             model=assembly.model_config,
+            precision=config.precision,
             augmented=self.trainer.transform.pictures,
             classes=assembly.classes,
             augment=to_dict(config.augment),

@@ -6,14 +6,20 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Equal to the bit at one world size; another one adds up in another order.
+# Equal to the bit at one world size; another one adds up in another order. On a CPU up to 1.1e-7 was seen
+# between 1 and 2 ranks and micro-batches of 4, 12 and 24, in bf16 no more than in fp32: no kernel there
+# follows the size.
 _TOLERANCE = 1e-4
+# A GPU's products choose theirs by the micro-batch's size, and each result is rounded to 8 bits.
+_TOLERANCE_OF_BF16_ON_GPU = 2.0**-8
 
 
 class LossContinuity:
     """Compares the first step after a resume for which a record exists, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, precision: str, device_type: str) -> None:
+        rounded = precision != "fp32" and device_type != "cpu"
+        self._tolerance = _TOLERANCE_OF_BF16_ON_GPU if rounded else _TOLERANCE
         self._recorded: dict[int, float] = {}
 
     def remember(self, ahead: Iterable[Mapping[str, Any]], *, until: float = math.inf) -> None:
@@ -39,5 +45,6 @@ class LossContinuity:
             "loss": loss,
             "recorded": recorded,
             "relative_difference": difference,
-            "continuous": math.isfinite(difference) and difference <= _TOLERANCE,
+            "tolerance": self._tolerance,
+            "continuous": math.isfinite(difference) and difference <= self._tolerance,
         }

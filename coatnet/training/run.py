@@ -108,7 +108,6 @@ class TrainingRun(Generic[State, Result]):
             hang_seconds=hang_seconds or usual[0],
             start_seconds=start_seconds or usual[1],
         )
-        self._continuity = LossContinuity()
         self._redone_until = 0
 
     def equip(
@@ -118,6 +117,7 @@ class TrainingRun(Generic[State, Result]):
         save: SaveConfig,
         lease: Lease | None,
         model: ModelConfig,
+        precision: str,
         augmented: Callable[[Any], torch.Tensor],
         begins_with: str = "",
         **facts: Any,
@@ -129,11 +129,13 @@ class TrainingRun(Generic[State, Result]):
             save: when, and which checkpoints stay.
             lease: of the run, on the main rank.
             model: what is trained.
+            precision: of its passes.
             augmented: pictures of what the model sees of a batch.
             begins_with: what is said of a start besides.
             facts: what stands in each checkpoint besides.
         """
         self._begins_with = begins_with
+        self._continuity = LossContinuity(precision=precision, device_type=self.ranks.device_type)
         self.recorder = Recorder(
             self.run,
             ranks=self.ranks,

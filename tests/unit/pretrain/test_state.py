@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from coatnet.training.continuity import LossContinuity
 from pretrain.state import State, digest_of_positions, digest_of_range
@@ -33,7 +34,7 @@ def test_a_jump_back_keeps_the_object_that_everyone_holds() -> None:
 
 
 def test_loss_continuity_compares_the_first_recorded_position_once() -> None:
-    continuity = LossContinuity()
+    continuity = LossContinuity(precision="fp32", device_type="cpu")
     continuity.remember(
         [{"samples_seen": at, "train/loss": at / 10} for at in (16, 24)] + [{"samples_seen": 24}]
     )
@@ -44,15 +45,29 @@ def test_loss_continuity_compares_the_first_recorded_position_once() -> None:
 
 
 def test_losses_of_samples_that_a_rollback_has_left_out_since_are_not_compared() -> None:
-    continuity = LossContinuity()
+    continuity = LossContinuity(precision="fp32", device_type="cpu")
     rows = [{"samples_seen": 16, "train/loss": 1.6}, {"samples_seen": 24, "train/loss": 99.0}]
     continuity.remember(rows, until=16)
     assert continuity.compare(samples_seen=24, loss=2.4) is None
     assert continuity.compare(samples_seen=16, loss=1.6) is not None
 
 
-def test_loss_continuity_says_when_the_loss_is_another() -> None:
-    continuity = LossContinuity()
+@pytest.mark.parametrize(
+    ("precision", "device_type", "loss", "continuous"),
+    [
+        ("fp32", "cpu", 1.60015, True),
+        ("fp32", "cpu", 1.60017, False),
+        ("bf16", "cpu", 1.60017, False),
+        ("fp32", "cuda", 1.60017, False),
+        ("bf16", "cuda", 1.606, True),
+        ("autocast", "cuda", 1.606, True),
+        ("bf16", "cuda", 1.607, False),
+    ],
+)
+def test_loss_continuity_allows_what_another_number_of_ranks_may_change_and_no_more(
+    precision: str, device_type: str, loss: float, *, continuous: bool
+) -> None:
+    continuity = LossContinuity(precision=precision, device_type=device_type)
     continuity.remember([{"samples_seen": 16, "train/loss": 1.6}])
-    compared = continuity.compare(samples_seen=16, loss=1.7)
-    assert compared is not None and not compared["continuous"]
+    compared = continuity.compare(samples_seen=16, loss=loss)
+    assert compared is not None and compared["continuous"] is continuous
