@@ -13,10 +13,14 @@ from cluster.names import check_options, check_path
 
 _FIRST_PORT, _PORTS = 20000, 10000
 _LIFE_STRIDE, _TRY_STRIDE = 1009, 101  # far from the ports of jobs with neighbouring ids
+# Of the site's own options those without which no step starts; others share out what only the ranks have.
+_OF_EVERY_STEP = {"--mpi", "--network"}
 _LAUNCHER_WAIT_SECONDS = 120  # for the other ranks after the first one ended well
 _ENDED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d+)[\d,-]*: (.+?)(?: \(core dumped\))?\s*")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _SIGNALED = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
+OUT_OF_MEMORY = 125  # by which SLURM records a task that the kernel killed for its memory
+_WORDS = {**_SIGNALED, "Out Of Memory": OUT_OF_MEMORY}
 _BY_SRUN = 128 + signal.SIGTERM  # how srun ends the ranks that are left
 
 
@@ -68,6 +72,7 @@ def check_command(job: Job, *, nodes: Sequence[str], results: Path, output: str)
     python = "python3" if inside else job.python
     return [
         *_srun(job, nodes=nodes, tasks_per_node=1, output=output),
+        *(option for option in job.site.srun if option.partition("=")[0] in _OF_EVERY_STEP),
         *_container(job),
         python,
         "-m",
@@ -108,7 +113,7 @@ def first_failure(lines: Sequence[str]) -> Failure | None:
     for line in lines:
         ended = _ENDED.fullmatch(line)
         exited = _EXITED.fullmatch(ended[3]) if ended else None
-        status = int(exited[1]) if exited else _SIGNALED.get(ended[3]) if ended else None
+        status = int(exited[1]) if exited else _WORDS.get(ended[3]) if ended else None
         if ended and status and status != _BY_SRUN:
             return Failure(ended[1], int(ended[2]), status)
     return None

@@ -24,6 +24,7 @@ _PLAIN_OPTIONS = {
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
     "exclude": "exclude", "mem": "memory",
 }  # fmt: skip
+_OWN_GPUS = ("--gres=gpu", "--gpus")  # how a site may ask for them instead, as by --gres=gpu:a100:8
 BASE_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "SLURM_CONF")
 
 
@@ -48,7 +49,7 @@ def sbatch_options(job: Job) -> list[str]:
         f"--cpus-per-task={site.cpus_per_task}",
         f"--time={check_value(site.time, what='time')}",
     ]
-    if site.gpus_per_node:
+    if site.gpus_per_node and not any(option.startswith(_OWN_GPUS) for option in site.sbatch):
         options.append(f"--gpus-per-node={site.gpus_per_node}")
     for name, key in _PLAIN_OPTIONS.items():
         value = getattr(site, key)

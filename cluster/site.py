@@ -13,7 +13,10 @@ from coatnet.config import ConfigError, UserError, from_dict, load_config, to_di
 from coatnet.config.checks import at_least_one, one_of
 
 SITE_VARIABLE = "COATNET_SITE"
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
+_SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
+# Days with hours, minutes and seconds as far as given; or the clock's last two or three numbers.
+_WITH_DAYS = re.compile(r"(?P<days>\d+)-(?P<hours>\d{1,2})(?::(?P<minutes>\d{2})(?::(?P<seconds>\d{2}))?)?")
+_CLOCK = re.compile(r"(?:(?P<hours>\d{1,3}):)?(?P<minutes>\d{1,3}):(?P<seconds>\d{2})")
 
 
 @dataclass
@@ -199,19 +202,19 @@ def _default_path() -> Path | None:
 
 
 def time_seconds(text: str) -> int:
-    """Read SLURM's `D-HH:MM:SS` or `HH:MM:SS`.
+    """Read SLURM's `D-HH:MM:SS`, `D-HH:MM`, `D-HH`, `HH:MM:SS` or `MM:SS`.
 
     A bare number is refused: YAML reads an unquoted 12:00:00 as 43200, which SLURM would take for minutes.
 
     Raises:
         ValueError: another form.
     """
-    found = _TIME.fullmatch(text)
+    found = _WITH_DAYS.fullmatch(text) or _CLOCK.fullmatch(text)
     if not found:
         hint = '; in YAML put it in quotes: "12:00:00"' if text.isdecimal() else ""
         raise ValueError(f"time is {text!r}; write D-HH:MM:SS or HH:MM:SS{hint}")
-    days, hours, minutes, seconds = found.groups()
-    return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    parts = found.groupdict()
+    return sum(int(parts.get(name) or 0) * size for name, size in _SECONDS.items())
 
 
 def read_secrets(path: Path) -> dict[str, str]:

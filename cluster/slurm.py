@@ -30,6 +30,7 @@ _ALIVE = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
          "Slurm backup controller in standby")  # fmt: skip
+_UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 HELD_BY_USER = "JobHeldUser"  # why a job waits that was submitted by --hold
 _AWAY_SECONDS = 900.0
 _GONE = ("Invalid job id", "already completing or completed", "already finished")
@@ -104,6 +105,11 @@ def sbatch(script: str, *options: str) -> str:
     raise SlurmError(f"sbatch printed {printed[:200]!r} instead of a job id")
 
 
+def patient_sbatch(script: str, *options: str) -> str:
+    """Submit as `sbatch` does, again while no controller is there to have heard of it."""
+    return _patiently(lambda: sbatch(script, *options), away=_UNHEARD)
+
+
 def job_state(job_id: str) -> str | None:
     """Return the state that SLURM's controller holds of a job, None when it knows it no longer."""
     try:
@@ -139,19 +145,22 @@ def exclude_nodes(job_id: str, nodes: Sequence[str]) -> None:
     _patiently(lambda: run_command(argv), refusals_seconds=_TIMEOUT_SECONDS)
 
 
-def _patiently(ask: Callable[[], _Answer], *, refusals_seconds: float = 0.0) -> _Answer:
+def _patiently(
+    ask: Callable[[], _Answer], *, refusals_seconds: float = 0.0, away: Sequence[str] = _AWAY
+) -> _Answer:
     """Ask again while the controller is away, which a restart of it can be for minutes.
 
     Args:
         refusals_seconds: for how long to ask again although the controller says no.
+        away: the words by which it is.
     """
     began = time.monotonic()
     while True:
         try:
             return ask()
         except SlurmError as error:
-            away = any(words in str(error) for words in _AWAY)
-            if time.monotonic() - began > (_AWAY_SECONDS if away else refusals_seconds):
+            is_away = any(words in str(error) for words in away)
+            if time.monotonic() - began > (_AWAY_SECONDS if is_away else refusals_seconds):
                 raise
             time.sleep(0.5)
 

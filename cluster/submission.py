@@ -32,6 +32,7 @@ _REMEDIES = {
     "generic resource": "no such GPUs here (sinfo -o %G shows them); --gpus-per-node 0 asks for none",
     "account": "give one that is yours by --account, or `account` in the site file",
     "qos": "give one that the partition allows by --qos, or `qos` in the site file",
+    "job array specification": "`scontrol show config` tells MaxArraySize; submit several arrays",
     "node configuration": "no node is like that: ask for fewer --gpus-per-node, `cpus_per_task` or `memory`",
 }
 

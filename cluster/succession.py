@@ -46,26 +46,38 @@ class Succession:
         return self._job_id in successors and slurm.patient_job_state(lives[-1].job_id) == "CANCELLED"
 
     def prepare(self, *, excluded: Mapping[str, str]) -> None:
-        """Queue the successor first thing, in chain mode."""
-        if self.mode != "chain":
-            return
+        """Queue the successor first thing, in chain mode.
+
+        Raises:
+            SlurmError: SLURM refuses it, as where a user may have so many jobs; `go_on` tries again.
+        """
+        if self.mode == "chain":
+            self._queue_successor(excluded)
+
+    def _queue_successor(self, excluded: Mapping[str, str]) -> None:
         options = [f"--dependency=afternotok:{self._job_id}", "--kill-on-invalid-dep=yes"]
         nodes = [*([self._job.site.exclude] if self._job.site.exclude else []), *excluded]
         if nodes:
             options.append(f"--exclude={','.join(nodes)}")
-        self._successor = slurm.sbatch(str(self._script), *options)
+        self._successor = slurm.patient_sbatch(str(self._script), *options)
         self._history.note("successor", job_id=self._successor)
 
     def go_on(self, *, excluded: Mapping[str, str]) -> int:
-        """Let the run go on in another life off the `excluded` nodes; return the exit status for that."""
+        """Let the run go on in another life off the `excluded` nodes; return the exit status for that.
+
+        Raises:
+            SlurmError: the site forbids it, or the controller stays away.
+        """
         if self.mode == "requeue":
             slurm.requeue(self._job_id, exclude=self._all_excluded(excluded))
             return 0
-        if self._successor is not None:
-            if excluded:
-                slurm.exclude_nodes(self._successor, self._all_excluded(excluded))
-            return EXIT_CONTINUED
-        return 0
+        if self.mode == "none":
+            return 0
+        if self._successor is None:
+            self._queue_successor({**self._history.excluded(), **excluded})
+        elif excluded:
+            slurm.exclude_nodes(self._successor, self._all_excluded(excluded))
+        return EXIT_CONTINUED
 
     def finished(self) -> None:
         """Let the held jobs go that wait for this run (pipelines in chain mode)."""

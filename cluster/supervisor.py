@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cluster.blame import is_nobodys_fault, node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import SUPERVISOR, History, Life
 from cluster.job import MARKERS, Job, read_job
-from cluster.launch import Attempt, first_failure, rank_command, rank_environment
+from cluster.launch import OUT_OF_MEMORY, Attempt, first_failure, rank_command, rank_environment
 from cluster.preflight import Preflight, PreflightError
 from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
@@ -93,7 +93,10 @@ class Supervisor:
         nodes = slurm.hostnames(self.environment["SLURM_JOB_NODELIST"])
         life = self.history.begin(job_id=self.job_id, nodes=nodes, step=step)
         say(f"life {life.number} on {', '.join(nodes)}, from step {max(step, 0)}")
-        self.succession.prepare(excluded=self.history.excluded())
+        try:
+            self.succession.prepare(excluded=self.history.excluded())
+        except slurm.SlurmError as error:  # there is time until this life's end
+            say(f"no successor yet: {error}")
         return self._act(self._live(nodes, life=life), life=life)
 
     def _settled(self) -> int | None:
@@ -191,6 +194,8 @@ class Supervisor:
         failure = first_failure(messages)
         status = failure.status if failure else status
         message = last_words(self.directory / "logs", attempt.label, rank=failure.rank if failure else 0)
+        if status == OUT_OF_MEMORY:
+            message = f"out of memory, says SLURM; the last words: {message}"
         done = self.run.marker("done") is not None
         return Ending(
             status=status,
@@ -240,6 +245,35 @@ class Supervisor:
         outcome = end.outcome
         if outcome == "excluded" and self.succession.mode == "none":
             outcome = "failed"
+        self._record(end, life=life, outcome=outcome)
+        if end.action is Action.CONTINUE:
+            try:
+                status = self.succession.go_on(excluded=end.bad)
+            except slurm.SlurmError as error:
+                return self._stay(end, life=life, why=str(error))
+            if self.succession.mode == "requeue":
+                self._wait_for_the_end()
+            return status or (1 if end.outcome == "excluded" else 0)
+        if end.action is Action.FINISH and self._is_whole():
+            self.succession.finished()
+        if end.action is Action.FAIL:
+            self.succession.failed()
+            return end.status or 1
+        return 0
+
+    def _stay(self, end: _End, *, life: Life, why: str) -> int:
+        """End a run that SLURM does not let go on, unless SLURM is ending the job already."""
+        if slurm.patient_job_state(self.job_id) != RUNNING:
+            return 0
+        other = "chain" if self.succession.mode == "requeue" else "none"
+        remedy = f"submit again, or with --continuation {other}"
+        reason = f"{end.reason}, but SLURM does not let it go on: {why}; {remedy}"
+        self._record(replace(end, reason=reason), life=life, outcome="failed")
+        self.succession.failed()
+        say(reason)
+        return 1
+
+    def _record(self, end: _End, *, life: Life, outcome: str) -> None:
         try:
             self.history.end(life, outcome=outcome, reason=end.reason, tries=end.tries, excluded=end.bad)
             self.run.record_event(
@@ -252,17 +286,6 @@ class Supervisor:
             )
         except OSError as error:  # a full disk must not keep the run from its next life, which looks again
             say(f"cannot record the end of this life: {error}")
-        if end.action is Action.CONTINUE:
-            status = self.succession.go_on(excluded=end.bad)
-            if self.succession.mode == "requeue":
-                self._wait_for_the_end()
-            return status or (1 if end.outcome == "excluded" else 0)
-        if end.action is Action.FINISH and self._is_whole():
-            self.succession.finished()
-        if end.action is Action.FAIL:
-            self.succession.failed()
-            return end.status or 1
-        return 0
 
     def _is_whole(self) -> bool:
         """Return whether all is done; the last task of an array sees that the others are, and marks it so."""

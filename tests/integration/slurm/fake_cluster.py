@@ -234,11 +234,20 @@ class FakeCluster:
     def _is_forked_for(self, pid: int, name: str) -> bool:
         return _read(f"/proc/{pid}/comm").decode(errors="replace").strip() == f"{self.preloaded.tag}@{name}"
 
-    def restore_node(self, name: str) -> None:
-        """Start a dead node again and wait until it is idle."""
+    def revive_node(self, name: str) -> None:
+        """Start a node again that died, was cut off or drained, whatever runs on it."""
         if not self._node_pids(name):
             self._daemon("slurmd", "-N", name)
         self.client("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+
+    def sick_nodes(self) -> list[str]:
+        """Return the nodes that take no jobs."""
+        good = {"idle", "mixed", "allocated", "completing"}
+        return [name for name in self.names if self._node_state(name).rstrip("*") not in good]
+
+    def restore_node(self, name: str) -> None:
+        """Start a dead node again and wait until it is idle."""
+        self.revive_node(name)
         self.wait_for(lambda: self._node_state(name) == "idle", seconds=30, what=f"{name} idle")
 
     def _stop_node(self, name: str) -> set[int]:

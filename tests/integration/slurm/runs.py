@@ -23,6 +23,12 @@ _ARRAY_TASK = """\
 if [ "$2" = output-0 ] && [ ! -e begun ]; then touch begun; sleep 60; fi
 echo "$1" > "$2"
 """
+# Twelve parts of half a second, each of which is done once.
+_STAGE = """\
+echo "begins $(basename "$2")" >> order
+for part in a b c d e f g h i j k l; do [ -e "$2/$part" ] || { sleep 0.5; touch "$2/$part"; }; done
+echo "ends $(basename "$2")" >> order
+"""
 STAND_IN = Path(__file__).with_name("stand_in.py")
 SITE = {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "time": "00:30:00"}
 
@@ -114,21 +120,28 @@ def start(
 ) -> Run:
     """Submit a stand-in run; `site` overrides keys of the site file."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    run = Run(cluster, directory, steps)
+    resubmit(run, options=options, **site)
+    return run
+
+
+def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), **site: Any) -> None:
+    """Submit a run, at first or again, in another layout perhaps."""
     site.setdefault("preflight", PreflightConfig(enabled=False))
+    directory = run.directory
     directory.mkdir(exist_ok=True)
     job = Job(
         name="stand-in",
         directory=str(directory),
-        command=["train", str(directory), f"steps={steps}", *options],
+        command=["train", str(directory), f"steps={run.steps}", *options],
         site=SiteConfig(**{**SITE, **site}),
         python=sys.executable,
         program=str(_program(directory)),
         working_directory=str(directory),
     )
-    folder = directory / "submissions" / "0001"
-    run = Run(cluster, directory, steps)
-    run.job_id = submit(Prepared(job, folder, None, None), snapshot=False)
-    return run
+    earlier = len(list(directory.glob("submissions/*")))
+    folder = directory / "submissions" / f"{earlier + 1:04d}"
+    run.job_id = submit(Prepared(job, folder, None, None), snapshot=False, release=release)
 
 
 def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
@@ -145,22 +158,40 @@ def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
 def start_pipeline(cluster: FakeCluster, folder: Path, *, order: Path) -> dict[str, str]:
     """Submit three stages, the first two of them as chains, and return their jobs."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+    after: dict[str, list[str]] = {"first": [], "middle": ["first"], "last": ["middle"]}
+    modes = {"first": "chain", "middle": "chain", "last": "requeue"}
+    return submit_stages(cluster, folder, after=after, modes=modes, line=f'echo "$2" >> {order}')
+
+
+def submit_stages(
+    cluster: FakeCluster,
+    folder: Path,
+    *,
+    after: dict[str, list[str]],
+    modes: dict[str, str],
+    line: str = _STAGE,
+    release: bool = False,
+) -> dict[str, str]:
+    """Submit stages that come after each other, at first or again, and return their jobs.
+
+    Args:
+        after: the stages, each with those before it.
+        modes: how each continues.
+        line: what each does, as shell, with its name as the second argument.
+    """
     stage = "{command: evaluate, target: %s, directory: %s, after: [%s], site: {continuation: %s, %s}}"
     plain = "gpus_per_node: 0, cpus_per_task: 1, time: '00:30:00'"
-    lines = ["stages:"]
-    for name, after, mode in (
-        ("first", "", "chain"),
-        ("middle", "first", "chain"),
-        ("last", "middle", "requeue"),
-    ):
-        lines.append(f"  {name}: " + stage % (name, folder / name, after, mode, plain))
+    lines = ["stages:"] + [
+        f"  {name}: " + stage % (name, folder / name, ", ".join(before), modes[name], plain)
+        for name, before in after.items()
+    ]
     path = folder / "pipeline.yaml"
     path.write_text("\n".join(lines) + "\n")
     prepared = prepare_pipeline(path, site=SiteConfig())
-    program = _shell(folder, f'echo "$2" >> {order}')
+    program = _shell(folder, line)
     for one in prepared.values():
         one.job.program, one.job.working_directory = str(program), str(folder)
-    return submit_pipeline(path, prepared)
+    return submit_pipeline(path, prepared, release=release)
 
 
 def _shell(folder: Path, line: str) -> Path:

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
 
@@ -57,6 +58,7 @@ def main() -> int:
         signal.signal(
             number, signal.SIG_IGN if "deaf" in options else lambda *caught: asked.append(caught[0])
         )
+    lease = Lease.acquire(directory) if rank == 0 and "lease" in options else None
     step, value = newest(directory)
     kind, _, at = options.get("fault", "").partition("@")
     print(f"rank {rank} starts at step {step} on {os.environ['SLURMD_NODENAME']}", flush=True)
@@ -65,6 +67,8 @@ def main() -> int:
             break_down(kind, directory)
         time.sleep(float(options.get("step_seconds", "0.02")))
         step, value = step + 1, fold(value, step)
+        if lease is not None:
+            lease.check()
         if rank == 0:
             with (directory / "steps.log").open("a") as log:
                 print(step, os.environ["COATNET_ATTEMPT"], file=log)

@@ -102,6 +102,18 @@ class Machine:
         """Return the file that a shell may write a job's state to."""
         return self._states / job_id
 
+    def refuse(self, command: str, words: str, *, also: str = ":") -> None:
+        """Let scontrol refuse a command."""
+        refusal = f'case "$1" in {command}) {also}; echo "{words}" >&2; exit 1 ;; esac\n'
+        self._program("scontrol", refusal + _SCONTROL.format(states=self._states))
+
+    def refuse_submissions(self, count: int, words: str) -> None:
+        """Let the first `count` calls of sbatch be refused."""
+        left = self._states / "refusals"
+        left.write_text("x" * count)
+        refusal = f'[ -s {left} ] && {{ truncate -s -1 {left}; echo "{words}" >&2; exit 1; }}'
+        self._program("sbatch", f"{refusal}\necho 8")
+
     def last_life(self) -> tuple[str, int, str]:
         """Return outcome, tries and reason of the last life."""
         life = self.history.lives()[-1]

@@ -14,13 +14,25 @@ from coatnet.config import ConfigError, UserError
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("2-00:00:00", 172800), ("1:30:00", 5400), ("0-00:05:30", 330), ("24:00:00", 86400)]
+    ("text", "seconds"),
+    [
+        ("2-00:00:00", 172800),
+        ("1:30:00", 5400),
+        ("0-00:05:30", 330),
+        ("24:00:00", 86400),
+        ("1-12", 129600),
+        ("1-2:30", 95400),
+        ("30:00", 1800),
+        ("100:00:00", 360000),
+    ],
 )
 def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
     assert time_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["two days", "1d", "", "-5", "1:2", "1-", "45"])
+@pytest.mark.parametrize(
+    "text", ["two days", "1d", "", "-5", "1:2", "1-", "45", "UNLIMITED", "1-2:3", "1-100", ":30"]
+)
 def test_another_form_of_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write D-HH:MM:SS"):
         time_seconds(text)

@@ -65,7 +65,13 @@ def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [("Killed", 137), ("Segmentation fault (core dumped)", 139), ("Bus error", 135), ("Aborted", 134)],
+    [
+        ("Killed", 137),
+        ("Segmentation fault (core dumped)", 139),
+        ("Bus error", 135),
+        ("Aborted", 134),
+        ("Out Of Memory", 125),
+    ],
 )
 def test_a_rank_that_a_signal_killed_is_the_first_and_not_its_peer_that_lost_it(
     words: str, status: int

@@ -74,6 +74,13 @@ def test_a_lease_that_a_dying_job_holds_is_waited_for(machine: Machine) -> None:
     assert machine.last_life()[:2] == ("done", 2)
 
 
+def test_a_rank_that_takes_too_much_memory_is_told_and_blames_no_node(machine: Machine) -> None:
+    killed = machine.ended("n2", "Out Of Memory", task=1, says="step 7")
+    assert machine.live(killed, retries=1) == 125
+    reason = "a rank on n2 ended with status 125: out of memory, says SLURM; the last words: step 7"
+    assert machine.last_life() == ("failed", 2, reason)
+
+
 def test_ranks_that_end_without_a_word_are_started_again(machine: Machine) -> None:
     assert machine.live("true", machine.DONE) == 0
     assert machine.events("retry")[0]["reason"] == "ended without being done or stopped"
@@ -220,3 +227,35 @@ def test_an_array_is_done_with_its_last_task(machine: Machine) -> None:
         assert machine.live(own_part, protocol=STATUS, array=2, task=task, **asked) == 0
         assert RunDirectory(machine.run.path / f"task-{task:04d}").marker("done") is not None
     assert machine.run.marker("done") is not None and machine.heard()[-1] == "scontrol release 20"
+
+
+def test_a_site_that_forbids_requeueing_is_told_with_another_way_to_go_on(machine: Machine) -> None:
+    machine.refuse("requeue", "Requested operation is presently disabled")
+    assert machine.live(machine.STOPPED, dependents=["20"]) == 1
+    outcome, _, reason = machine.last_life()
+    assert outcome == "failed" and "saved and stopped as asked, but SLURM does not let it go on" in reason
+    assert "presently disabled; submit again, or with --continuation chain" in reason
+    assert machine.heard()[-1] == "scancel 20"
+
+
+def test_a_requeue_that_fails_since_slurm_ends_the_job_is_no_failure(machine: Machine) -> None:
+    machine.refuse(
+        "requeue",
+        "Job/step already completing or completed",
+        also=f"echo CANCELLED > {machine.state_file('7')}",
+    )
+    assert machine.live(machine.STOPPED) == 0
+    assert machine.last_life()[0] == "stopped"
+
+
+def test_a_chain_that_may_queue_no_successor_yet_runs_and_tries_again(machine: Machine) -> None:
+    machine.refuse_submissions(1, "Job violates accounting/QOS policy")
+    assert machine.live(machine.STOPPED, continuation="chain") == 85
+    assert [line.split()[0] for line in machine.heard()] == ["sbatch", "srun", "sbatch"]
+
+
+def test_a_chain_that_may_queue_no_successor_at_all_says_so(machine: Machine) -> None:
+    machine.refuse_submissions(2, "Job violates accounting/QOS policy")
+    assert machine.live(machine.STOPPED, continuation="chain") == 1
+    outcome, _, reason = machine.last_life()
+    assert outcome == "failed" and "QOS policy; submit again, or with --continuation none" in reason

@@ -1,0 +1,35 @@
+"""How sites differ in what a script may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.job import Job
+from cluster.launch import Attempt, check_command, rank_command
+from cluster.script import sbatch_options
+from cluster.site import SiteConfig
+
+
+def job(**site: object) -> Job:
+    return Job("run", "/runs/x", ["pretrain", "c.yaml"], site=SiteConfig(**site))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("own", ["--gres=gpu:a100:8", "--gpus=16", "--gpus-per-node=a100:8"])
+def test_gpus_may_be_asked_for_in_the_sites_own_way(own: str) -> None:
+    options = sbatch_options(job(sbatch=[own]))
+    assert [option for option in options if "gpu" in option] == [own]
+
+
+def test_another_resource_takes_no_gpus_away() -> None:
+    options = sbatch_options(job(sbatch=["--gres=nvme:1"]))
+    assert "--gpus-per-node=8" in options and "--gres=nvme:1" in options
+
+
+def test_checks_start_like_ranks_but_share_out_nothing() -> None:
+    one = job(srun=["--mpi=none", "--gpus-per-task=1", "--cpu-bind=cores"])
+    checks = check_command(one, nodes=["n1"], results=Path("/runs/x/preflight"), output="x")
+    assert [word for word in checks if word in one.site.srun] == ["--mpi=none"]
+    ranks = rank_command(one, attempt=Attempt("7", 1, 1), nodes=["n1"], directory=Path("/runs/x"))
+    assert [word for word in ranks if word in one.site.srun] == one.site.srun
