@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from data_pipeline.record import SampleSource
 from finetune.evaluation.predictions import TOP, MultiLabelPredictions, Predictions, join
 
 AnyPredictions = Predictions | MultiLabelPredictions
+_BYTES_PER_PAIR = 10  # of an image and a class: a score and a truth, twice while batches are joined
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def measure(
         breathe: called with every batch.
 
     Raises:
-        UserError: no image can be read.
+        UserError: no image can be read, or what is kept of several labels per image finds no room.
     """
+    _check_memory(corpus, ranks)
     model.eval()
     loader = EvaluateLoader(
         corpus,
@@ -120,6 +123,19 @@ def measure(
         seconds=time.monotonic() - began,
         model_seconds=max(one["model_seconds"] for one in gathered),
     )
+
+
+def _check_memory(corpus: SampleSource, ranks: Ranks) -> None:
+    """Refuse what would not fit before hours are spent; one label per image takes next to nothing."""
+    pairs = corpus.samples * len(corpus.classes)
+    needed = pairs * _BYTES_PER_PAIR * ranks.local_world_size
+    free = psutil.virtual_memory().available
+    if corpus.label_kind == "multi" and needed > free:
+        raise UserError(
+            f"{corpus.samples:,} images of {len(corpus.classes):,} classes: every score is kept, which takes "
+            f"{needed / 2**30:,.1f} GiB of this machine's memory, and {free / 2**30:,.1f} are free; evaluate "
+            "on fewer images, or in fewer processes"
+        )
 
 
 def top_classes(logits: Tensor, *, count: int) -> Tensor:

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coatnet.runtime.progress import progress
-from coatnet.training.average_precision import Ranking, mean_of_known
+from coatnet.training.average_precision import PooledRanking, Ranking, mean_of_known
 from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, plain_values, wilson_interval
 from finetune.evaluation.predictions import MultiLabelPredictions
 
 RESAMPLES = 200
 _SEED = 20210604  # any fixed number gives the same intervals every time
 _PROGRESS_FROM = 1_000_000  # pairs of an image and a class, whose intervals take seconds
-_MOST_COUNTS = 1 << 24  # of images times resamples at once: 64 MiB
+_MOST_COUNTS = 1 << 23  # of steps times resamples at once: 128 MiB for all and for the right ones
+_BLOCK_CLASSES = 64
 
 
 @dataclass(frozen=True)
@@ -62,32 +63,37 @@ def multi_label_figures(
 ) -> MultiLabelFigures:
     """Compute the figures of a whole evaluation, with the intervals of so many resamples."""
     count, classes = predictions.present.shape
-    draws = [_draws(count, resamples=resamples)] if resamples else []
-    each, micro = [], Ranking(*_tensors(predictions))
-    spread, gaps = [], np.zeros(CALIBRATION_BINS)
+    draws = _draws(count, resamples=resamples) if resamples else None
+    each, spread, gaps = [], [], np.zeros(CALIBRATION_BINS)
+    passes = [None, *_shares_of(draws, steps=int(predictions.present.sum()))]
     shown = show_progress and count * classes >= _PROGRESS_FROM
-    with progress(2 * classes, "intervals", "steps", enabled=shown) as bar:
+    pooled = []
+    with progress((1 + len(passes)) * classes, "figures", "steps", enabled=shown) as bar:
         for scores, present in _columns(predictions):
             ranking = Ranking(scores, present)
             each.append(ranking.average_precision())
-            spread += [_resampled(ranking, draw) for draw in draws]
+            spread += [] if draws is None else [ranking.average_precision(draws)]
             gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
             bar.advance(1)
-        pooled_spread = [_resampled(micro, draw) for draw in draws]  # takes as long as all classes
-        bar.advance(classes)
+        for some in passes:
+            micro = PooledRanking(torch.from_numpy(predictions.scores[predictions.present]), some)
+            for scores, present in _blocks(predictions):
+                micro.add(scores, present)
+                bar.advance(len(scores))
+            pooled.append(micro.average_precision())
     hits = int(predictions.correct.sum())
     precisions = torch.cat(each)
-    macro, pooled = mean_of_known(precisions), mean_of_known(micro.average_precision())
+    macro, of_all = mean_of_known(precisions), mean_of_known(pooled[0])
     return MultiLabelFigures(
         samples=count,
         classes=classes,
         labels=int(predictions.present.sum()),
         judged_classes=int((~precisions.isnan()).sum()),
         map=macro,
-        map_micro=pooled,
+        map_micro=of_all,
         precision1=hits / count,
-        map_interval=_interval(macro, torch.stack(spread).nanmean(dim=0)) if draws else None,
-        map_micro_interval=_interval(pooled, pooled_spread[0]) if draws else None,
+        map_interval=_interval(macro, torch.stack(spread).nanmean(dim=0)) if spread else None,
+        map_micro_interval=_interval(of_all, torch.cat(pooled[1:])) if spread else None,
         precision1_interval=wilson_interval(hits, count),
         loss=float(predictions.loss.mean()),
         ece=float(np.abs(gaps).sum() / (count * classes)),
@@ -119,14 +125,21 @@ def classes_of_multi_label(
     return rows
 
 
-def _tensors(predictions: MultiLabelPredictions) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(predictions.scores), torch.from_numpy(predictions.present)
+def _blocks(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scores and presences of some classes after the others: a copy of all would double the memory.
+
+    Shape: (k, n) each.
+    """
+    scores, present = torch.from_numpy(predictions.scores), torch.from_numpy(predictions.present)
+    for begin in range(0, scores.shape[1], _BLOCK_CLASSES):
+        block = slice(begin, begin + _BLOCK_CLASSES)
+        yield scores[:, block].T.contiguous(), present[:, block].T.contiguous()
 
 
 def _columns(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield scores and presences of one class after the other. Shape: (n,) each."""
-    scores, present = _tensors(predictions)
-    yield from zip(scores.T.contiguous(), present.T.contiguous(), strict=True)
+    for scores, present in _blocks(predictions):
+        yield from zip(scores, present, strict=True)
 
 
 def _draws(count: int, *, resamples: int) -> NDArray[np.int32]:
@@ -136,11 +149,12 @@ def _draws(count: int, *, resamples: int) -> NDArray[np.int32]:
     return np.stack(times).astype(np.int32)
 
 
-def _resampled(ranking: Ranking, draws: NDArray[np.int32]) -> Tensor:
-    """Return the average precision of each resample. Shape: (R,)."""
-    at_once = max(1, _MOST_COUNTS // ranking.rows)
-    parts = (draws[begin : begin + at_once] for begin in range(0, len(draws), at_once))
-    return torch.cat([ranking.average_precision(some) for some in parts])
+def _shares_of(draws: NDArray[np.int32] | None, *, steps: int) -> list[NDArray[np.int32]]:
+    """Return so many draws at once that a ranking of so many steps counts them in little memory."""
+    at_once = max(1, _MOST_COUNTS // (steps + 1))
+    return (
+        [] if draws is None else [draws[begin : begin + at_once] for begin in range(0, len(draws), at_once)]
+    )
 
 
 def _interval(found: float, values: Tensor) -> tuple[float, float]:

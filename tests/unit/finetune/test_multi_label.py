@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.ranks import Ranks
-from coatnet.training.average_precision import Ranking
+from coatnet.training.average_precision import PooledRanking, Ranking
 from coatnet.training.calendar import Calendar
 from coatnet.training.losses import log_odds, make_loss, probabilities
 from coatnet.training.sections import LossConfig, SaveConfig
+from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.first_look import check_best, look_at_data
 from data_pipeline.open_corpus import open_corpus
@@ -30,6 +32,7 @@ from data_pipeline.sharding.sharder import shard_corpus
 from finetune.classifier import open_classifier
 from finetune.config import FinetuneConfig, FinetuneTrainConfig
 from finetune.demo.answer import make_answer
+from finetune.evaluation.measure import measure
 from finetune.evaluation.multi_label import RESAMPLES, classes_of_multi_label, multi_label_figures
 from finetune.evaluation.predictions import MultiLabelPredictions, join
 from finetune.evaluation.request import EvaluationRequest, evaluate
@@ -97,9 +100,12 @@ def test_average_precisions_are_those_of_scikit_learn(some: MultiLabelPrediction
 def test_an_image_that_counts_twice_counts_as_if_it_were_there_twice(some: MultiLabelPredictions) -> None:
     times = np.random.default_rng(2).integers(0, 3, size=(4, 60)).astype(np.int32)
     scores, present = torch.from_numpy(some.scores), torch.from_numpy(some.present)
-    for rows in (slice(None), 1):  # all classes in one ranking, and one class
-        ranking = Ranking(scores[:, rows], present[:, rows])
-        for row, found in enumerate(ranking.average_precision(times)):
+    pooled = PooledRanking(scores[present], times)
+    for block in (slice(3), slice(3, 5)):
+        pooled.add(scores[:, block].T, present[:, block].T)
+    one = Ranking(scores[:, 1], present[:, 1])
+    for rows, ranked in ((slice(None), pooled.average_precision()), (1, one.average_precision(times))):
+        for row, found in enumerate(ranked):
             again = np.repeat(np.arange(60), times[row])
             expected = average_precision(
                 some.scores[again][:, rows].ravel(), some.present[again][:, rows].ravel()
@@ -135,6 +141,13 @@ def test_intervals_hold_the_truth_more_often_than_the_draws_own_quantiles() -> N
         held += low <= truth <= high
         quantiles_held += 2 * found.map - high <= truth <= 2 * found.map - low
     assert held >= 35 > quantiles_held, (held, quantiles_held)
+
+
+def test_scores_that_would_not_fit_into_memory_are_refused_before_the_first_image() -> None:
+    many: Any = SimpleNamespace(samples=10**9, classes=["x"] * 18_291, label_kind="multi")
+    said = r"1,000,000,000 images of 18,291 classes: .* takes [\d,.]+ GiB of .* fewer images"
+    with pytest.raises(UserError, match=said):
+        measure(torch.nn.Identity(), many, AugmentConfig(), batch=1, ranks=Ranks())
 
 
 def test_logits_that_are_not_finite_come_last_and_a_set_without_a_positive_has_figures() -> None:

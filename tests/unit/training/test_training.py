@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from coatnet.training.average_precision import Ranking
+from coatnet.training.average_precision import PooledRanking, Ranking
 from coatnet.training.ema import Ema
 from coatnet.training.losses import make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
@@ -117,7 +117,9 @@ def test_mean_average_precision_from_counts_is_near_the_exact_one() -> None:
     metrics.update(logits, present.float(), losses=torch.zeros(2000))
     exact = [float(Ranking(logits[:, k], present[:, k]).average_precision()) for k in range(5)]
     assert metrics.result()["map"] == pytest.approx(sum(exact) / 5, abs=2e-3)
-    micro = float(Ranking(logits, present).average_precision())
+    pooled = PooledRanking(logits[present])
+    pooled.add(logits.T, present.T)
+    micro = float(pooled.average_precision())
     assert metrics.result()["map_micro"] == pytest.approx(micro, abs=2e-3)
     assert 0 < metrics.result()["precision1"] < 1
 
