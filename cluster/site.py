@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import ConfigError, UserError, from_dict, load_config, to_dict
-from coatnet.config.checks import at_least_one, one_of
+from coatnet.config.checks import at_least_one, at_least_zero, one_of
 
 SITE_VARIABLE = "COATNET_SITE"
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
@@ -64,6 +64,11 @@ class PreflightConfig:
     clock_skew_seconds: float = 2.0
     bandwidth_bytes_per_second: float = 0.0
     commands: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "shared_memory_bytes", "open_files", "free_space_bytes",
+                     "clock_skew_seconds", "bandwidth_bytes_per_second"):  # fmt: skip
+            at_least_zero(name, getattr(self, name))
 
 
 @dataclass

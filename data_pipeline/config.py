@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from coatnet.config.checks import above_zero, at_least_one, one_of
+from coatnet.config.checks import above_zero, at_least_one, folder, one_of, within
 
 TAILS = ("continue", "drop", "mask")
 DECODERS = ("auto", "kernel", "pillow")
@@ -40,6 +40,7 @@ class CorpusConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        folder("path", self.path, allowed="a folder or a URL")
         above_zero("weight", self.weight)
 
 
@@ -62,7 +63,11 @@ class CacheConfig:
     attempts: int = 8
 
     def __post_init__(self) -> None:
-        parse_bytes(self.limit)
+        folder("directory", self.directory, allowed="a folder, or null")
+        try:
+            parse_bytes(self.limit)
+        except ValueError as error:
+            raise ValueError(f"limit: {error}") from None
         if self.ahead_shards < 0:
             raise ValueError(f"ahead_shards is {self.ahead_shards}; allowed: 0 or more")
         if not 0.0 < self.stall_seconds <= 600.0:
@@ -106,8 +111,9 @@ class DataConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
-        for name in ("threads", "prefetch", "lanes", "window"):
-            at_least_one(name, getattr(self, name))
+        folder("evaluate", self.evaluate, allowed="a folder or a URL, or null")
+        for name, most in (("threads", 1024), ("prefetch", 1024), ("lanes", 10**6), ("window", 10**6)):
+            within(name, getattr(self, name), least=1, most=most)
         one_of("tail", self.tail, TAILS)
         one_of("decoder", self.decoder, DECODERS)
         if not 0.0 <= self.bad_sample_budget <= 1.0:

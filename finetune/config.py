@@ -109,9 +109,7 @@ class FinetuneConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     freeze: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(
-        default_factory=partial(AugmentConfig, image_size=384, evaluate_resize="whole")
-    )
+    augment: AugmentConfig = field(default_factory=partial(AugmentConfig, 384, evaluate_resize="whole"))
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=partial(ScheduleConfig, "constant", "0 steps", 0.0))
@@ -124,6 +122,7 @@ class FinetuneConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
+        at_least_zero("seed", min([self.seed, *self.seeds]))
         one_of("weights", self.weights, tuple(WEIGHTS))
         one_of("precision", self.precision, PRECISIONS)
         one_of("zero", self.zero, (0, 1, 2))
@@ -135,11 +134,10 @@ class FinetuneConfig:
             raise ValueError(f"seeds is {self.seeds}; allowed: each once")
         if self.init is None and self.model is None:
             raise ValueError("init is null and model is not given; allowed: a checkpoint, or a model")
-        group = self.norm.group_images
-        if group is not None and (self.train.micro_batch or group) % group:
+        group, batch = self.norm.group_images, self.train.micro_batch
+        if group is not None and (batch or group) % group:
             raise ValueError(
-                f"train.micro_batch is {self.train.micro_batch}; allowed with norm.group_images {group}: "
-                f"multiples of {group}"
+                f"train.micro_batch is {batch}; allowed: multiples of norm.group_images, {group}"
             )
         multiple_of("augment.image_size", self.augment.image_size, 32)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coatnet.config import config_digest
-from coatnet.config.checks import below_one, multiple_of, one_of
+from coatnet.config.checks import at_least_zero, below_one, multiple_of, one_of
 from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.training.sections import (
     LaunchConfig,
@@ -65,6 +65,7 @@ class PretrainConfig:
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
+        at_least_zero("seed", self.seed)
         one_of("precision", self.precision, ("fp32", "autocast", "bf16"))
         below_one("ema", self.ema)
         if not self.data.train:

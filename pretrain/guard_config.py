@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from coatnet.config.checks import above_zero, at_least_one, one_of
 
+_YEAR = 31_536_000  # seconds
+
 
 @dataclass
 class GuardConfig:
@@ -46,8 +48,10 @@ class GuardConfig:
         one_of("spike", self.spike, ("record", "skip", "rollback"))
         for name in ("max_skipped", "spike_window", "spike_steps", "collect_every"):
             at_least_one(name, getattr(self, name))
-        for name in ("spike_score", "hang_seconds", "start_seconds"):
-            above_zero(name, getattr(self, name))
+        above_zero("spike_score", self.spike_score)
+        for name in ("hang_seconds", "start_seconds"):
+            if not 0.0 < getattr(self, name) <= _YEAR:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0, up to {_YEAR} (a year)")
         if self.spike == "rollback" and self.spike_steps > max(1, self.spike_window // 2):
             raise ValueError(
                 f"spike_steps is {self.spike_steps}; allowed: up to half of spike_window, {self.spike_window}"

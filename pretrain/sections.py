@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from coatnet.config.checks import at_least_one, counted, one_of
+from coatnet.config.checks import at_least_one, counted, folder, one_of
 from coatnet.training.sections import EvaluateConfig, TrainConfig
 
 _STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
@@ -24,7 +24,7 @@ class BatchChange:
     global_batch: int = 4096
 
     def __post_init__(self) -> None:
-        counted("at", self.at)
+        counted("at", self.at, may_be_none=True)
         at_least_one("global_batch", self.global_batch)
 
 
@@ -63,6 +63,7 @@ class PretrainEvaluateConfig(EvaluateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        folder("transfer", self.transfer, allowed="a folder or a URL, or null")
         at_least_one("neighbours", self.neighbours)
 
 
@@ -79,6 +80,8 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         if self.steps is not None and not _STEPS.fullmatch(self.steps):
             raise ValueError(f"steps is {self.steps!r}; write for example '100..110'")
+        if self.steps is not None and not self.window:
+            raise ValueError(f"steps is {self.steps!r}; the last step comes before the first")
 
     @property
     def window(self) -> range:

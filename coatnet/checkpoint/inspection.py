@@ -247,6 +247,10 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     if path.suffix == ".safetensors" or file.exists():
         exported = read_description(file)
         return Description(exported["model"], exported["classes"], is_averaged=True)
+    if (path / MANIFEST).exists() and any(path.glob("shard-*.tar")):
+        raise UserError(
+            f"{path}: a folder of shards, no model; give a run, a checkpoint or an exported model"
+        )
     if not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
     if not (path / MANIFEST).exists() and not any(path.glob("checkpoints/step-*")):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from coatnet.config.duration import Duration
 
+_LARGEST_SIZE = 16384  # pixels: tables of relative biases, made before any memory is measured, grow with it
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 
@@ -29,16 +30,39 @@ def at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}; allowed: 1 or more")
 
 
-def at_least_zero(name: str, value: int) -> None:
-    """Check a count that may be none."""
+def at_least_zero(name: str, value: float) -> None:
+    """Check a number that may be none."""
     if value < 0:
         raise ValueError(f"{name} is {value}; allowed: 0 or more")
 
 
-def counted(name: str, text: str) -> None:
+def within(name: str, value: float, *, least: int, most: int) -> None:
+    """Check a number between two others."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}; allowed: {least} to {most}")
+
+
+def duration(name: str, text: str, *, may_be_none: bool = False) -> Duration:
+    """Check and read a duration, in a unit of training or of time."""
+    try:
+        found = Duration.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if not found.value and not may_be_none:
+        raise ValueError(f"{name} is {text!r}; allowed: above 0")
+    return found
+
+
+def counted(name: str, text: str, *, may_be_none: bool = False) -> None:
     """Check a duration in epochs, steps or images."""
-    if Duration.parse(text).is_time:
+    if duration(name, text, may_be_none=may_be_none).is_time:
         raise ValueError(f"{name} is {text!r}; allowed: epochs, steps or images")
+
+
+def folder(name: str, path: str | None, *, allowed: str) -> None:
+    """Check that a path is not blank; None is whatever the section says."""
+    if path is not None and not path.strip():
+        raise ValueError(f"{name} is {path!r}; allowed: {allowed}")
 
 
 def below_one(name: str, value: float) -> None:
@@ -49,8 +73,8 @@ def below_one(name: str, value: float) -> None:
 
 def multiple_of(name: str, value: int, factor: int) -> None:
     """Check a size."""
-    if value < factor or value % factor:
-        raise ValueError(f"{name} is {value}; allowed: multiples of {factor}")
+    if not factor <= value <= _LARGEST_SIZE or value % factor:
+        raise ValueError(f"{name} is {value}; allowed: multiples of {factor} up to {_LARGEST_SIZE}")
 
 
 def no_url(name: str, path: Path | str | None) -> None:

@@ -24,6 +24,7 @@ from coatnet.config.errors import ConfigError
 
 T = TypeVar("T")
 _MAX_EXTENDS = 8
+_GREATEST = 2**63 - 1  # what numpy, torch and JSON's readers take
 
 
 def load_config(schema: type[T], path: Path | str | None = None, *, overrides: Sequence[str] = ()) -> T:
@@ -156,6 +157,8 @@ def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
         # Such a number compares with nothing, so no check would refuse it.
         if isinstance(node, float) and not math.isfinite(node):
             raise ConfigError(f"{origin}: {prefix} is {node}; allowed: finite numbers")
+        if isinstance(node, int) and abs(node) > _GREATEST:
+            raise ConfigError(f"{origin}: {prefix} is {node}; allowed: whole numbers below 2^63")
         return None if isinstance(node, DictConfig) else node
     names = [str(key) for key in node]
     values = {
@@ -168,4 +171,12 @@ def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
     try:
         return kind(**values)
     except ValueError as error:
-        raise ConfigError(f"{origin}: {prefix or 'config'}: {error}") from None
+        raise ConfigError(f"{origin}: {_placed(str(error), names, prefix=prefix)}") from None
+
+
+def _placed(message: str, names: Sequence[str], *, prefix: str) -> str:
+    """Put a section's path before what it says, in one word with the key that it begins with."""
+    first = message.partition(" ")[0].rstrip(":")
+    if not prefix or first.partition(".")[0].partition("[")[0] in names:
+        return f"{prefix}.{message}" if prefix else message
+    return f"{prefix}: {message}"

@@ -117,6 +117,8 @@ class NormConfig:
         if self.group_images is not None:
             at_least_one("group_images", self.group_images)
         one_of("sync", self.sync, ("none", "node", "all"))
+        if not 0.0 < self.momentum <= 1.0:
+            raise ValueError(f"momentum is {self.momentum}; allowed: above 0, up to 1")
 
 
 def architecture(config: ModelConfig) -> Architecture:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from coatnet.config import Duration, UserError
+from coatnet.config import UserError
 from coatnet.config.checks import (
     above_zero,
     at_least_one,
     at_least_zero,
     below_one,
     counted,
+    duration,
+    folder,
     multiple_of,
     no_url,
     one_of,
@@ -37,6 +39,7 @@ class RunConfig:
     directory: str = "runs/pretrain"
 
     def __post_init__(self) -> None:
+        folder("directory", self.directory, allowed="a folder")
         no_url("directory", self.directory)
 
 
@@ -103,7 +106,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         one_of("shape", self.shape, ("cosine", "linear", "constant"))
-        counted("warmup", self.warmup)
+        counted("warmup", self.warmup, may_be_none=True)
+        at_least_zero("minimum", self.minimum)
 
 
 @dataclass
@@ -206,7 +210,7 @@ class SaveConfig:
     best: str | None = None
 
     def __post_init__(self) -> None:
-        Duration.parse(self.every)
+        duration("every", self.every)
         at_least_one("last", self.last)
         if self.keep_every_steps is not None:
             at_least_one("keep_every_steps", self.keep_every_steps)
