@@ -1,6 +1,7 @@
 """SLURM's commands as functions: every call has a time limit, no call sees a shell.
 
-Reads the JSON of SLURM 22.05 (strings, plain integers) and of newer versions (lists, {set, number}).
+Reads the JSON of SLURM 22.05 (strings, plain integers) and of newer versions (lists, {set, number}), and
+squeue's table where it has no JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _ALIVE = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
          "Slurm backup controller in standby")  # fmt: skip
+# How squeue says that it was built without JSON, or is older than 21.08; what is read then.
+_NO_JSON = ("serializer", "unrecognized option")
+_COLUMNS = "%A|%F|%K|%T|%r"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 HELD_BY_USER = "JobHeldUser"  # why a job waits that was submitted by --hold
 _AWAY_SECONDS = 900.0
@@ -200,7 +204,13 @@ def queue() -> dict[str, QueuedJob]:
     Raises:
         SlurmError: squeue fails, or prints something else.
     """
-    printed = run_command(["squeue", "--json", f"--user={os.getuid()}"])
+    mine = f"--user={os.getuid()}"
+    try:
+        printed = run_command(["squeue", "--json", mine])
+    except SlurmError as error:
+        if not any(words in str(error) for words in _NO_JSON):
+            raise
+        return parse_table(run_command(["squeue", "--noheader", f"--format={_COLUMNS}", mine]))
     try:
         return parse_queue(json.loads(printed))
     except (ValueError, TypeError, AttributeError):
@@ -279,6 +289,20 @@ def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
             state=_state(entry.get("job_state", "")),
             reason=str(entry.get("state_reason") or ""),
             array_job_id=str(array) if array else "",
+        )
+    return jobs
+
+
+def parse_table(printed: str) -> dict[str, QueuedJob]:
+    """Read squeue's lines in the format of `_COLUMNS`."""
+    jobs = {}
+    for line in printed.splitlines():
+        own_id, array, task, state, reason = line.split("|", 4)
+        jobs[own_id] = QueuedJob(
+            job_id=f"{array}_{task}" if task.isdecimal() else own_id,
+            state=state,
+            reason=reason.strip(),
+            array_job_id="" if task == "N/A" else array,
         )
     return jobs
 

@@ -150,6 +150,24 @@ def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
     assert slurm.run_command(["squeue"]) == "\n"
 
 
+@pytest.mark.parametrize(
+    "words", ["fatal: Unable to find plugin: serializer/json", "unrecognized option '--json'"]
+)
+def test_a_squeue_without_json_is_read_as_a_table(program: Program, words: str) -> None:
+    rows = [
+        "2501|2501|1-2%1|PENDING|JobArrayTaskLimit",
+        "2502|2502|N/A|PENDING|JobHeldUser",
+        "2503|2501|0|RUNNING|None",
+    ]  # as 22.05 prints them
+    table = "; ".join(f"echo '{row}'" for row in rows)
+    program("squeue", f'case "$*" in *--json*) echo "squeue: {words}" >&2; exit 1;; esac; {table}')
+    assert slurm.queue() == {
+        "2501": QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501"),
+        "2502": QueuedJob("2502", "PENDING", "JobHeldUser"),
+        "2503": QueuedJob("2501_0", "RUNNING", "None", "2501"),
+    }
+
+
 def test_the_accounting_tells_of_what_the_queue_has_forgotten(program: Program, tmp_path: Path) -> None:
     rows = "12|CANCELLED by 1000\\nodd line\\n13|COMPLETED\\n"
     program("sacct", f"echo $* > {tmp_path}/asked; printf '{rows}'")
