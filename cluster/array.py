@@ -24,6 +24,12 @@ def task_folders(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob(f"{_PREFIX}*/{LIVES_FILE}"))
 
 
+def job_ids(directory: Path) -> list[str]:
+    """Return every job of a run, oldest first; where it is an array, also its tasks' successors."""
+    histories = [History(directory), *map(History, task_folders(directory))]
+    return list(dict.fromkeys(job_id for history in histories for job_id in history.job_ids()))
+
+
 def array_state(directory: Path, folders: Iterable[Path], *, state_of: TaskState) -> tuple[str, str]:
     """Return the array's state and how many of its tasks are in which, with the first trouble's reason.
 
@@ -49,7 +55,7 @@ def array_state(directory: Path, folders: Iterable[Path], *, state_of: TaskState
 def log_names(directory: Path) -> tuple[Path, list[str]]:
     """Return the folder above a task's and the names that its job's log may have there, newest first."""
     number = directory.name.removeprefix(_PREFIX).lstrip("0") or "0"
-    ids = History(directory.parent).job_ids()
+    ids = [*History(directory.parent).job_ids(), *History(directory).job_ids()]
     return directory.parent, [f"{job_id}_{number}" for job_id in reversed(ids)]
 
 

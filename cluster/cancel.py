@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cluster import slurm
+from cluster.array import job_ids
 from cluster.history import History
 from cluster.job import newest_job_file, read_job
 from coatnet.config import UserError
@@ -20,8 +21,7 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder")
-    history = History(directory)
-    if not history.events():
+    if not History(directory).events():
         raise UserError(
             f"{directory} was never submitted: it has no lives.jsonl; stop it where it was started"
         )
@@ -33,7 +33,7 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     if not slurm.available():
         return []
     queue = slurm.queue()
-    ended = _end(history.job_ids(), queue)
+    ended = _end(job_ids(directory), queue)
     job_file = newest_job_file(directory)
     if job_file is not None:
         job = read_job(job_file)
@@ -41,8 +41,8 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     return ended
 
 
-def _end(job_ids: Collection[str], queue: Mapping[str, slurm.QueuedJob]) -> list[str]:
-    jobs = [job for job in slurm.jobs_of(job_ids, queue) if job.is_alive]
+def _end(ids: Collection[str], queue: Mapping[str, slurm.QueuedJob]) -> list[str]:
+    jobs = [job for job in slurm.jobs_of(ids, queue) if job.is_alive]
     jobs.sort(key=lambda job: job.state != "PENDING")  # a successor would start when the job before it ends
     for job in jobs:
         slurm.cancel_job(job.job_id)

@@ -198,19 +198,22 @@ def hostnames(node_list: str) -> list[str]:
     return run_command(["scontrol", "show", "hostnames", node_list]).split()
 
 
-def queue() -> dict[str, QueuedJob]:
-    """Return this user's jobs that the controller still knows, by the id that each job knows itself by.
+def queue(*, users: Collection[int] = ()) -> dict[str, QueuedJob]:
+    """Return the jobs that the controller still knows, by the id that each job knows itself by.
+
+    Args:
+        users: whose jobs, beside this user's own.
 
     Raises:
         SlurmError: squeue fails, or prints something else.
     """
-    mine = f"--user={os.getuid()}"
+    whose = f"--user={','.join(map(str, sorted({os.getuid(), *users})))}"
     try:
-        printed = run_command(["squeue", "--json", mine])
+        printed = run_command(["squeue", "--json", whose])
     except SlurmError as error:
         if not any(words in str(error) for words in _NO_JSON):
             raise
-        return parse_table(run_command(["squeue", "--noheader", f"--format={_COLUMNS}", mine]))
+        return parse_table(run_command(["squeue", "--noheader", f"--format={_COLUMNS}", whose]))
     try:
         return parse_queue(json.loads(printed))
     except (ValueError, TypeError, AttributeError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.array import array_state, is_task, log_names, task_folders
+from cluster.array import array_state, is_task, job_ids, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
 from cluster.job import Job, newest_job_file, read_job
 from cluster.notice import ending_notice
@@ -75,7 +75,7 @@ def read_status(
     """
     history = History(directory)
     lives = history.lives()
-    job = _job(history, queue or {})
+    job = _job(directory, queue or {})
     state, detail = _state(RunDirectory(directory), lives, job)
     if job is not None and state == "pending" and job.reason == HELD_BY_USER:
         detail = _why_held(directory, job, queue or {}) or detail
@@ -138,9 +138,9 @@ def _filed(directory: Path) -> Job | None:
         return None
 
 
-def _job(history: History, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
-    known = [job for job_id in history.job_ids() for job in jobs_of([job_id], queue)]
-    alive = [job for job in known if job.is_alive]
+def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
+    known = [job for job_id in job_ids(directory) for job in jobs_of([job_id], queue)]
+    alive = sorted((job for job in known if job.is_alive), key=lambda job: job.state != "RUNNING")
     return next(iter(alive or known[-1:]), None)
 
 
@@ -179,7 +179,7 @@ def _why_held(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob]) -
     for before in map(Path, filed.held_behind if filed else ()):
         if RunDirectory(before).marker("done") is not None:
             return f"held although {before} is done; let it begin: scontrol release {job.job_id}"
-        if not any(one.is_alive for one in jobs_of(History(before).job_ids(), queue)):
+        if not any(one.is_alive for one in jobs_of(job_ids(before), queue)):
             return (
                 f"held behind {before}, of which no job is left; submit the pipeline again, or give up: "
                 f"coatnet cancel {directory}"

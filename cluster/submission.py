@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.array import job_ids
 from cluster.history import History
 from cluster.job import MARKERS, STATUS, Job, write_job
 from cluster.names import check_name, check_path
@@ -197,7 +198,7 @@ def _plan(prepared: Prepared) -> Plan | None:
 
 def queued_job(directory: Path) -> str | None:
     """Return the job of this run that waits or runs, None where there is none."""
-    jobs = slurm.jobs_of(History(directory).job_ids(), slurm.queue())
+    jobs = slurm.jobs_of(job_ids(directory), slurm.queue())
     return next((job.array_job_id or job.job_id for job in jobs if job.is_alive), None)
 
 

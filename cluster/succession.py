@@ -25,10 +25,13 @@ class Succession:
         job_file: the file that successors are started with; script.sh lies beside it.
         job_id: this job.
         history: where successors are recorded.
+        task: its number in a job array; what succeeds it is an array of that task alone.
     """
 
-    def __init__(self, job: Job, *, job_file: Path, job_id: str, history: History) -> None:
-        self._job, self._job_id, self._history = job, job_id, history
+    def __init__(
+        self, job: Job, *, job_file: Path, job_id: str, history: History, task: int | None = None
+    ) -> None:
+        self._job, self._job_id, self._history, self._task = job, job_id, history, task
         self._job_file, self._script = job_file, job_file.with_name("script.sh")
         self._successor: str | None = None
 
@@ -56,6 +59,8 @@ class Succession:
 
     def _queue_successor(self, excluded: Mapping[str, str]) -> None:
         options = [f"--dependency=afternotok:{self._job_id}", "--kill-on-invalid-dep=yes"]
+        if self._task is not None:
+            options.append(f"--array={self._task}")
         nodes = [*([self._job.site.exclude] if self._job.site.exclude else []), *excluded]
         if nodes:
             options.append(f"--exclude={','.join(nodes)}")

@@ -76,7 +76,9 @@ class Supervisor:
             (self.directory / "logs").mkdir(parents=True, exist_ok=True)
         self.run = RunDirectory(self.directory)
         self.history = History(self.directory)
-        self.succession = Succession(job, job_file=job_file, job_id=self.job_id, history=self.history)
+        self.succession = Succession(
+            job, job_file=job_file, job_id=self.job_id, history=self.history, task=self.task
+        )
         self.preflight = Preflight(job, environment=environment)
         self.warned = self.terminated = False
         self.process: subprocess.Popen[str] | None = None
@@ -102,7 +104,7 @@ class Supervisor:
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""
         for name, status in (("done", 0), ("cancelled", 0), ("held", EXIT_HELD)):
-            if self.run.marker(name) is not None:
+            if self.run.marker(name) is not None or RunDirectory(self.job.directory).marker(name) is not None:
                 say(f"the run is {name}; nothing to do")
                 return status
         other = (self.run.marker("attempt") or {}).get("job_id")
@@ -203,7 +205,9 @@ class Supervisor:
             message=message,
             done=done,
             stopped=self._stopped(attempt),
-            cancelled=self.run.marker("cancelled") is not None,
+            cancelled=any(
+                run.marker("cancelled") is not None for run in (self.run, RunDirectory(self.job.directory))
+            ),
             state=None
             if done
             else slurm.patient_job_state(self.job_id),  # a done run waits for no controller

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.array import job_ids
 from cluster.history import History, Life
 from cluster.job import Job
 from cluster.pipeline import prepare_pipeline, submit_pipeline
@@ -87,7 +88,7 @@ class Run:
 
     def has_ended(self) -> bool:
         """Return whether no job of the run waits or runs."""
-        jobs = slurm.jobs_of(History(self.directory).job_ids(), slurm.queue())
+        jobs = slurm.jobs_of(job_ids(self.directory), slurm.queue())
         return not any(job.is_alive for job in jobs)
 
     def log(self) -> str:
@@ -144,11 +145,12 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
     run.job_id = submit(Prepared(job, folder, None, None), snapshot=False, release=release)
 
 
-def start_array(cluster: FakeCluster, directory: Path, *, tasks: int) -> Run:
+def start_array(cluster: FakeCluster, directory: Path, *, tasks: int, continuation: str = "requeue") -> Run:
     """Submit an array whose tasks each write a file, the first of them only in its second life."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     directory.mkdir()
-    request = Request("shard", "output-{task}", (), _site(), directory=directory, array=tasks)
+    site = _site(continuation=continuation)
+    request = Request("shard", "output-{task}", (), site, directory=directory, array=tasks)
     prepared = prepare(request)
     prepared.job.program = str(_shell(directory, _ARRAY_TASK))
     prepared.job.working_directory = str(directory)

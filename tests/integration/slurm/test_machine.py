@@ -250,6 +250,21 @@ def test_an_array_runs_each_of_its_tasks_once_and_goes_on_after_a_warning(
     assert read_status(run.directory, queue=slurm.queue()).state == "done"
 
 
+@pytest.mark.slow
+@pytest.mark.every_scenario
+def test_an_array_goes_on_as_chains_of_its_tasks(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
+    run = start_array(slurm_cluster, tmp_path / "array", tasks=3, continuation="chain")
+    slurm_cluster.wait_for((run.directory / "begun").exists, seconds=60, what="the first task")
+    others = [run.directory / f"task-{number:04d}" / "done" for number in (1, 2)]
+    slurm_cluster.wait_for(lambda: all(path.exists() for path in others), seconds=60, what="the others")
+    slurm_cluster.client("scancel", "--signal=USR1", "--batch", f"{run.job_id}_0")
+    slurm_cluster.wait_for(run.has_ended, seconds=60, what="three tasks")
+    slurm_cluster.wait_for(lambda: not slurm_cluster.waiting(), seconds=30, what="an empty queue")
+    lives = [History(run.directory / f"task-{number:04d}").lives() for number in range(3)]
+    assert [[life.outcome for life in task] for task in lives] == [["stopped", "done"], ["done"], ["done"]]
+    assert read_status(run.directory, queue=slurm.queue()).state == "done"
+
+
 def test_an_array_tells_what_became_of_its_tasks_without_accounting(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,12 @@ def test_a_squeue_without_json_is_read_as_a_table(program: Program, words: str) 
         "2502": QueuedJob("2502", "PENDING", "JobHeldUser"),
         "2503": QueuedJob("2501_0", "RUNNING", "None", "2501"),
     }
+
+
+def test_the_jobs_of_others_are_asked_for_with_ones_own(program: Program) -> None:
+    whose = ",".join(map(str, sorted({7, os.getuid(), 70000})))
+    program("squeue", f"""[ "$2" = --user={whose} ] && echo '{{"jobs": []}}'""")
+    assert slurm.queue(users=[70000, 7]) == {}
 
 
 def test_the_accounting_tells_of_what_the_queue_has_forgotten(program: Program, tmp_path: Path) -> None:

@@ -259,3 +259,11 @@ def test_a_chain_that_may_queue_no_successor_at_all_says_so(machine: Machine) ->
     assert machine.live(machine.STOPPED, continuation="chain") == 1
     outcome, _, reason = machine.last_life()
     assert outcome == "failed" and "QOS policy; submit again, or with --continuation none" in reason
+
+
+def test_a_task_of_an_array_that_is_cancelled_is_left_alone(machine: Machine) -> None:
+    cancel = f"echo {{}} > {machine.run.path}/cancelled; exit 1"
+    assert machine.live(cancel, protocol=STATUS, array=2, task=1) == 0
+    assert machine.heard() == ["srun --nodelist=n1,n2"]
+    assert machine.live("exit 1", protocol=STATUS, array=2, task=0) == 0
+    assert machine.heard() == ["srun --nodelist=n1,n2"], "nothing is started"

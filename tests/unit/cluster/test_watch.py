@@ -211,6 +211,19 @@ def test_an_array_without_a_job_tells_what_became_of_each_task(array: Path) -> N
     assert read_status(array / "task-0002", queue={}).state == "timeout"
 
 
+def test_the_successors_of_tasks_are_jobs_of_the_array(array: Path) -> None:
+    History(array / "task-0001").note("successor", job_id="20")
+    waits = {"20": QueuedJob("20_1", "PENDING", "Dependency", "20")}
+    assert read_status(array, queue=waits).state == "pending"
+    runs = {"22": QueuedJob("20_1", "RUNNING", "None", "20"), **waits}
+    found = read_status(array, queue=runs)
+    assert (found.state, found.job_id) == ("running", "20_1")
+    (array / "logs" / "job-20_1.log").write_text(
+        "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format(" DUE TO TIME LIMIT")
+    )
+    assert read_status(array / "task-0001", queue={}).state == "timeout"
+
+
 def test_an_array_that_was_cancelled_is_no_ended_one(array: Path) -> None:
     for number in range(3):
         end(array / f"task-{number:04d}", "ended", "SLURM is ending the job")
