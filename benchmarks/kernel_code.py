@@ -33,9 +33,10 @@ from triton.compiler import ASTSource
 sys.path.insert(0, str(Path(__file__).parent))
 from lease_report import Row, table
 
-from coatnet.model.gpu import attention_kernels, depthwise_kernels
+from coatnet.model.gpu import attention_kernels, depthwise_kernels, mbconv_kernels
 from coatnet.model.gpu.attention import attention
 from coatnet.model.gpu.depthwise import depthwise
+from coatnet.model.gpu.mbconv import activate_convolve
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use: A100, H100 and H200
 _REGISTERS = 65536  # of a multiprocessor, either architecture
@@ -97,6 +98,15 @@ def depthwise_launches(side: int, width: int) -> list[Launch]:
     return launches
 
 
+def mbconv_launches(side: int, width: int) -> list[Launch]:
+    """Both passes of the fused middle of MBConv."""
+    e = torch.zeros(1, side, side, width, dtype=torch.bfloat16, requires_grad=True)
+    row, weight = torch.zeros(1, width), torch.zeros(width, 1, 3, 3)
+    with recorded(mbconv_kernels) as launches:
+        activate_convolve(e, row, row, row[0], weight)[0].backward(e.detach())
+    return launches
+
+
 def attention_launches(tokens: int, size: int) -> list[Launch]:
     """Both passes of relative attention."""
     q = torch.zeros(2, tokens, 1, size, dtype=torch.bfloat16, requires_grad=True)
@@ -109,6 +119,9 @@ CASES: dict[str, Callable[[], list[Launch]]] = {
     "depthwise 56²×768": lambda: depthwise_launches(56, 768),
     "depthwise 28²×1536": lambda: depthwise_launches(28, 1536),
     "depthwise 14²×4096": lambda: depthwise_launches(14, 4096),
+    "fused MBConv 56²×768": lambda: mbconv_launches(56, 768),
+    "fused MBConv 28²×1536": lambda: mbconv_launches(28, 1536),
+    "fused MBConv 14²×4096": lambda: mbconv_launches(14, 4096),
     "attention 49×32": lambda: attention_launches(49, 32),
     "attention 196×32": lambda: attention_launches(196, 32),
     "attention 576×32": lambda: attention_launches(576, 32),

@@ -87,6 +87,8 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
 def _prepared(model: CoAtNet, config: PretrainConfig) -> CoAtNet:
     """Let a model compute as the config says; its weights may come later."""
     model.set_activation_checkpointing(config.train.activation_checkpointing)
+    if config.train.fused_mbconv:
+        model.fuse_mbconv()
     if config.compile:
         model.compile_blocks()
     return model

@@ -35,10 +35,13 @@ class PretrainTrainConfig(TrainConfig):
     Attributes:
         batch_changes: later global batches, in order of time.
         activation_checkpointing: stages whose activations are recomputed, of S1 to S4.
+        fused_mbconv: on a GPU, join MBConv's norms, GELU and depthwise convolution in kernels of ours: meant
+            for `compile`, and not measured on a GPU yet.
     """
 
     batch_changes: list[BatchChange] = field(default_factory=list)
     activation_checkpointing: list[str] = field(default_factory=list)
+    fused_mbconv: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

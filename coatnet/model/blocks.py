@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
-from coatnet.model.gpu import dense, depthwise
+from coatnet.model.gpu import dense, depthwise, mbconv
 from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
 
@@ -131,7 +131,7 @@ class MBConv(nn.Module):
     def __init__(self, width_in: int, width: int, *, stride: int, style: Style) -> None:
         super().__init__()
         hidden = EXPANSION * width
-        self.style = style
+        self.style, self.fused = style, False
         self.expand_stride = stride if style.stride_place == "expand" else 1
         rest = stride // self.expand_stride
         self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
@@ -147,10 +147,33 @@ class MBConv(nn.Module):
         y = self.norm(x)
         if self.expand_stride == 2:
             y = y[:, ::2, ::2]
-        y = self.style.norm_activate(self.expand_norm, self.expand(y))
-        y = self.style.norm_activate(self.depthwise_norm, self.depthwise(y))
+        y = self.expand(y)
+        if self.fused and self.training and mbconv.fits(y):
+            y = self._fused_middle(y)
+        else:
+            y = self.style.norm_activate(self.expand_norm, y)
+            y = self.style.norm_activate(self.depthwise_norm, self.depthwise(y))
         y = self.shrink(self.se(y))
         return self.shortcut(x) + drop_path(y, scales, 0)
+
+    def fuse(self) -> None:
+        """Let the GPU's kernels join norms and depthwise convolution, if the block's form is theirs."""
+        batch_norm = isinstance(self.depthwise_norm, GroupBatchNorm)
+        self.fused = batch_norm and self.style.gelu == "tanh" and self.depthwise.stride == 1
+
+    def _fused_middle(self, e: Tensor) -> Tensor:
+        """Norm, GELU, depthwise convolution, norm and GELU; the second pair is left to the compiler."""
+        first, second = self.expand_norm, self.depthwise_norm
+        assert isinstance(first, GroupBatchNorm) and isinstance(second, GroupBatchNorm)
+        mean, variance = first.moments(e)
+        groups, width = mean.shape
+        count = e.numel() // (groups * width)
+        mean, scale = first.settle(mean, variance, count=count)
+        y, *moments = mbconv.activate_convolve(e, mean, scale, first.bias.float(), self.depthwise.weight)
+        mean, scale = second.settle(*moments, count=count)
+        centred = y.view(groups, count, width).float() - mean[:, None]
+        normal = torch.addcmul(second.bias.float(), centred, scale[:, None])
+        return gelu(normal.to(y.dtype)).view(y.shape)
 
 
 class TransformerBlock(nn.Module):

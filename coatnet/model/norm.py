@@ -131,6 +131,31 @@ class GroupBatchNorm(nn.Module):
             self.bias.float(), centred, torch.rsqrt(variance + self.eps) * self.weight.float()
         )
 
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the groups' means and biased variances, with gradients. Shape: (groups, C) in fp32."""
+        parts = x.reshape(x.shape[0] // self._group(x), -1, x.shape[-1]).float()
+        variance, mean = torch.var_mean(parts, dim=1, correction=0)
+        return mean, variance
+
+    def settle(self, mean: Tensor, variance: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
+        """Make a training pass of moments that a kernel or `moments` found: share and record them.
+
+        Args:
+            mean: of the groups of this rank's images; the variance is biased.
+            variance: likewise.
+            count: the elements behind each of them.
+
+        Shape: (groups, C) → the mean and the factor of x − mean, (groups, C) each in fp32.
+        """
+        ranks = sync_group(self.sync)
+        if ranks is not None:
+            own, mean = mean, mean_over_ranks(mean, ranks)
+            variance = mean_over_ranks(variance + (own - mean).square(), ranks)
+            count *= ranks.size()
+        for one, other in zip(mean, variance * (count / max(1, count - 1)), strict=True):
+            self._record(one, other)
+        return mean, self.weight.float() * torch.rsqrt(variance + self.eps)
+
     @torch.no_grad()
     def _record(self, mean: Tensor, variance: Tensor) -> None:
         if self.deferred:

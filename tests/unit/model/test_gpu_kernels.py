@@ -68,7 +68,83 @@ def check_attention() -> None:
         assert max(errors) < 1e-3, (shape, errors)
 
 
+def check_fused_mbconv() -> None:
+    from coatnet.model.gpu.mbconv import activate_convolve
+
+    def plain(e: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> list[Tensor]:
+        groups, width = mean.shape
+        normal = (e.reshape(groups, -1, width) - mean[:, None]) * scale[:, None] + bias
+        active = F.gelu(normal, approximate="tanh").view(e.shape).permute(0, 3, 1, 2)
+        y = F.conv2d(active, weight, padding=1, groups=width).permute(0, 2, 3, 1)
+        variance, centre = torch.var_mean(y.reshape(groups, -1, width), dim=1, correction=0)
+        return [y, centre, variance]
+
+    # A column of a second strip and channels of a second program; a group with an image over; one row.
+    cases = (
+        (1, (1, 2, 9, 130), torch.float32),
+        (2, (6, 1, 5, 8), torch.float32),
+        (1, (2, 3, 7, 8), torch.bfloat16),
+    )
+    for groups, shape, dtype in cases:
+        width = shape[3]
+        e = torch.randn(shape).to(dtype)
+        leaves = [e, torch.randn(groups, width), torch.randn(groups, width), torch.randn(width) + 1]
+        leaves = [one.requires_grad_() for one in (*leaves, torch.randn(width, 1, 3, 3))]
+        found = list(activate_convolve(*leaves))
+        assert found[0].dtype == dtype
+        downs = [torch.randn_like(one) for one in found]
+        downs[1:] = [100 * one for one in downs[1:]]  # or else they are lost among the elements' own
+        found += torch.autograd.grad(found, leaves, downs)
+        exact_leaves = [one.detach().double().requires_grad_() for one in leaves]
+        exact = plain(*exact_leaves)
+        exact += torch.autograd.grad(exact, exact_leaves, [one.double() for one in downs])
+        errors = [relative_error(one, other) for one, other in zip(found, exact, strict=True)]
+        assert max(errors) < (3e-6 if dtype == torch.float32 else 1e-2), (shape, errors)
+
+
+def check_fused_network() -> None:
+    from coatnet.model import ModelConfig, NormConfig, build_model
+    from coatnet.model.gpu import mbconv
+
+    mbconv.fits, mbconv._IMAGES = lambda e: True, 1
+    config = ModelConfig(
+        depths=[1, 1, 1, 1, 1],
+        widths=[8, 8, 8, 32, 32],
+        image_size=32,
+        num_classes=5,
+        initialization="fan_in",
+    )
+    plain, fused = (build_model(config, norm=NormConfig(group_images=1), seed=0).train() for _ in range(2))
+    fused.fuse_mbconv()
+    images = torch.randn(2, 3, 32, 32)
+    losses = [model(images).square().mean() for model in (plain, fused)]
+    assert torch.allclose(losses[0], losses[1], rtol=1e-6), losses
+    for loss in losses:
+        loss.backward()
+    norm = torch.stack([one.grad.norm() for one in plain.parameters()]).norm()
+    for (name, one), other in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        assert float((one.grad - other.grad).norm()) < 1e-6 * float(norm), name
+    for (name, one), other in zip(plain.named_buffers(), fused.buffers(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7), name
+
+
+def check_compiled_block() -> None:
+    from coatnet.model import ModelConfig, build_model
+
+    config = ModelConfig(depths=[1] * 5, widths=[8, 8, 8, 32, 32], image_size=32, num_classes=5)
+    model = build_model(config, seed=0).train()
+    model.fuse_mbconv()
+    block = model.stages["S2"][0]
+    x = torch.randn(1, 4, 4, 8, requires_grad=True)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=False)  # no graph break
+    gradients = [torch.autograd.grad(run(x, None).square().sum(), x)[0] for run in (block, compiled)]
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     check_depthwise()
     check_attention()
+    check_fused_mbconv()
+    check_fused_network()
+    check_compiled_block()
