@@ -4,22 +4,20 @@
     python benchmarks/gpu_lease.py --phases ceilings attention
     python benchmarks/gpu_lease.py --tiny                      the same logic on a CPU; no figures
 
-Six phases, each with its share of the time: the ceilings of products and copies at our shapes, timm's models,
-the depthwise convolution, attention with checks for NaN and types, the step by stage, the step by batch size.
+Seven phases, each with its share of the time: the ceilings of products and copies at our shapes, timm's
+models, the depthwise convolution, MBConv with and without the kernels that join its middle, attention with
+checks for NaN and types, the step by stage, the step by batch size.
 `lease.json` is written anew after every row, so that a lease that is cut short has still given all before; a
 case that fails or whose phase is out of time becomes a row that says so. `lease.md` has a table per phase.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
+from lease_bench import FULL, TINY, Bench
 from lease_report import Case, Row, list_kernels, make_parser, run_phase, table
-from model import PEAK_FLOPS, training_step
+from model import training_step
 from timm_peer import import_timm
 
 from coatnet.model import CoAtNet, ModelConfig, build_model
@@ -38,114 +37,16 @@ from coatnet.model.attention import fused_attention, plain_attention
 from coatnet.model.blocks import convolve
 from coatnet.model.config import architecture
 from coatnet.model.cost import model_cost
+from coatnet.model.family import EXPANSION
 from coatnet.model.gpu.attention import attention as relative_attention
+from coatnet.model.gpu.mbconv import activate_convolve, activate_convolve_backward
 from coatnet.runtime.ranks import Ranks
 
-MINUTES = {"ceilings": 2.0, "peer": 6.0, "depthwise": 5.0, "attention": 5.0, "stages": 8.0, "batches": 4.0}
+MINUTES = {
+    "ceilings": 2.0, "peer": 6.0, "depthwise": 4.0, "fused": 4.0, "attention": 4.0, "stages": 7.0,
+    "batches": 3.0,
+}  # fmt: skip
 _TOGETHER = 8
-_TURN = Path(tempfile.gettempdir()) / "gpu_lease.turn"  # several processes compile at once but time in turns
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The shapes to measure. Units: products (rows per image, width in, width out); maps (side, width)."""
-
-    px: int
-    batch: int
-    products: tuple[tuple[str, int, int, int], ...]
-    maps: tuple[tuple[str, int, int], ...]
-    tokens: tuple[int, ...]
-    heads: int
-    peers: tuple[tuple[str, int], ...]
-    models: tuple[tuple[ModelConfig, int], ...]
-    batches: tuple[int, ...]
-    repeats: int
-    compile: bool
-
-
-FULL = Sizes(
-    px=224,
-    batch=128,
-    products=(
-        ("S1", 56 * 56, 192, 768), ("S2", 28 * 28, 384, 1536), ("S3", 196, 768, 3072),
-        ("S4", 49, 1536, 6144), ("CoAtNet-7 S3", 196, 2048, 8192),
-    ),
-    maps=(("S1", 56, 768), ("S2", 28, 1536), ("S3 of -7", 14, 4096)),
-    tokens=(49, 196, 576, 1024),
-    heads=24,
-    peers=(("coatnet_4_224", 64), ("coatnet_4_224", 128), ("coatnet_0_224", 256)),
-    models=((ModelConfig(name="coatnet_4"), 128), (ModelConfig(name="coatnet_7"), 64)),
-    batches=(4, 8, 16, 32, 64, 96, 128, 160, 192),
-    repeats=20,
-    compile=True,
-)  # fmt: skip
-_SMALL = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=32, num_classes=10)
-TINY = Sizes(
-    px=32,
-    batch=2,
-    products=(("S1", 64, 8, 32),),
-    maps=(("S1", 8, 32),),
-    tokens=(4, 64),
-    heads=1,
-    peers=(),
-    models=((_SMALL, 2),),
-    batches=(1, 2),
-    repeats=2,
-    compile=False,
-)
-
-
-@dataclass
-class Bench:
-    """The device, its type for activations, and the shapes."""
-
-    sizes: Sizes
-    device: torch.device
-    dtype: torch.dtype
-    kernels: Path | None = None  # where the whole steps' kernels are listed
-
-    def random(self, *shape: int, grad: bool = False) -> Tensor:
-        """Return a tensor on the device."""
-        return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_(grad)
-
-    def seconds(self, run: Callable[[], object], *, together: int = 1) -> float:
-        """Return the median time of a call, the device's work included.
-
-        Args:
-            together: calls that are sent off before one waits: in a step the launches of small kernels hide.
-        """
-        run()
-        times = []
-        with _TURN.open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            run()
-            for _ in range(self.sizes.repeats):
-                self.wait()
-                start = time.perf_counter()
-                for _ in range(together):
-                    run()
-                self.wait()
-                times.append((time.perf_counter() - start) / together)
-        return statistics.median(times)
-
-    def wait(self) -> None:
-        """Let the device finish."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def mfu(self, flops_per_second: float) -> float | None:
-        """Return the share of the datasheet's dense bf16 rate, None where it is not known."""
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
-        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-        return None if peak is None else flops_per_second / peak
-
-    def peak_bytes(self) -> int | None:
-        """Return the most memory used since the last call, and start anew."""
-        if self.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return peak
 
 
 def ceilings(bench: Bench) -> Iterator[Case]:
@@ -218,6 +119,68 @@ def depthwise(bench: Bench) -> Iterator[Case]:
                 return {"forward_ms": 1e3 * ahead, "backward_ms": 1e3 * back, **shares}
 
             yield f"{name} {side}²×{width} {kernel}", run
+
+
+def fused(bench: Bench) -> Iterator[Case]:
+    """Whether `train.fused_mbconv` pays: its kernels beside a copy, then blocks and the step both ways."""
+    config, batch = bench.sizes.models[0]
+    plan = architecture(config)
+    sides = {"S1": bench.sizes.px // 4, "S2": bench.sizes.px // 8}
+    widths = {stage.name: stage.runs[-1].width for stage in plan.stages}
+    if bench.device.type == "cuda":
+        for stage, side in sides.items():
+            shape = (batch, side, side, EXPANSION * widths[stage])
+            yield f"kernels {stage}", partial(_fused_kernels, bench, shape)
+    for stage, side in sides.items():
+        for way in ("apart", "joined"):
+
+            def block(stage: str = stage, side: int = side, way: str = way) -> Row:
+                one: Any = build_model(config, device=bench.device, seed=0).train().stages[stage][-1]
+                if way == "joined":
+                    one.fuse()
+                if bench.sizes.compile:
+                    one.compile(dynamic=False)
+                x = bench.random(batch, side, side, widths[stage], grad=True)
+
+                def forward() -> Tensor:
+                    with torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32):
+                        return one(x, None)
+
+                down = torch.randn_like(forward())
+                bench.peak_bytes()
+                both = bench.seconds(lambda: forward().backward(down), together=_TOGETHER)
+                peak = bench.peak_bytes()
+                ahead = bench.seconds(forward, together=_TOGETHER)
+                row = {"forward_ms": 1e3 * ahead, "both_ms": 1e3 * both}
+                return {**row, "peak_gib": None if peak is None else peak / 2**30}
+
+            yield f"block {stage} {way}", block
+    macs = model_cost(config, bench.sizes.px).macs
+    for way in ("apart", "joined"):
+
+        def step(way: str = way) -> Row:
+            model = build_model(config, device=bench.device, seed=0).train()
+            if way == "joined":
+                model.fuse_mbconv()
+            if bench.sizes.compile:
+                model.compile_blocks()
+            return whole_step(bench, model, batch=batch, px=bench.sizes.px, macs=macs)
+
+        yield f"step {way}", step
+
+
+def _fused_kernels(bench: Bench, shape: tuple[int, ...]) -> Row:
+    e = bench.random(*shape)
+    target = torch.empty_like(e)
+    mean, scale = (torch.ones(1, shape[3], device=e.device) for _ in range(2))
+    weight = torch.randn(shape[3], 1, 3, 3, device=e.device)
+    copy = bench.seconds(lambda: target.copy_(e), together=_TOGETHER)
+    ahead = bench.seconds(lambda: activate_convolve(e, mean, scale, mean[0], weight), together=_TOGETHER)
+    back = bench.seconds(
+        lambda: activate_convolve_backward(target, e, mean, scale, mean[0], weight), together=_TOGETHER
+    )
+    shares = {"forward_share_of_copy": copy / ahead, "backward_share_of_copy": 1.5 * copy / back}
+    return {"forward_ms": 1e3 * ahead, "backward_ms": 1e3 * back, **shares}
 
 
 def attention(bench: Bench) -> Iterator[Case]:
@@ -349,6 +312,7 @@ PHASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "ceilings": ceilings,
     "peer": peer,
     "depthwise": depthwise,
+    "fused": fused,
     "attention": attention,
     "stages": stages,
     "batches": batches,

@@ -60,7 +60,7 @@ def make_parser(description: str, minutes: dict[str, float]) -> argparse.Argumen
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name has one of these"
     )
-    parser.add_argument("--minutes", type=float, default=sum(minutes.values()), help="for all six phases")
+    parser.add_argument("--minutes", type=float, default=sum(minutes.values()), help="for all seven phases")
     parser.add_argument(
         "--tiny", action="store_true", help="small shapes, fp32: try the script without a GPU"
     )

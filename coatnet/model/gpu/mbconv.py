@@ -130,15 +130,14 @@ def _moments(parts: Tensor, *, width: int, rows: int) -> tuple[Tensor, Tensor]:
     Shape: parts (groups, images, strips, 2, C) → (groups, C) each.
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances".
     """
-    columns = _columns(width)
-    counts = [rows * min(columns, width - first) for first in range(0, width, columns)]
-    share = torch.tensor(counts, dtype=torch.float32, device=parts.device)[:, None] / (
-        parts.shape[1] * rows * width
-    )
+    _, images, strips, _, _ = parts.shape
+    # Filled on the device: a copy from the host would wait for it.
+    share = torch.full((strips, 1), _columns(width) / (images * width), device=parts.device)
+    share[-1] = (width - (strips - 1) * _columns(width)) / (images * width)
     means, squares = parts.unbind(dim=3)
     mean = (means * share).sum(dim=(1, 2))
     spread = ((means - mean[:, None, None]).square() * share).sum(dim=(1, 2))
-    return mean, spread + squares.sum(dim=(1, 2)) / (parts.shape[1] * rows * width)
+    return mean, spread + squares.sum(dim=(1, 2)) / (images * rows * width)
 
 
 def _taps(weight: Tensor) -> Tensor:

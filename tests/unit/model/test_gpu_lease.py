@@ -26,15 +26,18 @@ def lease() -> ModuleType:
 def test_every_phase_writes_its_rows_in_the_leases_order(lease: ModuleType, tmp_path: Path) -> None:
     lease.main(["--tiny", "--out", str(tmp_path)])
     phases = json.loads((tmp_path / "lease.json").read_text())["phases"]
-    assert list(phases) == ["ceilings", "peer", "depthwise", "attention", "stages", "batches"]
+    assert list(phases) == ["ceilings", "peer", "depthwise", "fused", "attention", "stages", "batches"]
     rows = [row for found in phases.values() for row in found]
     assert not [row for row in rows if "failed" in row or "left_out" in row]
+    assert [row["case"] for row in phases["fused"]] == [
+        "block S1 apart", "block S1 joined", "block S2 apart", "block S2 joined", "step apart", "step joined",
+    ]  # fmt: skip
     assert [row["case"].split()[-1] for row in phases["stages"]] == ["step", "S0", "S1", "S2", "S3", "S4"]
     assert all(
         row["finite"] and row["type_kept"] and row["largest_error"] < 1e-4 for row in phases["attention"]
     )
     text = (tmp_path / "lease.md").read_text()
-    assert text.count("## ") == 6 and "forward share of copy" in text
+    assert text.count("## ") == 7 and "forward share of copy" in text
 
 
 def test_what_fails_or_comes_too_late_is_a_row_that_says_so(lease: ModuleType) -> None:
