@@ -106,7 +106,7 @@ class Trial:
             self.cluster.revive_node(name)
         self.cluster.wait_for(lambda: not self.cluster.sick_nodes(), seconds=60, what="sound nodes")
         for job_id, _, reason in self.jobs():
-            if reason != slurm.HELD_BY_USER or isinstance(self, RunTrial):
+            if reason != "JobHeldUser" or isinstance(self, RunTrial):
                 self.cluster.client("scontrol", "release", job_id, check=False)
 
     def finish(self) -> None:
@@ -250,9 +250,15 @@ class Trial:
         self.cluster.client("scontrol", "update", f"nodename={name}", "state=drain", "reason=test")
 
     def kill_controller(self) -> None:
-        """Kill SLURM's controller."""
-        self.cluster.kill_controller(job_id=self.jobs()[0][0])
-        self.controller_is_away = True
+        """Kill SLURM's controller, while it has a job to remember."""
+        lasting = [job_id for job_id, state, _ in self.jobs() if state in {"PENDING", "RUNNING"}]
+        if not lasting:
+            return
+        try:
+            self.cluster.kill_controller(job_id=self.random.choice(lasting))
+            self.controller_is_away = True
+        except AssertionError as error:  # the job has ended meanwhile
+            self.tell(str(error))
 
     def start_controller(self) -> None:
         """Start it again."""

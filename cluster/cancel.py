@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster import slurm
 from cluster.array import job_ids
 from cluster.history import History
-from cluster.job import newest_job_file, read_job
+from cluster.job import filed_job
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -32,13 +32,15 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     run.record_event("cancelled", writer="cancel", reason=reason)
     if not slurm.available():
         return []
-    queue = slurm.queue()
-    ended = _end(job_ids(directory), queue)
-    job_file = newest_job_file(directory)
-    if job_file is not None:
-        job = read_job(job_file)
-        ended += _end([*job.dependents, *job.later], queue)
-    return ended
+    try:
+        queue = slurm.queue()
+        ended = _end(job_ids(directory), queue)
+        job = filed_job(directory)
+        return ended + (_end([*job.dependents, *job.later], queue) if job is not None else [])
+    except slurm.SlurmError as error:
+        raise UserError(
+            f"{directory} is marked as cancelled, but not all of its jobs are ended: {error}; cancel it again"
+        ) from None
 
 
 def _end(ids: Collection[str], queue: Mapping[str, slurm.QueuedJob]) -> list[str]:

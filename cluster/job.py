@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.site import SiteConfig
-from coatnet.config import ConfigError, from_dict
+from coatnet.config import ConfigError, UserError, from_dict
 
 # How the end of a command is told: by the markers of a training run, or by its exit status alone.
 MARKERS, STATUS = "markers", "status"
@@ -81,3 +81,12 @@ def read_job(path: Path) -> Job:
 def newest_job_file(directory: Path) -> Path | None:
     """Return the job file of a run's last submission, None where it was never submitted."""
     return max(directory.glob("submissions/[0-9]*/job.json"), default=None)
+
+
+def filed_job(directory: Path) -> Job | None:
+    """Return what was submitted last of a run, None where that is not to be read."""
+    job_file = newest_job_file(directory)
+    try:
+        return read_job(job_file) if job_file is not None else None
+    except (OSError, UserError):
+        return None

@@ -35,7 +35,6 @@ _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection r
 _NO_JSON = ("serializer", "unrecognized option")
 _COLUMNS = "%A|%F|%K|%T|%r"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
-HELD_BY_USER = "JobHeldUser"  # why a job waits that was submitted by --hold
 _AWAY_SECONDS = 900.0
 _GONE = ("Invalid job id", "already completing or completed", "already finished")
 _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?")

@@ -13,11 +13,11 @@ from typing import Any
 
 from cluster.array import array_state, is_task, job_ids, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
-from cluster.job import Job, newest_job_file, read_job
+from cluster.job import filed_job
 from cluster.notice import ending_notice
 from cluster.progress import last_records, newest_step
-from cluster.slurm import HELD_BY_USER, QueuedJob, jobs_of
-from coatnet.config import UserError
+from cluster.slurm import QueuedJob, jobs_of
+from cluster.waiting import why_it_waits
 from coatnet.runtime.account import summarise
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -25,6 +25,7 @@ _RATE_RECORDS = 50
 _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
 _FINAL_MARKERS = ("done", "cancelled", "held")
+_WAITING = {"pending", "requeued", "requeue_hold", "special_exit"}
 _ENDINGS = {"failed": "failed", "stopped": "stopped", "excluded": "waiting"}
 
 
@@ -77,8 +78,8 @@ def read_status(
     lives = history.lives()
     job = _job(directory, queue or {})
     state, detail = _state(RunDirectory(directory), lives, job)
-    if job is not None and state == "pending" and job.reason == HELD_BY_USER:
-        detail = _why_held(directory, job, queue or {}) or detail
+    if job is not None and state in _WAITING:
+        detail = why_it_waits(directory, job, queue=queue or {})
     if state == "lost" and queue is not None and detail:
         detail += ", and SLURM knows no job of this run"
     records = [
@@ -125,17 +126,8 @@ def has_finished(directory: Path) -> bool:
 
 def _continues(directory: Path) -> bool:
     """Return whether a run that stopped goes on by itself; what cannot be read is waited for."""
-    filed = _filed(directory)
+    filed = filed_job(directory)
     return filed is None or filed.site.continuation != "none"
-
-
-def _filed(directory: Path) -> Job | None:
-    """Return what was submitted last, None where that is not to be read."""
-    job_file = newest_job_file(directory)
-    try:
-        return read_job(job_file) if job_file is not None else None
-    except (OSError, UserError):
-        return None
 
 
 def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
@@ -171,20 +163,6 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     if ended:
         return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
     return "lost", began
-
-
-def _why_held(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:
-    """Return what to do about a job that nobody will release; empty where a chain before it still will."""
-    filed = _filed(directory)
-    for before in map(Path, filed.held_behind if filed else ()):
-        if RunDirectory(before).marker("done") is not None:
-            return f"held although {before} is done; let it begin: scontrol release {job.job_id}"
-        if not any(one.is_alive for one in jobs_of(job_ids(before), queue)):
-            return (
-                f"held behind {before}, of which no job is left; submit the pipeline again, or give up: "
-                f"coatnet cancel {directory}"
-            )
-    return ""
 
 
 def _noticed(run: RunDirectory, last: Life | None) -> str:

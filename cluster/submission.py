@@ -28,6 +28,7 @@ from cluster.snapshot import snapshot_code
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
+_RELEASABLE = ("held", "cancelled")
 # What sbatch says, and what to do about it.
 _REMEDIES = {
     "generic resource": "no such GPUs here (sinfo -o %G shows them); --gpus-per-node 0 asks for none",
@@ -140,6 +141,8 @@ def submit(
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     with _submitting(directory):
         _check_run(directory, release=release)
+        run = RunDirectory(directory)
+        released = {name: run.marker(name) for name in _RELEASABLE if run.marker(name) is not None}
         folder = _next_folder(directory)
         if folder != prepared.folder:
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
@@ -154,11 +157,15 @@ def submit(
         script = folder / "script.sh"
         script.write_text(prepared.script)
         history = History(directory)
+        for name in released:  # the job would find it
+            run.clear(name)
         lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
             job_id = slurm.sbatch(str(script), *options)
         except slurm.SlurmError as error:
             shutil.rmtree(folder)  # what SLURM refused was not submitted
+            for name, fields in released.items():
+                run.mark(name, **(fields or {}))
             raise UserError(f"{error}{_remedy(str(error))}") from None
         history.note("submitted", job_id=job_id, folder=folder.name, lives=lives)
     return job_id
@@ -228,15 +235,13 @@ def _check_run(directory: Path, *, release: bool) -> None:
     run = RunDirectory(directory)
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; choose another run.directory")
-    for name in ("held", "cancelled"):
+    for name in _RELEASABLE:
         found = run.marker(name)
         if found is not None and not release:
             reason = f" ({found['reason']})" if found.get("reason") else ""
             raise UserError(
                 f"{directory} is {name}{reason}; submit with --release to go on from its checkpoint"
             )
-        if found is not None:
-            run.clear(name)
     queued = queued_job(directory)
     if queued is not None:
         raise UserError(

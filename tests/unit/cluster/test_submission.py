@@ -205,3 +205,20 @@ def test_a_run_whose_job_is_queued_is_not_submitted_again(
 def test_tasks_of_an_array_do_not_train_in_one_run_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--array 3: tasks of an array would train in one run directory"):
         prepare(replace(request(tmp_path, SITE), array=3))
+
+
+def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.mark("held", reason="three lives")
+    before = run.marker("held")
+    prepared = prepare(request(tmp_path, SITE))
+    write_program(programs / "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    with pytest.raises(UserError, match="Invalid account"):
+        submit(prepared, snapshot=False, release=True)
+    assert run.marker("held") == before
+    History(run.path).note("submitted", job_id="7", folder="0001", lives=0)
+    write_program(programs / "squeue", """echo '{"jobs": [{"job_id": 7, "job_state": "COMPLETING"}]}'""")
+    with pytest.raises(UserError, match="has job 7 already"):
+        submit(prepared, snapshot=False, release=True)
+    assert run.marker("held") == before, "its last life still ends"

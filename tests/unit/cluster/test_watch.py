@@ -337,3 +337,32 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
     found = {Path(one["directory"]).name: one for one in json.loads(capsys.readouterr().out)}
     assert found["first"]["state"] == "lost"
     assert found["second"]["state"] == "unreadable" and "Is a directory" in found["second"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        ("PENDING", "None", ""),
+        ("PENDING", "Priority", "Priority"),
+        ("PENDING", "JobHeldUser", "JobHeldUser: held; let it begin: scontrol release 7"),
+        ("PENDING", "JobHeldAdmin", "JobHeldAdmin: held by an administrator, who can say why"),
+        ("REQUEUE_HOLD", "None", "its nodes could not start it, again and again; then: scontrol release 7"),
+        ("PENDING", "PartitionTimeLimit", "then submit with less"),
+        ("PENDING", "DependencyNeverSatisfied", "coatnet cancel {run}, then submit again"),
+    ],
+)
+def test_a_job_that_waits_in_vain_is_told_with_the_remedy(
+    run: Path, state: str, reason: str, words: str
+) -> None:
+    detail = read_status(run, queue=queued(state, reason=reason)).detail
+    assert detail == words or (words and detail.endswith(words.format(run=run)))
+
+
+def test_a_run_that_is_marked_while_the_queue_is_away_is_to_be_cancelled_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "squeue", "echo unreachable >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(UserError, match=r"is marked as cancelled, but not .* unreachable; cancel it again"):
+        cancel_run(run)
+    assert read_status(run, queue={}).state == "cancelled"

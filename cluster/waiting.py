@@ -1,0 +1,54 @@
+"""Why a job waits, where somebody has to do something about it: one line with the remedy. Asks no queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.array import job_ids
+from cluster.job import filed_job
+from cluster.slurm import QueuedJob, jobs_of
+from coatnet.runtime.run_directory import RunDirectory
+
+_HELD_BY_USER = "JobHeldUser"
+_SMALLER = "more than may be had at once; coatnet cancel {directory}, then submit with less"
+# By SLURM's word for it, which stays in front: it is what manuals and administrators know.
+_REMEDIES = {
+    _HELD_BY_USER: "held; let it begin: scontrol release {job}",
+    "JobHeldAdmin": "held by an administrator, who can say why",
+    "JobHoldMaxRequeue": "its nodes could not start it, again and again; then: scontrol release {job}",
+    "DependencyNeverSatisfied": "what it waits for has failed; coatnet cancel {directory}, then submit again",
+    "BadConstraints": "no node has what it asks for; coatnet cancel {directory}, then submit anew",
+    "PartitionTimeLimit": _SMALLER,
+    "PartitionNodeLimit": _SMALLER,
+    "PartitionDown": "its partition is down; wait, or cancel and submit to another",
+    "PartitionInactive": "its partition starts nothing; wait, or cancel and submit to another",
+}
+_NOT_STARTED = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
+
+
+def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJob]) -> str:
+    """Return SLURM's reason, and what to do where waiting alone will not help."""
+    reason = job.reason if job.reason != "None" else ""
+    held_behind = _why_behind(directory, job, queue) if reason == _HELD_BY_USER else ""
+    if held_behind:
+        return held_behind
+    remedy = _REMEDIES["JobHoldMaxRequeue"] if job.state in _NOT_STARTED else _REMEDIES.get(reason, "")
+    words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
+    return ": ".join(part for part in (reason, words) if part)
+
+
+def _why_behind(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:
+    """Return what a job that was submitted held waits for, and what to do if nobody will release it."""
+    filed = filed_job(directory)
+    waiting = []
+    for before in map(Path, filed.held_behind if filed else ()):
+        if RunDirectory(before).marker("done") is not None:
+            return f"held although {before} is done; let it begin: scontrol release {job.job_id}"
+        if not any(one.is_alive for one in jobs_of(job_ids(before), queue)):
+            return (
+                f"held behind {before}, of which no job is left; submit the pipeline again, or give up: "
+                f"coatnet cancel {directory}"
+            )
+        waiting.append(str(before))
+    return f"begins after {', '.join(waiting)}" if waiting else ""
