@@ -17,6 +17,9 @@ from data_pipeline.record import BadSampleError
 
 T = TypeVar("T")
 _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
+_IDLE_TURNS = (
+    16  # of as many reads as shards are open: one in use is missed by so many once in 10 million times
+)
 
 
 class ShardFiles(Protocol):
@@ -85,6 +88,11 @@ class OpenShard:
         if size != expected_bytes:
             raise BadSampleError(f"{path}: has {size} bytes, the manifest says {expected_bytes}")
 
+    @property
+    def is_removed(self) -> bool:
+        """Say whether the file has left its folder; its bytes leave the disk when it is closed."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
     def read(self, start: int, size: int) -> bytes:
         """Read bytes; fewer at the end of the file.
 
@@ -108,6 +116,8 @@ class OpenShards:
         self._files = files
         self._limit = limit
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
+        self._turn = 0
+        self._last_turn: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def get(self, name: str, *, expected_bytes: int) -> OpenShard:
@@ -117,13 +127,24 @@ class OpenShards:
             BadSampleError: it cannot be had, or its size is not the manifest's.
         """
         with self._lock:
+            self._turn += 1
             found = self._open.get(name)
             if found is not None:
+                self._last_turn[name] = self._turn
                 self._open.move_to_end(name)
                 return found
         opened = use_file(self._files, name, partial(OpenShard, expected_bytes=expected_bytes))
         with self._lock:
             self._open[name] = opened
-            while len(self._open) > self._limit:
-                self._open.popitem(last=False)
+            self._last_turn[name] = self._turn
+            self._close_idle()
         return opened
+
+    def _close_idle(self) -> None:
+        """Close the longest unused, beyond the limit or if they left the cache: they fill the disk unseen."""
+        for name in list(self._open):
+            idle = self._turn - self._last_turn[name] > _IDLE_TURNS * len(self._open)
+            if len(self._open) <= self._limit and not (self._files.remote and idle):
+                break
+            if len(self._open) > self._limit or self._open[name].is_removed:
+                del self._open[name], self._last_turn[name]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +203,26 @@ def test_the_cache_stays_below_its_limit_and_still_serves(
         corpus.read(int(draw.integers(8)), int(draw.integers(10)))
         used = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
         assert used <= limit
+
+
+def test_shards_that_left_the_cache_do_not_fill_the_disk_unseen(
+    server: FaultServer, shards: Path, tmp_path: Path
+) -> None:
+    """A removed file takes its room until it is closed; one that is still read is not closed for that."""
+    limit = (1 << 20) + 2 * max(path.stat().st_size for path in shards.glob("*.tar"))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit)))
+    for shard in (0, 1, 2, 3, 4):
+        for _ in range(100):
+            corpus.read(0, 0)
+            corpus.read(shard, 1)
+    corpus.read(5, 0)
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the server's threads close theirs
+            links.append(os.readlink(path))
+    removed = [link for link in links if str(tmp_path) in link and link.endswith("(deleted)")]
+    assert {Path(link).name.partition(".")[0] for link in removed} == {"shard-000000"}
+    assert server.requests[FIRST] == 1
 
 
 def test_ranks_of_a_node_share_one_download(server: FaultServer, tmp_path: Path) -> None:
