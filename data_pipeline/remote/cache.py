@@ -5,47 +5,55 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 
 _LOCK_SUFFIX = ".lock"
+_ABANDONED_SECONDS = 3600.0
 
 
 class Cache:
     """A folder of files below a limit; the least recently used ones leave.
 
     A file that leaves while it is open stays readable for those that have it open.
+
+    Attributes:
+        folder: where they lie, shared by processes.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
         self._limit = limit_bytes
 
-    def get(self, name: str, fetch: Callable[[Path], None], *, size: int) -> Path:
+    def get(self, name: str, fetch: Callable[[Path], None], *, size: int, ahead: bool = False) -> Path:
         """Return a file's path; the first process that asks fetches it, the others wait.
 
         Args:
             name: a relative path.
             fetch: writes the file to the path it is given.
+            ahead: of its use; what others may need soon is not given up for it when the disk is full.
 
         Raises:
             OSError: the disk is full or fails.
         """
-        path = self._folder / name
+        path = self.folder / name
         if self._touch(path):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}{_LOCK_SUFFIX}")):
             if not self._touch(path):
-                self._make_room(size)
                 try:
+                    self._make_room(size)
                     fetch(path)
                 except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    if ahead or not is_full(error):
                         raise
-                    self._make_room(self._limit)  # others fill the disk as well: give up all that is idle
+                    self._make_room(size, all_idle=True)  # others fill the disk as well
                     fetch(path)
         return path
 
@@ -57,29 +65,52 @@ class Cache:
             return False
         return True
 
-    def _make_room(self, size: int) -> None:
-        """Remove files, the longest unused first, until `size` more bytes are within the limit."""
-        with _locked(self._folder / f".cache{_LOCK_SUFFIX}"):
-            files = sorted(
-                ((stat.st_mtime, stat.st_size, path) for path, stat in self._files()), key=lambda f: f[0]
-            )
-            total = sum(used for _, used, _ in files)
-            for _, used, path in files:
-                if total + size <= self._limit:
+    def _make_room(self, size: int, *, all_idle: bool = False) -> None:
+        """Remove files, the longest unused first, until `size` more bytes fit, by limit and disk; or all.
+
+        The disk must have room for what others are fetching just now, too: about as much each.
+
+        Raises:
+            OSError: the disk is full without all that may go.
+        """
+        with _locked(self.folder / f".cache{_LOCK_SUFFIX}"):
+            kept, fetched = self._files()
+            total, wanted = sum(used for _, used, _ in kept), size * (1 + fetched)
+            for _, used, path in sorted(kept, key=lambda file: file[0]):
+                if total + size <= self._limit and _free_bytes(self.folder) >= wanted and not all_idle:
                     break
                 path.unlink(missing_ok=True)
                 total -= used
+            if _free_bytes(self.folder) < size:  # not worth a transfer
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self._folder.rglob("*"):
-            if path.name.endswith((_LOCK_SUFFIX, ".part", ".etag")):
+    def _files(self) -> tuple[list[tuple[float, int, Path]], int]:
+        """Return (last use, bytes, path) of what may go, and how many files are being fetched.
+
+        What has been half there for an hour was left by a killed process, and may go.
+        """
+        kept, fetched = [], 0
+        for path in self.folder.rglob("*"):
+            if path.name.endswith(_LOCK_SUFFIX):
                 continue
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 continue  # another process was quicker
-            if path.is_file():
-                yield path, stat
+            if path.name.endswith((".part", ".etag")) and time.time() - stat.st_mtime < _ABANDONED_SECONDS:
+                fetched += path.name.endswith(".part")
+            elif S_ISREG(stat.st_mode):
+                kept.append((stat.st_mtime, stat.st_size, path))
+        return kept, fetched
+
+
+def is_full(error: OSError) -> bool:
+    """Say whether an error means that the disk, or its owner's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager

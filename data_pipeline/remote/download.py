@@ -19,6 +19,7 @@ import xxhash
 from urllib3.exceptions import HTTPError
 
 from data_pipeline.remote.address import to_http, without_secrets
+from data_pipeline.remote.cache import is_full
 
 _CHUNK_BYTES = 1 << 18
 _LEAST_BYTES_PER_SECOND = 2_000  # a slow drip keeps a socket alive for ever
@@ -91,7 +92,11 @@ def download(url: str, target: Path, expected: Expected, *, patience: Patience) 
                 raise DownloadError(
                     f"{without_secrets(url)}: {error}, after {failures} attempts without progress"
                 ) from None
-            patience.pause(max(error.after_seconds, backoff_seconds(failures)))
+            patience.pause(error.after_seconds + backoff_seconds(failures))
+        except OSError as error:
+            if is_full(error):
+                part.unlink(missing_ok=True)  # it would keep the room that another file needs now
+            raise
 
 
 def fetch_bytes(url: str, *, limit: int, patience: Patience) -> bytes:
@@ -112,12 +117,15 @@ def fetch_bytes(url: str, *, limit: int, patience: Patience) -> bytes:
         except _Retry as error:
             if failures == patience.attempts:
                 raise DownloadError(f"{without_secrets(url)}: {error}, after {failures} attempts") from None
-            patience.pause(max(error.after_seconds, backoff_seconds(failures)))
+            patience.pause(error.after_seconds + backoff_seconds(failures))
     raise AssertionError("a last attempt returns or raises")
 
 
 def backoff_seconds(failures: int) -> float:
-    """Return how long to wait: doubling, with full jitter, so that ranks do not return in step."""
+    """Return how long to wait: doubling, with jitter, so that ranks do not return in step.
+
+    It comes on top of what a server asks for, which it asks of all of them alike.
+    """
     most = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0**failures)
     return random.uniform(most / 2, most)
 
@@ -165,7 +173,13 @@ def _open(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTT
             headers=headers,
             preload_content=False,
             retries=urllib3.Retry(
-                total=_REDIRECTS, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS
+                total=_REDIRECTS,
+                connect=0,
+                read=0,
+                status=0,
+                other=0,
+                redirect=_REDIRECTS,
+                respect_retry_after_header=False,  # else an error that tells no time
             ),
             timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=patience.stall_seconds),
         )

@@ -7,6 +7,7 @@ import queue
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,20 @@ from data_pipeline.index import index_path, labels_path
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError
 from data_pipeline.remote.address import check_url, join, without_secrets
-from data_pipeline.remote.cache import Cache
-from data_pipeline.remote.download import DownloadError, Expected, Patience, download, fetch_bytes
+from data_pipeline.remote.cache import Cache, is_full
+from data_pipeline.remote.download import (
+    DownloadError,
+    Expected,
+    Patience,
+    backoff_seconds,
+    download,
+    fetch_bytes,
+)
 
 _FETCHERS = 4
 _MAX_MANIFEST_BYTES = 1 << 28
 _LOST_SECONDS = 60.0  # a lost shard is not asked for again for each of its samples
+_FULL_DISK_TRIES = 8  # three quarters of a minute
 _INDEX_BYTES = 1 << 20  # an index's size is not in the manifest; this is room to make for it
 
 
@@ -42,15 +51,31 @@ class RemoteFiles:
     def path(self, name: str) -> Path:
         """Return a file's path in the cache, fetching it first if it is not there.
 
+        A full disk says nothing of the sample: it is waited for, since other ranks give room back.
+
         Raises:
             BadSampleError: it could not be had.
+            UserError: the disk stays full.
         """
+        for failures in range(1, _FULL_DISK_TRIES + 1):
+            try:
+                return self._cached(name)
+            except DownloadError as error:
+                raise BadSampleError(str(error)) from None
+            except OSError as error:
+                if not is_full(error):
+                    raise BadSampleError(str(error)) from None
+                if failures < _FULL_DISK_TRIES:
+                    self._patience.pause(backoff_seconds(failures))
+        raise UserError(
+            f"{name}: no room on the disk of data.cache.directory, {self._cache.folder}, without what idles "
+            "there; give it another place, or lower data.cache.ahead_shards, data.lanes or data.window"
+        )
+
+    def _cached(self, name: str, *, ahead: bool = False) -> Path:
         self._refuse_lost(name)
-        size = self._expected[name].size or _INDEX_BYTES
-        try:
-            return self._cache.get(f"{self._digest}/{name}", partial(self._fetch, name), size=size)
-        except (DownloadError, OSError) as error:
-            raise BadSampleError(str(error)) from None
+        size, fetch = self._expected[name].size or _INDEX_BYTES, partial(self._fetch, name)
+        return self._cache.get(f"{self._digest}/{name}", fetch, size=size, ahead=ahead)
 
     def _fetch(self, name: str, target: Path) -> None:
         """Fetch a file while the cache holds its lock: those who wait for it then see that it is lost."""
@@ -58,7 +83,8 @@ class RemoteFiles:
         try:
             download(join(self._url, name), target, self._expected[name], patience=self._patience)
         except (DownloadError, OSError) as error:
-            self._lost[name] = (time.monotonic() + _LOST_SECONDS, str(error))
+            if not (isinstance(error, OSError) and is_full(error)):
+                self._lost[name] = (time.monotonic() + _LOST_SECONDS, str(error))
             raise
 
     def _refuse_lost(self, name: str) -> None:
@@ -84,10 +110,8 @@ class RemoteFiles:
 
     def _fetch_ahead(self) -> None:
         while True:
-            try:
-                self.path(self._queue.get())
-            except BadSampleError:
-                continue  # the reader will meet it, and name it
+            with suppress(BadSampleError, DownloadError, OSError):  # the reader will meet it, and name it
+                self._cached(self._queue.get(), ahead=True)
 
 
 def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:

@@ -16,8 +16,9 @@ class FaultServer:
 
     Attributes:
         faults: by file name, a list of faults; each request for the file uses up the first one.
-            "503", "404": that status. "reset": no answer. "cut": half of what was asked for, then an end.
-            "stall": half of it, then silence. "drip": a byte every 50 ms. "long", "short": a wrong length.
+            "503", "404": that status; "503+2" with Retry-After: 2. "reset": no answer.
+            "cut": half of what was asked for, then an end. "stall": half of it, then silence.
+            "drip": a byte every 50 ms. "long", "short": a wrong length.
             "flip": one bit is wrong. "changed": another ETag and an answer of 200 to a range.
         requests: how often each file was asked for.
         ranges: the Range headers that came, by file.
@@ -70,8 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = bool(fault)
         if fault == "reset":
             return
-        if fault.isdigit() or not path.is_file():
-            self.send_response(int(fault or 404))
+        status, _, after = fault.partition("+")
+        if status.isdigit() or not path.is_file():
+            self.send_response(int(status or 404))
+            if after:
+                self.send_header("Retry-After", after)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

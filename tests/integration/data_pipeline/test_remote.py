@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_corpus
 from data_pipeline.record import BadSampleError, SampleSource
+from data_pipeline.remote import cache as remote_cache
+from data_pipeline.remote import remote_files
 from data_pipeline.remote.cache import Cache
 from data_pipeline.remote.download import DownloadError, Expected, Patience, backoff_seconds, download
 from data_pipeline.sharding.options import ShardOptions
@@ -67,7 +70,7 @@ def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
 def test_a_remote_corpus_reads_as_the_local_one_and_each_file_is_fetched_once(
     server: FaultServer, shards: Path, tmp_path: Path
 ) -> None:
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
     assert everything(corpus) == everything(Corpus.open(shards))
     assert everything(open_corpus(server.url, cache=cache_config(tmp_path))) == everything(corpus)
     assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
@@ -177,7 +180,7 @@ def test_secrets_in_a_url_stay_out_of_messages(server: FaultServer, tmp_path: Pa
 def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Path, tail: str) -> None:
     data = DataConfig(
         train=[CorpusConfig(server.url)],
-        cache=cache_config(tmp_path, ahead_shards=8),
+        cache=cache_config(tmp_path, ahead_shards=8, stall_seconds=20),
         window=1,
         lanes=1,
         tail=tail,
@@ -210,7 +213,7 @@ def test_shards_that_left_the_cache_do_not_fill_the_disk_unseen(
 ) -> None:
     """A removed file takes its room until it is closed; one that is still read is not closed for that."""
     limit = (1 << 20) + 2 * max(path.stat().st_size for path in shards.glob("*.tar"))
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit)))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit), stall_seconds=20))
     for shard in (0, 1, 2, 3, 4):
         for _ in range(100):
             corpus.read(0, 0)
@@ -287,6 +290,50 @@ def test_pauses_grow_with_jitter_and_end(server: FaultServer, tmp_path: Path) ->
     assert len(pauses) == 7
     assert pauses[-1] > 5 * pauses[0]
     assert len({backoff_seconds(4) for _ in range(20)}) == 20
+
+
+def test_what_a_server_asks_for_is_waited_and_more_so_that_ranks_do_not_return_in_step(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    pauses: list[float] = []
+    server.faults[FIRST] = ["503+2"] * 3
+    patience = Patience(stall_seconds=1, attempts=4, pause=pauses.append)
+    with pytest.raises(DownloadError):
+        download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
+    assert len(set(pauses)) == len(pauses) == 3 and all(2 < pause < 5 for pause in pauses)
+
+
+@pytest.mark.parametrize("full_for", [3, 1000])
+def test_a_disk_that_is_full_costs_no_sample(
+    server: FaultServer, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_for: int
+) -> None:
+    """Other ranks may give room back; if they do not, the run stops, since no sample is to blame."""
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
+    asked = itertools.count()
+    monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 0 if next(asked) < full_for else 1 << 40)
+    monkeypatch.setattr(remote_files, "backoff_seconds", lambda _: 0.0)
+    if full_for < 1000:
+        assert bytes(corpus.read(0, 0).payload) == bytes(Corpus.open(shards).read(0, 0).payload)
+        return
+    with pytest.raises(UserError, match=r"no room on the disk of data\.cache\.directory, .*/cache, "):
+        corpus.read(0, 0)
+    assert set(server.requests) == {"manifest.json"}  # no transfer that has no room
+
+
+def test_the_disk_has_room_for_what_others_are_fetching_and_what_a_killed_process_left_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Cache(tmp_path / "cache", limit_bytes=1 << 20)
+    for name in ("old", "new"):
+        kept.get(name, lambda path: path.write_bytes(b"x" * 1000), size=1000)  # type: ignore[arg-type, return-value]
+    os.utime(tmp_path / "cache" / "old", (1, 1))
+    for name, seconds in (("fetched.part", time.time()), ("left.part", 1.0)):
+        (tmp_path / "cache" / name).write_bytes(b"half")
+        os.utime(tmp_path / "cache" / name, (seconds, seconds))
+    here = tmp_path / "cache"
+    monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 2000 if (here / "old").exists() else 3000)
+    kept.get("next", lambda path: path.write_bytes(b"x"), size=1200)  # type: ignore[arg-type, return-value]
+    assert {path.name for path in here.iterdir() if path.name[0] != "."} == {"new", "next", "fetched.part"}
 
 
 def test_a_full_disk_is_met_by_giving_up_what_is_idle(tmp_path: Path) -> None:
