@@ -33,8 +33,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             status = run(sys.argv[1:])
-        except SystemExit as ended:
-            status = ended.code
+        except SystemExit as ended:  # click ends with 1 where a reader went away
+            status = _STATUS_NO_READER if isinstance(ended.__context__, BrokenPipeError) else ended.code
         sys.stdout.flush()
     except KeyboardInterrupt:
         _leave(signal.SIGINT, None)

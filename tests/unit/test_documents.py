@@ -20,7 +20,9 @@ from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    path for path in ROOT.rglob("*.md") if not {".venv", "runs", "node_modules"} & set(path.parts)
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part in {"runs", "build"} for part in path.relative_to(ROOT).parts)
 )
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 POINTS = {point.name: point for point in entry_points(group="coatnet.commands")}

@@ -348,5 +348,5 @@ def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path)
     (tmp_path / "other" / "dog").mkdir(parents=True)
     (tmp_path / "other" / "dog" / "1.jpg").write_bytes(b"x")
     data = DataConfig(train=[CorpusConfig(str(shard_folder)), CorpusConfig(str(tmp_path / "other"))])
-    with pytest.raises(UserError, match=r"data\.train\[1\]: has 1 classes"):
+    with pytest.raises(UserError, match=r"data\.train\[1\]: has 1 class,"):
         TrainLoader.open(data, AUGMENT, seed=0, global_batch=8)
