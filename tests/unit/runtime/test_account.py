@@ -180,6 +180,64 @@ def test_the_file_does_not_grow_with_the_time_and_survives_a_torn_line(tmp_path:
     assert [(life.life, life.samples_seen) for life in read_lives(tmp_path)] == [(1, 49), (2, 60)]
 
 
+def live(run: RunDirectory, *, rank: int, world_size: int, samples_seen: int) -> TimeAccount:
+    class Rank(Ranks):
+        def broadcast(self, value: Any, *, source: int = 0) -> Any:
+            told.append(value)
+            return told[0]
+
+    account = TimeAccount.of_run(run, ranks=Rank(rank=rank, world_size=world_size))
+    account._seconds["compute"] = 10.0 + rank
+    account.reached(samples_seen)
+    account.close()
+    return account
+
+
+told: list[Any] = []
+
+
+def test_lives_of_many_ranks_are_read_as_one_line_each_and_the_ranks_files_do_not_grow(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path)
+    for life, world_size in enumerate((3, 2, 2), start=1):
+        lease = Lease.acquire(tmp_path)
+        told.clear()
+        for rank in range(world_size):
+            live(run, rank=rank, world_size=world_size, samples_seen=8 * life)
+        lease.release()
+    sizes = {file.name: file.stat().st_size for file in sorted(run.account.glob("rank-*"))}
+    assert (
+        set(sizes.values()) == {512} and len(sizes) == 3
+    )  # that of the third rank is the first life's still
+    lives = read_lives(run.account)
+    assert [(one.life, one.samples_seen) for one in lives] == [(1, 8), (2, 16), (3, 24)]
+    assert [one.seconds["compute"] for one in lives] == [11.0, 10.5, 10.5]
+    assert len((run.account / "earlier.jsonl").read_text().splitlines()) == 2
+
+
+def test_where_the_means_find_no_room_the_ranks_files_keep_every_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coatnet.runtime.account.write_atomically", full)
+    for life in (1, 2):
+        lease = Lease.acquire(tmp_path)
+        told.clear()
+        live(RunDirectory(tmp_path), rank=0, world_size=1, samples_seen=8 * life)
+        lease.release()
+    assert [one.samples_seen for one in read_lives(tmp_path / "account")] == [8, 16]
+
+
+def test_a_thousand_ranks_together_write_no_more_often_than_the_file_system_bears(tmp_path: Path) -> None:
+    told[:] = [(1, True)]
+    account = live(RunDirectory(tmp_path), rank=1, world_size=1024, samples_seen=8)
+    assert account._flush_seconds == 32.0
+    assert live(RunDirectory(tmp_path), rank=1, world_size=8, samples_seen=8)._flush_seconds == 2.0
+
+
 def test_writing_for_a_week_keeps_no_file_open(tmp_path: Path) -> None:
     account = TimeAccount(tmp_path, rank=0, life=1)
     account.flush(samples_seen=0)
