@@ -26,19 +26,26 @@ from coatnet.checkpoint.inspection import MANIFEST
 class Checkpoint:
     """A committed checkpoint. Opening reads the manifest and the file sizes; data is verified when touched.
 
+    Args:
+        directory: where it lies.
+        share, shares: look at the sizes of the rank files share, share + shares, … alone: where each of a
+            thousand ranks asks after a thousand files, the file system answers a million times.
+
     Raises:
         CheckpointError: no manifest, another format, a file missing or of the wrong size.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, *, share: int = 0, shares: int = 1) -> None:
         self.directory = Path(directory)
         origin = self.directory / MANIFEST
         self.manifest = manifest_from_json(read_json(origin), origin=origin)
         self._pieces: dict[tuple[str, str], list[tuple[RankFile, Piece]]] = defaultdict(list)
         for file in self.manifest.files:
-            self._check_size(file)
+            self._check_name(file)
             for piece in file.pieces:
                 self._pieces[piece.kind, piece.name].append((file, piece))
+        for file in self.manifest.files[share::shares]:
+            self._check_size(file)
         for pieces in self._pieces.values():
             pieces.sort(key=lambda pair: pair[1].start)
         self._verified: set[tuple[str, int]] = set()
@@ -126,10 +133,12 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: holds no {kind} {name}: it is of another model")
         return found
 
-    def _check_size(self, file: RankFile) -> None:
-        path = self.directory / file.name
+    def _check_name(self, file: RankFile) -> None:
         if Path(file.name).name != file.name:
             raise CheckpointError(f"{self.directory}: the manifest names a file outside of it: {file.name!r}")
+
+    def _check_size(self, file: RankFile) -> None:
+        path = self.directory / file.name
         try:
             size = path.stat().st_size
         except OSError as error:

@@ -216,8 +216,9 @@ class CheckpointStore:
 
     def _open(self, step: int) -> tuple[Checkpoint | None, str | None]:
         try:
-            checkpoint = Checkpoint(self.path(step))
-            checkpoint.verify(share=self._ranks.rank, shares=self._ranks.world_size)
+            share = {"share": self._ranks.rank, "shares": self._ranks.world_size}
+            checkpoint = Checkpoint(self.path(step), **share)
+            checkpoint.verify(**share)
             return checkpoint, None
         except CheckpointError as error:
             return None, str(error)

@@ -183,29 +183,43 @@ class Ranks:
         return everyone
 
     def broadcast(self, value: Any, *, source: int = 0) -> Any:
-        """Return rank `source`'s JSON-able value on every rank."""
-        return self.gather(value)[source]
+        """Return rank `source`'s JSON-able value on every rank, what the others give being of no interest."""
+        if not self.distributed:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        text = self._as_bytes(value if self.rank == source else None)
+        length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
+        dist.broadcast(length, src=source)
+        told = text if self.rank == source else text.new_empty(int(length))
+        dist.broadcast(told, src=source)
+        return json.loads(told.cpu().numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's JSON-able value, on every rank. As JSON, so that nothing is unpickled."""
         if not self.distributed:
             return [value]
-        import numpy as np
         import torch
         import torch.distributed as dist
 
-        text = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+        text = self._as_bytes(value)
         length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
         lengths = [torch.zeros_like(length) for _ in range(self.world_size)]
         dist.all_gather(lengths, length)
         padded = torch.zeros(int(max(int(one) for one in lengths)), dtype=torch.uint8, device=self.device)
-        padded[: len(text)] = torch.from_numpy(text.copy())
+        padded[: len(text)] = text
         parts = [torch.zeros_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         return [
             json.loads(part[: int(size)].cpu().numpy().tobytes())
             for part, size in zip(parts, lengths, strict=True)
         ]
+
+    def _as_bytes(self, value: Any) -> torch.Tensor:
+        import torch
+
+        return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
 
     def tell(self, key: str, text: str) -> None:
         """Leave a word for whoever asks for the key; from any thread, waits for nobody.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from coatnet.runtime.account import CLASSES, TimeAccount, add_up, read_lives
+from coatnet.runtime.account import CLASSES, LifeAccount, TimeAccount, add_up
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
 from coatnet.runtime.ranks import Ranks
@@ -22,7 +22,9 @@ from coatnet.training.state import RunState
 from coatnet.training.utilisation import peak_flops
 
 _RECORD_SECONDS = 0.5
-_FLUSH_SECONDS = 10.0
+# Of the run's age, up to the longest: an hour is seen in full, and weeks leave 200,000 records, not millions.
+_RECORD_SHARE, _LONGEST_RECORD_SECONDS = 1e-4, 10.0
+_FLUSH_RECORDS = 20
 _DRAW_SECONDS = 60.0
 _MOST_STRETCHES = 120
 
@@ -53,7 +55,7 @@ class StepResult:
 
 
 class Recorder:
-    """Writes metrics at most twice a second, and every event."""
+    """Writes metrics at most twice a second, more rarely as the run grows old, and every event."""
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Recorder:
         peak = peak_flops()
         self._mfu_per_rate = flops_per_image / (peak * ranks.world_size) if peak else None
         self._recorded_at = self._flushed_at = time.monotonic()
+        self._record_seconds, self._record_next = _RECORD_SECONDS, False
         self._drawn_at = -_DRAW_SECONDS
         self._samples = self._steps = 0
         self._data_wait_seconds = 0.0
@@ -80,15 +83,14 @@ class Recorder:
         self._history = [dict.fromkeys(CLASSES, 0.0)]
         self._earlier_seconds = dict.fromkeys(CLASSES, 0.0)
 
-    def remember(self, earlier: Earlier) -> None:
-        """Go on counting where the metrics of earlier lives end."""
+    def remember(self, earlier: Earlier, lives: list[LifeAccount]) -> None:
+        """Go on counting where the metrics and accounts of earlier lives end."""
         self._skipped = int(earlier.counts.get("skipped_steps", 0))
         self._bad = int(earlier.counts.get("bad_samples", 0))
         stride = max(1, len(earlier.accounts) * 2 // _MOST_STRETCHES)
         self._history += [
             {name: float(row[f"account/{name}"]) for name in CLASSES} for row in earlier.accounts[::stride]
         ]
-        lives = read_lives(self._run.account)
         self._earlier_seconds = add_up(lives)
         for own in (one for one in lives if one.life == self._account.life):
             for name, seconds in own.seconds.items():
@@ -137,15 +139,23 @@ class Recorder:
         self._steps += 1
         bar.advance(result.samples)
         now = time.monotonic()
-        if now - self._recorded_at >= _RECORD_SECONDS or state.samples_seen >= self._total:
+        due = now - self._recorded_at >= self._record_seconds or self._record_next
+        if due or state.samples_seen >= self._total:
             bar.note(f"loss {result.loss:.3f}")
             self._metrics.scalars(
                 self._scalars(state, result, now - self._recorded_at), samples_seen=state.samples_seen
             )
             self._recorded_at, self._samples, self._steps = now, 0, 0
+            age = sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
+            self._record_seconds = min(max(_RECORD_SECONDS, _RECORD_SHARE * age), _LONGEST_RECORD_SECONDS)
+            self._record_next = False
         self._account.reached(state.samples_seen)
-        if now - self._flushed_at >= _FLUSH_SECONDS:
+        if now - self._flushed_at >= _FLUSH_RECORDS * self._record_seconds:
             self.flush(state)
+
+    def record_next(self) -> None:
+        """Record the next step whenever it comes: a life that resumes before it is compared with that."""
+        self._record_next = True
 
     def evaluation(
         self,

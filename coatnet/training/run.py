@@ -16,7 +16,7 @@ import torch
 
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
-from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.account import TimeAccount, read_lives
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
@@ -168,9 +168,10 @@ class TrainingRun(Generic[State, Result]):
         state = state or self.state_type()
         if self.ranks.is_main:
             earlier = read_earlier(self.run.metrics, after=state.samples_seen)
-            self._redone_until = earlier.reached
+            lives = read_lives(self.run.account)
+            self._redone_until = max([earlier.reached, *(life.samples_seen for life in lives)])
             self._continuity.remember(earlier.ahead, until=self.stream.next_excluded(state.samples_seen))
-            self.recorder.remember(earlier)
+            self.recorder.remember(earlier, lives)
         self._redone_until = self.ranks.broadcast(self._redone_until)
         self.recorder.event(
             kind,
@@ -252,6 +253,7 @@ class TrainingRun(Generic[State, Result]):
         """Save, in the background or until it is done; `facts` travel with it."""
         with self.patience("checkpoint"):
             self.checkpoints.save(state, wait=wait, **facts)
+        self.recorder.record_next()
 
     def is_finished(self, state: State) -> bool:
         """True at the end of the run."""

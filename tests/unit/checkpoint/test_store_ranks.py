@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.format import CheckpointError, RankFile
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
 
@@ -46,6 +47,9 @@ class Linked(Ranks):
 
     def gather(self, value: Any) -> list[Any]:
         return self.exchange(self.rank, value)
+
+    def broadcast(self, value: Any, *, source: int = 0) -> Any:
+        return self.exchange(self.rank, value)[source]
 
 
 class Pair:
@@ -113,3 +117,16 @@ def test_what_the_first_rank_cannot_list_stops_all(pair: Pair, monkeypatch: pyte
     monkeypatch.setattr(os, "listdir", denied)
     first, second = pair.both(CheckpointStore.newest)
     assert first == second and first.endswith("Permission denied; make it readable")
+
+
+def test_of_the_files_each_rank_looks_at_its_share_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, seen = Checkpoint._check_size, []
+
+    def noting(self: Checkpoint, file: RankFile) -> None:
+        seen.append(file.name)
+        look(self, file)
+
+    monkeypatch.setattr(Checkpoint, "_check_size", noting)
+    found = pair.both(lambda store: store.newest())
+    assert [one.step for one in found] == [2, 2]
+    assert sorted(seen) == ["rank-00000.safetensors", "rank-00001.safetensors"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from coatnet.model import ModelConfig, NormConfig, build_model
-from coatnet.runtime.account import CLASSES, TimeAccount
+from coatnet.runtime.account import CLASSES, TimeAccount, read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
@@ -37,7 +38,7 @@ WANTED = {
 }
 
 
-def make_recorder(run: RunDirectory, *, life: int) -> Recorder:
+def make_recorder(run: RunDirectory, *, life: int, total: int = 16) -> Recorder:
     account = TimeAccount(run.account, rank=0, life=life)
     account.flush(samples_seen=0)
     return Recorder(
@@ -45,7 +46,7 @@ def make_recorder(run: RunDirectory, *, life: int) -> Recorder:
         ranks=Ranks(),
         account=account,
         metrics=MetricsLog(run, enabled=True),
-        total=16,
+        total=total,
         augmented=lambda batch: batch.images.float() / 255,
         flops_per_image=1e9,
     )
@@ -126,7 +127,7 @@ def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: 
     take_step(first, state, applied=False)
     first.flush(state)
     second = make_recorder(run, life=2)
-    second.remember(read_earlier(run.metrics, after=0))
+    second.remember(read_earlier(run.metrics, after=0), read_lives(run.account))
     state.samples_seen = 8
     take_step(second, state, bad=1)
     rows = [row for row in read_lines(run.metrics) if "bad_samples" in row]
@@ -135,13 +136,36 @@ def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: 
     assert kinds.count("bad_sample") == 3 and kinds.count("skipped_step") == 1
 
 
+@pytest.mark.parametrize(
+    ("age", "early", "late"), [(100.0, 0.4, 0.6), (50_000.0, 4.0, 6.0), (2_000_000.0, 9.0, 11.0)]
+)
+def test_a_run_records_more_rarely_as_it_grows_old_and_always_the_step_after_a_save(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, age: float, early: float, late: float
+) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr("coatnet.training.recorder.time.monotonic", lambda: now[0])
+    recorder, state = make_recorder(run, life=1, total=10_000), State()
+
+    def recorded_after(seconds: float) -> bool:
+        now[0] += seconds
+        take_step(recorder, state)
+        rows = [row for row in read_lines(run.metrics) if "train/loss" in row]
+        return bool(rows) and rows[-1]["samples_seen"] == state.samples_seen
+
+    assert not recorded_after(0.4) and recorded_after(age)
+    assert not recorded_after(early) and recorded_after(late - early)
+    recorder.record_next()
+    assert recorded_after(0.1) and not recorded_after(0.1)
+    recorder.close()
+
+
 def test_the_account_in_the_metrics_goes_on_where_earlier_lives_ended(run: RunDirectory) -> None:
     first = make_recorder(run, life=1)
     first._account._seconds["compute"] = 100.0
     first.flush(State())
     first._account.close()
     second = make_recorder(run, life=2)
-    second.remember(read_earlier(run.metrics, after=0))
+    second.remember(read_earlier(run.metrics, after=0), read_lives(run.account))
     second._account._seconds["compute"] = 10.0
     second.flush(State())
     spent = [row["account/compute"] for row in read_lines(run.metrics)]
