@@ -36,6 +36,15 @@ class MemoryChoice:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Steps of one global batch in a run that changes it."""
+
+    global_batch: int
+    steps: int
+    step_seconds: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is predicted for one layout. Seconds and bytes are of one rank; rates of the whole run.
 
@@ -43,6 +52,8 @@ class Plan:
         in_process: a rank's memory is its process's, as on a CPU, and no card's.
         loading: seconds of a step in which images are read and nothing is computed.
         read_bytes: of images, in the whole run; 110 kB each where the corpus is not readable from here.
+        stretches: of a run that changes its global batch and whose length is known; layout, step and rates
+            are those of the first batch, memory is that of the largest.
     """
 
     hardware: str
@@ -74,6 +85,7 @@ class Plan:
     days: float | None
     gpu_hours: float | None
     shards_per_rank: float | None
+    stretches: list[Stretch]
 
     @property
     def fits(self) -> bool:
@@ -124,6 +136,14 @@ def make_plan(
     accumulation, layout = _layout(recipe, world_size=world, on_cores=hardware.shares_memory)
     works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
     timing = _timing(recipe, works, layout=layout, accumulation=accumulation, hardware=hardware, nodes=nodes)
+    largest, step_seconds = layout, {recipe.global_batch: timing.seconds}
+    for _, batch in recipe.batch_changes:
+        later = dataclasses.replace(recipe, global_batch=batch)
+        count, other = _layout(later, world_size=world, on_cores=hardware.shares_memory)
+        largest = max(largest, other, key=lambda one: one.micro_batch)
+        step_seconds[batch] = _timing(
+            later, works, layout=other, accumulation=count, hardware=hardware, nodes=nodes
+        ).seconds
     rate = recipe.global_batch / timing.seconds
     checkpoint = _checkpoint_bytes(recipe, works)
     checkpoint_seconds = checkpoint / nodes / hardware.storage_bytes_per_second
@@ -132,7 +152,7 @@ def make_plan(
         recipe,
         hardware=hardware,
         world_size=world,
-        step_seconds=timing.seconds,
+        step_seconds=step_seconds,
         forward_seconds=timing.step.forward / layout.micro_batch + on_cores,
         save_seconds=checkpoint_seconds,
     )
@@ -146,7 +166,7 @@ def make_plan(
         global_batch=recipe.global_batch,
         parameters=sum(work.parameters for work in works),
         macs=sum(work.macs for work in works),
-        memory=predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size),
+        memory=predict_memory(works, layout=largest, hardware=hardware, image_size=recipe.image_size),
         memory_limit_bytes=hardware.rank_memory_bytes,
         in_process=hardware.shares_memory,
         step=timing.step,
@@ -167,6 +187,10 @@ def make_plan(
         days=days,
         gpu_hours=days * 24 * world if days else None,
         shards_per_rank=recipe.shards / world if recipe.shards else None,
+        stretches=[
+            Stretch(batch, steps, step_seconds[batch])
+            for batch, steps in (recipe.stretches if recipe.batch_changes else ())
+        ],
     )
 
 

@@ -31,6 +31,8 @@ class RecipeView:
         evaluate_every: how often, in images; None for the end alone.
         kept: checkpoints that stay in the end.
         frozen: parts that do not learn.
+        batch_changes: later global batches, each behind the image from which on it holds, None if that
+            depends on an unknown epoch.
     """
 
     model: ModelConfig
@@ -56,6 +58,12 @@ class RecipeView:
     evaluate_every: int | None = None
     kept: int = 1
     frozen: tuple[str, ...] = ()
+    batch_changes: tuple[tuple[int | None, int], ...] = ()
+
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """Return the global batches of the run, each with its steps; nothing for one of unknown length."""
+        return _stretches(self.global_batch, self.batch_changes, self.total_samples)
 
     @property
     def is_pretraining(self) -> bool:
@@ -89,6 +97,11 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
     sections = zero if isinstance(zero, Mapping) else {"stage": zero or 0}
     precision = str(lookup(config, "precision"))
     total = _samples(str(lookup(config, "train.duration")), epoch_samples, global_batch)
+    changes = tuple(
+        (_samples(str(change["at"]), epoch_samples, global_batch), int(change["global_batch"]))
+        for change in lookup(config, "train.batch_changes") or ()
+    )
+    stretches = _stretches(global_batch, changes, total)
     sizes = [int(phase["image_size"]) for phase in lookup(config, "train.phases") or []]
     return RecipeView(
         model=from_dict(ModelConfig, model, origin=origin),
@@ -114,9 +127,10 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         else None,
         sample_bytes=_sample_bytes(known),
         evaluation_samples=_evaluation_samples(config),
-        kept=_kept(lookup(config, "save"), total, global_batch),
+        kept=_kept(lookup(config, "save"), steps=sum(steps for _, steps in stretches)),
         evaluate_every=_samples(str(lookup(config, "evaluate.every")), epoch_samples, global_batch),
         frozen=tuple(lookup(config, "freeze") or ()),
+        batch_changes=changes,
     )
 
 
@@ -137,9 +151,24 @@ def _evaluation_samples(config: Mapping[str, Any]) -> int:
     return passes * int(corpus["samples"]) if corpus else 0
 
 
-def _kept(save: Mapping[str, Any], total_samples: int | None, global_batch: int) -> int:
+def _stretches(
+    global_batch: int, changes: Sequence[tuple[int | None, int]], total: int | None
+) -> list[tuple[int, int]]:
+    ends, batches = [*(at for at, _ in changes), total], [global_batch, *(batch for _, batch in changes)]
+    begin, found = 0, []
+    for end, batch in zip(ends, batches, strict=True):
+        if end is None:
+            return []
+        steps = round((end - begin) / batch)
+        if steps > 0:
+            found.append((batch, steps))
+            begin += steps * batch
+    return found
+
+
+def _kept(save: Mapping[str, Any], *, steps: int) -> int:
     """Return how many checkpoints stay: the newest, the best, and those of every so many steps."""
-    every, steps = save["keep_every_steps"], (total_samples or 0) // global_batch
+    every = save["keep_every_steps"]
     return int(save["last"]) + bool(save["best"]) + (steps // every if every else 0)
 
 

@@ -186,6 +186,11 @@ def _facts(plan: Plan) -> list[str]:
         lines.append(f"{plan.total_samples:,} images in {duration(plan.run.seconds)}{hours}")
         parts = {name: duration(seconds) for name, seconds in dataclasses.asdict(plan.run).items() if seconds}
         lines.append(", ".join(f"{name} {length}" for name, length in parts.items()))
+        lines += [
+            f"global batch {one.global_batch}: {one.steps:,} steps of {one.step_seconds * 1e3:,.1f} ms, "
+            f"{duration(one.steps * one.step_seconds)}"
+            for one in plan.stretches
+        ]
         assert plan.read_bytes is not None
         unit, size = next((unit, size) for unit, size in _UNITS if plan.read_bytes >= size or size == _MB)
         lines.append(f"images read: {plan.read_bytes / size:,.3g} {unit}")

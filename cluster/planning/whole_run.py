@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.planning.hardware import Hardware
@@ -43,13 +44,14 @@ def predict_run(
     *,
     hardware: Hardware,
     world_size: int,
-    step_seconds: float,
+    step_seconds: Mapping[int, float],
     forward_seconds: float,
     save_seconds: float,
 ) -> RunTime | None:
     """Return the whole run's time, None for one whose length depends on an unknown epoch.
 
     Args:
+        step_seconds: by the global batch.
         forward_seconds: of one image on one rank.
         save_seconds: from the last step to the last checkpoint; earlier ones are written in the background.
     """
@@ -61,7 +63,7 @@ def predict_run(
     images = math.ceil(recipe.evaluation_samples / world_size)
     return RunTime(
         start=hardware.start_seconds,
-        steps=recipe.total_samples / recipe.global_batch * step_seconds,
+        steps=sum(steps * step_seconds[batch] for batch, steps in recipe.stretches),
         evaluation=evaluations * images * forward_seconds,
         saves=save_seconds,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.planning.communication import predict_communication
+from cluster.planning.estimate import Plan
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.memory import WINDOWS, Layout, largest_micro_batch, predict_memory
 from cluster.planning.request import compare_plans, plan_of, plan_run, scaling_plans
@@ -146,6 +147,26 @@ def test_days_follow_from_the_epochs_length(config: Path) -> None:
     assert plan.run.steps == pytest.approx(plan.total_samples / plan.images_per_second)
     assert plan.read_bytes == pytest.approx(plan.total_samples * 110e3), "nobody knows the corpus's images"
     assert plan_of("pretrain", config, ["nodes=8"])[0].days is None
+
+
+def test_a_run_that_changes_its_batch_takes_the_steps_and_the_time_of_every_stretch(config: Path) -> None:
+    def planned(*words: str, batch: int = 1000, micro_batch: str = "25") -> Plan:
+        told = [f"train.global_batch={batch}", f"train.micro_batch={micro_batch}", "epoch_samples=1000000"]
+        return plan_of("pretrain", config, [*told, "train.duration=1 epochs", "hardware=h100", *words])[0]
+
+    changes = (
+        "train.batch_changes=[{at: 300 steps, global_batch: 2000}, {at: 0.8 epochs, global_batch: 4000}]"
+    )
+    plan = planned(changes)
+    assert [(one.global_batch, one.steps) for one in plan.stretches] == [(1000, 300), (2000, 250), (4000, 50)]
+    alone = {batch: planned(batch=batch).step_seconds for batch in (1000, 2000, 4000)}
+    assert [one.step_seconds for one in plan.stretches] == list(alone.values())
+    assert plan.run is not None and plan.step_seconds == alone[1000] < alone[2000]
+    assert plan.run.steps == pytest.approx(300 * alone[1000] + 250 * alone[2000] + 50 * alone[4000])
+    assert planned().stretches == []
+    assert planned(changes, micro_batch="null").memory.total > planned(micro_batch="null").memory.total
+    with pytest.raises(UserError, match="4100 is not micro_batch 25"):
+        planned("train.batch_changes=[{at: 300 steps, global_batch: 4100}]")
 
 
 def test_checkpoints_are_kept_as_the_config_says_and_images_read_by_the_corpuss_size(config: Path) -> None:
