@@ -53,7 +53,7 @@ def check_attention() -> None:
     from coatnet.model.gpu.attention import attention
 
     module._PROGRAMS = 4  # so that one program sums over several images
-    for batch, tokens, heads, size in ((1, 49, 2, 32), (5, 9, 2, 16), (1, 70, 1, 64)):
+    for batch, tokens, heads, size in ((1, 49, 2, 32), (5, 9, 2, 16), (1, 70, 1, 64), (2, 40, 1, 128)):
         # fp16, because the interpreter takes no products of bf16
         shape = (batch, tokens, heads, size)
         leaves = [torch.randn(shape, dtype=torch.float16, requires_grad=True) for _ in range(3)]

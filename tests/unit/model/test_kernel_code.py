@@ -29,7 +29,7 @@ def code() -> ModuleType:
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_no_kernel_spills_or_asks_for_more_shared_memory_than_there_is(code: ModuleType, arch: int) -> None:
-    cases = ("depthwise 28²×1536", "attention 196×32", "fused MBConv 28²×1536")
+    cases = ("depthwise 28²×1536", "attention 196×128", "fused MBConv 28²×1536")  # 128: CoAtNet-6 and -7
     launches = [launch for case in cases for launch in code.CASES[case]()]
     rows = [code.describe(launch, arch) for launch in launches]
     assert [row["kernel"] for row in rows] == [
