@@ -85,7 +85,7 @@ def look_at_data(
 
 
 def check_best(config: Any, evaluated: SampleSource | None, *, averaged: bool = False) -> None:
-    """Check that evaluations will have the figure that the best checkpoint is kept by.
+    """Check that evaluations will have the figure that the best checkpoint is kept by, or patience ends by.
 
     Args:
         config: as of `look_at_data`.
@@ -96,5 +96,6 @@ def check_best(config: Any, evaluated: SampleSource | None, *, averaged: bool = 
         UserError: they will not.
     """
     kind = None if evaluated is None else evaluated.label_kind
+    patience = getattr(config.train, "patience", 0)
     transfer = bool(getattr(config.evaluate, "transfer", None))
-    config.save.check_best(kind, averaged=averaged, transfer=transfer)
+    config.save.check_best(kind, averaged=averaged, transfer=transfer, patience=patience)

@@ -132,8 +132,8 @@ class FinetuneConfig:
             one_of("freeze", part, PARTS)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; allowed: each once")
-        if self.init is None and self.model is None:
-            raise ValueError("init is null and model is not given; allowed: a checkpoint, or a model")
+        if self.init is None and (self.model is None or self.head.keep_rows != "none"):
+            raise ValueError("init is null; allowed: a checkpoint, or a model and head.keep_rows none")
         group, batch = self.norm.group_images, self.train.micro_batch
         if group is not None and (batch or group) % group:
             raise ValueError(

@@ -172,7 +172,7 @@ class CoAtNet(nn.Module):
             part.compile(fullgraph=fullgraph, dynamic=False)
 
     def freeze(self, parts: Sequence[str]) -> None:
-        """Stop parts from learning, of `PARTS`; the running statistics of their norms stay as they are."""
+        """Stop parts from learning, of `PARTS`: their running statistics stay, and no branch is dropped."""
         for part in parts:
             if part == "S0":
                 self._frozen.append(self.stem)
@@ -182,6 +182,9 @@ class CoAtNet(nn.Module):
                 self._frozen.append(self.stages[part])
         for module in self._frozen:
             module.requires_grad_(False)
+        stages = [stage for stage, block in self.blocks() for _ in range(block.branches)]
+        rates = zip(self._drop_rates, stages, strict=True)
+        self._drop_rates = [0.0 if stage in parts else rate for rate, stage in rates]
 
     def train(self, mode: bool = True) -> CoAtNet:
         """Set the mode of everything that is not frozen."""

@@ -218,17 +218,27 @@ class SaveConfig:
             known = (*FIGURES["single"], *FIGURES["multi"], TRANSFER)
             one_of("best", self.best.removeprefix("ema_"), known)
 
-    def check_best(self, label_kind: str | None, *, averaged: bool, transfer: bool) -> None:
+    def check_best(
+        self, label_kind: str | None, *, averaged: bool, transfer: bool, patience: int = 0
+    ) -> None:
         """Check that evaluations have the figure: without, no checkpoint would ever be the best.
 
         Args:
             label_kind: of the corpus: "single", or "multi" for several labels per image; None without one.
             averaged: the moving average is judged beside the weights, by the figures that begin with ema_.
             transfer: to a second corpus, is judged too.
+            patience: `train.patience`, which keeps the best by the decisive figure.
 
         Raises:
-            UserError: they do not have it.
+            UserError: they do not have it, or it is another one than patience goes by.
         """
+        if patience and label_kind is None:
+            raise UserError(f"train.patience is {patience}; allowed without data.evaluate: 0 (off)")
+        if patience and label_kind and self.best not in (None, first := FIGURES[label_kind][0]):
+            raise UserError(
+                f"save.best is {self.best!r}; allowed with train.patience, which keeps the best by {first}: "
+                f"null, {first}"
+            )
         known = [*FIGURES[label_kind]] if label_kind else []
         known += [f"ema_{name}" for name in known if averaged] + [TRANSFER] * transfer
         if self.best is not None and self.best not in known:

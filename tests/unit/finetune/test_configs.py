@@ -77,3 +77,10 @@ def test_phases_share_the_duration_and_end_on_whole_steps() -> None:
 def test_a_wrong_value_is_named_with_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load("small.yaml", override)
+
+
+def test_from_scratch_there_are_no_rows_to_keep() -> None:
+    scratch = ("init=null", "model={name: coatnet_0}")
+    assert load("small.yaml", *scratch).init is None
+    with pytest.raises(ConfigError, match=r"a model and head\.keep_rows none"):
+        load("small.yaml", *scratch, "head.keep_rows=matching")

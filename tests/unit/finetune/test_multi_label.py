@@ -370,3 +370,16 @@ def test_the_figure_of_the_best_is_checked_before_the_network_is_asked_and_where
         look_at_data(replace(config, data=remote), make_calendar=Calendar.make)
     with pytest.raises(UserError, match=r"is 'top1'; allowed here, with several labels .*: map, "):
         check_best(config, open_corpus(tagged))
+
+
+def test_patience_without_evaluations_or_beside_another_best_figure_is_refused(
+    tagged: Path, photos: Path
+) -> None:
+    config = FinetuneConfig(model=ModelConfig(), train=FinetuneTrainConfig(patience=3))
+    with pytest.raises(UserError, match=r"train\.patience is 3; allowed without data\.evaluate: 0"):
+        check_best(config, None)
+    for best, data in (("top5", photos), ("precision1", tagged)):
+        with pytest.raises(UserError, match=rf"save\.best is '{best}'; allowed with train\.patience"):
+            check_best(replace(config, save=SaveConfig(best=best)), open_corpus(data))
+    for allowed, data in ((None, tagged), ("map", tagged), ("top1", photos)):
+        check_best(replace(config, save=SaveConfig(best=allowed)), open_corpus(data))

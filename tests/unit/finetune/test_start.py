@@ -101,6 +101,20 @@ def test_a_frozen_part_keeps_its_running_statistics(tiny: ModelConfig) -> None:
     assert changed == {name for name in before if not name.startswith(("stem", "stages.S1"))}
 
 
+def test_stochastic_depth_drops_nothing_of_a_frozen_part(tiny: ModelConfig) -> None:
+    config = replace(tiny, stochastic_depth=0.9)
+    images, keys = torch.randn(8, 3, 64, 64), torch.arange(8)
+    seen: list[torch.Tensor] = []
+    for frozen in (["S0", "S1", "S2", "S3"], ["S0", "S1"]):
+        model = build_model(config, seed=0)
+        model.watch = lambda stage, x: seen.append(x) if stage == "S3" else None
+        model.freeze(frozen)
+        model.train()(images, sample_keys=keys)
+        model.eval()(images)
+    assert torch.equal(seen[0], seen[1]), "nothing of what is frozen differs from what it is in use"
+    assert not torch.equal(seen[2], seen[3])
+
+
 def test_a_run_without_training_data_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.train is empty"):
         open_train_corpora(DataConfig())
