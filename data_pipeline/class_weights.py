@@ -22,9 +22,8 @@ def balanced_weights(corpora: Sequence[SampleSource]) -> list[float]:
         UserError: a corpus has several labels per image.
     """
     check_single_labels(corpora, needed_by="loss.class_weights is 'balanced'")
-    classes = len(corpora[0].classes)
-    counts = sum(np.bincount(corpus.labels(), minlength=classes) for corpus in corpora)
-    return (np.sum(counts) / (classes * np.maximum(counts, 1))).tolist()
+    counts = np.sum([corpus.class_counts() for corpus in corpora], axis=0)
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
 
 
 def check_single_labels(corpora: Sequence[SampleSource], *, needed_by: str) -> None:

@@ -196,7 +196,8 @@ def inspect_shards(
         with progress(corpus.samples, "lint", "images", enabled=not as_json) as bar:
             problems += lint_images(corpus, threads=threads, done=bar.advance)
     try:
-        facts = shard_facts(corpus)
+        with progress(corpus.samples, "count", "samples", enabled=not as_json) as bar:
+            facts = shard_facts(corpus, done=bar.advance)
     except BadSampleError as error:
         if not problems:
             raise UserError(f"{error}; `--verify` names all that is damaged") from None

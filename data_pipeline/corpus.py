@@ -89,7 +89,7 @@ class Corpus:
             if found is not None:
                 self._indexes.move_to_end(shard)
                 return found
-        loaded = self._load_index(shard)
+        loaded = self.load_index(shard)
         with self._lock:
             self._indexes[shard] = loaded
             while len(self._indexes) > _KEPT_INDEXES:
@@ -118,13 +118,16 @@ class Corpus:
         payload = memoryview(record)[image_at : image_at + image_bytes]
         return Record(payload, width, height, turn, label, rows)
 
-    def labels(self) -> NDArray[np.int64]:
-        """Return every sample's label, by the indexes alone.
+    def class_counts(self) -> NDArray[np.int64]:
+        """Return how many samples each class has, by the indexes alone.
 
         Raises:
             BadSampleError: one of them is gone or does not match the manifest.
         """
-        return np.concatenate([self.index(shard).samples["label"] for shard in range(len(self._counts))])
+        counts = np.zeros(len(self.classes), dtype=np.int64)
+        for shard in range(len(self._counts)):
+            counts += np.bincount(self.load_index(shard).samples["label"], minlength=len(counts))
+        return counts
 
     def name(self, shard: int, index: int) -> str:
         """Name a sample: shard, number and, if it can be read, its key."""
@@ -146,7 +149,12 @@ class Corpus:
         """Announce shards that will be read soon, the most urgent first."""
         self._files.prepare([self.manifest.shards[shard].name for shard in shards])
 
-    def _load_index(self, shard: int) -> ShardIndex:
+    def load_index(self, shard: int) -> ShardIndex:
+        """Read a shard's index, without keeping it as `index` does.
+
+        Raises:
+            BadSampleError: it is gone or does not match the manifest.
+        """
         entry = self.manifest.shards[shard]
         name = Path(entry.name)
         try:

@@ -124,9 +124,9 @@ class FolderCorpus:
             raise BadSampleError(f"{self._folder / path}: {error}") from None
         return Record(payload, info.width, info.height, info.orientation, label)
 
-    def labels(self) -> NDArray[np.int64]:
-        """Return every file's label."""
-        return np.array([label for _, label in self._files], dtype=np.int64)
+    def class_counts(self) -> NDArray[np.int64]:
+        """Return how many files each class has."""
+        return np.bincount([label for _, label in self._files], minlength=len(self.classes))
 
     def name(self, shard: int, index: int) -> str:
         """Return the file's path within the folder."""

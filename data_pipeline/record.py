@@ -57,8 +57,8 @@ class SampleSource(Protocol):
         """
         ...
 
-    def labels(self) -> NDArray[np.int64]:
-        """Return every sample's label, of a corpus with one label per image, without reading an image.
+    def class_counts(self) -> NDArray[np.int64]:
+        """Return how many samples each class has, with one label per image, without reading an image.
 
         Raises:
             BadSampleError: an index is damaged or gone.

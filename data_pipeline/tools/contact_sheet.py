@@ -49,8 +49,9 @@ class _Chosen:
     def read(self, shard: int, index: int) -> Record:
         return self._corpus.read(*self._places[index])
 
-    def labels(self) -> NDArray[np.int64]:
-        return np.array([self.read(0, index).label for index in range(self.samples)])
+    def class_counts(self) -> NDArray[np.int64]:
+        labels = [self.read(0, index).label for index in range(self.samples)]
+        return np.bincount(labels, minlength=len(self.classes))
 
     def name(self, shard: int, index: int) -> str:
         return self._corpus.name(*self._places[index])

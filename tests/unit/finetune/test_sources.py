@@ -81,7 +81,7 @@ def test_a_label_that_two_classes_of_the_model_answer_to_is_refused(flat: Path, 
         open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=classes)
     (tmp_path / "val.txt").write_text(f"{name(0)} n01443537\n{name(1)} 3\n")
     opened = open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=classes)
-    assert opened.labels().tolist() == [1, 3], "a number says which"
+    assert opened.class_counts().tolist()[:4] == [0, 1, 0, 1], "a number says which"
 
 
 def test_files_that_the_label_file_leaves_out_are_told(
