@@ -86,6 +86,7 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._saves = 0
         self._verified: set[int] = set()
+        self._figure_of: dict[int, Any] = {}  # a manifest of a thousand ranks is a megabyte
         self.directory.mkdir(parents=True, exist_ok=True)
         self._epoch = lease.epoch if lease else 0
         if ranks.is_main:
@@ -331,6 +332,7 @@ class CheckpointStore:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
         Checkpoint(self.path(step)).verify()
         self._verified.add(step)
+        self._figure_of.pop(step, None)  # of one that was given up
         for old in self._retention.superfluous(
             self.steps(), verified=self._verified, figures=self._figures()
         ):
@@ -356,12 +358,13 @@ class CheckpointStore:
         name = self._retention.best
         if name is None:
             return None
-        figures = {}
-        for step in self.steps():
-            value = read_json(self.path(step) / MANIFEST).get("facts", {}).get("figures", {}).get(name)
-            if value is not None:
-                figures[step] = float(value)
-        return figures
+        steps = self.steps()
+        for step in steps:
+            if step not in self._figure_of:
+                facts = read_json(self.path(step) / MANIFEST).get("facts", {})
+                self._figure_of[step] = facts.get("figures", {}).get(name)
+        known = {step: self._figure_of[step] for step in steps}
+        return {step: float(value) for step, value in known.items() if value is not None}
 
     def _require_space(self, own_bytes: int) -> None:
         """Fail before writing rather than in the middle; ranks are taken to write alike."""

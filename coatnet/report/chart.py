@@ -10,6 +10,8 @@ _WIDTH, _HEIGHT = 460, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
 _LEGEND_HEIGHT, _LETTER_WIDTH = 16, 6.2
 _MOST_STEPS = 5
+_SEEN_APART = 1 / 300  # of a bar's length; 2,000 lives in nine colours each were a page of 3 MB
+_Life = tuple[float, float, dict[str, float]]  # begin, end, seconds by class
 
 
 def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Sequence[float] = ()) -> str:
@@ -48,10 +50,8 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
         y_text = _HEIGHT - _BOTTOM + 15
         parts.append(f'<text x="{x:.1f}" y="{y_text}" text-anchor="{anchor}">{number_text(value)}</text>')
     parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">images seen</text>')
-    for mark in marks:
-        if x_low < mark < x_high:
-            x, _ = place(mark, y_low)
-            parts.append(f'<path class="mark" d="M{x:.1f} {top}V{_HEIGHT - _BOTTOM}"/>')
+    drawn = {round(place(mark, y_low)[0]) for mark in marks if x_low < mark < x_high}
+    parts += [f'<path class="mark" d="M{x} {top}V{_HEIGHT - _BOTTOM}"/>' for x in sorted(drawn)]
     for number, (name, curve) in enumerate(series.items()):
         placed = [place(x, y) for x, y in curve if math.isfinite(y)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -82,7 +82,7 @@ def stacked_bar(parts_by_name: dict[str, float]) -> str:
     return f'{_bar(pieces)}<ul class="legend">{"".join(legend)}</ul>'
 
 
-def timeline(lives: Sequence[tuple[float, float, dict[str, float]]]) -> str:
+def timeline(lives: Sequence[_Life]) -> str:
     """Draw lives along the wall time, each cut by the classes of its seconds; gaps stay empty.
 
     Args:
@@ -93,15 +93,29 @@ def timeline(lives: Sequence[tuple[float, float, dict[str, float]]]) -> str:
     first, last = lives[0][0], max(end for _, end, _ in lives)
     span = max(last - first, 1e-9)
     pieces = []
-    for number, (begin, end, seconds) in enumerate(lives):
-        left, own = (begin - first) / span, max(sum(seconds.values()), 1e-9)
-        for colour, (name, value) in enumerate(seconds.items()):
+    for group in _seen_apart(lives, least=span * _SEEN_APART):
+        numbers = [number for number, _ in group]
+        name = f"life {numbers[0]}" if len(numbers) == 1 else f"lives {numbers[0]} to {numbers[-1]}"
+        lasted = sum(end - begin for _, (begin, end, _) in group)
+        seconds = {each: sum(life[2][each] for _, life in group) for each in group[0][1][2]}
+        left, own = (group[0][1][0] - first) / span, max(sum(seconds.values()), 1e-9)
+        for colour, (each, value) in enumerate(seconds.items()):
             if value > 0:
-                share = value / own * (end - begin) / span
-                title = f"life {number + 1}, {name}: {value:,.1f} s"
-                pieces.append(_piece(left, share, colour=colour, title=title))
+                share = value / own * lasted / span
+                pieces.append(_piece(left, share, colour=colour, title=f"{name}, {each}: {value:,.1f} s"))
                 left += share
     return _bar(pieces)
+
+
+def _seen_apart(lives: Sequence[_Life], *, least: float) -> list[list[tuple[int, _Life]]]:
+    """Number the lives from 1, and put those together that are too short to be seen apart."""
+    groups: list[list[tuple[int, _Life]]] = []
+    for number, life in enumerate(lives, start=1):
+        if groups and life[1] - groups[-1][0][1][0] < least:
+            groups[-1].append((number, life))
+        else:
+            groups.append([(number, life)])
+    return groups
 
 
 def _piece(left: float, share: float, *, colour: int, title: str) -> str:

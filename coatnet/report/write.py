@@ -44,6 +44,7 @@ _TROUBLE = {
 }
 _MOST_ROWS = 200
 _MOST_BAD = 100
+_MOST_BROKEN = 10
 _GIB = 2**30
 
 
@@ -258,14 +259,18 @@ def _continuity(record: RunRecord) -> list[Block]:
         return []
     if not broken:
         times = "a resume" if len(found) == 1 else f"{len(found)} resumes"
-        return [Text(f"After {times} the loss was the one recorded before, within 1e-4.")]
-    return [
+        bound = max(float(event.get("tolerance", 1e-4)) for event in found)
+        return [Text(f"After {times} the loss was the one recorded before, within {bound:.2g}.")]
+    told = [
         Text(
             f"After a resume the loss at image {event.get('samples_seen')} was {event.get('loss')}, "
             f"recorded before: {event.get('recorded')}."
         )
-        for event in broken
+        for event in broken[:_MOST_BROKEN]
     ]
+    if len(broken) > _MOST_BROKEN:
+        told.append(Text(f"So it was after {len(broken):,} of {len(found):,} resumes."))
+    return [*told]
 
 
 def _compared(record: RunRecord) -> list[Block]:

@@ -92,7 +92,7 @@ class TimeAccount:
 
         Lives are numbered by the epochs of the run's lease: a clock may be set back between two of them.
         """
-        begun = (newest_epoch(run.path), _gather_earlier(run.account)) if ranks.is_main else None
+        begun = (newest_epoch(run.path), gather_earlier(run.account)) if ranks.is_main else None
         life, anew = ranks.broadcast(begun)
         account = cls(
             run.account,
@@ -271,7 +271,7 @@ def _means(folder: Path) -> list[LifeAccount]:
     ]
 
 
-def _gather_earlier(folder: Path) -> bool:
+def gather_earlier(folder: Path) -> bool:
     """Keep the means of the lives so far in one file; False where they remain in the ranks' alone."""
     lives = _means(folder)
     try:

@@ -24,7 +24,7 @@ from coatnet.training.utilisation import peak_flops
 _RECORD_SECONDS = 0.5
 # Of the run's age, up to the longest: an hour is seen in full, and weeks leave 200,000 records, not millions.
 _RECORD_SHARE, _LONGEST_RECORD_SECONDS = 1e-4, 10.0
-_FLUSH_RECORDS = 20
+FLUSH_RECORDS = 20
 _DRAW_SECONDS = 60.0
 _MOST_STRETCHES = 120
 
@@ -147,10 +147,9 @@ class Recorder:
             )
             self._recorded_at, self._samples, self._steps = now, 0, 0
             age = sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
-            self._record_seconds = min(max(_RECORD_SECONDS, _RECORD_SHARE * age), _LONGEST_RECORD_SECONDS)
-            self._record_next = False
+            self._record_seconds, self._record_next = seconds_between_records(age), False
         self._account.reached(state.samples_seen)
-        if now - self._flushed_at >= _FLUSH_RECORDS * self._record_seconds:
+        if now - self._flushed_at >= FLUSH_RECORDS * self._record_seconds:
             self.flush(state)
 
     def record_next(self) -> None:
@@ -257,6 +256,11 @@ class Recorder:
             score=str(round(score, 2)),
             positions=batch.positions.tolist(),
         )
+
+
+def seconds_between_records(age_seconds: float) -> float:
+    """Return how long a run of this age waits before it records a step again."""
+    return min(max(_RECORD_SECONDS, _RECORD_SHARE * age_seconds), _LONGEST_RECORD_SECONDS)
 
 
 def _memory() -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coatnet.config import UserError
-from coatnet.report.chart import line_chart, number_text
+from coatnet.report.chart import line_chart, number_text, timeline
 from coatnet.report.curve import Curve
 from coatnet.report.record import read_run
 from coatnet.report.write import figures, write_report
@@ -121,6 +121,19 @@ def test_two_hundred_lives_and_losses_that_are_no_numbers_make_a_page(tmp_path: 
     assert "train/loss" not in found["last"] and found["last"]["images_per_second"] == 205.0
     page = write_report(run.path).read_text()
     assert len(page) < 400_000 and not re.search(r"[\"' ,](nan|inf)[\"' ,]", page)
+
+
+def test_two_thousand_lives_are_drawn_as_far_as_they_can_be_seen_apart() -> None:
+    lives = [(100.0 * life, 100.0 * life + 80.0, {"start": 20.0, "compute": 60.0}) for life in range(2000)]
+    drawn = timeline(lives)
+    assert len(drawn) < 100_000 and drawn.count("compute") == 334
+    assert "lives 1 to 6, compute: 360.0 s" in drawn and "lives 1999 to 2000, start: 40.0 s" in drawn
+    widths = [float(width) for width in re.findall(r' width="([0-9.]+)"', drawn)]
+    assert sum(widths) == pytest.approx(800, rel=0.01)
+    few = timeline(lives[:3])
+    assert "life 2, start: 20.0 s" in few and few.count("<rect") == 6
+    marked = line_chart({"loss": [(0, 1.0), (2000, 2.0)]}, marks=range(1, 2000))
+    assert 300 < marked.count('class="mark"') < 460
 
 
 def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_path: Path) -> None:
