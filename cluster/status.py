@@ -15,7 +15,7 @@ from cluster.array import array_state, is_task, job_ids, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
 from cluster.job import filed_job
 from cluster.notice import ending_notice
-from cluster.progress import last_records, newest_step
+from cluster.progress import last_lines, last_records, newest_step
 from cluster.slurm import QueuedJob, jobs_of
 from cluster.waiting import why_it_waits
 from coatnet.runtime.account import summarise
@@ -25,6 +25,7 @@ _RATE_RECORDS = 50
 _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
 _FINAL_MARKERS = ("done", "cancelled", "held")
+_LOG_CHARACTERS = 200
 _WAITING = {"pending", "requeued", "requeue_hold", "special_exit"}
 _ENDINGS = {"failed": "failed", "stopped": "stopped", "excluded": "waiting"}
 
@@ -77,11 +78,15 @@ def read_status(
     history = History(directory)
     lives = history.lives()
     job = _job(directory, queue or {})
-    state, detail = _state(RunDirectory(directory), lives, job)
+    # what an earlier submission came to says nothing of the last one, if SLURM knows of that
+    begun = [] if queue is not None and history.awaits_a_life() else lives
+    state, detail = _state(RunDirectory(directory), begun, job)
     if job is not None and state in _WAITING:
         detail = why_it_waits(directory, job, queue=queue or {})
     if state == "lost" and queue is not None and detail:
         detail += ", and SLURM knows no job of this run"
+    if state in {"failed", "lost"} and not (begun and begun[-1].outcome):
+        detail += _end_of_log(directory, job)
     records = [
         row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS)
         if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
@@ -163,6 +168,14 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     if ended:
         return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
     return "lost", began
+
+
+def _end_of_log(directory: Path, job: QueuedJob | None) -> str:
+    """Return what a job said last of which the run's history knows no end: why it could not begin."""
+    job_id = job.job_id if job is not None else next(reversed(job_ids(directory)), "")
+    lines = [line.strip() for line in last_lines(directory / "logs" / f"job-{job_id}.log", count=20)]
+    said = next((line for line in reversed(lines) if line), "")
+    return f"; its log ends: {said[:_LOG_CHARACTERS]}" if said else ""
 
 
 def _noticed(run: RunDirectory, last: Life | None) -> str:

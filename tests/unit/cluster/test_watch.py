@@ -69,6 +69,21 @@ def test_a_life_whose_script_was_killed_has_the_state_that_slurm_gives_it(run: P
     assert found.detail == f"life 1 has no end; SLURM says {state} (NonZeroExitCode)"
 
 
+def test_why_a_job_could_not_even_begin_stands_in_its_log(run: Path) -> None:
+    history = History(run)
+    history.end(history.lives()[0], outcome="failed", reason="boom", tries=1, excluded={})
+    history.note("submitted", job_id="8", folder="0002", lives=1)
+    assert read_status(run, queue=queued("PENDING", job_id="8")).state == "pending"
+    (run / "logs" / "job-8.log").write_text("exec: /moved/python: not found\n\n")
+    found = read_status(run, queue=queued("FAILED", job_id="8", reason="NonZeroExitCode"))
+    assert found.state == "failed" and found.detail == (
+        "never started; SLURM says FAILED (NonZeroExitCode); its log ends: exec: /moved/python: not found"
+    )
+    found = read_status(run, queue={})
+    assert found.state == "lost" and found.detail.endswith("its log ends: exec: /moved/python: not found")
+    assert read_status(run, queue=None).state == "failed", "off the cluster it may wait"
+
+
 NOTICE = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-26T15:15:39{} ***\n"
 
 

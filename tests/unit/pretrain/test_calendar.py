@@ -37,6 +37,8 @@ def test_where_tails_are_masked_epochs_are_whole_and_steps_need_not_be() -> None
     ends = [*begins[1:], 300]
     due = [end for at, end in zip(begins, ends, strict=True) if made.evaluation_due(before=at, after=end)]
     assert due == [100, 200, 300]
+    odd = calendar(epoch_samples=101, data=masked, train=PretrainTrainConfig("3 epochs", global_batch=16))
+    assert odd.phases == [Phase(0, 303, 16, 224)]
 
 
 def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
@@ -55,7 +57,8 @@ def test_a_batch_that_grows_makes_phases_without_a_gap() -> None:
     ],
 )
 def test_batch_changes_out_of_order_or_behind_the_end_are_refused(changes: list[BatchChange]) -> None:
-    with pytest.raises(UserError, match=r"train\.batch_changes"):
+    told = r"^train: a change at sample \d+ comes after sample \d+; put train\.batch_changes and"
+    with pytest.raises(UserError, match=rf"{told} train\.phases in order, before the end$"):
         calendar(train=PretrainTrainConfig("320 images", 16, batch_changes=changes))
 
 
@@ -68,7 +71,8 @@ def test_resolutions_share_the_duration() -> None:
 
 
 def test_a_run_without_a_step_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.duration"):
+    told = r"^train\.duration comes to 0 samples, less than a step of 16; make it longer$"
+    with pytest.raises(UserError, match=told):
         calendar(train=PretrainTrainConfig(duration="4 images", global_batch=16))
 
 
@@ -82,6 +86,12 @@ def test_saves_go_by_the_clock_or_by_samples() -> None:
     assert calendar(save=SaveConfig("5 minutes")).save_samples is None
     by_samples = calendar(save=SaveConfig("10 steps"), train=PretrainTrainConfig("9 epochs", 10))
     assert by_samples.save_samples == 100
+
+
+@pytest.mark.parametrize(("every", "expected"), [("7 steps", [70, 140, 210, 270]), ("5 minutes", [270])])
+def test_a_save_falls_due_when_its_time_is_crossed_and_at_the_end(every: str, expected: list[int]) -> None:
+    made = calendar(save=SaveConfig(every), train=PretrainTrainConfig("270 images", 10))
+    assert [at + 10 for at in range(0, 270, 10) if made.save_due(before=at, after=at + 10)] == expected
 
 
 def test_the_warm_up_is_never_longer_than_the_run() -> None:
