@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from coatnet.config.checks import above_zero, at_least_one, folder, one_of, within
 
@@ -35,6 +36,8 @@ class CorpusConfig:
             folder that holds `manifest.json`.
         weight: share of the samples, relative to the other corpora's weights.
     """
+
+    shorthand: ClassVar[str] = "path"  # `data.train=a` means `data.train=[{path: a}]`
 
     path: str = ""
     weight: float = 1.0
@@ -85,7 +88,8 @@ class DataConfig:
     """What is read, and how.
 
     Attributes:
-        train: the corpora of the training mixture.
+        train: a corpus, as in `data.train=shards/train`, or the list of a mixture, of paths or of
+            [{path: a, weight: 2}, {path: b}].
         evaluate: path or URL of the corpus for evaluation; null for none.
         threads: decoding threads per rank; the result does not depend on it.
         prefetch: batches prepared ahead.

@@ -22,7 +22,7 @@ def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> Sample
         UserError: there is nothing of the kind.
     """
     if not str(path):
-        raise UserError("a corpus without a path; give data.train=[{path: SHARDS}]")
+        raise UserError("a corpus without a path; give data.train=SHARDS")
     if is_url(str(path)):
         manifest, files = open_remote(str(path), cache or CacheConfig())
         return Corpus(manifest, files)
@@ -57,7 +57,7 @@ def open_train_corpora(data: DataConfig) -> list[SampleSource]:
         UserError: there is none, or nothing at one's path.
     """
     if not data.train:
-        raise UserError("data.train is empty; give data.train=[{path: SHARDS_OR_IMAGE_FOLDER}]")
+        raise UserError("data.train is empty; give data.train=SHARDS_OR_IMAGE_FOLDER")
     return [open_corpus(entry.path, cache=data.cache) for entry in data.train]
 
 
@@ -68,7 +68,7 @@ def common_classes(corpora: Sequence[SampleSource]) -> list[str]:
         UserError: there is no corpus, or one has another vocabulary.
     """
     if not corpora:
-        raise UserError("data.train is empty; give at least one corpus, data.train=[{path: SHARDS}]")
+        raise UserError("data.train is empty; give at least one corpus, data.train=SHARDS")
     classes = corpora[0].classes
     for number, corpus in enumerate(corpora[1:], start=1):
         if corpus.classes != classes:

@@ -40,7 +40,7 @@ def session(place: Path) -> list[tuple[str, str]]:
     """Return (colour, text) of every line."""
     for split in ("train", "validation"):
         run(["shard", f"digits/pretrain/{split}", f"shards/{split}"], place)
-    words = ["pretrain", CONFIG, "data.train=[{path: shards/train}]", "data.evaluate=shards/validation"]
+    words = ["pretrain", CONFIG, "data.train=shards/train", "data.evaluate=shards/validation"]
     words += ["run.directory=runs/first", "save.every=40 steps"]
     lines = run(words, place, kill_at=2)
     lines += [

@@ -71,7 +71,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model, or go on with a run that was stopped.
 
-    Example: coatnet finetune configs/finetune/small.yaml init=runs/first "data.train=[{path: photos/train}]"
+    Example: coatnet finetune configs/finetune/small.yaml init=runs/first data.train=photos/train
     data.evaluate=photos/validation run.directory=runs/second
     """
     with held_signals():

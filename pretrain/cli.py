@@ -28,7 +28,7 @@ def pretrain(
 ) -> None:
     """Pretrain a model, or go on with a run that was stopped, killed or lost a node.
 
-    Example: coatnet pretrain configs/pretrain/imagenet_1k_coatnet_0.yaml "data.train=[{path: shards/train}]"
+    Example: coatnet pretrain configs/pretrain/imagenet_1k_coatnet_0.yaml data.train=shards/train
     data.evaluate=shards/validation run.directory=runs/first launch.ranks=2
     """
     with held_signals():

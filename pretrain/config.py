@@ -69,7 +69,7 @@ class PretrainConfig:
         one_of("precision", self.precision, ("fp32", "autocast", "bf16"))
         below_one("ema", self.ema)
         if not self.data.train:
-            raise ValueError("data.train is empty; give data.train=[{path: SHARDS}]")
+            raise ValueError("data.train is empty; give data.train=SHARDS")
         multiple_of("augment.image_size", self.augment.image_size, 32)
         if self.train.batch_changes and self.data.tail != "continue":
             raise ValueError(f"data.tail is {self.data.tail!r} with train.batch_changes; allowed: continue")

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import math
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,12 +42,14 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     merged = OmegaConf.structured(schema)
     for layer, origin in [*_layers(path), *_override_layers(overrides)]:
         _refuse_interpolation(layer, origin)
+        _write_out(layer, schema)
         try:
             merged.merge_with(layer)  # in place: OmegaConf.merge would copy all sections for each layer
         except ConfigKeyError as error:
             raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{origin}: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+            place = f"{error.full_key}: " if error.full_key else ""
+            raise ConfigError(f"{origin}: {place}{str(error.msg).splitlines()[0]}") from None
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(f"{path or 'the config'}: {missing[0]} must be given")
@@ -126,6 +129,22 @@ def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
         except (YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"override {item!r}: {' '.join(str(error).split())}") from None
     return layers
+
+
+def _write_out(layer: DictConfig, schema: type) -> None:
+    """Write `a` and `[a, b]` out as `[{path: a}, {path: b}]`: lists of sections that name a `shorthand`."""
+    for name, hint in typing.get_type_hints(schema).items():
+        value = layer._get_node(name)
+        if value is None or value._is_none() or value._is_missing():
+            continue
+        kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+        for kind in kinds:
+            key = getattr(kind, "shorthand", None)
+            if isinstance(value, DictConfig) and typing.get_origin(hint) is not list:
+                _write_out(value, typing.cast(type, kind))
+            elif key and not isinstance(value, DictConfig):
+                items = value if isinstance(value, ListConfig) else [value._value()]
+                layer[name] = [{key: one} if isinstance(one, str) else one for one in items]
 
 
 def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:

@@ -127,7 +127,7 @@ def _pretrain(journey: Journey, *, config: Path) -> None:
         "pretrain",
         config,
         f"run.directory={run}",
-        f"data.train=[{{path: {shards / 'train'}}}]",
+        f"data.train={shards / 'train'}",
         f"data.evaluate={shards / 'validation'}",
     )
 
@@ -167,7 +167,7 @@ def _finetune(journey: Journey, *, config: Path) -> None:
             config,
             f"run.directory={run}",
             f"init={init}",
-            f"data.train=[{{path: {shards / 'train'}}}]",
+            f"data.train={shards / 'train'}",
             f"data.evaluate={shards / 'validation'}",
         )
         return _samples_seen(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from coatnet.config import ConfigError, config_digest, from_dict, load_config, to_dict, to_yaml
+from pretrain.config import PretrainConfig
 
 
 @dataclass
@@ -102,3 +103,24 @@ def test_a_config_survives_the_way_through_yaml_and_through_json(tmp_path: Path)
 def test_the_digest_changes_with_every_value_but_those_left_out() -> None:
     assert config_digest(Root(seed=1)) != config_digest(Root(seed=2))
     assert config_digest(Root(seed=1), without=["seed"]) == config_digest(Root(seed=2), without=["seed"])
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("data.train=a", "data.train=[{path: a}]"),
+        ("data.train=[a,b]", "data.train=[{path: a}, {path: b}]"),
+        ("data.train=[a,{path: b, weight: 2}]", "data.train=[{path: a}, {path: b, weight: 2}]"),
+    ],
+)
+def test_a_corpus_may_be_given_by_its_path_alone(written: str, meant: str, tmp_path: Path) -> None:
+    assert load_config(PretrainConfig, overrides=[written]) == load_config(PretrainConfig, overrides=[meant])
+    key, _, value = written.removeprefix("data.").partition("=")
+    (tmp_path / "c.yaml").write_text(f"data: {{{key}: {value}}}\n")
+    assert load_config(PretrainConfig, tmp_path / "c.yaml") == load_config(PretrainConfig, overrides=[meant])
+
+
+@pytest.mark.parametrize("override", ["data.train=3", "data.train.path=a", "data.train=[[a]]", "data=a"])
+def test_what_is_no_corpus_is_refused_with_its_key(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"data"):
+        load_config(PretrainConfig, overrides=[override])
