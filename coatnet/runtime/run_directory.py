@@ -15,7 +15,18 @@ from typing import Any
 from coatnet.config import UserError
 from coatnet.runtime.whole_files import name_file, write_whole
 
+_MOST_TOLD = 4  # keys
+_ABSENT = object()
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through a config's keys with their paths; lists are values."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
 
 
 class RunDirectory:
@@ -48,18 +59,19 @@ class RunDirectory:
         Raises:
             UserError: the directory holds a run of another config.
         """
-        existed = self.check_identity(digest, force=force)
+        existed = self.check_identity(digest, config_yaml=config_yaml, force=force)
         for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config_yaml)
         write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
         return existed
 
-    def check_identity(self, digest: str, *, force: bool | None = None) -> bool:
+    def check_identity(self, digest: str, *, config_yaml: str, force: bool | None = None) -> bool:
         """Check that what lies here, if anything, is a run of this config; return True when something does.
 
         Args:
             digest: of the config.
+            config_yaml: the config itself, to tell in what it differs.
             force: take another's over; None where the command has no such option.
 
         Raises:
@@ -75,10 +87,29 @@ class RunDirectory:
         if known != digest and self.has_begun and not force:
             remedy = "or choose another run.directory" if force is None else "choose another, or give --force"
             raise UserError(
-                f"{self.path}: holds a run with another config (digest {known}, now {digest}); "
+                f"{self.path}: holds a run with another config{self._differences(config_yaml)}; "
                 f"compare {self.config}, {remedy}"
             )
         return True
+
+    def _differences(self, config_yaml: str) -> str:
+        """Name the keys in which a config differs from this run's, beside the directory itself."""
+        import yaml
+
+        try:
+            before, now = (
+                dict(_leaves(yaml.safe_load(text))) for text in (self.config.read_text(), config_yaml)
+            )
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return ""
+        keys = [key for key in {**before, **now} if before.get(key, _ABSENT) != now.get(key, _ABSENT)]
+        told = [
+            f"{key} ({f'there {before[key]}' if key in before else 'new'})"
+            for key in keys
+            if key != "run.directory"
+        ]
+        more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+        return f", which differs in {', '.join(told[:_MOST_TOLD])}{more}" if told else ""
 
     def record_event(self, kind: str, *, writer: int | str = 0, **fields: Any) -> None:
         """Record a restart, a bad sample, a skipped step, an alarm.

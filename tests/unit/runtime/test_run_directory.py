@@ -34,6 +34,20 @@ def test_another_config_is_refused_unless_it_is_forced(tmp_path: Path) -> None:
     assert run.create_or_resume("seed: 2\n", digest="bb", force=True) is True
 
 
+def test_a_refusal_names_the_keys_that_differ_and_what_they_were(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("run: {directory: a}\noptimizer: {learning_rate: 0.1, clip: 1.0}\n", digest="aa")
+    append_line(run.metrics, {"step": 1})
+    now = "run: {directory: b}\noptimizer: {learning_rate: 0.2, clip: 1.0}\ntrain: {new_key: 1}\n"
+    with pytest.raises(
+        UserError, match=r"differs in optimizer\.learning_rate \(there 0\.1\), train\.new_key"
+    ):
+        run.create_or_resume(now, digest="bb")
+    run.config.unlink()
+    with pytest.raises(UserError, match="another config; compare"):
+        run.create_or_resume(now, digest="bb")
+
+
 def test_a_mistake_that_was_refused_before_the_first_step_may_be_mended_in_place(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create_or_resume("data: misspelled\n", digest="aa")
