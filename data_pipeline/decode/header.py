@@ -10,6 +10,7 @@ import struct
 from typing import NamedTuple
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
 from data_pipeline.decode.jpeg_header import check_effort, is_jpeg, read_jpeg_header
@@ -17,6 +18,8 @@ from data_pipeline.decode.png_chunks import check_chunks, is_png
 
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION_TAG = 0x0112
+_TIFF_BITS_TAG = 258
+_PNG_BITS_AT = 24
 _RECOGNISED_ONLY = (
     (b"\x1f\x8b", "gzip data"),
     (b"%PDF", "a PDF file"),
@@ -32,10 +35,10 @@ class ImageInfo(NamedTuple):
     Attributes:
         format: a name in `PILLOW_FORMATS`.
         width, height: of the stored pixels, whatever the orientation says.
-        components: channels as stored (1 gray, 3 colour, 4 CMYK or alpha).
+        components: channels as stored (1 gray, 3 colour, 4 CMYK or alpha); a palette has 1 or 3.
         bits: per channel as stored.
         progressive: a progressive JPEG.
-        orientation: EXIF's, 1 to 8; invalid values read as 1.
+        orientation: EXIF's, 1 to 8; invalid values read as 1, and so does a TIFF's, which comes upright.
         animated: more than one frame; the first one is decoded.
         restart_interval: a JPEG's MCUs between restart markers, 0 for none.
     """
@@ -68,15 +71,18 @@ def probe(payload: bytes | memoryview, *, limits: DecodeLimits = DEFAULT_LIMITS)
         limits.check(width=size[0], height=size[1])
     with open_with_pillow(payload) as image:
         limits.check(width=image.width, height=image.height)
-        return ImageInfo(
-            format=str(image.format),
-            width=image.width,
-            height=image.height,
-            components=len(image.getbands()),
-            bits=_bits(image.mode),
-            orientation=_orientation(image),
-            animated=bool(getattr(image, "is_animated", False)),
-        )
+        try:
+            return ImageInfo(
+                format=str(image.format),
+                width=image.width,
+                height=image.height,
+                components=_components(image),
+                bits=_bits(image, payload),
+                orientation=_orientation(image),
+                animated=bool(getattr(image, "is_animated", False)),
+            )
+        except Exception as error:  # tags and palettes of untrusted bytes, as below
+            raise DecodeError("corrupt", f"{type(error).__name__}: {error}") from None
 
 
 def open_with_pillow(payload: bytes) -> Image.Image:
@@ -133,11 +139,26 @@ def _announced_size(payload: bytes) -> tuple[int, int] | None:
     return width, height
 
 
-def _bits(mode: str) -> int:
-    return {"1": 1, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}.get(mode, 8)
+def _components(image: Image.Image) -> int:
+    if image.mode != "P":
+        return len(image.getbands())
+    red, green, blue = (bytes(image.getpalette("RGB") or [])[channel::3] for channel in range(3))
+    return 1 if red == green == blue else 3
+
+
+def _bits(image: Image.Image, payload: bytes) -> int:
+    """Return the bits of a channel; Pillow's mode does not tell them of colour images, which it cuts to 8."""
+    if image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA"):
+        return payload[_PNG_BITS_AT]
+    if isinstance(image, TiffImageFile) and image.mode in ("RGB", "RGBA", "LA"):
+        found = image.tag_v2.get(_TIFF_BITS_TAG, 8)
+        return int(max(found) if isinstance(found, tuple) else found)
+    return {"1": 1, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}.get(image.mode, 8)
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block is no reason to lose the pixels

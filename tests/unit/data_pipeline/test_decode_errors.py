@@ -10,10 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from data_pipeline.decode import DecodeError, DecodeLimits, check_image, decode_batch, kernel, probe
+from data_pipeline.decode import (
+    DecodeError,
+    DecodeLimits,
+    check_image,
+    decode_batch,
+    decode_image,
+    kernel,
+    probe,
+)
 from data_pipeline.decode.doctor import check
+from data_pipeline.record import Record
+from data_pipeline.sharding.inspection import judge
+from data_pipeline.sharding.options import ShardOptions
 
 needs_kernel = pytest.mark.skipif(not kernel.is_available(), reason=f"no C kernel: {kernel.describe()}")
 
@@ -125,7 +136,9 @@ def test_a_flipped_bit_in_the_scan_is_damage_that_can_be_used() -> None:
         ("PNG", "RGBA", 4),
         ("PNG", "L", 1),
         ("WEBP", "RGB", 3),
-        ("GIF", "P", 1),
+        ("GIF", "P", 3),
+        ("PNG", "P", 3),
+        ("GIF", "L", 1),
         ("BMP", "RGB", 3),
         ("TIFF", "CMYK", 4),
     ],
@@ -144,6 +157,65 @@ def test_sixteen_bits_are_cut_to_the_upper_eight() -> None:
     out = np.zeros((1, 48, 64, 3), np.uint8)
     assert decode_batch([stream.getvalue()], np.array([[0, 0, 64, 48]]), np.array([False]), out) == [None]
     np.testing.assert_array_equal(out[0, ..., 0], (levels >> 8).astype(np.uint8))
+
+
+def colour_of_sixteen_bits(kind: str) -> tuple[bytes, np.ndarray]:
+    """Write colours of 16 bits by hand, which Pillow cannot; return the file and its upper eight bits."""
+    levels = np.random.default_rng(2).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
+    if kind == "PNG":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        ]
+        parts = [
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+            for name, body in chunks
+        ]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts), (levels >> 8).astype(np.uint8)
+    pixels = levels.astype("<u2").tobytes()
+    tags = [(256, 64), (257, 48), (259, 1), (262, 2), (273, 8), (277, 3), (278, 48), (279, len(pixels))]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags]
+    entries.insert(2, struct.pack("<HHII", 258, 3, 3, 8 + len(pixels)))
+    bits = struct.pack("<HHH", 16, 16, 16)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels) + len(bits))
+    return head + pixels + bits + directory, (levels >> 8).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_colours_of_sixteen_bits_are_known_as_deep_and_cut_as_well(kind: str) -> None:
+    payload, expected = colour_of_sixteen_bits(kind)
+    assert (probe(payload).format, probe(payload).bits, probe(payload).components) == (kind, 16, 3)
+    assert judge(payload, name="x", options=ShardOptions()).kinds == ["deep"]
+    out = np.zeros((1, 48, 64, 3), np.uint8)
+    assert decode_batch([payload], np.array([[0, 0, 64, 48]]), np.array([False]), out) == [None]
+    np.testing.assert_array_equal(out[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("turn", [3, 6])
+@pytest.mark.parametrize("orientation", ["ignore", "apply"])
+def test_other_formats_are_turned_when_asked_and_a_tiff_always(
+    kind: str, turn: int, orientation: str
+) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    payload = encoded(kind, exif=exif)
+    info = probe(payload)
+    assert (info.width, info.height) == ((48, 64) if (kind, turn) == ("TIFF", 6) else (64, 48))
+    assert info.orientation == (1 if kind == "TIFF" else turn)
+    size = Record(payload, info.width, info.height, info.orientation, 0).displayed_size(orientation)
+    stored = np.asarray(decode_image(encoded(kind)))
+    is_turned = kind == "TIFF" or orientation == "apply"
+    expected = np.rot90(stored, {3: 2, 6: -1}[turn]) if is_turned else stored
+    out = np.zeros((1, size[1], size[0], 3), np.uint8)
+    box = np.array([[0, 0, *size]])
+    assert decode_batch([payload], box, np.array([False]), out, orientation=orientation) == [None]
+    np.testing.assert_array_equal(out[0], expected)
 
 
 def test_an_animation_gives_its_first_frame() -> None:
