@@ -83,6 +83,7 @@ def _body(job: Job, *, job_file: Path) -> list[str]:
         "# Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.",
         "set -eu",
         "umask 027",
+        "trap '' USR1  # until the supervisor listens, a warning ends nobody",
     ]
     lines += [f"module load {check_module(name)}" for name in site.modules]
     if site.setup_script:

@@ -15,6 +15,7 @@
 # Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
 set -eu
 umask 027
+trap '' USR1  # until the supervisor listens, a warning ends nobody
 export PYTHONPATH=/scratch/runs/imagenet/submissions/code-0123456789ab
 cd /scratch/runs/imagenet/submissions/code-0123456789ab
 exec /opt/coatnet/bin/python3 -m cluster.supervisor /scratch/runs/imagenet/submissions/0001/job.json

@@ -18,6 +18,7 @@
 # Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
 set -eu
 umask 027
+trap '' USR1  # until the supervisor listens, a warning ends nobody
 module load cuda/12.6
 source /site/setup.sh
 export PYTHONPATH=/scratch/runs/imagenet/submissions/code-0123456789ab

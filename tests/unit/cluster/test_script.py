@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from cluster.job import Job
 from cluster.launch import Attempt, check_command, rank_command
-from cluster.script import sbatch_options
+from cluster.script import render_script, sbatch_options
 from cluster.site import SiteConfig
 
 
 def job(**site: object) -> Job:
     return Job("run", "/runs/x", ["pretrain", "c.yaml"], site=SiteConfig(**site))  # type: ignore[arg-type]
+
+
+def test_a_warning_that_comes_before_anybody_listens_ends_no_job(tmp_path: Path) -> None:
+    early = tmp_path / "python"
+    early.write_text("#!/bin/sh\nkill -USR1 $$\necho lives\n")
+    early.chmod(0o755)
+    one = job()
+    one.python = str(early)
+    script = render_script(one, job_file=tmp_path / "job.json")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "lives\n")
 
 
 @pytest.mark.parametrize("own", ["--gres=gpu:a100:8", "--gpus=16", "--gpus-per-node=a100:8"])
