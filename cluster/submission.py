@@ -82,20 +82,11 @@ def prepare(request: Request) -> Prepared:
     """
     recipe, config_yaml = None, None
     trains = request.command in schema_names()
-    directory = request.directory
     if trains:
-        overrides = [*request.arguments, *([f"run.directory={directory}"] if directory else [])]
-        recipe, config_yaml = read_recipe(request.command, Path(request.target), overrides=overrides)
-        directory = Path(lookup(recipe, "run.directory") or "")
-        if not str(directory).strip("."):
-            raise UserError(
-                f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
-            )
-    if request.array and trains:
-        raise UserError(
-            f"--array {request.array}: tasks of an array would train in one run directory; submit runs"
-        )
-    if directory is None:
+        recipe, config_yaml, directory = _read_config(request)
+    elif request.directory is not None:
+        directory = request.directory
+    else:
         raise UserError(f"{request.command} needs --directory: where its logs and markers go")
     directory = check_path(directory, what="run directory")
     site = request.site if trains else _single_task(request)
@@ -119,6 +110,24 @@ def prepare(request: Request) -> Prepared:
         shards=_shards(recipe),
     )
     return Prepared(job, folder, config_yaml, recipe)
+
+
+def _read_config(request: Request) -> tuple[dict[str, Any], str, Path]:
+    """Return the config of a training run, as plain containers and as YAML, and the run directory."""
+    if request.array:
+        raise UserError(
+            f"--array {request.array}: tasks of an array would train in one run directory; submit runs"
+        )
+    given = [f"run.directory={request.directory}"] if request.directory else []
+    recipe, config_yaml = read_recipe(
+        request.command, Path(request.target), overrides=[*request.arguments, *given]
+    )
+    directory = Path(lookup(recipe, "run.directory") or "")
+    if not str(directory).strip("."):
+        raise UserError(
+            f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
+        )
+    return recipe, config_yaml, directory
 
 
 def submit(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cluster.status import RunStatus
 
 _COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red",
@@ -21,11 +23,32 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
         silence: why SLURM said nothing of them.
     """
     from rich.markup import escape
-    from rich.table import Table
 
     from coatnet.runtime.console import make_console
 
     console = make_console()
+    console.print(
+        _table(runs, bar=_BAR if console.width >= _ROOM else 0)
+        if runs
+        else "no submitted runs found; `coatnet report RUN` shows one that was started by hand"
+    )
+    for run in runs:
+        words = run.detail or run.last_error
+        if words and run.state != "done":
+            console.print(
+                f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    if silence:
+        words = f"states are read from the run directories alone: {silence}"
+        console.print(f"\n{escape(words)}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for heading in ("state", "job"):
@@ -39,25 +62,12 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
             run.job_id or "–",
             str(run.lives),
             "–" if run.step is None else f"{run.step:,}",
-            _progress(run, bar=_BAR if console.width >= _ROOM else 0),
+            _progress(run, bar=bar),
             "–" if run.images_per_second is None else f"{run.images_per_second:,.0f}",
             duration(run.remaining_seconds),
             duration(run.lost_seconds),
         )
-    console.print(
-        table if runs else "no submitted runs found; `coatnet report RUN` shows one that was started by hand"
-    )
-    for run in runs:
-        words = run.detail or run.last_error
-        if words and run.state != "done":
-            console.print(
-                f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}",
-                highlight=False,
-                soft_wrap=True,
-            )
-    if silence:
-        words = f"states are read from the run directories alone: {silence}"
-        console.print(f"\n{escape(words)}", style="dim", highlight=False, soft_wrap=True)
+    return table
 
 
 def _coloured(state: str) -> str:
