@@ -73,14 +73,19 @@ def evaluation_columns(
     """Return the model's outputs that a corpus of the `wanted` classes is judged by, None for all in order.
 
     A corpus of some of the classes, such as ImageNet-A and -R, is judged among these only, as its authors do.
+    Of a model without names the outputs are taken in order, or by number where the corpus's names are such.
 
     Raises:
         UserError: the model does not know a class of the corpus.
     """
-    if known is None or list(known) == list(wanted):
+    are_numbers = all(name.isascii() and name.isdigit() for name in wanted)
+    if known is None:  # numbered folders come sorted as text: 0, 1, 10, 100, 2 …
+        numbers = [int(name) for name in wanted] if are_numbers else []
+        return numbers if sorted(numbers) == [*range(len(wanted))] != numbers else None
+    if list(known) == list(wanted):
         return None
     found = match_classes(known, wanted)
-    if not any(place is not None for place in found) and all(n.isascii() and n.isdigit() for n in wanted):
+    if not any(place is not None for place in found) and are_numbers:
         # As in the folders of ImageNet-V2, numbers are places among the model's classes.
         found = [int(name) if int(name) < len(known) else None for name in wanted]
     missing = [name for name, place in zip(wanted, found, strict=True) if place is None]

@@ -16,10 +16,11 @@ from coatnet.runtime.endings import run_rank
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.class_weights import check_single_labels
+from data_pipeline.record import SampleSource
 from finetune.choices import PRECISIONS
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.judging import full_report
-from finetune.evaluation.measure import measure
+from finetune.evaluation.measure import AnyPredictions, Measurement, measure
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.sources import judged_columns, open_evaluation_set, read_real_labels, real_accuracy
 from finetune.evaluation.write import write_reports
@@ -97,40 +98,49 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         threads=request.threads,
         label=f"evaluate at {px} px",
     )
-    predictions = result.predictions
-    cost = model_cost(classifier.config, px)
-    report: dict[str, Any] = {
+    return {
         "model": request.model,
         "data": request.data,
         "image_size": px,
         "resize": classifier.augment.evaluate_resize,
         "label_kind": corpus.label_kind,
         **full_report(
-            predictions,
+            result.predictions,
             names=corpus.classes,
             with_confusion=request.destination is not None,
             show_progress=ranks.is_main,
         ),
+        **_work_done(result, classifier),
+        "judged_among": None if columns is None else len(columns),
+        **_real(result.predictions, corpus, request),
+    }
+
+
+def _work_done(result: Measurement, classifier: Classifier) -> dict[str, Any]:
+    """Return how quickly it went, at which cost, and what could not be read."""
+    images, cost = len(result.predictions), model_cost(classifier.config, classifier.augment.image_size)
+    return {
         "seconds": round(result.seconds, 3),
-        "images_per_second": round(len(predictions) / result.seconds, 2),
-        "model_images_per_second": round(len(predictions) / max(result.model_seconds, 1e-9), 2),
+        "images_per_second": round(images / result.seconds, 2),
+        "model_images_per_second": round(images / max(result.model_seconds, 1e-9), 2),
         "gmacs": round(cost.macs / 1e9, 3),
         "parameters": cost.parameters,
-        "judged_among": None if columns is None else len(columns),
         "bad_samples": len(result.bad),
         "bad": result.bad[:_BAD_SHOWN],
     }
-    if request.real is not None:
-        assert isinstance(predictions, Predictions)  # several labels were refused
-        names = _names(corpus, predictions.index.tolist())
-        real = read_real_labels(Path(request.real))
-        report["real_top1"] = real_accuracy(
-            predictions, names=names, classes=corpus.classes, real=real, origin=request.data
-        )
-    return report
 
 
-def _names(corpus: Any, samples: Sequence[int]) -> list[str]:
+def _real(predictions: AnyPredictions, corpus: SampleSource, request: EvaluationRequest) -> dict[str, Any]:
+    """Return what reassessed labels say, where they were given."""
+    if request.real is None:
+        return {}
+    assert isinstance(predictions, Predictions)  # several labels were refused
+    names, real = _names(corpus, predictions.index.tolist()), read_real_labels(Path(request.real))
+    share = real_accuracy(predictions, names=names, classes=corpus.classes, real=real, origin=request.data)
+    return {"real_top1": share}
+
+
+def _names(corpus: SampleSource, samples: Sequence[int]) -> list[str]:
     names = [corpus.name(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)]
     return [names[sample] for sample in samples]
 

@@ -114,6 +114,17 @@ def test_classes_match_by_wordnet_id_by_name_and_by_number() -> None:
     assert match_classes(known, ["n014407645"]) == [None], "nine digits are another id"
     assert evaluation_columns(known, ["dog", "n01440764"], origin="x") == [2, 0]
     assert evaluation_columns(known, known, origin="x") is None
+    eleven = sorted(map(str, range(11)))  # as a folder lists them: 0, 1, 10, 2 …
+    assert evaluation_columns([f"n{n:08d}" for n in range(11)], eleven, origin="x") == [
+        0,
+        1,
+        10,
+        *range(2, 10),
+    ]
+    assert evaluation_columns(None, eleven, origin="x") == [0, 1, 10, *range(2, 10)], "imported without names"
+    assert evaluation_columns(None, [*map(str, range(10))], origin="x") is None
+    assert evaluation_columns(None, ["ant", "bee"], origin="x") is None
+    assert evaluation_columns(None, ["7", "8"], origin="x") is None, "these are names"
     with pytest.raises(UserError, match="'cat' is not among them"):
         evaluation_columns(known, ["dog", "cat"], origin="x")
 
