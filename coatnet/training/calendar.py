@@ -126,6 +126,6 @@ def _phases(first: Change, changes: Sequence[Change], total: int, *, whole_steps
     if not phases:
         raise UserError(
             f"train.duration comes to {total} samples, less than a step of {first.global_batch}; "
-            "make it longer"
+            "make it longer, or train.global_batch smaller"
         )
     return phases
