@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -115,17 +117,21 @@ class Checkpoint:
             CheckpointError: the first mismatch, with file and tensor.
         """
         for file in self.manifest.files[share::shares]:
-            head = self._map(file, 0, file.header_bytes)
-            if xxhash.xxh3_64_hexdigest(head.data) != file.header_xxh3:
-                raise CheckpointError(f"{self.directory / file.name}: the header does not match its checksum")
-            end = file.header_bytes
-            for piece in file.pieces:
-                if piece.offset != end:
-                    raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
-                self._piece_data(file, piece)
-                end += piece.bytes
-            if end != file.bytes:
+            with self._opened(file) as opened:  # once, however many pieces it has
+                self._verify_file(file, opened)
+
+    def _verify_file(self, file: RankFile, opened: BinaryIO) -> None:
+        head = _map(opened, 0, file.header_bytes)
+        if xxhash.xxh3_64_hexdigest(head.data) != file.header_xxh3:
+            raise CheckpointError(f"{self.directory / file.name}: the header does not match its checksum")
+        end = file.header_bytes
+        for piece in file.pieces:
+            if piece.offset != end:
                 raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
+            self._checked(file, piece, opened)
+            end += piece.bytes
+        if end != file.bytes:
+            raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
 
     def _of(self, kind: str, name: str) -> list[tuple[RankFile, Piece]]:
         found = self._pieces.get((kind, name))
@@ -146,13 +152,23 @@ class Checkpoint:
         if size != file.bytes:
             raise CheckpointError(f"{path}: {size} bytes, the manifest says {file.bytes}")
 
-    def _map(self, file: RankFile, offset: int, size: int) -> np.ndarray:
-        if size == 0:
-            return np.empty(0, dtype=np.uint8)
-        return np.memmap(self.directory / file.name, dtype=np.uint8, mode="r", offset=offset, shape=(size,))
+    @contextmanager
+    def _opened(self, file: RankFile) -> Iterator[BinaryIO]:
+        path = self.directory / file.name
+        try:
+            with path.open("rb") as opened:
+                yield opened
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from None
 
     def _piece_data(self, file: RankFile, piece: Piece) -> Tensor:
-        raw = self._map(file, piece.offset, piece.bytes)
+        with self._opened(file) as opened:
+            raw = self._checked(file, piece, opened)
+        # A copy: torch wants writable memory, and a map of a file that is later deleted must not outlive it.
+        return torch.from_numpy(np.array(raw)).view(TORCH_DTYPES[piece.dtype])
+
+    def _checked(self, file: RankFile, piece: Piece, opened: BinaryIO) -> np.ndarray:
+        raw = _map(opened, piece.offset, piece.bytes)
         key = (file.name, piece.offset)
         if key not in self._verified:
             if xxhash.xxh3_64_hexdigest(raw.data) != piece.xxh3:
@@ -160,5 +176,10 @@ class Checkpoint:
                     f"{self.directory / file.name}: {piece.kind} {piece.name} does not match its checksum"
                 )
             self._verified.add(key)
-        # A copy: torch wants writable memory, and a map of a file that is later deleted must not outlive it.
-        return torch.from_numpy(np.array(raw)).view(TORCH_DTYPES[piece.dtype])
+        return raw
+
+
+def _map(opened: BinaryIO, offset: int, size: int) -> np.ndarray:
+    if size == 0:
+        return np.empty(0, dtype=np.uint8)
+    return np.memmap(opened, dtype=np.uint8, mode="r", offset=offset, shape=(size,))

@@ -199,8 +199,7 @@ class TimeAccount:
 
     def _write(self, text: bytes) -> None:
         assert len(text) < _LINE_BYTES
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o640)
+        descriptor = self._open()
         try:
             if self._anew:
                 os.ftruncate(descriptor, 0)
@@ -210,6 +209,14 @@ class TimeAccount:
             os.pwrite(descriptor, text.ljust(_LINE_BYTES - 1) + b"\n", self._offset)
         finally:
             os.close(descriptor)
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT
+        try:
+            return os.open(self._file, flags, 0o640)
+        except FileNotFoundError:  # the first time; asking each time is work for a shared file system
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(self._file, flags, 0o640)
 
     def _settle(self) -> None:
         now = time.monotonic()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,42 @@ def test_a_rank_file_of_another_step_is_never_accepted(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "step-00000001" / name, tmp_path / "step-00000002" / name)
     with pytest.raises(CheckpointError, match="checksum"):
         Checkpoint(tmp_path / "step-00000002").verify()
+
+
+def test_a_file_that_cannot_be_opened_is_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, alarms = make_store(tmp_path)
+    save(store, 1)
+    save(store, 2)
+    opened = Path.open
+
+    def failing(path: Path, *given: Any, **options: Any) -> Any:
+        if path.parent.name == "step-00000002" and path.suffix == ".safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, *given, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    checkpoint = store.newest()
+    assert checkpoint is not None and checkpoint.step == 1
+    assert "rank-00000.safetensors: Input/output error; going back" in alarms[0]
+
+
+def test_to_verify_a_file_it_is_opened_once_however_many_pieces_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_store(tmp_path)
+    save(store, 1)
+    opened: list[str] = []
+    open_file = Path.open
+
+    def noting(path: Path, *given: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return open_file(path, *given, **options)
+
+    monkeypatch.setattr(Path, "open", noting)
+    store.newest()
+    assert opened.count("rank-00000.safetensors") == 1
 
 
 def test_a_broken_newest_is_named_and_the_older_one_taken(tmp_path: Path) -> None:
