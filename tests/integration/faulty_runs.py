@@ -7,7 +7,10 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partialmethod
@@ -87,6 +90,39 @@ def pretrain_run(
             raise
         return str(error)
     return "finished"
+
+
+def counted_run(arguments: list[str], folder: str) -> dict[str, dict[str, int]]:
+    """Run the worker and count this rank's collectives of ours, their bytes and what it asks of `folder`.
+
+    Returns:
+        calls: by collective and who called it; bytes: of the last one; files: by operation.
+    """
+    calls: Counter[str] = Counter()
+    size: dict[str, int] = {}
+    files: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(Ranks, name)
+
+        def call(self: Ranks, *given: Any, **options: Any) -> Any:
+            key = f"{name} of {sys._getframe(1).f_code.co_name}"
+            calls[key] += 1
+            if given and isinstance(given[0], torch.Tensor):
+                size[key] = given[0].numel() * given[0].element_size()
+            return method(self, *given, **options)
+
+        return call
+
+    def look(event: str, given: tuple[Any, ...]) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove") and folder in str(given[0]):
+            files[event] += 1
+
+    for name in ("all_reduce_sum", "gather", "broadcast", "any", "barrier"):
+        setattr(Ranks, name, counted(name))
+    sys.addaudithook(look)
+    main(arguments)
+    return {"calls": dict(calls), "bytes": size, "files": dict(files)}
 
 
 def kill_at_exclusions(path: Path, text: str) -> None:

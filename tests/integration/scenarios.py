@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from faulty_runs import counted_run as counted_run
 from faulty_runs import finetune_run as finetune_run
 from faulty_runs import hanging_run as hanging_run
 from faulty_runs import pretrain_run as pretrain_run

@@ -306,6 +306,37 @@ def test_weights_that_ranks_do_not_agree_on_are_never_saved_and_the_next_start_l
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
+def test_a_step_of_many_ranks_costs_two_collectives_of_ours_and_a_save_few_files(
+    place: Path, tmp_path: Path, on_ranks: OnRanks
+) -> None:
+    ranks = 4
+    found = {}
+    for saves, steps in ((1, 2), (2, 6)):
+        run = tmp_path / f"{steps}"
+        cut = [f"train.global_batch={2 * ranks}", "train.micro_batch=2", "norm.group_images=2"]
+        more = [f"train.duration={steps} steps", f"save.every={steps // saves} steps", "save.last=9"]
+        given = [*arguments(place, str(run), *cut, *more), "data.evaluate=null"]
+        found[steps] = on_ranks("counted_run", world_size=ranks, arguments=given, folder=str(run / "check"))
+    for short, long in zip(found[2], found[6], strict=True):
+        calls = {key: count - short["calls"].get(key, 0) for key, count in long["calls"].items()}
+        assert {key: count for key, count in calls.items() if count} == {
+            "all_reduce_sum of table": 4,
+            "all_reduce_sum of commit_statistics": 4,
+            "gather of compare_weights": 1,  # before each save
+            "barrier of patience": 1,  # after it
+        }
+        assert long["bytes"]["all_reduce_sum of table"] == 40 * ranks
+    first, others = (
+        [
+            sum(long["files"].values()) - sum(short["files"].values())
+            for short, long in zip(*pair, strict=True)
+        ]
+        for pair in ((found[2][:1], found[6][:1]), (found[2][1:], found[6][1:]))
+    )
+    assert set(others) == {5}  # the save's folder, a file, its note, which is renamed, and the folder synced
+    assert first[0] <= 20 + 4 * ranks
+
+
 def test_a_rank_that_hangs_right_after_a_save_ends_all_with_their_stacks_written(
     place: Path, ask_ranks: Callable[..., Any]
 ) -> None:
