@@ -39,6 +39,7 @@ from coatnet.model.config import architecture
 from coatnet.model.cost import model_cost
 from coatnet.model.family import EXPANSION
 from coatnet.model.gpu.attention import attention as relative_attention
+from coatnet.model.gpu.excite import gelu_sums
 from coatnet.model.gpu.mbconv import activate_convolve, activate_convolve_backward
 from coatnet.runtime.ranks import Ranks
 
@@ -179,8 +180,11 @@ def _fused_kernels(bench: Bench, shape: tuple[int, ...]) -> Row:
     back = bench.seconds(
         lambda: activate_convolve_backward(target, e, mean, scale, mean[0], weight), together=_TOGETHER
     )
+    rows = torch.ones(shape[0], shape[3], device=e.device)
+    sums = bench.seconds(lambda: gelu_sums(e, rows, rows, mean[0], target), together=_TOGETHER)
     shares = {"forward_share_of_copy": copy / ahead, "backward_share_of_copy": 1.5 * copy / back}
-    return {"forward_ms": 1e3 * ahead, "backward_ms": 1e3 * back, **shares}
+    row = {"forward_ms": 1e3 * ahead, "backward_ms": 1e3 * back, **shares}
+    return {**row, "sums_ms": 1e3 * sums, "sums_share_of_copy": copy / sums}
 
 
 def attention(bench: Bench) -> Iterator[Case]:

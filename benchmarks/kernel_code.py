@@ -33,9 +33,10 @@ from triton.compiler import ASTSource
 sys.path.insert(0, str(Path(__file__).parent))
 from lease_report import Row, table
 
-from coatnet.model.gpu import attention_kernels, depthwise_kernels, mbconv_kernels
+from coatnet.model.gpu import attention_kernels, depthwise_kernels, excite_kernels, mbconv_kernels
 from coatnet.model.gpu.attention import attention
 from coatnet.model.gpu.depthwise import depthwise
+from coatnet.model.gpu.excite import gelu_sums
 from coatnet.model.gpu.mbconv import activate_convolve
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use: A100, H100 and H200
@@ -82,8 +83,7 @@ def recorded(module: ModuleType) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     try:
         for name, kernel in kernels.items():
-            if not name.startswith("_"):
-                setattr(module, name, Recorder(kernel, launches))
+            setattr(module, name, Recorder(kernel, launches))
         yield launches
     finally:
         for name, kernel in kernels.items():
@@ -107,6 +107,15 @@ def mbconv_launches(side: int, width: int) -> list[Launch]:
     return launches
 
 
+def excite_launches(side: int, width: int) -> list[Launch]:
+    """The sums of squeeze-and-excite, without and with a gradient."""
+    y, row = torch.zeros(1, side, side, width, dtype=torch.bfloat16), torch.zeros(1, width)
+    with recorded(excite_kernels) as launches:
+        for weights in (None, torch.zeros_like(y)):
+            gelu_sums(y, row, row, row[0], weights)
+    return launches
+
+
 def attention_launches(tokens: int, size: int) -> list[Launch]:
     """Both passes of relative attention."""
     q = torch.zeros(2, tokens, 1, size, dtype=torch.bfloat16, requires_grad=True)
@@ -122,9 +131,11 @@ CASES: dict[str, Callable[[], list[Launch]]] = {
     "fused MBConv 56²×768": lambda: mbconv_launches(56, 768),
     "fused MBConv 28²×1536": lambda: mbconv_launches(28, 1536),
     "fused MBConv 14²×4096": lambda: mbconv_launches(14, 4096),
+    "squeeze, excite 28²×1536": lambda: excite_launches(28, 1536),
     "attention 49×32": lambda: attention_launches(49, 32),
     "attention 196×32": lambda: attention_launches(196, 32),
     "attention 576×32": lambda: attention_launches(576, 32),
+    "attention 196×64": lambda: attention_launches(196, 64),
     "attention 196×128": lambda: attention_launches(196, 128),
 }
 
@@ -166,7 +177,7 @@ def describe(launch: Launch, arch: int) -> Row:
     warps = compiled.metadata.num_warps
     resident = min(_REGISTERS // (-(-registers // 8) * 8 * 32 * warps), 64 // warps)
     shared = compiled.metadata.shared
-    maps = sum(getattr(one, "dtype", None) == torch.bfloat16 for one in launch.arguments)
+    maps = {id(one) for one in launch.arguments if getattr(one, "dtype", None) == torch.bfloat16}
     if shared:
         resident = min(resident, SHARED_LIMIT[arch] // (shared + 1024))
     return {
@@ -176,7 +187,7 @@ def describe(launch: Launch, arch: int) -> Row:
         "spilled_bytes": stack,
         "shared_bytes": shared,
         "warps_resident": resident * warps,
-        **_per_element(code, bytes_moved=2 * maps, copy_bytes=_COPY_BYTES[arch]),
+        **_per_element(code, maps=len(maps), copy_bytes=_COPY_BYTES[arch]),
     }
 
 
@@ -184,15 +195,16 @@ def _run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _per_element(code: str, *, bytes_moved: int, copy_bytes: float) -> Row:
-    """Count the innermost loop's instructions by kind; nothing where it stores no elements."""
+def _per_element(code: str, *, maps: int, copy_bytes: float) -> Row:
+    """Count the innermost loop's instructions by kind; nothing where it neither stores nor loads elements."""
     names = _innermost_loop(code)
-    stored = sum(_stored_bytes(name) for name in names) / 2  # bf16
-    if not stored:
+    stored, loaded = (sum(_bytes(name) for name in names if name.startswith(kind)) for kind in ("STG", "LDG"))
+    elements = (stored or loaded / maps) / 2  # bf16; a kernel that only sums loads each map once
+    if not elements:
         return {}
     counts = Counter(_kind(name) for name in names)
-    row = {kind: counts[kind] / stored for kind in (*_KINDS, "other")}
-    return {**row, "all": len(names) / stored, "budget": bytes_moved / copy_bytes * _LANES}
+    row = {kind: counts[kind] / elements for kind in (*_KINDS, "other")}
+    return {**row, "all": len(names) / elements, "budget": 2 * maps / copy_bytes * _LANES}
 
 
 def _innermost_loop(code: str) -> list[str]:
@@ -213,10 +225,8 @@ def _innermost_loop(code: str) -> list[str]:
     return names[start:end]
 
 
-def _stored_bytes(name: str) -> int:
-    """Return what an instruction stores in global memory for a thread."""
-    if not name.startswith("STG"):
-        return 0
+def _bytes(name: str) -> int:
+    """Return what an instruction moves from or to global memory for a thread."""
     return next(
         (size for part, size in ((".128", 16), (".64", 8), (".U16", 2), (".U8", 1)) if part in name), 4
     )

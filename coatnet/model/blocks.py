@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
-from coatnet.model.gpu import dense, depthwise, mbconv
+from coatnet.model.gpu import dense, depthwise, excite, mbconv
 from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
 
@@ -101,9 +101,12 @@ class SqueezeExcite(nn.Module):
         self.reduce = nn.Linear(width, squeeze)
         self.expand = nn.Linear(squeeze, width)
 
+    def gate(self, mean: Tensor) -> Tensor:
+        """Return what each channel is multiplied by. Shape: (B, C) → the same."""
+        return torch.sigmoid(self.expand(F.silu(self.reduce(mean))))
+
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.expand(F.silu(self.reduce(x.mean(dim=(1, 2)))))
-        return x * torch.sigmoid(gate)[:, None, None, :]
+        return x * self.gate(x.mean(dim=(1, 2)))[:, None, None, :]
 
 
 class Shortcut(nn.Module):
@@ -153,7 +156,8 @@ class MBConv(nn.Module):
         else:
             y = self.style.norm_activate(self.expand_norm, y)
             y = self.style.norm_activate(self.depthwise_norm, self.depthwise(y))
-        y = self.shrink(self.se(y))
+            y = self.se(y)
+        y = self.shrink(y)
         return self.shortcut(x) + drop_path(y, scales, 0)
 
     def fuse(self) -> None:
@@ -162,7 +166,7 @@ class MBConv(nn.Module):
         self.fused = batch_norm and self.style.gelu == "tanh" and self.depthwise.stride == 1
 
     def _fused_middle(self, e: Tensor) -> Tensor:
-        """Norm, GELU, depthwise convolution, norm and GELU; the second pair is left to the compiler."""
+        """Do what lies between both 1×1 convolutions by the GPU's kernels; the same mathematics."""
         first, second = self.expand_norm, self.depthwise_norm
         assert isinstance(first, GroupBatchNorm) and isinstance(second, GroupBatchNorm)
         mean, variance = first.moments(e)
@@ -170,10 +174,11 @@ class MBConv(nn.Module):
         count = e.numel() // (groups * width)
         mean, scale = first.settle(mean, variance, count=count)
         y, *moments = mbconv.activate_convolve(e, mean, scale, first.bias.float(), self.depthwise.weight)
-        mean, scale = second.settle(*moments, count=count)
-        centred = y.view(groups, count, width).float() - mean[:, None]
-        normal = torch.addcmul(second.bias.float(), centred, scale[:, None])
-        return gelu(normal.to(y.dtype)).view(y.shape)
+        of_groups = second.settle(*moments, count=count)
+        mean, scale = (one.repeat_interleave(len(e) // groups, dim=0) for one in of_groups)  # of images
+        bias = second.bias.float()
+        gate = self.se.gate(excite.squeeze(y, mean, scale, bias).to(y.dtype))
+        return excite.excite(y, mean, scale, bias, gate)
 
 
 class TransformerBlock(nn.Module):

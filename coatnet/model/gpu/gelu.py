@@ -22,3 +22,9 @@ def gelu(x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
     wide = x.float()
     return (wide * torch.sigmoid(_TWICE_ROOT * (wide + _CUBIC * wide * wide * wide))).to(x.dtype)
+
+
+def gelu_slope(x: Tensor) -> Tensor:
+    """Return the derivative of `gelu`: σ(2u) + x·σ·(1 − σ)·2u′."""
+    sigma = torch.sigmoid(_TWICE_ROOT * (x + _CUBIC * x * x * x))
+    return sigma + x * sigma * (1.0 - sigma) * _TWICE_ROOT * (1.0 + 3.0 * _CUBIC * x * x)

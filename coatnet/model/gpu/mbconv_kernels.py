@@ -14,14 +14,10 @@ benchmarks/kernel_code.py counts the instructions.
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
-_CUBIC = tl.constexpr(0.044715)
-_SLOPE = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi))
-_POWER = tl.constexpr(-2.0 * math.sqrt(2.0 / math.pi) * math.log2(math.e))  # to e^−2u as a power of two
+from coatnet.model.gpu.gelu_kernels import sigmoid, slope
 
 
 @triton.jit
@@ -63,19 +59,12 @@ def _nine(taps, channel, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _sigmoid(n):
-    """Return σ(2u); GELU is n times that. A root's square takes three instructions, a quotient six."""
-    root = tl.rsqrt(1.0 + tl.exp2(n * (_POWER + _POWER * _CUBIC * n * n)))
-    return root * root
-
-
-@triton.jit
 def _activated(values, first, scale, shift, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     """Normalise and activate a row and its edges; the convolution's zeros lie around the activated map."""
     found = ()
     for number in tl.static_range(COLUMNS + 2):
         n = values[number].to(tl.float32) * scale + shift
-        active = n * _sigmoid(n)
+        active = n * sigmoid(n)
         if number == 0:
             active = tl.where(first > 0, active, 0.0)
         if number > COLUMNS or WIDTH % COLUMNS != 0:
@@ -189,9 +178,8 @@ def backward(
                 inside = _inside(first + number, WIDTH, COLUMNS)
                 value = values[number].to(tl.float32)
                 n = value * factor + offset
-                sigma = _sigmoid(n)
+                sigma = sigmoid(n)
                 active = tl.where(inside, n * sigma, 0.0)
-                slope = sigma + active * (1.0 - sigma) * (_SLOPE + 3.0 * _SLOPE * _CUBIC * n * n)
                 pull, new = zero, ()
                 for tap in tl.static_range(
                     9
@@ -200,7 +188,7 @@ def backward(
                     pull += other * nine[tap]
                     new += (sums[tap] + other * active,)
                 sums = new
-                pull = tl.where(inside, pull * slope, 0.0)
+                pull = tl.where(inside, pull * slope(n, sigma), 0.0)
                 tl.store(to + number * CHANNELS, pull.to(down_n.dtype.element_ty), mask=there & inside)
                 shifts += pull
                 scales += pull * (value - centre)

@@ -102,6 +102,26 @@ def check_fused_mbconv() -> None:
         assert max(errors) < (3e-6 if dtype == torch.float32 else 1e-2), (shape, errors)
 
 
+def check_excite() -> None:
+    from coatnet.model.gpu import excite as module
+    from coatnet.model.gpu.excite import excite, squeeze
+
+    module._PIXELS = 10  # so that several programs share an image
+    shape = (2, 3, 5, 300)
+    small = [torch.randn(2, 300), torch.randn(2, 300), torch.randn(300), torch.randn(2, 300)]
+    leaves = [one.requires_grad_() for one in (torch.randn(shape), *small)]
+    found = [squeeze(*leaves[:4]), excite(*leaves)]
+    downs = [torch.randn_like(one) for one in found]
+    found += torch.autograd.grad(found, leaves, downs)
+    exact_leaves = [one.detach().double().requires_grad_() for one in leaves]
+    y, mean, scale, bias, gate = exact_leaves
+    active = F.gelu((y - mean[:, None, None]) * scale[:, None, None] + bias, approximate="tanh")
+    exact = [active.mean(dim=(1, 2)), active * gate[:, None, None]]
+    exact += torch.autograd.grad(exact, exact_leaves, [one.double() for one in downs])
+    errors = [relative_error(one, other) for one, other in zip(found, exact, strict=True)]
+    assert max(errors) < 2e-6, errors
+
+
 def check_fused_network() -> None:
     from coatnet.model import ModelConfig, NormConfig, build_model
     from coatnet.model.gpu import mbconv
@@ -146,5 +166,6 @@ if __name__ == "__main__":
     check_depthwise()
     check_attention()
     check_fused_mbconv()
+    check_excite()
     check_fused_network()
     check_compiled_block()
