@@ -232,12 +232,14 @@ def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
 
     Example: coatnet cancel runs/first
     """
+    from cluster import slurm
     from cluster.cancel import cancel_run
 
     jobs = cancel_run(directory)
-    print(
-        f"{directory} is cancelled" + (f"; jobs ended: {', '.join(jobs)}" if jobs else "; no job was queued")
-    )
+    ended = f"jobs ended: {', '.join(jobs)}" if jobs else "no job was queued"
+    if not slurm.available():
+        ended = "no squeue here, so cancel it where SLURM is, too: a job that runs goes on until then"
+    print(f"{directory} is cancelled; {ended}")
 
 
 def _submit_pipeline(

@@ -289,7 +289,8 @@ def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if array and task is not None else own_id,
             state=_state(entry.get("job_state", "")),
-            reason=str(entry.get("state_reason") or ""),
+            # the words say more: one that no node could start is held by its user, by the reason alone
+            reason=str(entry.get("state_description") or entry.get("state_reason") or ""),
             array_job_id=str(array) if array else "",
         )
     return jobs

@@ -11,12 +11,15 @@ from cluster.slurm import QueuedJob, jobs_of
 from coatnet.runtime.run_directory import RunDirectory
 
 _HELD_BY_USER = "JobHeldUser"
+_NO_START = "a node could not start it, and its administrators can see why; then: scontrol release {job}"
 _SMALLER = "more than may be had at once; coatnet cancel {directory}, then submit with less"
 # By SLURM's word for it, which stays in front: it is what manuals and administrators know.
 _REMEDIES = {
     _HELD_BY_USER: "held; let it begin: scontrol release {job}",
     "JobHeldAdmin": "held by an administrator, who can say why",
-    "JobHoldMaxRequeue": "its nodes could not start it, again and again; then: scontrol release {job}",
+    "JobHoldMaxRequeue": _NO_START,
+    "launch failed requeued held": _NO_START,
+    "job requeued in held state": _NO_START,
     "DependencyNeverSatisfied": "what it waits for has failed; coatnet cancel {directory}, then submit again",
     "BadConstraints": "no node has what it asks for; coatnet cancel {directory}, then submit anew",
     "PartitionTimeLimit": _SMALLER,
@@ -33,7 +36,7 @@ def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJ
     held_behind = _why_behind(directory, job, queue) if reason == _HELD_BY_USER else ""
     if held_behind:
         return held_behind
-    remedy = _REMEDIES["JobHoldMaxRequeue"] if job.state in _NOT_STARTED else _REMEDIES.get(reason, "")
+    remedy = _NO_START if job.state in _NOT_STARTED else _REMEDIES.get(reason, "")
     words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
     return ": ".join(part for part in (reason, words) if part)
 

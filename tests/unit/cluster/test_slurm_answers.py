@@ -44,6 +44,12 @@ def test_a_flag_of_the_new_form_outweighs_the_base_state() -> None:
     assert slurm.parse_queue({"jobs": [entry]})["1"].state == "COMPLETING"
 
 
+def test_words_say_more_than_the_reason() -> None:
+    words = "launch failed requeued held"
+    entry = {"job_id": 1, "job_state": "PENDING", "state_reason": "JobHeldUser", "state_description": words}
+    assert slurm.parse_queue({"jobs": [entry]})["1"].reason == words
+
+
 def test_a_queue_without_jobs_is_empty() -> None:
     assert slurm.parse_queue({"jobs": []}) == {} and slurm.parse_queue({}) == {}
 

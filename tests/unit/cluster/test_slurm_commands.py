@@ -161,7 +161,9 @@ def test_a_squeue_without_json_is_read_as_a_table(program: Program, words: str) 
         "2503|2501|0|RUNNING|None",
     ]  # as 22.05 prints them
     table = "; ".join(f"echo '{row}'" for row in rows)
-    program("squeue", f'case "$*" in *--json*) echo "squeue: {words}" >&2; exit 1;; esac; {table}')
+    asked = "--noheader --format=%A|%F|%K|%T|%r --user="
+    refusal = f'echo "squeue: {words}" >&2; exit 1'
+    program("squeue", f"""case "$*" in '{asked}'*) ;; *) {refusal};; esac; {table}""")
     assert slurm.queue() == {
         "2501": QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501"),
         "2502": QueuedJob("2502", "PENDING", "JobHeldUser"),
