@@ -190,3 +190,16 @@ def test_a_file_that_finds_no_room_leaves_nothing_behind(
     with pytest.raises(OSError, match=r"No space left on device: '.*summary\.json'"):
         write_atomically(tmp_path / "summary.json", "{}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_events_of_more_ranks_than_files_may_be_open_are_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for rank in range(200):
+        run.record_event("skipped_step", writer=rank, rank=rank)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, hard))
+    try:
+        found = run.read_events()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [event["rank"] for event in found] == list(range(200))
