@@ -71,8 +71,8 @@ def refuse_pickle(path: Path) -> None:
     """
     if is_pickle(path):
         raise UserError(
-            f"{path}: a pickle can run any program when it is read; convert it to safetensors, or give "
-            "--trust-pickle, which reads tensors alone"
+            f"{path}: a pickle can run any program when it is read; convert it to safetensors, or let "
+            "`coatnet import --trust-pickle` take it over, which reads tensors alone"
         )
 
 

@@ -120,8 +120,12 @@ def test_torch_export_opens_without_this_code_and_at_another_resolution(
     (certificate,) = export_model(str(exported), tmp_path, formats=["torch_export"], px=96, data=str(photos))
     assert certificate["accepted"] and certificate["images"] == [4, 3, 96, 96]
     assert certificate["differing_guesses"] == 0 and certificate["top1"] == certificate["exported_top1"]
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    images = odd_batch(96)
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    graphs = [each.graph for each in loaded.graph_module.modules() if isinstance(each, torch.fx.GraphModule)]
+    called = [node.target for graph in graphs for node in graph.nodes]
+    operators = {each.namespace for each in called if isinstance(each, torch._ops.OpOverload)}
+    assert operators == {"aten"}, "operators of ours would be known here alone"
+    program, images = loaded.module(), odd_batch(96)
     assert (program(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
 
 
