@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cluster.job import Job
-from cluster.launch import Attempt, check_command, rank_command
+from cluster.launch import Attempt, check_command, rank_command, rank_environment
 from cluster.script import render_script, sbatch_options
-from cluster.site import SiteConfig
+from cluster.site import ContainerConfig, SiteConfig
 
 
 def job(**site: object) -> Job:
@@ -45,3 +45,27 @@ def test_checks_start_like_ranks_but_share_out_nothing() -> None:
     assert [word for word in checks if word in one.site.srun] == ["--mpi=none"]
     ranks = rank_command(one, attempt=Attempt("7", 1, 1), nodes=["n1"], directory=Path("/runs/x"))
     assert [word for word in ranks if word in one.site.srun] == one.site.srun
+
+
+def test_ranks_have_the_threads_and_the_code_that_were_submitted() -> None:
+    one, attempt = job(cpus_per_task=6), Attempt("7", 2, 1)
+
+    def environment(**given: str) -> dict[str, str]:
+        return rank_environment(one, attempt=attempt, nodes=["n2", "n1"], given=given, secrets={})
+
+    made = environment(PYTHONPATH="/mine")
+    assert (made["OMP_NUM_THREADS"], made["PYTHONPATH"], made["MASTER_ADDR"]) == ("6", "/mine", "n2")
+    assert made["TORCH_EXTENSIONS_DIR"].endswith("7.2.1"), "a lock of a killed build hangs no other start"
+    one.code = "/runs/x/submissions/code"
+    made = environment(PYTHONPATH="/mine", OMP_NUM_THREADS="2")
+    assert (made["OMP_NUM_THREADS"], made["PYTHONPATH"]) == ("2", one.code)
+
+
+def test_a_container_sees_the_run_and_starts_in_the_working_directory() -> None:
+    one = job(container=ContainerConfig("apptainer", "/i.sif", ["/data:/data:ro"]))
+    one.working_directory = "/work"
+    ranks = rank_command(one, attempt=Attempt("7", 1, 1), nodes=["n1"], directory=Path("/runs/x"))
+    inside = ranks[ranks.index("apptainer") :]
+    mounts = ["--bind", "/runs/x:/runs/x", "--bind", "/data:/data:ro", "--bind", "/work:/work"]
+    outside = ["apptainer", "exec", "--nv", *mounts, "--pwd", "/work", "/i.sif"]
+    assert inside == [*outside, "coatnet", "pretrain", "c.yaml"]
