@@ -63,6 +63,7 @@ class Plan:
     accumulation: int
     global_batch: int
     parameters: int
+    learning_parameters: int
     macs: float
     memory: Memory
     memory_limit_bytes: float
@@ -165,6 +166,7 @@ def make_plan(
         accumulation=accumulation,
         global_batch=recipe.global_batch,
         parameters=sum(work.parameters for work in works),
+        learning_parameters=sum(work.parameters for work in works if work.learns),
         macs=sum(work.macs for work in works),
         memory=predict_memory(works, layout=largest, hardware=hardware, image_size=recipe.image_size),
         memory_limit_bytes=hardware.rank_memory_bytes,

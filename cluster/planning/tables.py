@@ -34,6 +34,8 @@ def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str, remedi
     console = make_console()
     macs = f"{plan.macs / 1e9:,.2f} G" if plan.macs >= _LEAST_IN_G else f"{plan.macs / 1e6:,.1f} M"
     size = f"{plan.parameters / 1e6:,.1f} M parameters, {macs} MACs"
+    if plan.learning_parameters < plan.parameters:
+        size += f"; {plan.learning_parameters / 1e6:,.1f} M learn"
     console.print(f"[bold]{escape(name)}[/bold]: {size}")
     layout = plan.layout
     batch = f"{plan.global_batch} = {layout.micro_batch} × {plan.accumulation} × {plan.world_size}"

@@ -380,6 +380,7 @@ def test_what_is_frozen_costs_its_weights_and_a_forward_pass(tmp_path: Path) -> 
         plan_of("finetune", config, ["hardware=cpu2", f"freeze=[{parts}]"])[0]
         for parts in ("", "S0,S1,S2", "S0,S1,S2,S3,S4,dense")
     )
+    assert whole.learning_parameters == whole.parameters == probe.parameters > probe.learning_parameters
     assert whole.memory.weights == half.memory.weights == probe.memory.weights
     assert whole.memory.optimizer > half.memory.optimizer > 20 * probe.memory.optimizer
     assert whole.checkpoint_bytes > half.checkpoint_bytes > probe.checkpoint_bytes > whole.memory.weights
