@@ -44,9 +44,11 @@ class Guard:
             UserError: too many refused steps in a row, or too many rollbacks.
         """
         if not result.applied:
-            most = self._config.max_skipped
-            check_refused(state, result, most=most, limit="as many as guard.max_skipped allows")
             spiked = math.isfinite(result.loss) and self._config.spike == "skip"
+            limit = "as many as guard.max_skipped allows"
+            if spiked:
+                limit += "; guard.spike=record gets used to other data"
+            check_refused(state, result, most=self._config.max_skipped, limit=limit)
             return Verdict("skipped_spike" if spiked else "skipped_step")
         score = max(
             robust_score(result.loss, state.losses), robust_score(result.gradient_norm, state.gradient_norms)

@@ -193,6 +193,13 @@ def test_refused_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
         step(guard, state, refused)
 
 
+def test_a_stop_by_skipped_spikes_names_what_gets_used_to_other_data() -> None:
+    guard = Guard(GuardConfig(spike="skip", spike_window=10, max_skipped=1))
+    state = after_steps(guard, 10)
+    with pytest.raises(UserError, match=r"guard\.max_skipped allows; guard\.spike=record gets used to"):
+        step(guard, state, result(9.0, applied=False))
+
+
 def test_the_veto_refuses_a_spiking_loss_before_anything_changes() -> None:
     guard = Guard(GuardConfig(spike="skip", spike_window=10))
     veto = guard.veto(after_steps(guard, 10))
