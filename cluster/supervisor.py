@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,16 @@ class Supervisor:
         for line in self.process.stderr:
             messages.append(line)
             say(line.rstrip())
-        return self.process.wait(), messages
+        status = self.process.wait()
+        self._remove_empty_logs(attempt.label)
+        return status, messages
+
+    def _remove_empty_logs(self, label: str) -> None:
+        """Leave no file of ranks that said nothing: of 1,024 in 2,000 lives there were two million."""
+        for log in (self.directory / "logs").glob(f"{label}.rank-*.log"):
+            with suppress(OSError):
+                if log.stat().st_size == 0:
+                    log.unlink()
 
     def _act(self, end: _End, *, life: Life) -> int:
         """Record how the life ended, leave the queue as that wants it, and return the exit status."""

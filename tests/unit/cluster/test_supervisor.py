@@ -62,6 +62,12 @@ def test_a_start_that_srun_itself_refuses_keeps_sruns_status(machine: Machine) -
     assert machine.last_life()[2] == "a rank on an unknown node ended with status 5: no such task"
 
 
+def test_ranks_that_said_nothing_leave_no_log(machine: Machine) -> None:
+    log = "$run/logs/$label.rank-"
+    machine.live(f": > {log}1.log; echo hm > {log}2.log; : > {log}3.log; exit 5", retries=0)
+    assert [log.name for log in machine.run.path.glob("logs/*")] == ["life-001.try-1.rank-2.log"]
+
+
 def test_a_users_mistake_is_not_tried_again(machine: Machine) -> None:
     wrong = machine.ended("n1", "Exited with exit code 2", says="error: train.steps is x")
     assert machine.live(wrong) == 2
