@@ -5,6 +5,7 @@ Works off the cluster too: then a run whose last life never ended is shown as lo
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from cluster.progress import last_lines, last_records, newest_step
 from cluster.slurm import QueuedJob, jobs_of
 from cluster.waiting import why_it_waits
 from coatnet.runtime.account import summarise
-from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.lease import Lease, LeaseHeld
+from coatnet.runtime.run_directory import IDENTITY, RunDirectory
 
 _RATE_RECORDS = 50
 _EVENT_RECORDS = 200
@@ -35,7 +37,8 @@ class RunStatus:
     """One line of `coatnet status`.
 
     Args:
-        state: done, held, cancelled, running, pending, requeued, stopped, failed, ended, lost or unreadable.
+        state: done, held, cancelled, running, pending, requeued, stopped, failed, ended, lost or unreadable;
+            interrupted, of a run that was started by hand.
         detail: why, in a few words.
         step: newest committed checkpoint's.
         lost_seconds: wall time since the first life began that no rank spent on the run's own work.
@@ -57,13 +60,18 @@ class RunStatus:
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
-    """Return every run directory at or below `roots`, array tasks as runs of their own."""
+    """Return every run directory at or below `roots`, array tasks as runs of their own.
+
+    Runs that were started by hand may lie two folders below, as those of several seeds do.
+    """
     found: set[Path] = set()
     for root in roots:
         if (root / LIVES_FILE).exists() or any(root.glob("submissions/[0-9]*")):
             found.add(root)
         found.update(path.parent for path in root.glob(f"*/{LIVES_FILE}"))
         found.update(path.parents[1] for path in root.glob("*/submissions/[0-9]*"))
+        for depth in ("", "*/", "*/*/"):
+            found.update(path.parent for path in root.glob(f"{depth}{IDENTITY}"))
     return sorted(found)
 
 
@@ -80,7 +88,9 @@ def read_status(
     job = _job(directory, queue or {})
     # what an earlier submission came to says nothing of the last one, if SLURM knows of that
     begun = [] if queue is not None and history.awaits_a_life() else lives
-    state, detail = _state(RunDirectory(directory), begun, job)
+    run = RunDirectory(directory)
+    by_hand = run.identity.exists() and not lives and not any(directory.glob("submissions/[0-9]*"))
+    state, detail = _by_hand(run) if by_hand else _state(run, begun, job)
     if job is not None and state in _WAITING:
         detail = why_it_waits(directory, job, queue=queue or {})
     if state == "lost" and queue is not None and detail:
@@ -92,7 +102,8 @@ def read_status(
         if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
     ]  # fmt: skip
     seen = int(records[-1]["samples_seen"]) if records else None
-    total, rate = _total_samples(records), _rate(records, since=lives[-1].started if lives else 0.0)
+    total = _total_samples(records)
+    rate = _own_rate(records) if by_hand else _rate(records, since=lives[-1].started if lives else 0.0)
     remaining = (total - seen) / rate if total and seen is not None and rate and state == "running" else None
     step = newest_step(directory)
     return RunStatus(
@@ -170,6 +181,20 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     return "lost", began
 
 
+def _by_hand(run: RunDirectory) -> tuple[str, str]:
+    """Tell the state of a run that was never submitted; its lease says whether it is under way."""
+    for name in _FINAL_MARKERS:
+        if run.marker(name) is not None:
+            return name, ""
+    try:
+        Lease.require_free(run.path)
+    except LeaseHeld:
+        return "running", ""
+    if run.marker("stopped") is not None:
+        return "stopped", "it was told to; the same command goes on"
+    return "interrupted", "it was killed, or failed; the same command goes on"
+
+
 def _end_of_log(directory: Path, job: QueuedJob | None) -> str:
     """Return what a job said last of which the run's history knows no end: why it could not begin."""
     job_id = job.job_id if job is not None else next(reversed(job_ids(directory)), "")
@@ -207,6 +232,12 @@ def _rate(records: Sequence[Mapping[str, Any]], *, since: float) -> float | None
     seconds = recent[-1]["time"] - recent[0]["time"]
     samples = recent[-1]["samples_seen"] - recent[0]["samples_seen"]
     return samples / seconds if seconds > 0 and samples > 0 else None
+
+
+def _own_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the median of the rates that a run noted itself: when it was started last, no history says."""
+    noted = [record["images_per_second"] for record in records if "images_per_second" in record]
+    return statistics.median(noted) if noted else None
 
 
 def _lost_seconds(directory: Path, lives: Sequence[Life], *, running: bool, now: float) -> float | None:

@@ -30,7 +30,7 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
     console.print(
         _table(runs, bar=_BAR if console.width >= _ROOM else 0)
         if runs
-        else "no submitted runs found; `coatnet report RUN` shows one that was started by hand"
+        else "no runs found; give their directories, or folders of them"
     )
     for run in runs:
         words = run.detail or run.last_error
@@ -60,7 +60,7 @@ def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
             escape(run.directory),
             _coloured(run.state),
             run.job_id or "–",
-            str(run.lives),
+            str(run.lives or "–"),
             "–" if run.step is None else f"{run.step:,}",
             _progress(run, bar=bar),
             "–" if run.images_per_second is None else f"{run.images_per_second:,.0f}",

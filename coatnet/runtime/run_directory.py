@@ -17,6 +17,7 @@ from coatnet.runtime.whole_files import name_file, write_whole
 
 _MOST_TOLD = 4  # keys
 _ABSENT = object()
+IDENTITY = "identity.json"
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
 
@@ -36,7 +37,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
-        self.identity = self.path / "identity.json"
+        self.identity = self.path / IDENTITY
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.account = self.path / "account"

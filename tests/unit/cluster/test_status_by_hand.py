@@ -1,0 +1,49 @@
+"""Runs that were started by hand, as `coatnet status` tells them: by their markers and their lease."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.status import find_runs, read_status
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "runs" / "first")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    rows = [
+        {"time": 1e4 * n, "samples_seen": 100 * n, "progress": n / 10, "images_per_second": 50.0 + n}
+        for n in (1, 2, 3)
+    ]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_a_run_is_running_while_its_lease_is_held_and_tells_how_it_goes_on_afterwards(
+    run: RunDirectory,
+) -> None:
+    lease = Lease.acquire(run.path)
+    found = read_status(run.path, queue=None)
+    assert (found.state, found.images_per_second, found.total_samples) == ("running", 52.0, 1000)
+    assert found.remaining_seconds == pytest.approx(700 / 52)
+    lease.release()
+    found = read_status(run.path, queue=None)
+    assert found.state == "interrupted" and "the same command goes on" in found.detail
+
+
+@pytest.mark.parametrize("marker", ["stopped", "done", "cancelled"])
+def test_a_run_that_ended_is_in_the_state_of_its_marker(run: RunDirectory, marker: str) -> None:
+    write_atomically(run.path / marker, "{}\n")
+    assert read_status(run.path, queue={}).state == marker
+
+
+def test_runs_by_hand_are_found_by_themselves_below_a_folder_and_by_seed(run: RunDirectory) -> None:
+    seed = RunDirectory(run.path.parent / "several" / "seed-0")
+    seed.create_or_resume("seed: 0\n", digest="bb")
+    assert find_runs([run.path]) == [run.path]
+    assert find_runs([run.path.parent]) == [run.path, seed.path]
