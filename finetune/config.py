@@ -68,7 +68,7 @@ class FinetuneTrainConfig(TrainConfig):
     """How long, and in which batches.
 
     Attributes:
-        patience: stop after so many evaluations without a better top-1, or mAP; 0 is off.
+        patience: stop after so many evaluations at the last resolution without a better one; 0 is off.
     """
 
     duration: str = "30 epochs"

@@ -37,7 +37,7 @@ class State(RunState):
     """What a checkpoint keeps beside the tensors.
 
     Attributes:
-        best, stale: the figure of the best evaluation, and how many have come since.
+        best, stale: the figure of the best evaluation, and how many have come since at the last resolution.
         evaluation: the last one.
     """
 
@@ -88,7 +88,6 @@ class Trainer(TrainingRun[State, StepResult]):
             begins_with=origin.pop("said"),
             classes=classes,
             loss=loss.name,
-            augment=to_dict(replace(config.augment, image_size=self.calendar.phases[-1].image_size)),
             config_digest=digest,
             origin=origin,
         )
@@ -140,7 +139,7 @@ class Trainer(TrainingRun[State, StepResult]):
         state.evaluation = {**found.to_json(), "at": state.samples_seen, "image_size": self._image_size}
         state.figures = {name: getattr(found, name) for name in (*self._shares, "loss", "ece")}
         self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size}, bad=measured.bad)
-        state.stale += 1
+        state.stale += self._image_size == self.calendar.phases[-1].image_size  # others are there to be left
         if (reached := state.figures[self._shares[0]]) > state.best:
             state.best, state.best_step, state.stale = reached, state.step, 0
 
@@ -150,8 +149,9 @@ class Trainer(TrainingRun[State, StepResult]):
         return is_best or super().save_due(state, before=before)
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
-        """Save with the last evaluation, which goes on into what is exported."""
-        super().save(state, wait=wait, evaluation=state.evaluation, **facts)
+        """Save with the last evaluation and the size of images, which go on into what is exported."""
+        augment = to_dict(replace(self.config.augment, image_size=self._image_size))
+        super().save(state, wait=wait, evaluation=state.evaluation, augment=augment, **facts)
 
     def is_finished(self, state: State) -> bool:
         """True at the end of the calendar, or when patience is."""

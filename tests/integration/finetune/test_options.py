@@ -102,5 +102,7 @@ def test_seeds_stop_early_and_are_summarised(
     assert summary["seeds"] == [0, 1] and len(summary["runs"]) == 2
     one = json.loads((tmp_path / "seeds" / "seed-0" / "summary.json").read_text())
     assert one["steps"] < 40, "nothing improves at this rate, so patience ends the run"
+    assert one["evaluation"]["image_size"] == 64, "it waits for the last resolution"
     kept = tmp_path / "seeds" / "seed-0" / "checkpoints" / f"step-{one['best_step']:08d}"
-    assert kept.is_dir()
+    judged = load_weights(kept).facts
+    assert judged["augment"]["image_size"] == judged["evaluation"]["image_size"]
