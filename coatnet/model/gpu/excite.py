@@ -92,7 +92,9 @@ def _gradients(
     y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, sums: Tensor, factor: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of y, mean, scale and bias; n's is factor·weights·g′. Shape: factor (B, C)."""
-    down = (factor * scale)[:, None, None] * gelu_slope(_normal(y, mean, scale, bias))
+    # Written otherwise than in forward: of what both have in common, compilers keep a map in fp32.
+    shift = torch.addcmul(bias, mean, scale, value=-1.0)
+    down = (factor * scale)[:, None, None] * gelu_slope(y * scale[:, None, None] + shift[:, None, None])
     if weights is not None:
         down = down * weights
     shifts = factor * sums[:, 1]

@@ -151,14 +151,22 @@ def check_fused_network() -> None:
 def check_compiled_block() -> None:
     from coatnet.model import ModelConfig, build_model
 
-    config = ModelConfig(depths=[1] * 5, widths=[8, 8, 8, 32, 32], image_size=32, num_classes=5)
+    config = ModelConfig(depths=[1, 1, 2, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32, num_classes=5)
     model = build_model(config, seed=0).train()
     model.fuse_mbconv()
-    block = model.stages["S2"][0]
-    x = torch.randn(1, 4, 4, 8, requires_grad=True)
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=False)  # no graph break
+    block = model.stages["S2"][1]
+    x = torch.randn(3, 2, 2, 8, requires_grad=True)
+    # Traced whole, without a graph break, and cut in two as for inductor, which would take a minute.
+    compiled = torch.compile(block, backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False)
     gradients = [torch.autograd.grad(run(x, None).square().sum(), x)[0] for run in (block, compiled)]
     assert relative_error(gradients[1], gradients[0]) < 1e-6
+    saved: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        compiled(x.detach().bfloat16().requires_grad_(), None)
+    maps = [one.dtype for one in saved if one.numel() == 3 * 2 * 2 * 32]
+    # The expanded map, the convolved and the gated one: torch's operators keep the activated one too.
+    assert maps == [torch.bfloat16] * 3, maps
 
 
 if __name__ == "__main__":
