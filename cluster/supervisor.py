@@ -248,8 +248,8 @@ class Supervisor:
         return status, messages
 
     def _remove_empty_logs(self, label: str) -> None:
-        """Leave no file of ranks that said nothing: of 1,024 in 2,000 lives there were two million."""
-        for log in (self.directory / "logs").glob(f"{label}.rank-*.log"):
+        """Leave no file of ranks and checks that said nothing: 1,024 ranks had two million in 2,000 lives."""
+        for log in (self.directory / "logs").glob(f"{label}.*.log"):
             with suppress(OSError):
                 if log.stat().st_size == 0:
                     log.unlink()

@@ -63,8 +63,9 @@ def test_a_start_that_srun_itself_refuses_keeps_sruns_status(machine: Machine) -
 
 
 def test_ranks_that_said_nothing_leave_no_log(machine: Machine) -> None:
-    log = "$run/logs/$label.rank-"
-    machine.live(f": > {log}1.log; echo hm > {log}2.log; : > {log}3.log; exit 5", retries=0)
+    log = "$run/logs/$label"
+    said = f": > {log}.rank-1.log; echo hm > {log}.rank-2.log; : > {log}.preflight-0.log; exit 5"
+    machine.live(said, retries=0)
     assert [log.name for log in machine.run.path.glob("logs/*")] == ["life-001.try-1.rank-2.log"]
 
 
