@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -242,3 +243,15 @@ def test_a_single_rank_has_no_highest_one_and_short_cells_are_not_broken(tmp_pat
         append_line(alone.metrics, line | {"train/loss_max": line.get("train/loss")})
     page = write_report(tmp_path / "alone").read_text()
     assert "highest rank" not in page and "<td class=near>" in page
+
+
+@pytest.mark.slow
+def test_the_drive_through_weeks_tells_what_a_history_costs_its_readers(tmp_path: Path) -> None:
+    drive = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "weeks.py"))["drive"]
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    found = drive(run, steps=100, step_seconds=10_000.0, restarts=5, ranks=3, bad=4)
+    assert found["records"] == 100 and found["page_mb"] > 0
+    shown = figures(read_run(run.path))
+    assert shown["lives"] == 5 and shown["events"]["bad_sample"] == 4
+    assert shown["seconds"] == pytest.approx(1e6, rel=0.01)
