@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,13 @@ _NAMED = 5
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
+def list_image_folder(
+    folder: Path, *, done: Callable[[int], None] | None = None
+) -> tuple[list[str], list[tuple[str, int, int]]]:
     """List CLASS/…/file, classes and files sorted by name; hidden files are left out.
+
+    Args:
+        done: is told of so many more files listed, class by class.
 
     Returns:
         The classes, and (path relative to the folder, label, bytes) per file.
@@ -52,6 +57,8 @@ def list_image_folder(folder: Path) -> tuple[list[str], list[tuple[str, int, int
         if not found:
             raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
         files += [(path, label, size) for path, size in found]
+        if done is not None:
+            done(len(found))
     return classes, files
 
 

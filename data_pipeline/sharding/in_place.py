@@ -70,7 +70,14 @@ def index_in_place(
         raise UserError(f"{folder}: holds no tars (*.tar)")
     classes = None if source_options.classes is None else read_classes(source_options.classes)
     with disk_errors(folder):
-        listing = list_tars(tars, classes=classes, only=source_options.only, multi=source_options.multi_label)
+        with progress(None, f"list {folder.name}", "images", enabled=not quiet) as bar:
+            listing = list_tars(
+                tars,
+                classes=classes,
+                only=source_options.only,
+                multi=source_options.multi_label,
+                done=bar.advance,
+            )
         if source_options.hierarchy is not None:
             listing.hierarchy = read_hierarchy(source_options.hierarchy, listing.classes)
         plan = f"in-place-{listing.digest()}"

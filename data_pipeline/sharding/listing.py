@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data_pipeline.index import LABEL
 
 WHOLE_FILE = -1
+LISTED_AT_ONCE = 1000  # samples between two words about how far a listing is
 
 
 class Item(NamedTuple):

@@ -56,7 +56,9 @@ def shard_corpus(
     if options.tile_jpeg and not tile.is_available():
         raise UserError("--tile-jpeg needs the C kernel, which is not built here; see `coatnet doctor`")
     with disk_errors(destination), Payloads(destination) as payloads:
-        listing = list_source(Path(source), source_options or SourceOptions(), payloads=payloads)
+        with progress(None, f"list {Path(source).name}", "images", enabled=not quiet) as bar:
+            understood = source_options or SourceOptions()
+            listing = list_source(Path(source), understood, payloads=payloads, done=bar.advance)
         chosen, dropped = np.arange(len(listing)), list[Oddity]()
         if options.deduplicate:
             chosen, dropped = without_duplicates(listing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,14 @@ class SourceOptions:
     multi_label: bool = False
 
 
-def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> Listing:
+def list_source(
+    source: Path, options: SourceOptions, *, payloads: Payloads, done: Callable[[int], None]
+) -> Listing:
     """List a source's samples: an image folder, a table, a tar, or a folder of tars.
 
     Args:
         payloads: takes the images that lie in a table.
+        done: is told of so many more samples listed.
 
     Raises:
         UserError: there is nothing of a known kind, or it is malformed.
@@ -50,31 +54,35 @@ def list_source(source: Path, options: SourceOptions, *, payloads: Payloads) -> 
     if options.root is not None and not is_table:
         raise UserError(f"--root is for a table's paths; {source} is no table ({', '.join(SUFFIXES)})")
     if is_table:
-        listing = list_table(source, root=options.root, classes=classes, payloads=payloads, multi=multi)
+        listing = list_table(
+            source, root=options.root, classes=classes, payloads=payloads, multi=multi, done=done
+        )
     elif source.is_file() and source.suffix == ".tar":
-        listing = list_tars([source], classes=classes, only=options.only, multi=multi)
+        listing = list_tars([source], classes=classes, only=options.only, multi=multi, done=done)
     elif source.is_file():
         raise UserError(
             f"{source}: is of no known kind; allowed: a folder, {', '.join(SUFFIXES)}, .tar (not compressed)"
         )
     elif tars := tars_in(source):
-        listing = list_tars(tars, classes=classes, only=options.only, multi=multi)
+        listing = list_tars(tars, classes=classes, only=options.only, multi=multi, done=done)
     elif options.only:
         raise UserError(f"--only chooses members of tars; {source} holds none")
     else:
-        listing = list_folder(source, classes=classes, multi=multi)
+        listing = list_folder(source, classes=classes, multi=multi, done=done)
     if options.hierarchy is not None:
         listing.hierarchy = read_hierarchy(options.hierarchy, listing.classes)
     return listing
 
 
-def list_folder(folder: Path, *, classes: list[str] | None, multi: bool) -> Listing:
+def list_folder(
+    folder: Path, *, classes: list[str] | None, multi: bool, done: Callable[[int], None]
+) -> Listing:
     """List an image folder, CLASS/…/file; the classes are its own, or all that are given.
 
     Raises:
         UserError: as `list_image_folder` does, or a folder is none of the given classes.
     """
-    own, files = list_image_folder(folder)
+    own, files = list_image_folder(folder, done=done)
     numbers = {name: number for number, name in enumerate(classes or own)}
     unknown = next((name for name in own if name not in numbers), None)
     if unknown is not None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from coatnet.config import UserError
-from data_pipeline.sharding.listing import WHOLE_FILE, Listing
+from data_pipeline.sharding.listing import LISTED_AT_ONCE, WHOLE_FILE, Listing
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 
@@ -21,10 +23,18 @@ _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path")
 _BYTES_COLUMNS = ("bytes", "image_bytes", "image", "jpg", "jpeg")
 _LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets")
 _PARQUET_ROWS = 256
+_KNOWN_LABELS = 100_000
+_UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)")  # what a path library would change: //, ./, ../ and the like
 
 
 def list_table(
-    table: Path, *, root: Path | None, classes: list[str] | None, payloads: Payloads, multi: bool
+    table: Path,
+    *,
+    root: Path | None,
+    classes: list[str] | None,
+    payloads: Payloads,
+    multi: bool,
+    done: Callable[[int], None],
 ) -> Listing:
     """List a table's rows; images that lie in the table itself are first copied to `payloads`.
 
@@ -35,25 +45,29 @@ def list_table(
         UserError: a column is missing, a row is malformed, or a path leads out of the root.
     """
     root = root or table.parent
-    rows = _rows(table)
+    before = str(root / "x")[:-1]
+    read_labels = _LabelReader()
     names: list[str] = []
     files: list[str] = []
     spans: list[tuple[int, int]] = []
     labels: list[RawLabels] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_rows(table), start=1):
         where = f"{table}, row {number}"
-        labels.append(_labels(row, where))
+        labels.append(read_labels(row, where))
         content, path = _image(row, where)
         if content is None:
             relative = _inside(root, path, where)
             names.append(relative)
-            files.append(str(root / relative))
-            spans.append((WHOLE_FILE, _size(root / relative, where)))
+            files.append(before + relative)
+            spans.append((WHOLE_FILE, _size(before + relative, where)))
         else:
             file, begin = payloads.add(content)
             names.append(path or f"row-{number}")
             files.append(file)
             spans.append((begin, len(content)))
+        if number % LISTED_AT_ONCE == 0:
+            done(LISTED_AT_ONCE)
+    done(len(names) % LISTED_AT_ONCE)
     payloads.flush()
     if not names:
         raise UserError(f"{table}: holds no rows")
@@ -107,14 +121,37 @@ def _column(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if row.get(name) is not None), None)
 
 
-def _labels(row: dict[str, Any], where: str) -> RawLabels:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: is no mapping of columns")
-    column = _column(row, _LABEL_COLUMNS)
-    if column is None:
-        raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
+class _LabelReader:
+    """Reads the labels of rows; equal cells share one list: a table of millions has a few thousand."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, RawLabels] = {}
+
+    def __call__(self, row: dict[str, Any], where: str) -> RawLabels:
+        """Return a row's labels.
+
+        Raises:
+            UserError: it has none, or they cannot be read.
+        """
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: is no mapping of columns")
+        column = _column(row, _LABEL_COLUMNS)
+        if column is None:
+            raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
+        value = row[column]
+        if not isinstance(value, str):
+            return _parsed(value, column, where)
+        found = self._known.get(value)
+        if found is None:
+            found = _parsed(value, column, where)
+            if len(self._known) < _KNOWN_LABELS:
+                self._known[value] = found
+        return found
+
+
+def _parsed(value: object, column: str, where: str) -> RawLabels:
     try:
-        return parse_labels(row[column])
+        return parse_labels(value)
     except ValueError as error:
         raise UserError(f"{where}, column {column}: {error}") from None
 
@@ -143,6 +180,8 @@ def _image(row: dict[str, Any], where: str) -> tuple[bytes | None, str]:
 
 def _inside(root: Path, path: str, where: str) -> str:
     """Refuse a path out of the root: a table may come from anyone."""
+    if not _UNUSUAL.search(path):
+        return path
     pure = PurePosixPath(path)
     if pure.is_absolute() and pure.is_relative_to(root.as_posix()):
         pure = pure.relative_to(root.as_posix())
@@ -151,8 +190,8 @@ def _inside(root: Path, path: str, where: str) -> str:
     return str(pure)
 
 
-def _size(path: Path, where: str) -> int:
+def _size(path: str, where: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError as error:
         raise UserError(f"{where}: {path}: {error.strerror}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
-from data_pipeline.sharding.listing import Listing
+from data_pipeline.sharding.listing import LISTED_AT_ONCE, Listing
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 from data_pipeline.suffixes import is_image_name
 from data_pipeline.tar_format import Member, TarError, walk_members
@@ -77,7 +77,9 @@ def _images_and_tars_below(folder: Path) -> Iterator[str]:
                     yield os.path.relpath(f"{place}/{name}", folder)
 
 
-def list_tars(tars: list[Path], *, classes: list[str] | None, only: str, multi: bool = False) -> Listing:
+def list_tars(
+    tars: list[Path], *, classes: list[str] | None, only: str, multi: bool, done: Callable[[int], None]
+) -> Listing:
     """List the samples of tars, to be packed anew.
 
     A label is looked for in the sample's `cls` or `json` member; then in the name of the inner tar, for a tar
@@ -86,6 +88,7 @@ def list_tars(tars: list[Path], *, classes: list[str] | None, only: str, multi: 
     Args:
         only: take only members whose name begins so, such as "train/".
         multi: make a corpus of several labels per image, even if each has just one.
+        done: is told of so many more samples listed.
 
     Raises:
         UserError: a tar is damaged, or a sample has no label.
@@ -101,6 +104,9 @@ def list_tars(tars: list[Path], *, classes: list[str] | None, only: str, multi: 
             samples.append((number, image))
             labels.append(sample_labels(path, sample, inner))
             names.append(f"{inner}/{image.name}" if inner else image.name)
+            if len(names) % LISTED_AT_ONCE == 0:
+                done(LISTED_AT_ONCE)
+    done(len(names) % LISTED_AT_ONCE)
     if not names:
         raise UserError(
             f"{tars[0]}: no images in {number_of(len(tars), 'tar')}" + (f" below {only!r}" if only else "")

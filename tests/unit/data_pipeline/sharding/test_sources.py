@@ -79,6 +79,38 @@ def test_a_csv_of_paths_is_packed(pictures: list[tuple[str, bytes]], tmp_path: P
     assert contents(packed(tmp_path / "table.csv", tmp_path)) == set(pictures)
 
 
+def test_a_tables_paths_may_hold_any_character_and_be_written_in_any_way(
+    pictures: list[tuple[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [
+        "com,ma",
+        'quo"te',
+        "ünï 😀",
+        "new\nline",
+        "semi;colon",
+        "back\\slash",
+        "[b]",
+        "..x",
+        "x..",
+        "-rf",
+        "x" * 150,
+    ]
+    wanted = set()
+    (tmp_path / "sub").mkdir()
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        for number, (name, (label, content)) in enumerate(zip(names, pictures, strict=False)):
+            written = [f"{name}.jpg", f"./{name}.jpg", f"sub//{name}.jpg", f"{tmp_path}/sub/./{name}.jpg"]
+            place = tmp_path / written[number % 4]
+            place.write_bytes(content)
+            rows.writerow([written[number % 4], label])
+            wanted.add((label, content))
+    shard_corpus(tmp_path / "table.csv", tmp_path / "out")
+    assert contents(Corpus.open(tmp_path / "out")) == wanted
+    assert "list table.csv: 11, " in capsys.readouterr().err
+
+
 def test_json_lines_with_bytes_and_weighted_labels_are_packed(
     pictures: list[tuple[str, bytes]], tmp_path: Path
 ) -> None:
