@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ _LINE_BYTES = 512
 _FLUSH_SECONDS = 2.0
 _WRITES_A_SECOND = 32  # of all ranks: each opens a file of the run, which is work for one metadata server
 _EARLIER = "earlier.jsonl"
+_LIFE = re.compile(rb'\{"life":(\d+),')
 _START_TIME_FIELD = 19  # of proc(5)'s stat, counted after the command
 
 
@@ -204,14 +206,18 @@ class TimeAccount:
             if self._anew:
                 os.ftruncate(descriptor, 0)
                 self._anew = False
-            if self._offset is None:
+            if self._offset is not None:
+                there = _LIFE.match(os.pread(descriptor, _LINE_BYTES, self._offset))
+                if there and int(there[1]) > self.life:
+                    return  # this job was thought dead, and a later life has begun the file anew
+            else:
                 self._offset = -(-os.fstat(descriptor).st_size // _LINE_BYTES) * _LINE_BYTES
             os.pwrite(descriptor, text.ljust(_LINE_BYTES - 1) + b"\n", self._offset)
         finally:
             os.close(descriptor)
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT
+        flags = os.O_RDWR | os.O_CREAT
         try:
             return os.open(self._file, flags, 0o640)
         except FileNotFoundError:  # the first time; asking each time is work for a shared file system

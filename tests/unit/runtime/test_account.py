@@ -231,6 +231,14 @@ def test_where_the_means_find_no_room_the_ranks_files_keep_every_life(
     assert [one.samples_seen for one in read_lives(tmp_path / "account")] == [8, 16]
 
 
+def test_a_frozen_rank_that_comes_back_writes_nothing_over_its_successors_totals(tmp_path: Path) -> None:
+    frozen = TimeAccount(tmp_path, rank=0, life=1, anew=True)
+    frozen.flush(samples_seen=8)
+    TimeAccount(tmp_path, rank=0, life=2, anew=True).flush(samples_seen=16)
+    frozen.flush(samples_seen=9)
+    assert [(life.life, life.samples_seen) for life in read_lives(tmp_path)] == [(2, 16)]
+
+
 def test_a_thousand_ranks_together_write_no_more_often_than_the_file_system_bears(tmp_path: Path) -> None:
     told[:] = [(1, True)]
     account = live(RunDirectory(tmp_path), rank=1, world_size=1024, samples_seen=8)
