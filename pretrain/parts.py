@@ -75,17 +75,7 @@ class Parts(TrainingRun[State, PretrainResult]):
             loss=config.loss.name,
             config_digest=digest,
         )
-        evaluated = open_evaluation_corpus(config.data, classes=assembly.classes)
-        check_best(config, evaluated, averaged=bool(config.ema))
-        breathe = self.watchdog.breathe
-        self.evaluator = (
-            None if evaluated is None else Evaluator(evaluated, config, ranks=ranks, breathe=breathe)
-        )
-        self.transfer = (
-            TransferProbe(open_corpus(config.evaluate.transfer), config, ranks=ranks, breathe=breathe)
-            if config.evaluate.transfer
-            else None
-        )
+        self.evaluator, self.transfer = self._open_judges()
         self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
         self._exclusions = run.path / "exclusions.json"
         rollbacks = self._read_exclusions()
@@ -93,6 +83,18 @@ class Parts(TrainingRun[State, PretrainResult]):
         self.health = Health(config.guard, ranks=ranks, stage=config.zero.stage)
         if config.compile:
             on_compilation(self.watchdog.hold, self.watchdog.release)
+
+    def _open_judges(self) -> tuple[Evaluator | None, TransferProbe | None]:
+        """Open the corpora that are evaluated on; each is None where the config names none."""
+        config, evaluator, probe = self.config, None, None
+        parts: dict[str, Any] = {"ranks": self.ranks, "breathe": self.watchdog.breathe}
+        evaluated = open_evaluation_corpus(config.data, classes=self._classes)
+        check_best(config, evaluated, averaged=bool(config.ema))
+        if evaluated is not None:
+            evaluator = Evaluator(evaluated, config, **parts)
+        if config.evaluate.transfer:
+            probe = TransferProbe(open_corpus(config.evaluate.transfer), config, **parts)
+        return evaluator, probe
 
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
