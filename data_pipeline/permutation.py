@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.counter import mix
 
-_ROUNDS = 8
+_PAIRS_OF_ROUNDS = 4
 _MIN_BITS = 4  # with 3 bits, pairs of 5 to 8 elements come out uneven (chi-square 8 times its expectation)
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -68,7 +68,7 @@ def _feistel(values: Words, bits: Words, keys: Words) -> Words:
     one = np.uint64(1)
     low_mask, high_mask = (one << low_bits) - one, (one << (bits - low_bits)) - one
     low, high = values & low_mask, values >> low_bits
-    for turn in range(_ROUNDS // 2):
+    for turn in range(_PAIRS_OF_ROUNDS):
         salt = np.uint64((2 * turn + 1) * _GOLDEN & _MASK)
         high = high ^ (mix(low + (keys ^ salt)) & high_mask)
         salt = np.uint64((2 * turn + 2) * _GOLDEN & _MASK)

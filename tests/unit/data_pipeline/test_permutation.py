@@ -35,6 +35,12 @@ def test_pairs_of_images_are_uniform_over_keys(size: int) -> None:
     assert chi_square < degrees + 6 * np.sqrt(2 * degrees)
 
 
+def test_a_point_outside_its_domain_is_refused() -> None:
+    keys = derive_keys(1, np.arange(2))
+    with pytest.raises(AssertionError, match="outside its domain"):
+        permute(np.array([0, 5]), np.array([1, 5]), keys)
+
+
 def test_a_point_of_a_huge_domain_needs_no_table() -> None:
     size = 10**12
     images = permute(np.arange(1000), np.full(1000, size), derive_keys(1, np.zeros(1000, np.int64)))
