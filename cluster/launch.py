@@ -137,6 +137,8 @@ def _srun(job: Job, *, nodes: Sequence[str], tasks_per_node: int, output: str) -
 def _container(job: Job) -> list[str]:
     """Return what puts the ranks into a container, in the working directory, where relative paths begin."""
     container, folder = job.site.container, job.working_directory
+    if container.runtime == "none":
+        return []
     mounts = [f"{job.directory}:{job.directory}", *container.mounts]
     if folder:
         mounts.append(f"{check_path(Path(folder), what='working directory')}:{folder}")
@@ -145,8 +147,6 @@ def _container(job: Job) -> list[str]:
         return [
             f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}", *inside,
         ]  # fmt: skip
-    if container.runtime == "apptainer":
-        binds = [part for mount in mounts for part in ("--bind", mount)]
-        inside = ["--pwd", folder] if folder else []
-        return ["apptainer", "exec", "--nv", *binds, *inside, container.image]
-    return []
+    binds = [part for mount in mounts for part in ("--bind", mount)]
+    inside = ["--pwd", folder] if folder else []
+    return ["apptainer", "exec", "--nv", *binds, *inside, container.image]

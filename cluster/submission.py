@@ -17,6 +17,7 @@ from cluster import slurm
 from cluster.array import job_ids
 from cluster.history import History
 from cluster.job import MARKERS, STATUS, Job, write_job
+from cluster.launch import Attempt, rank_command
 from cluster.names import check_name, check_path
 from cluster.planning.estimate import Plan, make_plan
 from cluster.planning.hardware import load_hardware
@@ -109,6 +110,8 @@ def prepare(request: Request) -> Prepared:
         array=request.array,
         shards=_shards(recipe),
     )
+    # a mistake in what srun will be given is told here, and not in the job
+    rank_command(job, attempt=Attempt("1", 1, 1), nodes=["node"], directory=directory)
     return Prepared(job, folder, config_yaml, recipe)
 
 

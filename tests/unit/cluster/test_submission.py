@@ -13,7 +13,7 @@ import pytest
 from cluster import snapshot
 from cluster.history import History
 from cluster.job import MARKERS, STATUS, read_job
-from cluster.site import SiteConfig
+from cluster.site import ContainerConfig, SiteConfig
 from cluster.status import find_runs
 from cluster.submission import Request, prepare, submit
 from coatnet.config import UserError
@@ -97,6 +97,22 @@ def test_a_job_that_begins_before_its_submission_is_noted_is_awaited_no_more(
     try_to_submit(tmp_path)
     history = History(tmp_path / "run")
     assert not history.awaits_a_life() and history.lives_without_progress(step=-1) == 1
+
+
+def test_what_srun_would_refuse_is_refused_before_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="srun is '--cpu-bind cores'"):
+        prepare(request(tmp_path, replace(SITE, srun=["--cpu-bind cores"])))
+    with pytest.raises(UserError, match="srun: --output is set by coatnet itself"):
+        prepare(request(tmp_path, replace(SITE, srun=["--output=x"])))
+    there = tmp_path / "my work"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    prepare(request(tmp_path, SITE))  # relative paths may begin anywhere
+    inside = replace(SITE, container=ContainerConfig("apptainer", "/i.sif"))
+    with pytest.raises(UserError, match=r"working directory is '.*my work'"):
+        prepare(request(tmp_path, inside))
 
 
 def test_two_submissions_at_once_queue_one_job(programs: Path, tmp_path: Path) -> None:
