@@ -128,7 +128,7 @@ def submit(
     """
     from cluster.pipeline import is_pipeline
     from cluster.site import load_site
-    from cluster.submission import Request, prepare
+    from cluster.submission import Request, check_batches, prepare
     from cluster.submission import submit as submit_prepared
 
     given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition,
@@ -145,6 +145,7 @@ def submit(
     )
     prepared = prepare(request)
     if dry_run:
+        check_batches(prepared)
         print(prepared.script, end="")
         return
     for path in prepared.job.shards:

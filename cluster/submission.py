@@ -147,6 +147,7 @@ def submit(
     job, directory = prepared.job, Path(prepared.job.directory)
     plan = _plan(prepared)
     _check_limits(job.site)
+    check_batches(prepared)
     if job.site.secrets_file:
         read_secrets(Path(job.site.secrets_file))
     # Without this folder SLURM fails the job and leaves no log.
@@ -204,7 +205,7 @@ def _plan(prepared: Prepared) -> Plan | None:
     """Return what the run is predicted to do, where the site names its hardware.
 
     Raises:
-        UserError: the global batch does not divide over the ranks; a rank would find out only in the job.
+        UserError: the global batch does not divide over the ranks.
     """
     site = prepared.job.site
     if prepared.recipe is None or site.hardware is None:
@@ -213,6 +214,32 @@ def _plan(prepared: Prepared) -> Plan | None:
     return make_plan(
         recipe, hardware=load_hardware(site.hardware), nodes=site.nodes, gpus_per_node=site.ranks_per_node
     )
+
+
+def check_batches(prepared: Prepared) -> None:
+    """Refuse batches that cannot be cut for so many ranks, which they would only find out in the job.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if prepared.recipe is None:
+        return
+    recipe, ranks = view(prepared.recipe, origin=prepared.job.directory), prepared.job.site.world_size
+    share, rest = divmod(recipe.global_batch, ranks)
+    if rest or not share:
+        raise UserError(
+            f"train.global_batch is {recipe.global_batch}; allowed on {ranks} ranks: multiples of {ranks}"
+        )
+    micro, group = recipe.micro_batch or share, recipe.group_images
+    if not recipe.is_pretraining:  # fine-tuning takes what is left over as a smaller micro-batch
+        return
+    if share % micro:
+        raise UserError(
+            f"train.micro_batch is {micro}; allowed on {ranks} ranks: divisors of {share}, each one's share "
+            f"of train.global_batch={recipe.global_batch}"
+        )
+    if group and micro % group:
+        raise UserError(f"norm.group_images is {group}; allowed: divisors of the micro-batch, {micro}")
 
 
 def queued_job(directory: Path) -> str | None:
