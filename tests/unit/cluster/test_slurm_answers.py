@@ -55,7 +55,8 @@ def test_a_queue_without_jobs_is_empty() -> None:
 
 
 def test_an_outer_jobs_variables_do_not_leak_into_an_inner_one() -> None:
-    given = {"SLURM_NTASKS": "8", "SBATCH_ACCOUNT": "a", "SRUN_DEBUG": "1", "SLURM_CONF": "/c", "HOME": "/h"}
+    leaking = [f"{name}_X" for name in ("SLURM", "SBATCH", "SRUN", "SALLOC", "SQUEUE", "SCANCEL")]
+    given = {**dict.fromkeys(leaking, "1"), "SLURM_CONF": "/c", "HOME": "/h"}
     assert slurm.clean_environment(given) == {"SLURM_CONF": "/c", "HOME": "/h"}
 
 
