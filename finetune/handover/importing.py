@@ -99,6 +99,8 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
         raise UserError(f"{source}: not a file of tensors alone: {reason}") from None
     if isinstance(state, Mapping):
         state = next((state[key] for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(each, Tensor) for name, each in state.items()
+    ):
         raise UserError(f"{source}: holds no state dict")
     return state

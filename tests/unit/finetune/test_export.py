@@ -173,6 +173,15 @@ def test_weights_are_found_beside_what_a_trainer_keeps_and_under_what_it_wraps_t
         check_source(tmp_path / "last.pth.tar", name="coatnet_0", classes=None, trust_pickle=False)
 
 
+@pytest.mark.parametrize(
+    "held", [{0: torch.zeros(2)}, {"state_dict": {"head.fc.weight": 3}}, [torch.zeros(2)]]
+)
+def test_a_pickle_that_holds_no_names_of_tensors_is_refused(tmp_path: Path, held: Any) -> None:
+    torch.save(held, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match="holds no state dict"):
+        foreign_weights(tmp_path / "odd.pth", name="coatnet_0", px=32, trust_pickle=True)
+
+
 def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
     classifier = open_classifier(str(exported))
 
