@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -184,6 +185,12 @@ def _open(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTT
             timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=patience.stall_seconds),
         )
     except HTTPError as error:
+        distrust = _distrust(error)
+        if distrust:
+            raise DownloadError(
+                f"{without_secrets(url)}: its certificate is not trusted: {distrust}; the environment's "
+                "SSL_CERT_FILE names authorities of one's own"
+            ) from None
         raise _Retry(f"no answer: {_brief(error)}") from None
     if response.status in (200, 206) or (start and response.status == _NOTHING_BEHIND):
         return response
@@ -235,6 +242,14 @@ def _verify(part: Path, expected: Expected) -> None:
 
 def _seconds(text: str) -> float:
     return min(float(text), _MOST_BACKOFF_SECONDS) if text.isdigit() else 0.0
+
+
+def _distrust(error: Exception) -> str:
+    """Return why a certificate is not trusted, which no second try changes; empty for other errors."""
+    cause: object = getattr(error, "reason", error)
+    while isinstance(cause, Exception) and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.args[0] if cause.args else None
+    return cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else ""
 
 
 def _brief(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class FaultServer:
-    """Serves `folder` with ranges and ETags.
+    """Serves `folder` with ranges and ETags, by TLS where there is a file of a key and a certificate.
 
     Attributes:
         faults: by file name, a list of faults; each request for the file uses up the first one.
@@ -24,7 +25,7 @@ class FaultServer:
         ranges: the Range headers that came, by file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, certificate: Path | None = None) -> None:
         self.folder = folder
         self.faults: dict[str, list[str]] = {}
         self.requests: Counter[str] = Counter()
@@ -34,7 +35,12 @@ class FaultServer:
         handler = type("Handler", (_Handler,), {"fault_server": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        scheme = "http" if certificate is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     def __enter__(self) -> FaultServer:

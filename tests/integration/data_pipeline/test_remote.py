@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,30 @@ def test_a_missing_manifest_and_other_schemes_are_refused(server: FaultServer, t
             open_corpus(url)
 
 
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once_and_ones_own_is_taken(
+    shards: Path, tmp_path: Path
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    pem, certificate = tmp_path / "both.pem", tmp_path / "certificate.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(pem), "-out", str(certificate)]
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + certificate.read_text())
+    script = (
+        "import sys\n"
+        "from data_pipeline.config import CacheConfig\n"
+        "from data_pipeline.open_corpus import open_corpus\n"
+        "print(open_corpus(sys.argv[1], cache=CacheConfig(directory=sys.argv[2])).samples)\n"
+    )
+    with FaultServer(shards, certificate=pem) as server:
+        with pytest.raises(UserError, match=r"manifest\.json: its certificate is not trusted: self.signed"):
+            open_corpus(server.url, cache=cache_config(tmp_path, attempts=1000))
+        command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
+        trusting = {**os.environ, "SSL_CERT_FILE": str(certificate)}
+        assert subprocess.run(command, env=trusting, capture_output=True, text=True).stdout == "80\n"
+
+
 def test_secrets_in_a_url_stay_out_of_messages(server: FaultServer, tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         open_corpus(f"{server.url}/nowhere?token=hush", cache=cache_config(tmp_path))
@@ -257,7 +282,7 @@ def test_a_download_killed_at_any_moment_is_resumed(
     deadline = time.monotonic() + 60
     half = (shards / FIRST).stat().st_size // 2
     while time.monotonic() < deadline:
-        parts = list((tmp_path / "cache").rglob("*.part"))
+        parts = list((tmp_path / "cache").rglob("*.tar.part"))  # an index comes before it, and goes at once
         if parts and parts[0].stat().st_size >= half:
             break
         time.sleep(0.02)
