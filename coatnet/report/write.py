@@ -44,8 +44,13 @@ _TROUBLE = {
 }
 _MOST_ROWS = 200
 _MOST_BAD = 100
-_MOST_BROKEN = 10
 _GIB = 2**30
+_UNITS = {  # of what a plan predicts: how it is headed, and in what it is counted
+    "images_per_second": ("images/s", 1.0),
+    "step_seconds": ("step, ms", 1e-3),
+    "memory_bytes": ("memory, GiB", _GIB),
+}
+_MOST_BROKEN = 10
 
 
 def write_report(path: Path, *, destination: Path | None = None) -> Path:
@@ -274,17 +279,15 @@ def _continuity(record: RunRecord) -> list[Block]:
 
 
 def _compared(record: RunRecord) -> list[Block]:
-    rows = [
-        (
-            name.replace("_", " "),
-            number_text(one["predicted"]),
-            number_text(one["measured"]),
-            f"{one['error']:+.1%}",
-        )
-        for name, one in comparison(record).items()
-    ]
+    rows = []
+    for name, one in comparison(record).items():
+        label, unit = _UNITS.get(name, (name.replace("_", " "), 1.0))
+        figures = (number_text(one[key] / unit) for key in ("predicted", "measured"))
+        rows.append((label, *figures, f"{one['error']:+.1%}"))
     if not rows:
-        return [Text("The run has no plan.json: `coatnet submit` writes one where the site names a profile.")]
+        return [
+            Text("There is no plan to compare with: no hardware profile fits the device that the run had.")
+        ]
     return [Table(rows, ("", "predicted", "measured", "error"), right=(1, 2, 3))]
 
 
