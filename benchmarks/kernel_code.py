@@ -33,11 +33,18 @@ from triton.compiler import ASTSource
 sys.path.insert(0, str(Path(__file__).parent))
 from lease_report import Row, table
 
-from coatnet.model.gpu import attention_kernels, depthwise_kernels, excite_kernels, mbconv_kernels
+from coatnet.model.gpu import (
+    attention_kernels,
+    depthwise_kernels,
+    excite_kernels,
+    mbconv_kernels,
+    moments_kernels,
+)
 from coatnet.model.gpu.attention import attention
 from coatnet.model.gpu.depthwise import depthwise
 from coatnet.model.gpu.excite import gelu_sums
 from coatnet.model.gpu.mbconv import activate_convolve
+from coatnet.model.gpu.moments import moments
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use: A100, H100 and H200
 _REGISTERS = 65536  # of a multiprocessor, either architecture
@@ -107,6 +114,13 @@ def mbconv_launches(side: int, width: int) -> list[Launch]:
     return launches
 
 
+def moments_launches(side: int, width: int) -> list[Launch]:
+    """The moments of the norm before the depthwise convolution."""
+    with recorded(moments_kernels) as launches:
+        moments(torch.zeros(1, side, side, width, dtype=torch.bfloat16), 1)
+    return launches
+
+
 def excite_launches(side: int, width: int) -> list[Launch]:
     """The sums of squeeze-and-excite, without and with a gradient."""
     y, row = torch.zeros(1, side, side, width, dtype=torch.bfloat16), torch.zeros(1, width)
@@ -131,6 +145,7 @@ CASES: dict[str, Callable[[], list[Launch]]] = {
     "fused MBConv 56²×768": lambda: mbconv_launches(56, 768),
     "fused MBConv 28²×1536": lambda: mbconv_launches(28, 1536),
     "fused MBConv 14²×4096": lambda: mbconv_launches(14, 4096),
+    "norm 28²×1536": lambda: moments_launches(28, 1536),
     "squeeze, excite 28²×1536": lambda: excite_launches(28, 1536),
     "attention 49×32": lambda: attention_launches(49, 32),
     "attention 196×32": lambda: attention_launches(196, 32),

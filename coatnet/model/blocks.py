@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
 from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
-from coatnet.model.gpu import dense, depthwise, excite, mbconv
+from coatnet.model.gpu import dense, depthwise, excite, mbconv, moments
 from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
 
@@ -151,7 +151,7 @@ class MBConv(nn.Module):
         if self.expand_stride == 2:
             y = y[:, ::2, ::2]
         y = self.expand(y)
-        if self.fused and self.training and mbconv.fits(y):
+        if self.fused and self.training and moments.fits(y):
             y = self._fused_middle(y)
         else:
             y = self.style.norm_activate(self.expand_norm, y)
@@ -173,8 +173,8 @@ class MBConv(nn.Module):
         groups, width = mean.shape
         count = e.numel() // (groups * width)
         mean, scale = first.settle(mean, variance, count=count)
-        y, *moments = mbconv.activate_convolve(e, mean, scale, first.bias.float(), self.depthwise.weight)
-        of_groups = second.settle(*moments, count=count)
+        y, *found = mbconv.activate_convolve(e, mean, scale, first.bias.float(), self.depthwise.weight)
+        of_groups = second.settle(*found, count=count)
         mean, scale = (one.repeat_interleave(len(e) // groups, dim=0) for one in of_groups)  # of images
         bias = second.bias.float()
         gate = self.se.gate(excite.squeeze(y, mean, scale, bias).to(y.dtype))

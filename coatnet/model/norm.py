@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coatnet.model import rows
+from coatnet.model.gpu import moments
 from coatnet.model.gpu.gelu import gelu as tanh_gelu
 from coatnet.model.sync import mean_over_ranks, sync_group
 
@@ -133,8 +134,10 @@ class GroupBatchNorm(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the groups' means and biased variances, with gradients. Shape: (groups, C) in fp32."""
-        parts = x.reshape(x.shape[0] // self._group(x), -1, x.shape[-1]).float()
-        variance, mean = torch.var_mean(parts, dim=1, correction=0)
+        groups = x.shape[0] // self._group(x)
+        if moments.fits(x):
+            return moments.moments(x, groups)
+        variance, mean = torch.var_mean(x.reshape(groups, -1, x.shape[-1]).float(), dim=1, correction=0)
         return mean, variance
 
     def settle(self, mean: Tensor, variance: Tensor, *, count: int) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coatnet.model.gpu import HAS_TRITON
+from coatnet.model.gpu.moments import merge
 
 _CHANNELS = 256  # of a program, two for each thread; half, where that leaves half of a program over
 _IMAGES = 2  # whose sums one program of the backward pass adds
-
-
-def fits(e: Tensor) -> bool:
-    """Return whether the kernels can take this map. Shape: e (B, H, W, C)."""
-    return e.is_cuda and HAS_TRITON and e.dtype in (torch.bfloat16, torch.float32)
 
 
 @torch.library.custom_op("coatnet::activate_convolve", mutates_args=())
@@ -125,19 +120,12 @@ def _shift(mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def _moments(parts: Tensor, *, width: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Merge the strips' means and sums of squares into means and variances.
-
-    Shape: parts (groups, images, strips, 2, C) → (groups, C) each.
-    Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances".
-    """
-    _, images, strips, _, _ = parts.shape
-    # Filled on the device: a copy from the host would wait for it.
-    share = torch.full((strips, 1), _columns(width) / (images * width), device=parts.device)
-    share[-1] = (width - (strips - 1) * _columns(width)) / (images * width)
-    means, squares = parts.unbind(dim=3)
-    mean = (means * share).sum(dim=(1, 2))
-    spread = ((means - mean[:, None, None]).square() * share).sum(dim=(1, 2))
-    return mean, spread + squares.sum(dim=(1, 2)) / (images * rows * width)
+    """Merge strips into images and these into groups. Shape: parts (groups, images, strips, 2, C)."""
+    groups, images, _, _, channels = parts.shape
+    pixels = rows * width
+    mean, variance = merge(parts.flatten(0, 1), size=rows * _columns(width), total=pixels)
+    parts = torch.stack((mean, variance * pixels), dim=1).view(groups, images, 2, channels)
+    return merge(parts, size=pixels, total=images * pixels)
 
 
 def _taps(weight: Tensor) -> Tensor:

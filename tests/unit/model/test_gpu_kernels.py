@@ -102,6 +102,21 @@ def check_fused_mbconv() -> None:
         assert max(errors) < (3e-6 if dtype == torch.float32 else 1e-2), (shape, errors)
 
 
+def check_moments() -> None:
+    from coatnet.model.gpu import moments as module
+
+    module._ROWS = 8  # so that several programs share a group, the last with fewer rows than a turn
+    x = (torch.randn(4, 3, 3, 300) + 30).requires_grad_()
+    found = list(module.moments(x, 2))
+    downs = [torch.randn_like(one) for one in found]
+    found += torch.autograd.grad(found, x, downs)
+    exact_x = x.detach().double().requires_grad_()
+    exact = list(torch.var_mean(exact_x.view(2, -1, 300), dim=1, correction=0))[::-1]
+    exact += torch.autograd.grad(exact, exact_x, [one.double() for one in downs])
+    errors = [relative_error(one, other) for one, other in zip(found, exact, strict=True)]
+    assert max(errors) < 3e-6, errors
+
+
 def check_excite() -> None:
     from coatnet.model.gpu import excite as module
     from coatnet.model.gpu.excite import excite, squeeze
@@ -124,9 +139,9 @@ def check_excite() -> None:
 
 def check_fused_network() -> None:
     from coatnet.model import ModelConfig, NormConfig, build_model
-    from coatnet.model.gpu import mbconv
+    from coatnet.model.gpu import mbconv, moments
 
-    mbconv.fits, mbconv._IMAGES = lambda e: True, 1
+    moments.fits, mbconv._IMAGES = lambda x: True, 1
     config = ModelConfig(
         depths=[1, 1, 1, 1, 1],
         widths=[8, 8, 8, 32, 32],
@@ -174,6 +189,7 @@ if __name__ == "__main__":
     check_depthwise()
     check_attention()
     check_fused_mbconv()
+    check_moments()
     check_excite()
     check_fused_network()
     check_compiled_block()
