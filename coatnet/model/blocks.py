@@ -19,6 +19,7 @@ from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
 from coatnet.model.gpu import dense, depthwise, excite, mbconv, moments
 from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
+from coatnet.model.pooling import max_pool
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -50,8 +51,9 @@ class Style:
 
     def pool(self, x: Tensor) -> Tensor:
         """Halve the resolution. Shape: (B, H, W, C) → (B, H/2, W/2, C)."""
-        pool = F.max_pool2d if self.pooling == "max" else F.avg_pool2d
-        return pool(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        if self.pooling == "max":
+            return max_pool(x)
+        return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
     def layer_norm(self, width: int) -> nn.Module:
         """Make the norm of transformer blocks and of the head."""
