@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from lease_report import Case, Row, list_kernels, make_parser, run_phase, table
 from model import training_step
 from timm_peer import import_timm
 
-from coatnet.model import CoAtNet, ModelConfig, build_model
+from coatnet.model import CoAtNet, ModelConfig, build_model, network
 from coatnet.model.attention import fused_attention, plain_attention
 from coatnet.model.blocks import convolve
 from coatnet.model.config import architecture
@@ -48,6 +49,7 @@ MINUTES = {
     "batches": 3.0,
 }  # fmt: skip
 _TOGETHER = 8
+_WAYS = ("stored", "apart", "joined")
 
 
 def ceilings(bench: Bench) -> Iterator[Case]:
@@ -123,7 +125,10 @@ def depthwise(bench: Bench) -> Iterator[Case]:
 
 
 def fused(bench: Bench) -> Iterator[Case]:
-    """Whether `train.fused_mbconv` pays: its kernels beside a copy, then blocks and the step both ways."""
+    """What recomputing in compiled blocks brings ("stored": inductor's default), and `train.fused_mbconv`.
+
+    Its kernels beside a copy, then blocks and the whole step each way.
+    """
     config, batch = bench.sizes.models[0]
     plan = architecture(config)
     sides = {"S1": bench.sizes.px // 4, "S2": bench.sizes.px // 8}
@@ -133,14 +138,14 @@ def fused(bench: Bench) -> Iterator[Case]:
             shape = (batch, side, side, EXPANSION * widths[stage])
             yield f"kernels {stage}", partial(_fused_kernels, bench, shape)
     for stage, side in sides.items():
-        for way in ("apart", "joined"):
+        for way in _WAYS:
 
             def block(stage: str = stage, side: int = side, way: str = way) -> Row:
                 one: Any = build_model(config, device=bench.device, seed=0).train().stages[stage][-1]
                 if way == "joined":
                     one.fuse()
                 if bench.sizes.compile:
-                    one.compile(dynamic=False)
+                    one.compile(dynamic=False, options=_fusion(bench, way))
                 x = bench.random(batch, side, side, widths[stage], grad=True)
 
                 def forward() -> Tensor:
@@ -157,17 +162,23 @@ def fused(bench: Bench) -> Iterator[Case]:
 
             yield f"block {stage} {way}", block
     macs = model_cost(config, bench.sizes.px).macs
-    for way in ("apart", "joined"):
+    for way in _WAYS:
 
         def step(way: str = way) -> Row:
             model = build_model(config, device=bench.device, seed=0).train()
             if way == "joined":
                 model.fuse_mbconv()
             if bench.sizes.compile:
-                model.compile_blocks()
+                with mock.patch.object(network, "RECOMPUTING", _fusion(bench, way)):
+                    model.compile_blocks()
             return whole_step(bench, model, batch=batch, px=bench.sizes.px, macs=macs)
 
         yield f"step {way}", step
+
+
+def _fusion(bench: Bench, way: str) -> dict[str, int] | None:
+    """Inductor's options of a way; None is its default."""
+    return network.RECOMPUTING if way != "stored" and bench.device.type == "cuda" else None
 
 
 def _fused_kernels(bench: Bench, shape: tuple[int, ...]) -> Row:

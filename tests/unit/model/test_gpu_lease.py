@@ -30,8 +30,8 @@ def test_every_phase_writes_its_rows_in_the_leases_order(lease: ModuleType, tmp_
     rows = [row for found in phases.values() for row in found]
     assert not [row for row in rows if "failed" in row or "left_out" in row]
     assert [row["case"] for row in phases["fused"]] == [
-        "block S1 apart", "block S1 joined", "block S2 apart", "block S2 joined", "step apart", "step joined",
-    ]  # fmt: skip
+        f"{what} {way}" for what in ("block S1", "block S2", "step") for way in ("stored", "apart", "joined")
+    ]
     assert [row["case"].split()[-1] for row in phases["stages"]] == ["step", "S0", "S1", "S2", "S3", "S4"]
     assert all(
         row["finite"] and row["type_kept"] and row["largest_error"] < 1e-4 for row in phases["attention"]
