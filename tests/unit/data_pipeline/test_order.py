@@ -153,6 +153,16 @@ def test_each_corpus_of_a_mixture_goes_through_its_own_order(weights: list[int],
         assert got == sorted(zip(expected.epoch, expected.shard, expected.index, strict=True))
 
 
+def test_lanes_of_corpora_compare_by_where_they_are_however_many_a_corpus_has() -> None:
+    orders = [Order([100] * 40, seed=1), Order([30] * 5, seed=2)]
+    assert [order.lanes for order in orders] == [10, 1]
+    tenths = [number * 2**32 // 10 for number in range(10)]
+    assert orders[0].lane_fractions(np.arange(20)).tolist() == tenths * 2
+    assert orders[1].lane_fractions(np.arange(20)).tolist() == [0] * 20
+    mixture = Mixture(orders, [1, 1], seed=4)
+    assert sorted(set(mixture.lane_fractions(np.arange(1000)).tolist())) == tenths
+
+
 def test_a_mixture_is_shared_equally_too() -> None:
     orders: list[Order] = [Order([100] * 20, seed=1), Order([30] * 5, seed=2)]
     mixture: PositionOrder = Mixture(orders, [1, 1], seed=4)
