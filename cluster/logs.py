@@ -130,14 +130,13 @@ class EndByHand:
     def __init__(self, directory: Path, *, patience_seconds: float = _START_SECONDS) -> None:
         self._directory, self._deadline = directory, time.monotonic() + patience_seconds
         self._epoch = newest_epoch(directory)
-        self._has_run = False
+        self._has_run = self.runs()
 
     def runs(self) -> bool:
         """Return whether somebody holds the run."""
         try:
             Lease.require_free(self._directory)
         except LeaseHeld:
-            self._has_run = True
             return True
         return False
 
@@ -146,6 +145,7 @@ class EndByHand:
         if RunDirectory(self._directory).marker("done") is not None:
             return True
         if self.runs():
+            self._has_run = True
             return False
         began = self._has_run or newest_epoch(self._directory) > self._epoch
         return began or time.monotonic() > self._deadline

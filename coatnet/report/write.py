@@ -99,13 +99,18 @@ def comparison(record: RunRecord) -> dict[str, dict[str, float]]:
     batch, rate = measured.get("train/global_batch"), measured.get("images_per_second")
     if batch and rate:
         measured["step_seconds"] = batch / rate
+    # A plan's step is that of the first global batch; most of the run may have had another.
+    plan = dict(record.plan)
+    for one in plan.get("stretches") or ():
+        if one["global_batch"] == batch:
+            plan |= {"step_seconds": one["step_seconds"], "images_per_second": batch / one["step_seconds"]}
     return {
         name: {
             "predicted": predicted,
             "measured": measured[name],
             "error": measured[name] / predicted - 1,
         }
-        for name, predicted in record.plan.items()
+        for name, predicted in plan.items()
         if name in measured
         and isinstance(predicted, int | float)
         and not isinstance(predicted, bool)

@@ -47,13 +47,15 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}{_LOCK_SUFFIX}")):
             if not self._touch(path):
+                part = path.with_name(f"{path.name}.part")  # what a killed process had of it is gone on with
+                missing = size - (part.stat().st_size if part.exists() else 0)
                 try:
-                    self._make_room(size)
+                    self._make_room(missing)
                     fetch(path)
                 except OSError as error:
                     if ahead or not is_full(error):
                         raise
-                    self._make_room(size, all_idle=True)  # others fill the disk as well
+                    self._make_room(missing, all_idle=True)  # others fill the disk as well
                     fetch(path)
         return path
 

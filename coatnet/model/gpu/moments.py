@@ -1,4 +1,7 @@
-"""Moments of groups of images for GPUs: one pass, and one that no compiler does anew in the backward pass."""
+"""Moments of groups of images for GPUs, in one pass.
+
+torch's gradient of `var_mean` takes the mean of the map once more, a pass of its own; this one keeps it.
+"""
 
 from __future__ import annotations
 

@@ -359,6 +359,8 @@ def test_the_disk_has_room_for_what_others_are_fetching_and_what_a_killed_proces
     monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 2000 if (here / "old").exists() else 3000)
     kept.get("next", lambda path: path.write_bytes(b"x"), size=1200)  # type: ignore[arg-type, return-value]
     assert {path.name for path in here.iterdir() if path.name[0] != "."} == {"new", "next", "fetched.part"}
+    fetched = kept.get("fetched", (here / "fetched.part").rename, size=3004)  # 3000 are free, 4 are there
+    assert fetched.read_bytes() == b"half"
 
 
 def test_a_full_disk_is_met_by_giving_up_what_is_idle(tmp_path: Path) -> None:

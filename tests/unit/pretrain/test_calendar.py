@@ -71,7 +71,10 @@ def test_resolutions_share_the_duration() -> None:
 
 
 def test_a_run_without_a_step_is_refused() -> None:
-    told = r"^train\.duration comes to 0 samples, less than a step of 16; make it longer$"
+    told = (
+        r"^train\.duration comes to 0 samples, less than a step of 16; make it longer, or "
+        r"train\.global_batch smaller$"
+    )
     with pytest.raises(UserError, match=told):
         calendar(train=PretrainTrainConfig(duration="4 images", global_batch=16))
 

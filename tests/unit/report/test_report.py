@@ -57,6 +57,23 @@ def test_the_figures_say_state_lives_time_and_the_plans_error(tmp_path: Path) ->
     assert compared["predicted"] == 0.002 and abs(compared["error"]) < 0.05
 
 
+def test_a_run_that_changed_its_batch_is_set_beside_the_plan_of_the_one_that_it_had_longest(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 1\n", digest="aa")
+    stretches = [{"global_batch": batch, "steps": 9, "step_seconds": batch / 1000} for batch in (100, 200)]
+    plan = {"step_seconds": 0.1, "images_per_second": 1000.0, "stretches": stretches}
+    run.plan.write_text(json.dumps(plan))
+    for step, batch in enumerate((100, 200, 200), start=1):
+        append_line(
+            run.metrics, {"samples_seen": step, "train/global_batch": batch, "images_per_second": 800.0}
+        )
+    compared = figures(read_run(run.path))["predicted_against_measured"]
+    assert compared["step_seconds"] == {"predicted": 0.2, "measured": 0.25, "error": 0.25}
+    assert compared["images_per_second"]["error"] == pytest.approx(-0.2)
+
+
 def test_the_markdown_holds_the_same_numbers(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     text = write_report(tmp_path / "run").with_suffix(".md").read_text()
