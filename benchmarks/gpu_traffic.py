@@ -4,9 +4,10 @@
     .venv/bin/python benchmarks/gpu_traffic.py --model coatnet_7 --batch 64 --kernels S2.1
 
 Every kind of block is compiled for an H100 that is only pretended (`pretend_gpu`), and inductor's scheduler
-says what each kernel reads and writes. "stored" is inductor's own choice of what to keep between kernels, and
-torch's max pooling; "recomputed" is what `CoAtNet.compile_blocks` and `max_pool` make of it. Bytes come of
-shapes and types. Nothing here is a time: arithmetic, caches and launches are not in it.
+says what each kernel reads and writes. "stored" is inductor's own choice of what to keep between kernels,
+and torch's max pooling; "recomputed" is what `CoAtNet.compile_blocks` and `max_pool` make of it; "fused" is
+that with `train.fused_mbconv`. Bytes come of shapes and types. Nothing here is a time: arithmetic, caches and
+launches are not in it.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ from torch.nn import functional as F  # noqa: E402
 
 from coatnet.model import ModelConfig, NormConfig, defer_statistics  # noqa: E402
 from coatnet.model import blocks as model_blocks  # noqa: E402
+from coatnet.model.blocks import MBConv  # noqa: E402
 from coatnet.model.config import architecture  # noqa: E402
 from coatnet.model.network import RECOMPUTING, CoAtNet  # noqa: E402
 
 _GB = 1e9
+_WAYS = ("stored", "recomputed", "fused")
 _VIEWS = {
     "permute",
     "reshape",
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     for part in parts(options.model, batch=options.batch, px=options.px):
         if options.kernels and part.name != options.kernels:
             continue
-        ways = {way: kernels(part, way=way) for way in ("stored", "recomputed")}
+        ways = {way: kernels(part, way=way) for way in _WAYS}
         rows.append((part, ways))
         if options.kernels and not options.json:
             for way, found in ways.items():
@@ -107,17 +110,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def print_table(rows: list[tuple[Part, dict[str, list[Kernel]]]]) -> None:
-    """Print GB and kernels by block, and the sum over the network."""
-    print("| block | blocks | GB stored | GB recomputed | change | kernels |\n|---|---|---|---|---|---|")
-    totals = [0.0, 0.0]
+    """Print GB by block and way, and the sum over the network."""
+    print(f"| block | blocks | kernels | GB {' | GB '.join(_WAYS)} |\n|---|---|---|---|---|---|")
+    totals = dict.fromkeys(_WAYS, 0.0)
     for part, ways in rows:
-        before, after = (sum(one.bytes for one in ways[way]) / _GB for way in ("stored", "recomputed"))
-        totals = [totals[0] + part.count * before, totals[1] + part.count * after]
-        print(f"| {part.name} | {part.count} | {before:.2f} | {after:.2f} | {after / before - 1:+.0%} "
-              f"| {len(ways['stored'])} → {len(ways['recomputed'])} |")  # fmt: skip
-    before, after = totals
-    print(f"| network | {sum(part.count for part, _ in rows)} | {before:.0f} | {after:.0f} "
-          f"| {after / before - 1:+.0%} | |")  # fmt: skip
+        moved = {way: sum(one.bytes for one in found) / _GB for way, found in ways.items()}
+        totals = {way: total + part.count * moved[way] for way, total in totals.items()}
+        counts = " → ".join(str(len(found)) for found in ways.values())
+        print(f"| {part.name} | {part.count} | {counts} | {_cells(moved)} |")
+    print(f"| network | {sum(part.count for part, _ in rows)} | | {_cells(totals)} |")
+
+
+def _cells(moved: dict[str, float]) -> str:
+    return " | ".join(f"{moved[way]:.1f} ({moved[way] / moved['stored'] - 1:+.0%})" for way in _WAYS)
 
 
 def parts(name: str, *, batch: int, px: int) -> Iterator[Part]:
@@ -157,10 +162,12 @@ def kernels(part: Part, *, way: str) -> list[Kernel]:
         mock.patch.object(torch.compiler, "is_compiling", lambda: True),
         mock.patch.object(torch._dynamo.utils, "assert_no_fake_params_or_buffers", lambda _: None),
     ]
-    if way == "recomputed":
-        patches.append(inductor.patch(RECOMPUTING))
-    else:
+    if way == "stored":
         patches.append(mock.patch.object(model_blocks, "max_pool", _torch_pool))
+    else:
+        patches.append(inductor.patch(RECOMPUTING))
+    if isinstance(part.module, MBConv) and way == "fused":
+        part.module.fuse()
     with ExitStack() as stack:
         for one in patches:
             stack.enter_context(one)
