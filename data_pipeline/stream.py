@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,8 +13,11 @@ from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
+from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
 from data_pipeline.record import SampleSource
+from data_pipeline.remote.address import is_url
+from data_pipeline.remote.room import too_small
 
 
 class Phase(Protocol):
@@ -57,6 +61,8 @@ class Stream:
         self._augment: AugmentConfig = config.augment
         self._phases, self._ranks, self._account = phases, ranks, account
         self._excluded: list[int] = []
+        if ranks.is_main:
+            self._look_at_cache()
 
     def follow(self, position: Position) -> Iterator[Batch]:
         """Yield batches until the run's end; the loop advances the position or sets it back in between."""
@@ -72,6 +78,16 @@ class Stream:
                     expected += batch.step_samples(self._ranks.world_size)
             finally:
                 batches.close()
+
+    def _look_at_cache(self) -> None:
+        remote = [
+            corpus.manifest.shards
+            for entry, corpus in zip(self._data.train, self._corpora, strict=True)
+            if is_url(entry.path) and isinstance(corpus, Corpus)
+        ]
+        share = self._ranks.local_world_size / self._ranks.world_size
+        if warning := too_small(remote, self._data, node_share=share):
+            print(warning, file=sys.stderr, flush=True)
 
     def exclude(self, positions: Sequence[int]) -> None:
         """Replace the samples at these positions from now on."""
