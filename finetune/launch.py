@@ -11,7 +11,7 @@ from typing import Any
 
 from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_init
-from coatnet.config import UserError, load_config, to_yaml
+from coatnet.config import UserError, load_config
 from coatnet.runtime.launch import launch_run
 from coatnet.runtime.ranks import already_launched
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
@@ -35,7 +35,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
     whole = Path(config.run.directory)
     if not config.seeds:
-        RunDirectory(whole).check_identity(run_digest(config), config_yaml=to_yaml(config))
+        RunDirectory(whole).check_config(config, run_digest)
         return launch_run("finetune.worker", [path, *overrides], directory=whole, **options)
     if already_launched():
         raise UserError("seeds: several runs under srun or torchrun; give `seed` and one job for each")

@@ -15,7 +15,7 @@ from finetune.config import FinetuneConfig, run_digest
 def main(arguments: Sequence[str]) -> None:
     """Join the ranks, train, leave a marker."""
     config = load_config(FinetuneConfig, arguments[0] or None, overrides=arguments[1:])
-    work(config, _begin, digest=run_digest(config), decoder=backend_name(config.data.decoder), alone=True)
+    work(config, _begin, run_digest=run_digest, decoder=backend_name(config.data.decoder), alone=True)
 
 
 def _begin(config: FinetuneConfig, **parts: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from coatnet.config import load_config, to_yaml
+from coatnet.config import load_config
 from coatnet.runtime.launch import device_count, launch_run
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import already_launched
@@ -33,6 +33,6 @@ def _look(config: PretrainConfig, *, force: bool) -> None:
     """Refuse what the ranks would refuse, without the seconds that they need to start."""
     run = RunDirectory(config.run.directory)
     Lease.require_free(run.path)
-    run.check_identity(run_digest(config), config_yaml=to_yaml(config), force=force)
+    run.check_config(config, run_digest, force=force)
     look_at_data(config, make_calendar=make_calendar, averaged=bool(config.ema))
     cut(config, world_size=config.launch.ranks or device_count(), settled=settled_group_images(run))

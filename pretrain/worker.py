@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     path, *overrides = [argument for argument in arguments if argument != FORCE]
     config = load_config(PretrainConfig, path, overrides=overrides)
     decoder, force = backend_name(config.data.decoder), FORCE in arguments
-    work(config, _begin, digest=run_digest(config), decoder=decoder, force=force)
+    work(config, _begin, run_digest=run_digest, decoder=decoder, force=force)
 
 
 def _begin(config: PretrainConfig, *, run: RunDirectory, **parts: Any) -> Any:

@@ -14,7 +14,7 @@ from coatnet.runtime.environment import describe_environment
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.prediction import predict
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, cannot_write, write_atomically
+from coatnet.runtime.run_directory import Reread, RunDirectory, cannot_write, write_atomically
 
 
 def open_run(
@@ -24,6 +24,7 @@ def open_run(
     config_yaml: str,
     digest: str,
     force: bool | None = None,
+    reread: Reread | None = None,
     **environment: Any,
 ) -> Lease | None:
     """Take the lease and write config and environment, on the main rank; an error there ends all alike.
@@ -33,6 +34,7 @@ def open_run(
         ranks: all of them call this.
         config_yaml, digest: the resolved config, and what must not change under a run.
         force: take a run over whose config was another; None where the command has no such option.
+        reread: gives the digest of the config that lies there, as this version reads it.
         environment: what stands in environment.json beside versions and commit.
 
     Raises:
@@ -42,7 +44,7 @@ def open_run(
     if ranks.is_main:
         try:
             lease = Lease.acquire(run.path)
-            run.create_or_resume(config_yaml, digest=digest, force=force)
+            run.create_or_resume(config_yaml, digest=digest, force=force, reread=reread)
             run.clear("stopped")
             described = describe_environment(
                 device=ranks.device_type, world_size=ranks.world_size, **environment

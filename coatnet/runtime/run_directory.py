@@ -8,16 +8,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError
+from coatnet.config import UserError, load_config, to_yaml
 from coatnet.runtime.whole_files import name_file, write_whole
 
 _MOST_TOLD = 4  # keys
 _ABSENT = object()
 IDENTITY = "identity.json"
+Reread = Callable[[Path], str]
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
 
@@ -28,6 +29,11 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
+
+
+def rereading(config: Any, run_digest: Callable[[Any], str]) -> Reread:
+    """Return what reads an earlier run's config by the schema of this one, and gives its digest."""
+    return lambda path: run_digest(load_config(type(config), path))
 
 
 class RunDirectory:
@@ -54,26 +60,40 @@ class RunDirectory:
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
         return recorded or any(self.checkpoints.glob("step-*"))
 
-    def create_or_resume(self, config_yaml: str, *, digest: str, force: bool | None = None) -> bool:
+    def create_or_resume(
+        self, config_yaml: str, *, digest: str, force: bool | None = None, reread: Reread | None = None
+    ) -> bool:
         """Make the directory, or check that it belongs to this config; return True when it existed.
 
         Raises:
             UserError: the directory holds a run of another config.
         """
-        existed = self.check_identity(digest, config_yaml=config_yaml, force=force)
+        existed = self.check_identity(digest, config_yaml=config_yaml, force=force, reread=reread)
         for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config_yaml)
         write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
         return existed
 
-    def check_identity(self, digest: str, *, config_yaml: str, force: bool | None = None) -> bool:
+    def check_config(
+        self, config: Any, run_digest: Callable[[Any], str], *, force: bool | None = None
+    ) -> bool:
+        """Do as `check_identity`, by a config and what tells runs of its kind apart."""
+        reread = rereading(config, run_digest)
+        return self.check_identity(
+            run_digest(config), config_yaml=to_yaml(config), force=force, reread=reread
+        )
+
+    def check_identity(
+        self, digest: str, *, config_yaml: str, force: bool | None = None, reread: Reread | None = None
+    ) -> bool:
         """Check that what lies here, if anything, is a run of this config; return True when something does.
 
         Args:
             digest: of the config.
             config_yaml: the config itself, to tell in what it differs.
             force: take another's over; None where the command has no such option.
+            reread: gives the digest of the config that lies here, as this version reads it.
 
         Raises:
             UserError: it is of another config, or of none that is known.
@@ -85,13 +105,20 @@ class RunDirectory:
                 )
             return False
         known = json.loads(self.identity.read_text()).get("digest")
-        if known != digest and self.has_begun and not force:
+        if known != digest and self.has_begun and not force and not self._reads_as(digest, reread):
             remedy = "or choose another run.directory" if force is None else "choose another, or give --force"
             raise UserError(
                 f"{self.path}: holds a run with another config{self._differences(config_yaml)}; "
                 f"compare {self.config}, {remedy}"
             )
         return True
+
+    def _reads_as(self, digest: str, reread: Reread | None) -> bool:
+        """Whether the run's config differs by nothing but keys of a newer version, at their defaults."""
+        try:
+            return reread is not None and reread(self.config) == digest
+        except UserError:  # a key that is no more
+            return False
 
     def _differences(self, config_yaml: str) -> str:
         """Name the keys in which a config differs from this run's, beside the directory itself."""

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from coatnet.runtime.opening import opened_run
 from coatnet.runtime.prediction import predict
 from coatnet.runtime.progress import clock
 from coatnet.runtime.ranks import Ranks, already_launched
-from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.run_directory import RunDirectory, rereading
 from coatnet.runtime.stop import StopFlag
 from coatnet.runtime.voice import heedless_voice
 
@@ -35,14 +36,20 @@ class Begin(Protocol):
 
 
 def work(
-    config: Any, begin: Begin, *, digest: str, decoder: str, force: bool | None = None, alone: bool = False
+    config: Any,
+    begin: Begin,
+    *,
+    run_digest: Callable[[Any], str],
+    decoder: str,
+    force: bool | None = None,
+    alone: bool = False,
 ) -> None:
     """Join the ranks, train, leave a marker.
 
     Args:
         config: a root schema with the sections run and launch.
         begin: called once the directory is this run's.
-        digest: what must not change under a run.
+        run_digest: of a config gives what must not change under a run.
         decoder: which one the images are read by.
         force: take a run over whose config was another; None where the command has no such option.
         alone: go on without a process group where nobody launched one.
@@ -55,9 +62,9 @@ def work(
         from coatnet.model import rows  # loads torch
 
         about = {"decoder": decoder, "network": rows.name(device_type=ranks.device_type)}
-        with opened_run(
-            run, ranks=ranks, config_yaml=to_yaml(config), digest=digest, force=force, **about
-        ) as lease:
+        digest, reread = run_digest(config), rereading(config, run_digest)
+        identity = {"config_yaml": to_yaml(config), "digest": digest, "force": force, "reread": reread}
+        with opened_run(run, ranks=ranks, **identity, **about) as lease:
             if run.marker("done") is not None:
                 if ranks.is_main:
                     print(f"{run.path}: is done already; see `coatnet report {run.path}`", file=sys.stderr)

@@ -7,11 +7,12 @@ import multiprocessing
 import os
 import resource
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from coatnet.config import UserError
+from coatnet.config import UserError, config_digest
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.run_directory import RunDirectory, append_line, read_lines, write_atomically
 
@@ -46,6 +47,27 @@ def test_a_refusal_names_the_keys_that_differ_and_what_they_were(tmp_path: Path)
     run.config.unlink()
     with pytest.raises(UserError, match="another config; compare"):
         run.create_or_resume(now, digest="bb")
+
+
+@dataclass
+class _Newer:
+    """A schema that has had `added` since the run began."""
+
+    seed: int = 0
+    added: str = "as before"
+
+
+def test_a_run_that_began_before_a_key_was_there_goes_on_at_the_keys_default(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create_or_resume("seed: 3\n", digest="of an older version")
+    append_line(run.metrics, {"step": 1})
+    assert run.check_config(_Newer(seed=3), config_digest)
+    for other in (_Newer(seed=4), _Newer(seed=3, added="otherwise")):
+        with pytest.raises(UserError, match="another config"):
+            run.check_config(other, config_digest)
+    run.config.write_text("seed: 3\ngone: 1\n")
+    with pytest.raises(UserError, match="another config"):
+        run.check_config(_Newer(seed=3), config_digest)
 
 
 def test_a_mistake_that_was_refused_before_the_first_step_may_be_mended_in_place(tmp_path: Path) -> None:
