@@ -213,6 +213,8 @@ def logs(
         raise UserError(f"{directory}: no such folder")
     finished: Callable[[], bool] = partial(has_finished, directory)
     if was_started_by_hand(directory):
+        if not follow and not (directory / "config.yaml").exists():
+            raise UserError(f"{directory}: holds no run; give the run.directory of one")
         print(
             f"{directory}: started by hand; its first rank wrote to a terminal, here is what it reported",
             file=sys.stderr,

@@ -12,6 +12,7 @@ from cluster.job import Job, write_job
 from cluster.logs import EndByHand, read_logs
 from cluster.site import SiteConfig
 from cluster.status import has_finished
+from coatnet.config import UserError
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -69,6 +70,9 @@ def test_a_failed_run_has_finished_until_it_is_submitted_again(run: Path) -> Non
 def test_a_run_without_logs_is_told_and_not_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        cli.logs(tmp_path, follow=False, rank=None, tail=100)
+    (tmp_path / "config.yaml").touch()
     cli.logs(tmp_path, follow=False, rank=None, tail=100)
     told = capsys.readouterr().err
     assert "started by hand" in told and "no logs" in told
