@@ -157,6 +157,7 @@ def test_a_reader_that_went_away_is_not_worth_a_word() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["inspect model coatnet_0", "logs ."])
 def test_output_that_cannot_be_written_is_told_in_a_line(words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
     (tmp_path / "events.jsonl").write_text('{"kind": "start"}\n')
     command = [sys.executable, "-m", "coatnet.cli", *words.split()]
     with open("/dev/full", "w") as full:
