@@ -151,8 +151,9 @@ folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 signal.pause()
 """
 INTERRUPTED = """
-import sys
+import signal, sys
 from coatnet.runtime.launch import run_ranks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with none
 try:
     run_ranks("patient", sys.argv[1:], ranks=2, heeding=False)
 except KeyboardInterrupt:
