@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,10 +210,19 @@ def _plan(prepared: Prepared) -> Plan | None:
     site = prepared.job.site
     if prepared.recipe is None or site.hardware is None:
         return None
+    init = lookup(prepared.recipe, "init")
+    if init is not None and _is_to_come(Path(init)):
+        return None
     recipe = view(prepared.recipe, origin=prepared.job.directory)
     return make_plan(
         recipe, hardware=load_hardware(site.hardware), nodes=site.nodes, gpus_per_node=site.ranks_per_node
     )
+
+
+def _is_to_come(model: Path) -> bool:
+    """Return whether a job is to make this model, an earlier stage of a pipeline."""
+    submitted = (model / "submissions").is_dir() and not any(model.glob("checkpoints/step-*"))
+    return submitted or not model.exists()
 
 
 def check_batches(prepared: Prepared) -> None:
@@ -222,21 +231,21 @@ def check_batches(prepared: Prepared) -> None:
     Raises:
         UserError: they cannot.
     """
-    if prepared.recipe is None:
+    # The config alone is asked: the model may come of an earlier stage of a pipeline, which has not run.
+    recipe, ranks = prepared.recipe, prepared.job.site.world_size
+    if recipe is None:
         return
-    recipe, ranks = view(prepared.recipe, origin=prepared.job.directory), prepared.job.site.world_size
-    share, rest = divmod(recipe.global_batch, ranks)
+    batch = int(lookup(recipe, "train.global_batch"))
+    share, rest = divmod(batch, ranks)
     if rest or not share:
-        raise UserError(
-            f"train.global_batch is {recipe.global_batch}; allowed on {ranks} ranks: multiples of {ranks}"
-        )
-    micro, group = recipe.micro_batch or share, recipe.group_images
-    if not recipe.is_pretraining:  # fine-tuning takes what is left over as a smaller micro-batch
+        raise UserError(f"train.global_batch is {batch}; allowed on {ranks} ranks: multiples of {ranks}")
+    if not isinstance(lookup(recipe, "zero"), Mapping):  # fine-tuning takes a rest as a smaller micro-batch
         return
+    micro, group = lookup(recipe, "train.micro_batch") or share, lookup(recipe, "norm.group_images")
     if share % micro:
         raise UserError(
             f"train.micro_batch is {micro}; allowed on {ranks} ranks: divisors of {share}, each one's share "
-            f"of train.global_batch={recipe.global_batch}"
+            f"of train.global_batch={batch}"
         )
     if group and micro % group:
         raise UserError(f"norm.group_images is {group}; allowed: divisors of the micro-batch, {micro}")

@@ -102,6 +102,21 @@ def test_stages_wait_for_those_before_them_by_slurms_own_dependencies(cluster: C
     assert cluster.heard() == ["sbatch a", "sbatch b", f"sbatch --dependency=afterok:10:11 {kill} c"]
 
 
+@pytest.mark.parametrize("hardware", ["null", "h100"])
+def test_a_stage_is_submitted_although_the_weights_that_it_begins_from_are_not_there_yet(
+    cluster: Cluster, tmp_path: Path, hardware: str
+) -> None:
+    (tmp_path / "second.yaml").write_text(
+        f"{{init: {tmp_path / 'first'}, data: {{train: [{{path: {tmp_path / 'shards'}}}]}}}}\n"
+    )
+    cluster.path.write_text(
+        f"stages:\n  first: {{command: evaluate, target: x, directory: {tmp_path / 'first'}}}\n"
+        f"  second: {{command: finetune, target: {tmp_path / 'second.yaml'}, after: [first], "
+        f"directory: {tmp_path / 'second'}, site: {{hardware: {hardware}}}}}\n"
+    )
+    assert cluster.submit() == {"first": "10", "second": "11"}
+
+
 def test_what_is_done_is_left_out_and_what_is_queued_is_waited_for(cluster: Cluster) -> None:
     cluster.stages(a="requeue", b="requeue", c="a b requeue", d="c requeue")
     cluster.submit()
