@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from test_training import begin, checkpoint_steps, finish, shards, undisturbed
 
@@ -47,6 +49,16 @@ def test_ten_requeues_in_a_row_with_a_step_or_two_between_them_leave_the_same_bi
     assert len(checkpoint_steps(run)) == 11, "each life saved once"
 
 
+def _ranks_stand_still(run: Run) -> bool:
+    states = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if "pretrain" in words and str(run.directory) in " ".join(words):
+                states.append(process.status())
+    return bool(states) and set(states) == {psutil.STATUS_STOPPED}
+
+
 def test_a_suspended_run_goes_on_where_it_was(
     slurm_cluster: FakeCluster, shards: Path, tmp_path: Path
 ) -> None:
@@ -55,6 +67,8 @@ def test_a_suspended_run_goes_on_where_it_was(
     run = begin(slurm_cluster, tmp_path / "suspended", shards, steps=300, pace=None, overrides=hang)
     slurm_cluster.client("scontrol", "suspend", run.job_id)
     assert slurm_cluster.state(run.job_id) == "SUSPENDED"
+    # SLURM says so before its daemons on the nodes have stopped anyone
+    slurm_cluster.wait_for(lambda: _ranks_stand_still(run), seconds=30, what="stopped ranks")
     before = samples_seen(run)
     time.sleep(12.0)  # longer than two patiences
     assert samples_seen(run) == before
