@@ -99,6 +99,7 @@ def test_an_unknown_command_names_the_nearest_one() -> None:
     assert done.stderr == "error: coatnet inspect has no command modle; did you mean model?\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -239,6 +240,7 @@ def test_names_are_read_alike_whatever_the_locale(tmp_path: Path) -> None:
     assert known == [["Köln"], ["Köln"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

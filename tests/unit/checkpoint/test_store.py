@@ -73,6 +73,7 @@ def test_an_empty_directory_has_no_newest_checkpoint(tmp_path: Path) -> None:
     assert make_store(tmp_path)[0].newest() is None
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_and_no_truncation_is_ever_accepted(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path)
     save(store, 1)
@@ -253,6 +254,7 @@ def test_closing_tells_of_a_save_that_failed_at_the_end(tmp_path: Path) -> None:
     assert len(alarms) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_lease_is_told_at_the_next_step_without_a_save(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     store, _ = make_store(tmp_path / "checkpoints", lease=lease)

@@ -83,6 +83,7 @@ def test_every_tensor_of_every_size_finds_its_place_in_timm(timm: Any, name: str
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

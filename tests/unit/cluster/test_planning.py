@@ -324,6 +324,7 @@ def test_a_hardware_file_that_no_machine_can_be_is_refused(
         plan_of("pretrain", config, [f"hardware={path}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"), [("x.txt", r"ends in \.png"), ("no/x.png", "No such file or directory")]
 )

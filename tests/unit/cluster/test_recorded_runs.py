@@ -22,6 +22,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return benchmark.make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", benchmark.GPU_CASES, ids=lambda case: case.name)
 def test_memory_is_within_a_tenth_and_time_within_a_fifth_of_what_a_gpu_took(
     tmp_path: Path, shards: Path, case: benchmark.Case

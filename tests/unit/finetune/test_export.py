@@ -129,6 +129,7 @@ def test_torch_export_opens_without_this_code_and_at_another_resolution(
     assert (program(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("px", [64, 96])
 def test_timm_opens_the_state_dict_and_gives_equal_logits(
     timm: Any, exported: Path, tmp_path: Path, px: int

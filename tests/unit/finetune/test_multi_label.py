@@ -87,6 +87,7 @@ def test_every_figure_is_what_its_definition_says(some: MultiLabelPredictions) -
     assert [row["expected"] for row in rows] == pytest.approx(shares.sum(axis=0), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_average_precisions_are_those_of_scikit_learn(some: MultiLabelPredictions) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     found = multi_label_figures(some)
@@ -125,6 +126,7 @@ def test_intervals_hold_the_figure_and_shrink_with_the_number_of_images(some: Mu
     assert multi_label_figures(some, resamples=RESAMPLES) == found, "the draws are the same every time"
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_more_often_than_the_draws_own_quantiles() -> None:
     rng = np.random.default_rng(4)
 

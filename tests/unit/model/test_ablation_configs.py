@@ -52,6 +52,7 @@ def test_a_layouts_config_is_the_network_of_its_name_at_the_matched_size(layout:
     assert (cost.parameters / 1e6, cost.macs / 1e9) == pytest.approx(SIZES[layout], abs=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHES)
 def test_an_ablation_changes_its_switch_and_nothing_else(name: str) -> None:
     base = load(layout_file("C-C-T-T")).model

@@ -23,6 +23,7 @@ def lease() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_every_phase_writes_its_rows_in_the_leases_order(lease: ModuleType, tmp_path: Path) -> None:
     lease.main(["--tiny", "--out", str(tmp_path)])
     phases = json.loads((tmp_path / "lease.json").read_text())["phases"]

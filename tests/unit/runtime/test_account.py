@@ -54,6 +54,7 @@ with own.measure("evaluation"):
 """
 
 
+@pytest.mark.slow
 def test_a_life_that_is_killed_in_its_evaluation_leaves_how_long_that_and_its_being_stopped_took(
     tmp_path: Path,
 ) -> None:
@@ -121,6 +122,7 @@ def test_nested_classes_add_up_to_wall_time_within_one_percent(tmp_path: Path) -
     assert seconds["data_wait"] >= 0.04 and seconds["compute"] >= 0.06
 
 
+@pytest.mark.slow
 def test_killed_lives_and_the_time_between_them_add_up_to_wall_time(tmp_path: Path) -> None:
     for life in (1, 2):
         command = [sys.executable, "-c", KILLED_LIFE, str(tmp_path), str(life)]

@@ -59,6 +59,7 @@ def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path
         holder.wait()
 
 
+@pytest.mark.slow
 def test_a_holder_in_another_container_of_this_machine_is_respected(tmp_path: Path) -> None:
     own_processes = (
         "unshare",
@@ -245,6 +246,7 @@ def test_a_job_whose_view_of_the_folder_is_old_finds_its_own_file_gone(
     second.release()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ def test_a_step_that_waits_for_a_file_system_that_hangs_is_no_hang_of_the_run(tm
     assert "went on after no step for" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) -> None:
     stacks = tmp_path / "logs" / "stacks-rank0.txt"
     began = time.monotonic()

@@ -15,6 +15,7 @@ from coatnet.training.work import plan_for_this_hour, tell_plan
 from pretrain.config import PretrainConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("duration", "hardware"),
     [("2 steps", "cpu2"), ("100000 steps", "cpu2, measured"), ("30 epochs", "cpu2, measured")],
