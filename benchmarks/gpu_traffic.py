@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from unittest import mock
 
-from pretend_gpu import pretend
+from pretend_gpu import leave, pretend
 
 pretend()
 
@@ -220,3 +220,4 @@ def _name(node: Any) -> str:
 
 if __name__ == "__main__":
     main()
+    leave()

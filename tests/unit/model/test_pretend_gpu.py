@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 _TYPES = """
-from pretend_gpu import pretend
+from pretend_gpu import leave, pretend
 pretend()
 import json, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -52,6 +52,7 @@ with FakeTensorMode():
         model(images).float().sum().backward()
 assert all(one.dtype == one.grad.dtype == torch.float32 for one in model.parameters())
 print(json.dumps({name: sorted(found) for name, found in types.seen.items()}))
+leave()
 """
 
 
