@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coatnet.model.gpu import HAS_TRITON
+from coatnet.model.gpu import HAS_TRITON, ceil_div
 
 _ROWS = _COLUMNS = 64
 _FEW_COLUMNS = 32  # in loops over many columns: quicker at N = 196 (H200, benchmarks/gpu.md)
@@ -36,7 +36,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Te
     batch, tokens, heads, size = q.shape
     y = torch.empty_like(q)
     sums = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
-    kernels.forward[_parts(tokens, _ROWS), heads, batch](
+    kernels.forward[ceil_div(tokens, _ROWS), heads, batch](
         q, k, v, bias, y, sums, _scale(size), **_sizes(q, by_columns=True)
     )
     return y, sums
@@ -59,10 +59,10 @@ def attention_backward(
     batch, tokens, heads, size = q.shape
     down_q, down_k, down_v = (torch.empty_like(q) for _ in range(3))
     dots, scale, sizes = torch.empty_like(sums), _scale(size), _sizes(q) | _unspilled(size)
-    rows, columns = _parts(tokens, sizes["ROWS"]), _parts(tokens, _COLUMNS)
-    images = _parts(batch * rows * columns * heads, _PROGRAMS)  # over which one program sums
-    splits = _parts(batch, images)
-    kernels.query_gradient[_parts(tokens, _ROWS), heads, batch](
+    rows, columns = ceil_div(tokens, sizes["ROWS"]), ceil_div(tokens, _COLUMNS)
+    images = ceil_div(batch * rows * columns * heads, _PROGRAMS)  # over which one program sums
+    splits = ceil_div(batch, images)
+    kernels.query_gradient[ceil_div(tokens, _ROWS), heads, batch](
         q, k, v, bias, y, down, sums, dots, down_q, scale, **_sizes(q, by_columns=True)
     )
     kernels.key_value_gradient[columns, heads, batch](
@@ -107,7 +107,3 @@ def _sizes(q: Tensor, *, by_columns: bool = False) -> dict[str, int]:
 def _unspilled(size: int) -> dict[str, int]:
     """Change the tiles of both gradients with two sums each, which have no registers for heads of 128."""
     return {"ROWS": _ROWS // 2, "num_warps": 8} if size > 64 else {}
-
-
-def _parts(count: int, size: int) -> int:
-    return -(-count // size)

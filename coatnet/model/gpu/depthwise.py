@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coatnet.model.gpu import HAS_TRITON
+from coatnet.model.gpu import HAS_TRITON, ceil_div
 
 # Elements of a program's row. With four for each of its threads no row goes through shared memory; the
 # backward pass, which holds nine sums for each, is quicker with two (H200, benchmarks/gpu.md).
@@ -38,7 +38,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     y = torch.empty_like(x)
     columns, block = _tile(width, _TILE)
-    kernels.convolve[_parts(channels, block), _parts(width, columns), batch](
+    kernels.convolve[ceil_div(channels, block), ceil_div(width, columns), batch](
         x, _taps(weight), y, HEIGHT=height, WIDTH=width, CHANNELS=channels, COLUMNS=columns, BLOCK=block
     )
     return y
@@ -57,7 +57,7 @@ def depthwise_backward(down: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     down, x = down.contiguous(), x.contiguous()
     batch, height, width, channels = x.shape
     columns, block = _tile(width, _BACKWARD_TILE)
-    grid = (_parts(channels, block), _parts(width, columns), _parts(batch, _IMAGES))
+    grid = (ceil_div(channels, block), ceil_div(width, columns), ceil_div(batch, _IMAGES))
     down_x = torch.empty_like(x)
     parts = torch.empty(grid[1] * grid[2], 9, channels, dtype=torch.float32, device=x.device)
     kernels.backward[grid](
@@ -92,9 +92,5 @@ def _taps(weight: Tensor) -> Tensor:
 
 def _tile(width: int, elements: int) -> tuple[int, int]:
     """Return columns and channels of a program: columns that leave little over, and `elements` in all."""
-    columns = min((8, 4, 16), key=lambda size: _parts(width, size) * size)
+    columns = min((8, 4, 16), key=lambda size: ceil_div(width, size) * size)
     return columns, elements // columns
-
-
-def _parts(count: int, size: int) -> int:
-    return -(-count // size)

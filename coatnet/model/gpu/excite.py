@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coatnet.model.gpu import ceil_div
 from coatnet.model.gpu.gelu import gelu, gelu_slope
 
 # Of a program, and pixels that it loads at once; 196 divides 56², 28² and 14².
@@ -34,10 +35,10 @@ def gelu_sums(y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, weights: Ten
     weighted = weights is not None
     weights = weights.contiguous() if weights is not None else y
     batch, height, width, channels = y.shape
-    programs = _parts(height * width, _PIXELS)
+    programs = ceil_div(height * width, _PIXELS)
     parts = torch.empty(batch, programs, 3, channels, dtype=torch.float32, device=y.device)
     shift = torch.addcmul(bias, mean, scale, value=-1.0)
-    kernels.sums[_parts(channels, _CHANNELS), programs, batch](
+    kernels.sums[ceil_div(channels, _CHANNELS), programs, batch](
         weights, y, mean.contiguous(), scale.contiguous(), shift, parts,
         WEIGHTED=weighted, ALL=height * width, CHANNELS=channels, PIXELS=_PIXELS, TURN=_TURN, BLOCK=_CHANNELS,
     )  # fmt: skip
@@ -103,7 +104,3 @@ def _gradients(
 
 def _normal(y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return (y.float() - mean[:, None, None]) * scale[:, None, None] + bias
-
-
-def _parts(count: int, size: int) -> int:
-    return -(-count // size)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coatnet.model.gpu import ceil_div
 from coatnet.model.gpu.moments import merge
 
 _CHANNELS = 256  # of a program, two for each thread; half, where that leaves half of a program over
@@ -44,11 +45,11 @@ def activate_convolve(
 
     e = e.contiguous()
     batch, height, width, channels = e.shape
-    groups, strips = mean.shape[0], _parts(width, _columns(width))
+    groups, strips = mean.shape[0], ceil_div(width, _columns(width))
     y = torch.empty_like(e)
     parts = torch.empty(groups, batch // groups, strips, 2, channels, dtype=torch.float32, device=e.device)
     sizes = _sizes(e)
-    kernels.forward[_parts(channels, sizes["BLOCK"]), strips, batch](
+    kernels.forward[ceil_div(channels, sizes["BLOCK"]), strips, batch](
         e, scale.contiguous(), _shift(mean, scale, bias), _taps(weight), y, parts, batch // groups, **sizes
     )
     return y, *_moments(parts, width=width, rows=height)
@@ -74,10 +75,10 @@ def activate_convolve_backward(
     down, e = down.contiguous(), e.contiguous()
     batch, _, width, channels = e.shape
     groups, sizes = mean.shape[0], _sizes(e)
-    strips, turns = _parts(width, sizes["COLUMNS"]), _parts(batch // groups, _IMAGES)
+    strips, turns = ceil_div(width, sizes["COLUMNS"]), ceil_div(batch // groups, _IMAGES)
     down_n = torch.empty_like(e)
     parts = torch.empty(groups, turns * strips, 11, channels, dtype=torch.float32, device=e.device)
-    kernels.backward[_parts(channels, sizes["BLOCK"]), strips, groups * turns](
+    kernels.backward[ceil_div(channels, sizes["BLOCK"]), strips, groups * turns](
         down, e, mean.contiguous(), scale.contiguous(), _shift(mean, scale, bias), _taps(weight), down_n,
         parts, batch // groups, IMAGES=_IMAGES, **sizes,
     )  # fmt: skip
@@ -135,7 +136,7 @@ def _taps(weight: Tensor) -> Tensor:
 
 def _columns(width: int) -> int:
     """Return the columns of a strip: those that leave least over. 56, 28 and 14 are sevens."""
-    return min((7, 8, 6), key=lambda size: _parts(width, size) * size)
+    return min((7, 8, 6), key=lambda size: ceil_div(width, size) * size)
 
 
 def _sizes(e: Tensor) -> dict[str, int]:
@@ -146,7 +147,3 @@ def _sizes(e: Tensor) -> dict[str, int]:
         "HEIGHT": height, "WIDTH": width, "CHANNELS": channels,
         "COLUMNS": _columns(width), "BLOCK": block, "num_warps": block // 64,
     }  # fmt: skip
-
-
-def _parts(count: int, size: int) -> int:
-    return -(-count // size)

@@ -135,3 +135,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     yield made
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return the directory of a run that was submitted and whose first life has begun."""
+    directory = tmp_path / "runs" / "first"
+    (directory / "logs").mkdir(parents=True)
+    history = History(directory)
+    history.note("submitted", job_id="7", folder="0001", lives=0)
+    history.begin(job_id="7", nodes=["n1"], step=-1)
+    return directory

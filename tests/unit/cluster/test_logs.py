@@ -17,16 +17,6 @@ from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    directory = tmp_path / "runs" / "first"
-    (directory / "logs").mkdir(parents=True)
-    history = History(directory)
-    history.note("submitted", job_id="7", folder="0001", lives=0)
-    history.begin(job_id="7", nodes=["n1"], step=-1)
-    return directory
-
-
 def test_logs_come_in_the_order_of_lives_and_one_rank_at_a_time(run: Path) -> None:
     (run / "logs" / "job-7.log").write_text("job\n")
     for name, text in (

@@ -21,16 +21,6 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    directory = tmp_path / "runs" / "first"
-    (directory / "logs").mkdir(parents=True)
-    history = History(directory)
-    history.note("submitted", job_id="7", folder="0001", lives=0)
-    history.begin(job_id="7", nodes=["n1"], step=-1)
-    return directory
-
-
 def queued(state: str, *, job_id: str = "7", reason: str = "None") -> dict[str, QueuedJob]:
     return {job_id: QueuedJob(job_id, state, reason)}
 

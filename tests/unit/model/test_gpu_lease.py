@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "gpu_lease.py"
-
 
 @pytest.fixture(scope="module")
-def lease() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_lease", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_lease"] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def lease(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("gpu_lease")
 
 
 @pytest.mark.slow

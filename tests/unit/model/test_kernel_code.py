@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,17 +12,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, of which there is no build here"),
 ]
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "kernel_code.py"
 
 
 @pytest.fixture(scope="module")
-def code() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kernel_code", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel_code"] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def code(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("kernel_code")
 
 
 @pytest.mark.parametrize("arch", [80, 90])
