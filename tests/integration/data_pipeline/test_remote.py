@@ -30,7 +30,6 @@ from data_pipeline.open_corpus import open_corpus
 from data_pipeline.record import BadSampleError, SampleSource
 from data_pipeline.remote import cache as remote_cache
 from data_pipeline.remote import remote_files
-from data_pipeline.remote.cache import Cache
 from data_pipeline.remote.download import DownloadError, Expected, Patience, backoff_seconds, download
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
@@ -343,40 +342,6 @@ def test_a_disk_that_is_full_costs_no_sample(
     with pytest.raises(UserError, match=r"no room on the disk of data\.cache\.directory, .*/cache, "):
         corpus.read(0, 0)
     assert set(server.requests) == {"manifest.json"}  # no transfer that has no room
-
-
-def test_the_disk_has_room_for_what_others_are_fetching_and_what_a_killed_process_left_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = Cache(tmp_path / "cache", limit_bytes=1 << 20)
-    for name in ("old", "new"):
-        kept.get(name, lambda path: path.write_bytes(b"x" * 1000), size=1000)  # type: ignore[arg-type, return-value]
-    os.utime(tmp_path / "cache" / "old", (1, 1))
-    for name, seconds in (("fetched.part", time.time()), ("left.part", 1.0)):
-        (tmp_path / "cache" / name).write_bytes(b"half")
-        os.utime(tmp_path / "cache" / name, (seconds, seconds))
-    here = tmp_path / "cache"
-    monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 2000 if (here / "old").exists() else 3000)
-    kept.get("next", lambda path: path.write_bytes(b"x"), size=1200)  # type: ignore[arg-type, return-value]
-    assert {path.name for path in here.iterdir() if path.name[0] != "."} == {"new", "next", "fetched.part"}
-    fetched = kept.get("fetched", (here / "fetched.part").rename, size=3004)  # 3000 are free, 4 are there
-    assert fetched.read_bytes() == b"half"
-
-
-def test_a_full_disk_is_met_by_giving_up_what_is_idle(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache", limit_bytes=1 << 20)
-    for number in range(4):
-        cache.get(f"{number}", lambda path: path.write_bytes(b"x" * 1000), size=1000)  # type: ignore[arg-type, return-value]
-    tries = []
-
-    def full_at_first(path: Path) -> None:
-        tries.append(path)
-        if len(tries) == 1:
-            raise OSError(28, "No space left on device")
-        path.write_bytes(b"y")
-
-    assert cache.get("new", full_at_first, size=1).read_bytes() == b"y"
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != ".") == ["new"]
 
 
 def test_an_s3_corpus_reads_as_the_local_one(

@@ -12,7 +12,7 @@ import pytest
 import torch
 import xxhash
 
-from coatnet.checkpoint.format import CheckpointError, read_json, write_json
+from coatnet.checkpoint.format import FORMAT, CheckpointError, read_json, write_json
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST, check_model
 from coatnet.checkpoint.reader import Checkpoint
@@ -131,3 +131,14 @@ def test_a_tensor_and_a_file_that_are_not_there_are_named(saved: Path) -> None:
     file.unlink()
     with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: No such file"):
         Checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["../rank-00000.safetensors", "/etc/passwd"])
+def test_a_manifest_that_points_outside_of_its_directory_is_refused(run: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="outside"):
+        Checkpoint(reseal(run, lambda body: body["files"][0].update(name=name)))
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_its_number(run: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"checkpoint format {FORMAT + 1}, this version reads"):
+        Checkpoint(reseal(run, lambda body: body.update(format=FORMAT + 1)))

@@ -93,15 +93,6 @@ def test_a_killed_holder_is_succeeded_at_once_with_the_next_epoch(tmp_path: Path
     holder.wait()
 
 
-def test_a_released_lease_is_free_and_epochs_only_grow(tmp_path: Path) -> None:
-    (tmp_path / "lease").mkdir()
-    (tmp_path / "lease" / "epoch-copy").touch()
-    for epoch in (1, 2, 3):
-        lease = Lease.acquire(tmp_path)
-        assert lease.epoch == epoch
-        lease.release()
-
-
 RECORD = '{"epoch": 7, "host": "far", "boot": "elsewhere", "pid": 1, "started": "1"}'
 
 
@@ -380,22 +371,3 @@ def test_a_claim_that_another_went_past_meanwhile_is_no_lease(
     lease = Lease.acquire(tmp_path)
     assert lease.epoch == 3
     lease.release()
-
-
-def test_an_epoch_that_another_took_after_the_look_is_never_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    look, others = Lease.require_free, []
-
-    def slowly(directory: Path) -> int:
-        epoch = look(directory)
-        if not others:
-            monkeypatch.undo()
-            others.append(Lease.acquire(directory))
-        return epoch
-
-    monkeypatch.setattr(Lease, "require_free", staticmethod(slowly))
-    with pytest.raises(LeaseHeld, match=f"process {os.getpid()}"):
-        Lease.acquire(tmp_path)
-    others[0].check()
-    others[0].release()

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -17,14 +16,12 @@ import pytest
 import webdataset
 
 from coatnet.config import UserError
-from coatnet.runtime.class_names import read_class_names
 from data_pipeline.corpus import Corpus
 from data_pipeline.sharding import sharder
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.vocabulary import read_classes
 from data_pipeline.sharding.workers import run_jobs
 from data_pipeline.tar_format import TarError, walk_members
 from data_pipeline.tools.verify import verify_shards
@@ -370,36 +367,6 @@ def test_names_that_look_like_numbers_stay_names_beside_others(
     lines = [{"bytes": base64.b64encode(content).decode(), "label": name} for name, content in renamed]
     (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert contents(packed(tmp_path / "table.jsonl", tmp_path)) == set(renamed)
-
-
-def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("ant\r\nbee\n\n")
-    assert read_classes(tmp_path / "classes.txt") == ["ant", "bee"]
-    (tmp_path / "classes.txt").write_text("ant\n\nbee\n")
-    with pytest.raises(UserError, match="class 1 is no text"):
-        read_classes(tmp_path / "classes.txt")
-
-
-def test_class_files_are_read_the_same_way_by_pack_and_import(tmp_path: Path) -> None:
-    classes = tmp_path / "classes.txt"
-    classes.write_bytes("\ufeffant \r\nbée\r\n\r\n".encode())  # as editors on Windows leave it
-    assert read_classes(classes) == read_class_names(classes) == ["ant", "bée"]
-    classes.write_text("crane\ncrane\n")
-    assert read_class_names(classes) == ["crane", "crane"], "ImageNet has a bird and a machine of this name"
-    with pytest.raises(UserError, match="'crane' comes more than once"):
-        read_classes(classes)
-    os.mkfifo(tmp_path / "pipe")
-    for unfit, reason in (
-        (b"ant\x1c\n", "U[+]001C"),
-        (b"\xff\n", "is no UTF-8 text"),
-        (b"", "class 0 is no"),
-    ):
-        classes.write_bytes(unfit)
-        for read in (read_classes, read_class_names):
-            with pytest.raises(UserError, match=reason):
-                read(classes)
-            with pytest.raises(UserError, match="is no regular file"):
-                read(tmp_path / "pipe")
 
 
 def test_a_label_that_is_no_class_is_named(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Files of class names, a line each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from coatnet.config import UserError
+from coatnet.runtime.class_names import read_class_names
+from data_pipeline.sharding.vocabulary import read_classes
+
+
+def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ant\r\nbee\n\n")
+    assert read_classes(tmp_path / "classes.txt") == ["ant", "bee"]
+    (tmp_path / "classes.txt").write_text("ant\n\nbee\n")
+    with pytest.raises(UserError, match="class 1 is no text"):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_class_files_are_read_the_same_way_by_pack_and_import(tmp_path: Path) -> None:
+    classes = tmp_path / "classes.txt"
+    classes.write_bytes("\ufeffant \r\nbée\r\n\r\n".encode())  # as editors on Windows leave it
+    assert read_classes(classes) == read_class_names(classes) == ["ant", "bée"]
+    classes.write_text("crane\ncrane\n")
+    assert read_class_names(classes) == ["crane", "crane"], "ImageNet has a bird and a machine of this name"
+    with pytest.raises(UserError, match="'crane' comes more than once"):
+        read_classes(classes)
+    os.mkfifo(tmp_path / "pipe")
+    for unfit, reason in (
+        (b"ant\x1c\n", "U[+]001C"),
+        (b"\xff\n", "is no UTF-8 text"),
+        (b"", "class 0 is no"),
+    ):
+        classes.write_bytes(unfit)
+        for read in (read_classes, read_class_names):
+            with pytest.raises(UserError, match=reason):
+                read(classes)
+            with pytest.raises(UserError, match="is no regular file"):
+                read(tmp_path / "pipe")

@@ -1,0 +1,38 @@
+"""Each lease of a run has an epoch of its own, higher than all before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from coatnet.runtime.lease import Lease, LeaseHeld
+
+
+def test_a_released_lease_is_free_and_epochs_only_grow(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "epoch-copy").touch()
+    for epoch in (1, 2, 3):
+        lease = Lease.acquire(tmp_path)
+        assert lease.epoch == epoch
+        lease.release()
+
+
+def test_an_epoch_that_another_took_after_the_look_is_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, others = Lease.require_free, []
+
+    def slowly(directory: Path) -> int:
+        epoch = look(directory)
+        if not others:
+            monkeypatch.undo()
+            others.append(Lease.acquire(directory))
+        return epoch
+
+    monkeypatch.setattr(Lease, "require_free", staticmethod(slowly))
+    with pytest.raises(LeaseHeld, match=f"process {os.getpid()}"):
+        Lease.acquire(tmp_path)
+    others[0].check()
+    others[0].release()
