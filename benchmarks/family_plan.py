@@ -22,7 +22,10 @@ def main() -> None:
     print(f"| model | {' | '.join(heads)} | GiB/GPU at 64 | days at 64 | checkpoint, GiB |")
     print("|" + "---|" * (len(heads) + 4))
     for number in range(8):
-        plans = [make_plan(recipe(number), hardware=hardware, nodes=nodes) for nodes in NODES]
+        plans = [
+            make_plan(recipe(number, gpus=nodes * hardware.gpus_per_node), hardware=hardware, nodes=nodes)
+            for nodes in NODES
+        ]
         first = plans[0].images_per_second / plans[0].world_size
         cells = [
             f"{plan.images_per_second:,.0f}, {plan.mfu:.0%}, "
@@ -39,13 +42,13 @@ def main() -> None:
         print(f"| {number} | {' | '.join([*cells, *facts])} |")
 
 
-def recipe(number: int) -> RecipeView:
-    """Return a compiled ZeRO-1 run in bf16 of one model at 224 px."""
+def recipe(number: int, *, gpus: int) -> RecipeView:
+    """Return a compiled ZeRO-1 run in bf16 of one model at 224 px, in micro-batches of up to 64."""
     return RecipeView(
         model=ModelConfig(name=f"coatnet_{number}", num_classes=21841),
         image_size=224,
         global_batch=GLOBAL_BATCH,
-        micro_batch=64,
+        micro_batch=min(64, GLOBAL_BATCH // gpus),
         precision="bf16",
         zero_stage=1,
         overlap=False,

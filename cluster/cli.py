@@ -67,11 +67,11 @@ def plan(
         if not as_json:
             print(f"drawn: {plot}")
     if compare:
-        plans = compare_plans(command, config, given)
+        plans, refused = compare_plans(command, config, given)
         if as_json:
             print(json.dumps([one.to_dict() for one in plans], indent=2))
         else:
-            print_comparison(plans)
+            print_comparison(plans, refused=refused)
         return
     made, choices = plan_of(command, config, given)
     fitting = remedies_of(command, config, given, plan=made)

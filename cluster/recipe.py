@@ -61,3 +61,13 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
             return None
         value = value[part]
     return value
+
+
+def is_pretraining(config: Mapping[str, Any]) -> bool:
+    """Return whether ZeRO is a section of its own; fine-tuning knows its stage alone."""
+    return isinstance(lookup(config, "zero"), Mapping)
+
+
+def mixes_images(config: Mapping[str, Any]) -> bool:
+    """Return whether mixup or cutmix makes images of two."""
+    return any((lookup(config, f"augment.{name}") or 0) > 0 for name in ("mixup", "cutmix"))

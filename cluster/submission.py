@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,16 @@ from cluster.history import History
 from cluster.job import MARKERS, STATUS, Job, write_job
 from cluster.launch import Attempt, rank_command
 from cluster.names import check_name, check_path
-from cluster.planning.estimate import Plan, make_plan
+from cluster.planning.estimate import make_plan
 from cluster.planning.hardware import load_hardware
+from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import view
-from cluster.recipe import lookup, read_recipe, schema_names
+from cluster.recipe import is_pretraining, lookup, mixes_images, read_recipe, schema_names
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code
 from coatnet.config import UserError
+from coatnet.config.batches import cut
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
 _RELEASABLE = ("held", "cancelled")
@@ -235,20 +237,15 @@ def check_batches(prepared: Prepared) -> None:
     recipe, ranks = prepared.recipe, prepared.job.site.world_size
     if recipe is None:
         return
-    batch = int(lookup(recipe, "train.global_batch"))
-    share, rest = divmod(batch, ranks)
-    if rest or not share:
-        raise UserError(f"train.global_batch is {batch}; allowed on {ranks} ranks: multiples of {ranks}")
-    if not isinstance(lookup(recipe, "zero"), Mapping):  # fine-tuning takes a rest as a smaller micro-batch
-        return
-    micro, group = lookup(recipe, "train.micro_batch") or share, lookup(recipe, "norm.group_images")
-    if share % micro:
-        raise UserError(
-            f"train.micro_batch is {micro}; allowed on {ranks} ranks: divisors of {share}, each one's share "
-            f"of train.global_batch={batch}"
-        )
-    if group and micro % group:
-        raise UserError(f"norm.group_images is {group}; allowed: divisors of the micro-batch, {micro}")
+    later = (change["global_batch"] for change in lookup(recipe, "train.batch_changes") or ())
+    cut(
+        [lookup(recipe, "train.global_batch"), *later],
+        world_size=ranks,
+        micro_batch=lookup(recipe, "train.micro_batch"),
+        group_images=lookup(recipe, "norm.group_images"),
+        mixed=mixes_images(recipe),
+        evenly=is_pretraining(recipe),
+    )
 
 
 def queued_job(directory: Path) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.config.batches import share_of
 from coatnet.runtime.launch import device_count
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.config import DataConfig
@@ -18,7 +19,7 @@ from data_pipeline.folder import keep_out
 from data_pipeline.open_corpus import common_classes, open_corpus, open_evaluation_corpus, open_train_corpora
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import check_url, is_url
-from data_pipeline.training_order import check_shares, make_order
+from data_pipeline.training_order import make_order
 
 _SOFTMAX_FOR_SEVERAL = (
     "warning: data.train has several labels per image, and loss.name is 'softmax', which suits labels that "
@@ -48,7 +49,7 @@ def look_at_data(
         backend_name(data.decoder)
     except ValueError as error:
         raise UserError(f"data.decoder: {error}") from None
-    check_shares(config.train.global_batch, world_size=config.launch.ranks or device_count())
+    share_of(config.train.global_batch, world_size=config.launch.ranks or device_count())
     transfer = getattr(config.evaluate, "transfer", None)
     paths = [entry.path for entry in data.train] + [path for path in (data.evaluate, transfer) if path]
     keep_out("run.directory", config.run.directory, paths)

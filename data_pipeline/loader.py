@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from coatnet.config import UserError
+from coatnet.config.batches import share_of
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch, Tail
@@ -24,7 +25,7 @@ from data_pipeline.open_corpus import common_classes, open_train_corpora
 from data_pipeline.prefetch import made_ahead
 from data_pipeline.record import SampleSource
 from data_pipeline.steps import Steps
-from data_pipeline.training_order import check_shares, make_order
+from data_pipeline.training_order import make_order
 
 _STATE_VERSION = 1  # of the order, and of all that is drawn by a sample's key: tests/golden records them
 _STATE_NAMES = {
@@ -60,7 +61,7 @@ class TrainLoader:
         Raises:
             UserError: corpora that do not fit together, or a batch that the ranks cannot share.
         """
-        check_shares(global_batch, world_size=world_size)
+        share_of(global_batch, world_size=world_size)
         self.classes = common_classes(corpora)
         self.num_classes = len(self.classes)
         self._corpora = list(corpora)

@@ -14,19 +14,6 @@ from data_pipeline.record import SampleSource
 _CORPUS = 4  # a key's purpose; the orders' own are 1 to 3
 
 
-def check_shares(global_batch: int, *, world_size: int) -> None:
-    """Check that the ranks can share a step evenly.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if global_batch < 1 or global_batch % world_size:
-        raise UserError(
-            f"train.global_batch is {global_batch}; allowed with {world_size} ranks: multiples of "
-            f"{world_size}"
-        )
-
-
 def make_order(
     corpora: Sequence[SampleSource], data: DataConfig, *, seed: int, global_batch: int
 ) -> PositionOrder:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from coatnet.config import Duration, UserError
+from coatnet.config import Duration
+from coatnet.config.batches import cut
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar, Change
-from data_pipeline.training_order import check_shares
 from pretrain.config import PretrainConfig
 
 
@@ -41,7 +41,7 @@ def settle_group_images(config: PretrainConfig, *, ranks: Ranks, run: RunDirecto
         UserError: batches that cannot be cut evenly.
     """
     settled = ranks.broadcast(settled_group_images(run) if ranks.is_main else None)
-    group = cut(config, world_size=ranks.world_size, settled=settled)
+    group = group_images(config, world_size=ranks.world_size, settled=settled)
     if ranks.is_main and settled is None:
         write_atomically(_file(run), f"{group}\n")
     return group
@@ -52,33 +52,21 @@ def settled_group_images(run: RunDirectory) -> int | None:
     return json.loads(_file(run).read_text()) if run.has_begun and _file(run).exists() else None
 
 
-def cut(config: PretrainConfig, *, world_size: int, settled: int | None = None) -> int:
+def group_images(config: PretrainConfig, *, world_size: int, settled: int | None = None) -> int:
     """Check that every batch can be cut evenly and return the group.
 
     Raises:
         UserError: one cannot.
     """
     batches = [config.train.global_batch, *(change.global_batch for change in config.train.batch_changes)]
-    micro = config.train.micro_batch
-    for batch in batches:
-        check_shares(batch, world_size=world_size)
-        if micro is not None and (batch // world_size) % micro:
-            raise UserError(
-                f"train.micro_batch is {micro}; allowed: divisors of {batch // world_size}, each rank's "
-                f"share of train.global_batch={batch}"
-            )
-    cuts = [micro] if micro is not None else [batch // world_size for batch in batches]
-    group = settled or config.norm.group_images or min(cuts)
-    for one in cuts:
-        if one % group and settled:
-            raise UserError(
-                f"norm.group_images is {group} since the first start; allowed micro-batches: its multiples; "
-                f"with {world_size} ranks theirs is {one}. Give fewer ranks or another train.micro_batch"
-            )
-        if one % group:
-            raise UserError(f"norm.group_images is {group}; allowed: divisors of the micro-batch, {one}")
-    if group == 1 and (config.augment.mixup > 0 or config.augment.cutmix > 0):
-        raise UserError("norm.group_images is 1; allowed with augment.mixup or augment.cutmix: 2 or more")
+    _, group = cut(
+        batches,
+        world_size=world_size,
+        micro_batch=config.train.micro_batch,
+        group_images=config.norm.group_images,
+        mixed=config.augment.mixup > 0 or config.augment.cutmix > 0,
+        settled=settled,
+    )
     return group
 
 

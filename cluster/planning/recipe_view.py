@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.recipe import lookup
+from cluster.recipe import is_pretraining, lookup, mixes_images
 from coatnet.checkpoint.inspection import check_architecture, described_model, is_bare
-from coatnet.config import Duration, UserError, from_dict, to_dict
+from coatnet.config import Duration, UserError, from_dict
 from coatnet.model.config import ModelConfig
 
 
@@ -23,6 +23,7 @@ class RecipeView:
         epoch_samples: of the training corpora, None if their manifests are not readable from here.
         total_samples: of the run, None if that depends on an unknown epoch.
         group_images: of batch norm, None for the micro-batch.
+        mixed: mixup or cutmix mixes images of a group.
         stage_key: the config's key of ZeRO's stage.
         is_ddp: torch's own data parallelism, as fine-tuning has without ZeRO.
         draws: evaluations draw pictures.
@@ -50,6 +51,7 @@ class RecipeView:
     total_samples: int | None
     shards: int | None
     group_images: int | None = None
+    mixed: bool = False
     is_ddp: bool = False
     stage_key: str = "zero.stage"
     draws: bool = False
@@ -80,58 +82,78 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
     """Read a config that was resolved against its schema.
 
     Args:
-        epoch_samples: instead of the corpora's manifests.
+        epoch_samples: instead of what the corpora's manifests say.
 
     Raises:
         UserError: the config names no model, or its checkpoint is not to be read or holds another one.
     """
-    model = to_dict(_model(config, origin=origin))
-    corpora = [_corpus(item) for item in lookup(config, "data.train") or []]
-    known = [corpus for corpus in corpora if corpus is not None]
-    if epoch_samples is None and corpora and len(known) == len(corpora):
-        epoch_samples = sum(corpus["samples"] for corpus in known)
-    if known and "classes" in known[0]:
-        model["num_classes"] = len(known[0]["classes"])
+    corpora = _corpora(config)
+    epoch = corpora.samples if epoch_samples is None else epoch_samples
     global_batch = int(lookup(config, "train.global_batch"))
-    zero = lookup(config, "zero")
-    sections = zero if isinstance(zero, Mapping) else {"stage": zero or 0}
-    precision = str(lookup(config, "precision"))
-    total = _samples(str(lookup(config, "train.duration")), epoch_samples, global_batch)
+
+    def samples(duration: Any) -> int | None:
+        return _samples(str(duration), epoch, global_batch)
+
+    total = samples(lookup(config, "train.duration"))
     changes = tuple(
-        (_samples(str(change["at"]), epoch_samples, global_batch), int(change["global_batch"]))
+        (samples(change["at"]), int(change["global_batch"]))
         for change in lookup(config, "train.batch_changes") or ()
     )
     stretches = _stretches(global_batch, changes, total)
     sizes = [int(phase["image_size"]) for phase in lookup(config, "train.phases") or []]
+    zero, precision = lookup(config, "zero"), str(lookup(config, "precision"))
+    sharding = zero if is_pretraining(config) else {"stage": zero or 0}
     return RecipeView(
-        model=from_dict(ModelConfig, model, origin=origin),
+        model=_model(config, origin=origin, classes=corpora.classes),
         image_size=max(sizes, default=int(lookup(config, "augment.image_size"))),
         global_batch=global_batch,
         micro_batch=lookup(config, "train.micro_batch"),
         group_images=lookup(config, "norm.group_images"),
-        is_ddp=not isinstance(zero, Mapping) and not zero,
-        stage_key="zero.stage" if isinstance(zero, Mapping) else "zero",
+        mixed=mixes_images(config),
+        is_ddp=not is_pretraining(config) and not zero,
+        stage_key="zero.stage" if is_pretraining(config) else "zero",
         draws=bool(lookup(config, "data.evaluate")),
         # fine-tuning's bf16 is autocast: its weights stay in fp32
-        precision="autocast" if precision == "bf16" and not isinstance(zero, Mapping) else precision,
-        zero_stage=int(sections["stage"]),
-        overlap=bool(sections.get("overlap_communication", False)),
-        bucket_elements=int(sections.get("bucket_elements", 200_000_000)),
+        precision="autocast" if precision == "bf16" and not is_pretraining(config) else precision,
+        zero_stage=int(sharding["stage"]),
+        overlap=bool(sharding.get("overlap_communication", False)),
+        bucket_elements=int(sharding.get("bucket_elements", 200_000_000)),
         checkpointing=tuple(lookup(config, "train.activation_checkpointing") or ()),
         ema=bool(lookup(config, "ema")),
         compiled=bool(lookup(config, "compile")),
-        epoch_samples=epoch_samples,
+        epoch_samples=epoch,
         total_samples=total,
-        shards=sum(len(corpus["shards"]) for corpus in known)
-        if known and len(known) == len(corpora)
-        else None,
-        sample_bytes=_sample_bytes(known),
+        shards=corpora.shards,
+        sample_bytes=corpora.sample_bytes,
         evaluation_samples=_evaluation_samples(config),
         kept=_kept(lookup(config, "save"), steps=sum(steps for _, steps in stretches)),
-        evaluate_every=_samples(str(lookup(config, "evaluate.every")), epoch_samples, global_batch),
+        evaluate_every=samples(lookup(config, "evaluate.every")),
         frozen=tuple(lookup(config, "freeze") or ()),
         batch_changes=changes,
     )
+
+
+@dataclass(frozen=True)
+class _Corpora:
+    """What the manifests of the training corpora say; None where one of them is not readable from here."""
+
+    samples: int | None
+    shards: int | None
+    sample_bytes: float | None
+    classes: int | None
+
+
+def _corpora(config: Mapping[str, Any]) -> _Corpora:
+    found = [_corpus(item) for item in lookup(config, "data.train") or []]
+    known = [corpus for corpus in found if corpus is not None]
+    classes = len(known[0]["classes"]) if known and "classes" in known[0] else None
+    if not known or len(known) < len(found):
+        return _Corpora(None, None, _sample_bytes(known), classes)
+    samples, shards = (
+        sum(corpus["samples"] for corpus in known),
+        sum(len(corpus["shards"]) for corpus in known),
+    )
+    return _Corpora(samples, shards, _sample_bytes(known), classes)
 
 
 def _sample_bytes(corpora: Sequence[Mapping[str, Any]]) -> float | None:
@@ -147,7 +169,7 @@ def _evaluation_samples(config: Mapping[str, Any]) -> int:
     """Return how many images an evaluation goes through; of the average besides, in pretraining."""
     given = lookup(config, "data.evaluate")
     corpus = _corpus(given) if given else None
-    passes = 2 if isinstance(lookup(config, "zero"), Mapping) and lookup(config, "ema") else 1
+    passes = 2 if is_pretraining(config) and lookup(config, "ema") else 1
     return passes * int(corpus["samples"]) if corpus else 0
 
 
@@ -179,7 +201,13 @@ def _samples(duration: str, epoch_samples: int | None, global_batch: int) -> int
     return parsed.in_samples(epoch_samples=epoch_samples or 0, global_batch=global_batch)
 
 
-def _model(config: Mapping[str, Any], *, origin: str) -> ModelConfig:
+def _model(config: Mapping[str, Any], *, origin: str, classes: int | None) -> ModelConfig:
+    """Return the model that is trained: of as many classes as the corpus has, where that is known."""
+    model = _named_model(config, origin=origin)
+    return model if classes is None else replace(model, num_classes=classes)
+
+
+def _named_model(config: Mapping[str, Any], *, origin: str) -> ModelConfig:
     """Return the model that the config names, or that the checkpoint describes from which it starts."""
     named, init = lookup(config, "model"), lookup(config, "init")
     wanted = None if named is None else from_dict(ModelConfig, named, origin=origin)

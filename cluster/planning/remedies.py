@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cluster.planning.estimate import Plan, make_plan
+from cluster.planning.estimate import make_plan
 from cluster.planning.hardware import Hardware
+from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView
 from coatnet.config import UserError
 

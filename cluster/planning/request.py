@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planning.calibration import BASE, calibrate, calibrated, mean_rates
-from cluster.planning.estimate import MemoryChoice, Plan, make_plan, memory_choices
+from cluster.planning.estimate import make_plan, memory_choices
 from cluster.planning.hardware import hardware_names, load_hardware
+from cluster.planning.plan import MemoryChoice, Plan
 from cluster.planning.recipe_view import RecipeView, view
 from cluster.planning.remedies import remedies
 from cluster.recipe import find_command, read_recipe
@@ -109,8 +110,10 @@ def _profile_of(device: str) -> str | None:
     return None if "mig" in words else next((name for name in hardware_names() if name in words), None)
 
 
-def compare_plans(command: str | None, config: Path, given: Sequence[str]) -> list[Plan]:
-    """Return a plan for every combination of the lists among the words, where the batch divides.
+def compare_plans(
+    command: str | None, config: Path, given: Sequence[str]
+) -> tuple[list[Plan], dict[str, str]]:
+    """Return a plan for every combination of the lists among the words, and why others have none.
 
     Raises:
         UserError: no combination is possible, or there are too many.
@@ -119,29 +122,39 @@ def compare_plans(command: str | None, config: Path, given: Sequence[str]) -> li
     combinations = list(itertools.product(*alternatives))
     if len(combinations) > _MOST_LAYOUTS:
         raise UserError(f"{len(combinations)} layouts to compare; allowed: up to {_MOST_LAYOUTS}")
-    plans, trouble = [], "nothing to compare"
+    plans: list[Plan] = []
+    refused = {}
     for words in combinations:
         try:
             plan, _ = plan_of(command, config, words)
-            if plan not in plans:  # a micro-batch above a rank's share is that share
-                plans.append(plan)
         except UserError as error:
-            trouble = str(error)
+            varied = [word for word, several in zip(words, alternatives, strict=True) if len(several) > 1]
+            refused[" ".join(varied)] = str(error)
+        else:
+            if plan not in plans:  # fine-tuning cuts a micro-batch to the share of a rank
+                plans.append(plan)
     if not plans:
-        raise UserError(trouble)
-    return plans
+        raise UserError(list(refused.values())[-1])
+    return plans, refused
 
 
 def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> list[Plan]:
-    """Return plans from one GPU to 1,024 at the config's global batch."""
+    """Return plans from one GPU to 1,024 at the config's global batch.
+
+    Where a rank's share is smaller than the micro-batch, it is the micro-batch, and batch norm's group.
+    """
     recipe, machine = _read(command, config, given)
     hardware = load_hardware(machine.hardware)
     plans = []
     gpus = 1
     while gpus <= _MOST_GPUS:
         per_node = min(gpus, machine.gpus_per_node or hardware.gpus_per_node)
+        nodes = gpus // per_node
+        share = max(1, recipe.global_batch // (nodes * per_node))
+        micro_batch, group = (min(size or share, share) for size in (recipe.micro_batch, recipe.group_images))
+        smaller = replace(recipe, micro_batch=micro_batch, group_images=min(group, micro_batch))
         try:
-            plans.append(make_plan(recipe, hardware=hardware, nodes=gpus // per_node, gpus_per_node=per_node))
+            plans.append(make_plan(smaller, hardware=hardware, nodes=nodes, gpus_per_node=per_node))
         except UserError:
             break
         gpus *= 2

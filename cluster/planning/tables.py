@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.planning.estimate import MemoryChoice, Plan
 from cluster.planning.memory import Memory
+from cluster.planning.plan import MemoryChoice, Plan
 from cluster.tables import duration
 from coatnet.config import UserError
 from coatnet.runtime.drawing import make_figure
@@ -56,8 +57,10 @@ def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str, remedi
             console.print("  nor would it in the smallest micro-batches, sharded and checkpointed")
 
 
-def print_comparison(plans: Sequence[Plan]) -> None:
-    """Print one line per layout."""
+def print_comparison(plans: Sequence[Plan], *, refused: Mapping[str, str]) -> None:
+    """Print one line per layout, and below the table why others have none."""
+    from rich.markup import escape
+
     from coatnet.runtime.console import make_console
 
     headings = ("nodes", "GPUs", "ZeRO", "batch", "GiB/GPU", "ms/step", "images/s")  # 80 characters in all
@@ -81,6 +84,10 @@ def print_comparison(plans: Sequence[Plan]) -> None:
     console.print(table)
     words = "batch: micro-batch × accumulation; per GPU: images/s against the best layout"
     console.print(words if all(plan.fits for plan in plans) else f"{words}; [red]![/red] does not fit")
+    for reason, count in Counter(refused.values()).items():
+        layout = next(layout for layout, why in refused.items() if why == reason)
+        which = layout if count == 1 else f"{count}, as {layout}"
+        console.print(escape(f"left out: {which}: {reason}"), highlight=False, soft_wrap=True)
 
 
 def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:

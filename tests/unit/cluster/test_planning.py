@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from cluster.planning.communication import predict_communication
-from cluster.planning.estimate import Plan
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.memory import WINDOWS, Layout, largest_micro_batch, predict_memory
+from cluster.planning.plan import Plan
 from cluster.planning.request import compare_plans, plan_of, plan_run, scaling_plans
 from cluster.planning.speed import predict_step
-from cluster.planning.tables import plot_scaling, print_plan
+from cluster.planning.tables import plot_scaling, print_comparison, print_plan
 from cluster.planning.workload import workload
 from cluster.recipe import read_recipe
 from coatnet.config import UserError
@@ -165,7 +165,7 @@ def test_a_run_that_changes_its_batch_takes_the_steps_and_the_time_of_every_stre
     assert plan.run.steps == pytest.approx(300 * alone[1000] + 250 * alone[2000] + 50 * alone[4000])
     assert planned().stretches == []
     assert planned(changes, micro_batch="null").memory.total > planned(micro_batch="null").memory.total
-    with pytest.raises(UserError, match="4100 is not micro_batch 25"):
+    with pytest.raises(UserError, match=r"train\.global_batch is 4100; allowed with 8 ranks"):
         planned("train.batch_changes=[{at: 300 steps, global_batch: 4100}]")
 
 
@@ -193,9 +193,17 @@ def test_a_step_waits_for_images_where_a_nodes_cores_are_too_few(config: Path, t
     assert waiting.images_per_second == pytest.approx(8 * 976)
 
 
-def test_a_comparison_takes_every_combination_that_divides(config: Path) -> None:
-    plans = compare_plans("pretrain", config, ["nodes=1,3,8", "zero.stage=1,2", "train.micro_batch=64"])
+def test_a_comparison_takes_every_combination_that_divides_and_names_the_others(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["nodes=1,3,8", "zero.stage=1,2", "train.micro_batch=64"]
+    plans, refused = compare_plans("pretrain", config, words)
     assert [(plan.nodes, plan.layout.zero_stage) for plan in plans] == [(1, 1), (1, 2), (8, 1), (8, 2)]
+    assert list(refused) == ["nodes=3 zero.stage=1", "nodes=3 zero.stage=2"]
+    print_comparison(plans, refused=refused)
+    assert "left out: 2, as nodes=3 zero.stage=1: train.global_batch is 4096; allowed with 24" in (
+        capsys.readouterr().out
+    )
 
 
 def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Path) -> None:
@@ -296,7 +304,7 @@ def test_the_largest_resolution_of_a_progressive_run_decides(exported: Path) -> 
     [
         (["nodes=0"], "nodes is '0'"),
         (["hardware=h1000"], "allowed: a100"),
-        (["nodes=3"], "choose other numbers"),
+        (["nodes=3"], "with 24 ranks: multiples of 24"),
         (["train.mikro_batch=1"], "did you mean train.micro_batch"),
     ],
 )

@@ -9,7 +9,7 @@ from coatnet.training.calendar import Calendar, Phase
 from coatnet.training.sections import PhaseConfig, SaveConfig, ScheduleConfig
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
-from pretrain.batches import cut, make_calendar
+from pretrain.batches import group_images, make_calendar
 from pretrain.config import PretrainConfig
 from pretrain.sections import BatchChange, PretrainTrainConfig
 
@@ -110,19 +110,19 @@ def test_batches_that_cannot_be_cut_name_their_key(
     batch: int, micro: int | None, world_size: int, key: str
 ) -> None:
     with pytest.raises(UserError, match=f"train.{key} is"):
-        cut(config(train=PretrainTrainConfig("1 epochs", batch, micro)), world_size=world_size)
+        group_images(config(train=PretrainTrainConfig("1 epochs", batch, micro)), world_size=world_size)
 
 
 def test_the_group_of_batch_norm_is_the_micro_batch_and_stays_what_it_was() -> None:
     made = config(train=PretrainTrainConfig("1 epochs", 24, 6))
-    assert cut(made, world_size=2) == 6
-    assert cut(made, world_size=4, settled=3) == 3
+    assert group_images(made, world_size=2) == 6
+    assert group_images(made, world_size=4, settled=3) == 3
     with pytest.raises(UserError, match="since the first start"):
-        cut(made, world_size=2, settled=4)
+        group_images(made, world_size=2, settled=4)
 
 
 def test_images_that_are_mixed_need_a_partner_in_their_group() -> None:
     alone = PretrainTrainConfig("1 epochs", 35, 1)
-    assert cut(config(train=alone), world_size=5) == 1
+    assert group_images(config(train=alone), world_size=5) == 1
     with pytest.raises(UserError, match=r"norm\.group_images is 1; allowed with augment\.mixup"):
-        cut(config(train=alone, augment=AugmentConfig(mixup=0.2)), world_size=5)
+        group_images(config(train=alone, augment=AugmentConfig(mixup=0.2)), world_size=5)

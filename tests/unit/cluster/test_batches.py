@@ -1,0 +1,76 @@
+"""Whether batches can be cut for so many ranks: the plan, the submission and the run say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.planning.request import plan_of, scaling_plans
+from cluster.site import SiteConfig
+from cluster.submission import Request, check_batches, prepare
+from coatnet.config import UserError, load_config
+from pretrain.batches import group_images
+from pretrain.config import PretrainConfig
+
+_CONFIG = """\
+model: {name: coatnet_0}
+data: {train: [{path: nowhere}]}
+train: {global_batch: 4096, micro_batch: 64}
+norm: {group_images: 32}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(_CONFIG)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.global_batch=4100", "train.global_batch is 4100; allowed with 32 ranks: multiples of 32"),
+        ("train.micro_batch=96", "train.micro_batch is 96; allowed with 32 ranks: divisors of 128"),
+        ("train.micro_batch=256", "train.micro_batch is 256; allowed with 32 ranks: divisors of 128"),
+        ("norm.group_images=48", "norm.group_images is 48; allowed: divisors of the micro-batch, 64"),
+        ("train.batch_changes=[{at: 5 steps, global_batch: 5120}]", "share of train.global_batch=5120"),
+        ("norm.group_images=1", "norm.group_images is 1; allowed with augment.mixup or augment.cutmix"),
+    ],
+)
+def test_what_the_ranks_would_refuse_the_plan_and_the_submission_refuse_in_the_same_words(
+    config: Path, word: str, message: str
+) -> None:
+    words = [word, "augment.mixup=0.8"]
+    with pytest.raises(UserError, match=message) as by_the_run:
+        group_images(load_config(PretrainConfig, config, overrides=words), world_size=32)
+    with pytest.raises(UserError) as by_the_plan:
+        plan_of("pretrain", config, [*words, "nodes=4", "gpus_per_node=8"])
+    site, directory = SiteConfig(nodes=4, gpus_per_node=8), config.with_name("run")
+    with pytest.raises(UserError) as by_the_submission:
+        check_batches(prepare(Request("pretrain", str(config), tuple(words), site, directory=directory)))
+    assert str(by_the_run.value) == str(by_the_plan.value) == str(by_the_submission.value)
+
+
+def test_fine_tuning_takes_the_rest_of_a_share_as_a_smaller_micro_batch(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {name: coatnet_0}\nhead: {keep_rows: none}\ndata: {train: [{path: nowhere}]}\n"
+        "train: {global_batch: 384, micro_batch: 32}\n"
+    )
+    words = ["gpus_per_node=8", "nodes=1"]
+    plan, _ = plan_of("finetune", config, words)
+    assert (plan.layout.micro_batch, plan.accumulation) == (32, 2)
+    small, _ = plan_of("finetune", config, [*words, "train.micro_batch=64"])
+    assert (small.layout.micro_batch, small.accumulation) == (48, 1)
+    site = SiteConfig(nodes=1, gpus_per_node=8)
+    check_batches(prepare(Request("finetune", str(config), (), site, directory=tmp_path / "run")))
+
+
+def test_the_curve_over_gpus_goes_on_where_a_share_is_smaller_than_the_micro_batch(config: Path) -> None:
+    layouts = [(plan.world_size, plan.layout) for plan in scaling_plans("pretrain", config, [])]
+    assert {gpus: layout.micro_batch for gpus, layout in layouts if gpus >= 32} == {
+        32: 64, 64: 64, 128: 32, 256: 16, 512: 8, 1024: 4,
+    }  # fmt: skip
+    assert {layout.groups for gpus, layout in layouts if gpus > 64} == {1}
