@@ -12,6 +12,7 @@ import torch
 
 from coatnet.config import UserError
 from coatnet.runtime.endings import RankError
+from coatnet.runtime.memory import available_memory
 from pretrain.trainer import Trainer
 
 # On a CPU there is no limit that could be run into safely.
@@ -117,9 +118,8 @@ def _memory_of(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return f"{device}: {(total - free) / _GIB:.1f} of {total / _GIB:.1f} GiB in use"
-    own, machine = psutil.Process().memory_info().rss / _GIB, psutil.virtual_memory()
-    free, total = machine.available / _GIB, machine.total / _GIB
-    return f"{own:.1f} GiB of its own, {free:.1f} of {total:.1f} GiB free"
+    own, memory = psutil.Process().memory_info().rss / _GIB, available_memory()
+    return f"{own:.1f} GiB of its own, {memory.free / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
 
 
 def _too_large(short: dict[int, str], *, image_size: int, samples: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from cluster.planning.hardware import Hardware, load_hardware
 from cluster.planning.speed import BACKWARD, FLOPS_PER_MAC, UNFUSED_PASSES
 from coatnet.config import UserError, to_yaml
+from coatnet.runtime.memory import available_memory
 
 BASE = "cpu2"  # gives what is not measured: networks, storage, decoding, a process's own memory
 _FP32 = 4
@@ -41,7 +42,7 @@ def calibrate(path: Path, *, ranks: int) -> Hardware:
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
     measured = calibrated(load_hardware(BASE), _measure(ranks))
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = float(available_memory().total)
     found = replace(
         measured, name=path.stem, memory_bytes=memory, gpus_per_node=ranks,
         cores_per_gpu=max(1, len(os.sched_getaffinity(0)) // ranks),

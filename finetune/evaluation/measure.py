@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from coatnet.config import UserError
+from coatnet.runtime.memory import available_memory
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss, probabilities
@@ -129,11 +129,11 @@ def _check_memory(corpus: SampleSource, ranks: Ranks) -> None:
     """Refuse what would not fit before hours are spent; one label per image takes next to nothing."""
     pairs = corpus.samples * len(corpus.classes)
     needed = pairs * _BYTES_PER_PAIR * ranks.local_world_size
-    free = psutil.virtual_memory().available
+    free = available_memory().free
     if corpus.label_kind == "multi" and needed > free:
         raise UserError(
             f"{corpus.samples:,} images of {len(corpus.classes):,} classes: every score is kept, which takes "
-            f"{needed / 2**30:,.1f} GiB of this machine's memory, and {free / 2**30:,.1f} are free; evaluate "
+            f"{needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} are free to this job; evaluate "
             "on fewer images, or in fewer processes"
         )
 

@@ -1,0 +1,78 @@
+"""How much memory this process may have: the machine's, or less where a job's control group says so.
+
+SLURM (`--mem`) and containers bound a job by a control group, of version 1 or 2; the kernel ends whoever goes
+over it, however much the machine has left. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process may have.
+
+    Units: bytes.
+    """
+
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What a version calls the limit, the usage, and of it the pages that the kernel would give back."""
+
+    limit: str
+    usage: str
+    given_back: str
+
+
+_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Names("memory.max", "memory.current", "inactive_file")
+
+
+def available_memory(proc: Path = Path("/proc/self")) -> Memory:
+    """Return what is free and what there is in all, by the tightest of the bounds.
+
+    Args:
+        proc: where the kernel tells of this process.
+    """
+    machine = psutil.virtual_memory()
+    free, total = [machine.available], [machine.total]
+    for folder, names in _groups(proc):
+        try:
+            limit, used = int((folder / names.limit).read_text()), int((folder / names.usage).read_text())
+            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # "max", the root of version 2, or not ours to read
+            continue
+        total.append(limit)
+        free.append(max(limit - used + int(rows.get(names.given_back, 0)), 0))
+    return Memory(min(free), min(total))
+
+
+def _groups(proc: Path) -> Iterator[tuple[Path, _Names]]:
+    """Yield the folders of the process's groups and of all above them: each one's limit holds."""
+    try:
+        own = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+    except OSError:  # no Linux
+        return
+    for _, controllers, path in own:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        names, kind = (_V1, "cgroup") if controllers else (_V2, "cgroup2")
+        for mount in mounts:
+            system = mount.index("-") + 1
+            if mount[system] != kind or (controllers and "memory" not in mount[system + 2].split(",")):
+                continue
+            # A container may see only its own group, mounted as if it were the top.
+            top, root = Path(mount[4]), PurePosixPath(mount[3])
+            inside = PurePosixPath(path)
+            below = inside.relative_to(root) if inside.is_relative_to(root) else PurePosixPath()
+            yield from ((top / folder, names) for folder in (below, *below.parents))
