@@ -56,14 +56,15 @@ class CacheConfig:
         limit: as in "64 GB"; the least recently used shards leave when the cache grows beyond it.
         ahead_shards: how many shards are fetched before they are needed, per rank.
         stall_seconds: a transfer without a byte for this long (at most 600) is given up and resumed.
-        attempts: tries for one shard, with jittered back-off, before its samples count as bad.
+        attempts: in a row, with jittered back-off, without an answer or a new byte before the run ends, to be
+            started again: nine minutes and more.
     """
 
     directory: str | None = None
     limit: str = "64 GB"
     ahead_shards: int = 8
     stall_seconds: float = 8.0
-    attempts: int = 8
+    attempts: int = 40
 
     def __post_init__(self) -> None:
         folder("directory", self.directory, allowed="a folder, or null")

@@ -23,6 +23,10 @@ class RankError(UserError):
     """A user's mistake that other ranks may not see: one device is out of memory."""
 
 
+class Unreachable(RankError):
+    """A server did not answer for long: neither the config nor the data are wrong; a new start may go well."""
+
+
 class Distrusted(RuntimeError):
     """What a rank holds is wrong, by no mistake of the user or the program: a new start may go well."""
 
@@ -49,7 +53,7 @@ def endings_in_a_line() -> Iterator[None]:
     except UserError as error:
         if speaks or isinstance(error, RankError):
             _say(one_line(str(error)))
-        _leave(STATUS_USER_ERROR)
+        _leave(1 if isinstance(error, Unreachable) else STATUS_USER_ERROR)
     except Distrusted as error:
         _say(str(error))
         _leave(1)

@@ -12,6 +12,10 @@ SCHEMES = ("http", "https", "s3")
 _SIGNED_SECONDS = 3600
 
 
+class SigningError(Exception):
+    """An address could not be signed just now; the credentials' source may answer again."""
+
+
 def is_url(path: str) -> bool:
     """Say whether a path is a URL of any scheme."""
     return "://" in path
@@ -49,17 +53,25 @@ def to_http(url: str) -> str:
     """Return the URL to ask: an s3 address is signed anew each time, so that no signature expires.
 
     Raises:
-        UserError: boto3 is missing.
+        UserError: boto3 is missing, or its configuration or the bucket's name makes no sense.
+        SigningError: the credentials could not be had.
     """
     parts = urlsplit(url)
     if parts.scheme != "s3":
         return url
     client = _s3_client()
-    return client.generate_presigned_url(
-        "get_object",
-        Params={"Bucket": parts.netloc, "Key": parts.path.lstrip("/")},
-        ExpiresIn=_SIGNED_SECONDS,
-    )
+    from botocore.exceptions import BotoCoreError, ParamValidationError
+
+    try:
+        return client.generate_presigned_url(
+            "get_object",
+            Params={"Bucket": parts.netloc, "Key": parts.path.lstrip("/")},
+            ExpiresIn=_SIGNED_SECONDS,
+        )
+    except ParamValidationError:
+        raise UserError(f"{without_secrets(url)}: {parts.netloc!r} is no name of a bucket") from None
+    except BotoCoreError as error:  # its text may quote a command's output
+        raise SigningError(f"its address could not be signed: {type(error).__name__}") from None
 
 
 @lru_cache(maxsize=1)
@@ -68,8 +80,12 @@ def _s3_client() -> Any:
         import boto3
         from botocore import UNSIGNED
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
     except ImportError:
         raise UserError("s3 addresses need boto3; pip install 'coatnet[s3]'") from None
-    session = boto3.session.Session()
-    signature = "s3v4" if session.get_credentials() is not None else UNSIGNED
-    return session.client("s3", config=Config(signature_version=signature))
+    try:
+        session = boto3.session.Session()
+        signature = "s3v4" if session.get_credentials() is not None else UNSIGNED
+        return session.client("s3", config=Config(signature_version=signature))
+    except (BotoCoreError, ValueError) as error:  # a profile, a region or an endpoint that there is not
+        raise UserError(f"s3 addresses cannot be signed: {error}") from None

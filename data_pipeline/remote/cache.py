@@ -47,7 +47,7 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}{_LOCK_SUFFIX}")):
             if not self._touch(path):
-                part = path.with_name(f"{path.name}.part")  # what a killed process had of it is gone on with
+                part = part_path(path)  # what a killed process had of it is gone on with
                 missing = size - (part.stat().st_size if part.exists() else 0)
                 try:
                     self._make_room(missing)
@@ -104,6 +104,11 @@ class Cache:
             elif S_ISREG(stat.st_mode):
                 kept.append((stat.st_mtime, stat.st_size, path))
         return kept, fetched
+
+
+def part_path(path: Path) -> Path:
+    """Return where a file is kept while it is fetched: by one node alone, where locks do not reach others."""
+    return path.with_name(f"{path.name}.{os.uname().nodename}.part")
 
 
 def is_full(error: OSError) -> bool:

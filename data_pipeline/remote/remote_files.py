@@ -18,19 +18,13 @@ from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError
 from data_pipeline.remote.address import check_url, join, without_secrets
 from data_pipeline.remote.cache import Cache, is_full
-from data_pipeline.remote.download import (
-    DownloadError,
-    Expected,
-    Patience,
-    backoff_seconds,
-    download,
-    fetch_bytes,
-)
+from data_pipeline.remote.download import Expected, download, fetch_bytes
+from data_pipeline.remote.request import DownloadError, Patience, backoff_seconds
 
 _FETCHERS = 4
 _MAX_MANIFEST_BYTES = 1 << 28
 _LOST_SECONDS = 60.0  # a lost shard is not asked for again for each of its samples
-_FULL_DISK_TRIES = 8  # three quarters of a minute
+_CACHE_TRIES = 8  # three quarters of a minute
 _INDEX_BYTES = 1 << 20  # an index's size is not in the manifest; this is room to make for it
 
 
@@ -51,25 +45,32 @@ class RemoteFiles:
     def path(self, name: str) -> Path:
         """Return a file's path in the cache, fetching it first if it is not there.
 
-        A full disk says nothing of the sample: it is waited for, since other ranks give room back.
+        A cache that fails says nothing of the sample. It is waited for: other ranks give room back to a full
+        disk, and what was cleared away is fetched again.
 
         Raises:
-            BadSampleError: it could not be had.
-            UserError: the disk stays full.
+            BadSampleError: the server has no such file, or another one.
+            UserError: the cache keeps failing.
+            Unreachable: the server does not answer.
         """
-        for failures in range(1, _FULL_DISK_TRIES + 1):
+        for failures in range(1, _CACHE_TRIES + 1):
             try:
                 return self._cached(name)
             except DownloadError as error:
                 raise BadSampleError(str(error)) from None
             except OSError as error:
-                if not is_full(error):
-                    raise BadSampleError(str(error)) from None
-                if failures < _FULL_DISK_TRIES:
+                reason = error
+                if failures < _CACHE_TRIES:
                     self._patience.pause(backoff_seconds(failures))
+        if is_full(reason):
+            raise UserError(
+                f"{name}: no room on the disk of data.cache.directory, {self._cache.folder}, without what "
+                "idles there; give it another place, or lower data.cache.ahead_shards, data.lanes or "
+                "data.window"
+            )
         raise UserError(
-            f"{name}: no room on the disk of data.cache.directory, {self._cache.folder}, without what idles "
-            "there; give it another place, or lower data.cache.ahead_shards, data.lanes or data.window"
+            f"{name}: data.cache.directory, {self._cache.folder}: {reason.strerror}; give it a place on the "
+            "node's own disk"
         )
 
     def _cached(self, name: str, *, ahead: bool = False) -> Path:
@@ -82,9 +83,8 @@ class RemoteFiles:
         self._refuse_lost(name)
         try:
             download(join(self._url, name), target, self._expected[name], patience=self._patience)
-        except (DownloadError, OSError) as error:
-            if not (isinstance(error, OSError) and is_full(error)):
-                self._lost[name] = (time.monotonic() + _LOST_SECONDS, str(error))
+        except DownloadError as error:
+            self._lost[name] = (time.monotonic() + _LOST_SECONDS, str(error))
             raise
 
     def _refuse_lost(self, name: str) -> None:
@@ -110,7 +110,7 @@ class RemoteFiles:
 
     def _fetch_ahead(self) -> None:
         while True:
-            with suppress(BadSampleError, DownloadError, OSError):  # the reader will meet it, and name it
+            with suppress(Exception):  # the reader will meet it, and name it
                 self._cached(self._queue.get(), ahead=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import ssl
 import threading
 import time
@@ -17,7 +18,8 @@ class FaultServer:
 
     Attributes:
         faults: by file name, a list of faults; each request for the file uses up the first one.
-            "503", "404": that status; "503+2" with Retry-After: 2. "reset": no answer.
+            "503", "404": that status, "503 Retry-After: 2" with that header, "403 <Error/>" with that body.
+            "reset": no answer. "gzip": compressed, unasked. "endless": no length, and never an end.
             "cut": half of what was asked for, then an end. "stall": half of it, then silence.
             "drip": a byte every 50 ms. "long", "short": a wrong length.
             "flip": one bit is wrong. "changed": another ETag and an answer of 200 to a range.
@@ -77,24 +79,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = bool(fault)
         if fault == "reset":
             return
-        status, _, after = fault.partition("+")
+        status, _, more = fault.partition(" ")
         if status.isdigit() or not path.is_file():
-            self.send_response(int(status or 404))
-            if after:
-                self.send_header("Retry-After", after)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer(int(status or 404), more)
             return
         content = path.read_bytes()
         start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and fault != "changed" else 0
         if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer(416, f"Content-Range: bytes */{len(content)}")
             return
+        if fault == "gzip":
+            content = gzip.compress(content)
         self._send_head(content, start, ranged=bool(ranged) and fault != "changed", fault=fault)
         self._send_body(content[start:], fault)
+
+    def _answer(self, status: int, more: str) -> None:
+        """Send no file, but a header, `Name: value`, or an error's body, which begins with `<`."""
+        body = more.encode() if more.startswith("<") else b""
+        self.send_response(status)
+        if more and not body:
+            self.send_header(*more.split(": ", 1))
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
 
     def _send_head(self, content: bytes, start: int, *, ranged: bool, fault: str) -> None:
         self.send_response(206 if ranged else 200)
@@ -102,7 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         if ranged:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         off = {"long": 100, "short": -100}.get(fault, 0)
-        self.send_header("Content-Length", str(len(content) - start + off))
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        if fault != "endless":
+            self.send_header("Content-Length", str(len(content) - start + off))
         self.end_headers()
 
     def _send_body(self, body: bytes, fault: str) -> None:
@@ -120,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
                     if self.fault_server.closing.wait(0.05):
                         return
             self.wfile.write(body)
+            while fault == "endless" and not self.fault_server.closing.is_set():
+                self.wfile.write(bytes(1 << 16))
             self.wfile.flush()
             if fault == "stall":
                 self.fault_server.closing.wait(30)
