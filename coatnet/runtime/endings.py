@@ -24,7 +24,7 @@ class RankError(UserError):
 
 
 class Unreachable(RankError):
-    """A server did not answer for long: neither the config nor the data are wrong; a new start may go well."""
+    """A server did not answer for long: neither config nor data are wrong, and a new start may go well."""
 
 
 class Distrusted(RuntimeError):
