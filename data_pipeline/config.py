@@ -53,7 +53,8 @@ class CacheConfig:
 
     Attributes:
         directory: shared by the ranks of a node; null is `coatnet-shards` in the system's temporary folder.
-        limit: as in "64 GB"; the least recently used shards leave when the cache grows beyond it.
+        limit: as in "64 GB", or null for half of the directory's disk; the least recently used shards leave
+            when the cache grows beyond it.
         ahead_shards: how many shards are fetched before they are needed, per rank.
         stall_seconds: a transfer without a byte for this long (at most 600) is given up and resumed.
         attempts: in a row, with jittered back-off, without an answer or a new byte before the run ends, to be
@@ -61,7 +62,7 @@ class CacheConfig:
     """
 
     directory: str | None = None
-    limit: str = "64 GB"
+    limit: str | None = None
     ahead_shards: int = 8
     stall_seconds: float = 8.0
     attempts: int = 40
@@ -69,7 +70,7 @@ class CacheConfig:
     def __post_init__(self) -> None:
         folder("directory", self.directory, allowed="a folder, or null")
         try:
-            parse_bytes(self.limit)
+            parse_bytes("0" if self.limit is None else self.limit)
         except ValueError as error:
             raise ValueError(f"limit: {error}") from None
         if self.ahead_shards < 0:
@@ -77,11 +78,6 @@ class CacheConfig:
         if not 0.0 < self.stall_seconds <= 600.0:
             raise ValueError(f"stall_seconds is {self.stall_seconds}; allowed: above 0, up to 600")
         at_least_one("attempts", self.attempts)
-
-    @property
-    def limit_bytes(self) -> int:
-        """The limit as a number."""
-        return parse_bytes(self.limit)
 
 
 @dataclass

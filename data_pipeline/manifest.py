@@ -61,7 +61,7 @@ class Manifest:
 
     def digest(self) -> str:
         """Return 16 hex digits that name the content: the shards with their hashes, and the classes."""
-        content = [self.classes, self.label_kind, [list(asdict(shard).values()) for shard in self.shards]]
+        content = [self.classes, self.label_kind, [list(vars(shard).values()) for shard in self.shards]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

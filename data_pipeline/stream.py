@@ -17,6 +17,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import is_url
+from data_pipeline.remote.remote_files import open_cache
 from data_pipeline.remote.room import too_small
 
 
@@ -85,8 +86,10 @@ class Stream:
             for entry, corpus in zip(self._data.train, self._corpora, strict=True)
             if is_url(entry.path) and isinstance(corpus, Corpus)
         ]
+        if not remote:
+            return
         share = self._ranks.local_world_size / self._ranks.world_size
-        if warning := too_small(remote, self._data, node_share=share):
+        if warning := too_small(open_cache(self._data.cache), remote, self._data, node_share=share):
             print(warning, file=sys.stderr, flush=True)
 
     def exclude(self, positions: Sequence[int]) -> None:

@@ -23,12 +23,14 @@ class Cache:
 
     Attributes:
         folder: where they lie, shared by processes.
+        limit_bytes: how much they may be together.
     """
 
-    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int | None) -> None:
+        """Make the folder; without a limit half of its disk is one."""
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         self.folder = folder
-        self._limit = limit_bytes
+        self.limit_bytes = shutil.disk_usage(folder).total // 2 if limit_bytes is None else limit_bytes
 
     def get(self, name: str, fetch: Callable[[Path], None], *, size: int, ahead: bool = False) -> Path:
         """Return a file's path; the first process that asks fetches it, the others wait.
@@ -59,6 +61,10 @@ class Cache:
                     fetch(path)
         return path
 
+    def disk_bytes(self) -> int:
+        """Return how much could lie here, whatever the limit: what is free, and what does already."""
+        return _free_bytes(self.folder) + sum(size for _, size, _ in self._files()[0])
+
     def _touch(self, path: Path) -> bool:
         """Mark a file as used now, and say whether it is there."""
         try:
@@ -79,7 +85,7 @@ class Cache:
             kept, fetched = self._files()
             total, wanted = sum(used for _, used, _ in kept), size * (1 + fetched)
             for _, used, path in sorted(kept, key=lambda file: file[0]):
-                if total + size <= self._limit and _free_bytes(self.folder) >= wanted and not all_idle:
+                if total + size <= self.limit_bytes and _free_bytes(self.folder) >= wanted and not all_idle:
                     break
                 path.unlink(missing_ok=True)
                 total -= used

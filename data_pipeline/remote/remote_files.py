@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from coatnet.config import UserError
-from data_pipeline.config import CacheConfig
+from data_pipeline.config import CacheConfig, parse_bytes
 from data_pipeline.index import index_path, labels_path
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError
@@ -132,13 +132,14 @@ def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:
     except UnicodeDecodeError as error:
         raise UserError(f"{without_secrets(address)}: is no JSON: {error}") from None
     manifest = parse_manifest(text, origin=without_secrets(address))
-    folder = Path(cache.directory or _default_folder())
-    kept = Cache(folder, limit_bytes=cache.limit_bytes)
-    return manifest, RemoteFiles(url, manifest, kept, patience=patience)
+    return manifest, RemoteFiles(url, manifest, open_cache(cache), patience=patience)
 
 
-def _default_folder() -> str:
-    return os.path.join(tempfile.gettempdir(), f"coatnet-shards-{os.getuid()}")
+def open_cache(config: CacheConfig) -> Cache:
+    """Return the node's cache, its folder made."""
+    usual = Path(tempfile.gettempdir(), f"coatnet-shards-{os.getuid()}")
+    limit = None if config.limit is None else parse_bytes(config.limit)
+    return Cache(Path(config.directory) if config.directory else usual, limit_bytes=limit)
 
 
 def _expected_files(manifest: Manifest) -> dict[str, Expected]:

@@ -59,7 +59,7 @@ def _verify_shard(corpus: Corpus, folder: Path, shard: int) -> list[Problem]:
     entry = corpus.manifest.shards[shard]
     path = folder / entry.name
     try:
-        index = corpus.index(shard)
+        index = corpus.load_index(shard)
         size, xxh3 = size_and_hash(path)
         members = list(walk_members(path))
     except (BadSampleError, TarError) as error:
