@@ -16,7 +16,9 @@ def quickstart(
     configs: Annotated[Path, typer.Option(help="Folder with the quickstart's two configs.")] = Path(
         "configs"
     ),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete DIRECTORY first.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete an earlier quickstart in DIRECTORY first.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Shard, pretrain, interrupt, resume, fine-tune, evaluate, export: five minutes on two cores.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from rich.markup import escape
 
 from coatnet.config import UserError
 from coatnet.quickstart.digits import write_digits
+from coatnet.runtime.whole_files import write_whole
 
 # The pretraining is interrupted once this share of it is done.
 _INTERRUPT_AT = 0.45
 _POLL_SECONDS = 0.1
+_STEPS = "steps.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,8 @@ class Journey:
         self.directory = directory
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=quiet, emoji=False)
-        self._log = directory / "steps.jsonl"
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        self.steps = {step.title: step for step in (Step(**json.loads(line)) for line in lines)}
+        self._log = directory / _STEPS
+        self.steps = {row["title"]: Step(**row) for row in _rows(self._log)}
 
     def step(self, title: str, work: Callable[[], int]) -> None:
         """Run `work`, which returns its image count, unless the step was finished before."""
@@ -89,13 +91,14 @@ def run_quickstart(directory: Path, *, configs: Path, fresh: bool, quiet: bool) 
     """Go the whole way and return the summary, which is also written to `directory/summary.json`.
 
     Raises:
-        UserError: a config is missing, or a step failed.
+        UserError: a config is missing, a step failed, or `fresh` would delete what is no quickstart.
     """
     summary_file = directory / "summary.json"
     if fresh:
-        shutil.rmtree(directory, ignore_errors=True)
+        _delete(directory)
     if summary_file.exists():
-        return json.loads(summary_file.read_text())
+        with suppress(json.JSONDecodeError):  # an older version could be cut off while it wrote it
+            return json.loads(summary_file.read_text())
     for name in ("quickstart_pretrain.yaml", "quickstart_finetune.yaml"):
         if not (configs / name).exists():
             raise UserError(f"{configs / name} is missing; run from the project's root or give --configs")
@@ -202,10 +205,19 @@ def _summarise(journey: Journey, summary_file: Path) -> dict[str, Any]:
             "exported model": str(root / "export"),
         },
     }
-    temporary = summary_file.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    temporary.replace(summary_file)
+    write_whole(summary_file, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
+
+
+def _delete(directory: Path) -> None:
+    """Delete an earlier quickstart, and nothing that is none: DIRECTORY may be anything, one's home too."""
+    if not directory.exists():
+        return
+    if any(directory.iterdir()) and not (directory / _STEPS).exists():
+        raise UserError(
+            f"{directory}: --fresh deletes a quickstart alone, and this folder holds something else"
+        )
+    shutil.rmtree(directory)
 
 
 def _samples_seen(run: Path) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from coatnet.quickstart.journey import Journey, _pretrain
+from coatnet.config import UserError
+from coatnet.quickstart.journey import Journey, _pretrain, run_quickstart
 
 # Stands in for `coatnet pretrain`: it can only be stopped cleanly once it has recorded a step.
 PRETRAINING = """
@@ -72,3 +73,25 @@ def test_a_run_that_was_stopped_by_hand_is_not_interrupted_again(journey: Journe
     _pretrain(journey, config=Path("config.yaml"))
     assert len(journey.started) == 1  # type: ignore[attr-defined]
     assert [step.images for step in journey.steps.values()] == [200, 800]
+
+
+def test_fresh_deletes_a_quickstart_and_nothing_else(tmp_path: Path) -> None:
+    photos, old = tmp_path / "photos", tmp_path / "old"
+    for folder, name in ((photos, "cat.jpg"), (old, "steps.jsonl")):
+        folder.mkdir()
+        (folder / name).touch()
+    with pytest.raises(UserError, match="holds something else"):
+        run_quickstart(photos, configs=tmp_path, fresh=True, quiet=True)
+    assert (photos / "cat.jpg").exists()
+    with pytest.raises(UserError, match="is missing"):
+        run_quickstart(old, configs=tmp_path, fresh=True, quiet=True)
+    assert not old.exists()
+
+
+def test_what_a_power_cut_left_of_the_records_is_passed_over(tmp_path: Path) -> None:
+    done = {"title": "shard", "seconds": 1.0, "images": 7}
+    (tmp_path / "steps.jsonl").write_text(json.dumps(done) + '\n{"title": "pret')
+    (tmp_path / "summary.json").touch()
+    assert list(Journey(tmp_path, quiet=True).steps) == ["shard"]
+    with pytest.raises(UserError, match="is missing"):
+        run_quickstart(tmp_path, configs=tmp_path, fresh=False, quiet=True)
