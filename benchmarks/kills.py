@@ -34,7 +34,7 @@ import torch
 from PIL import Image
 
 import coatnet.runtime.launch
-import pretrain.parts
+import pretrain.run
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.ranks import Ranks
@@ -184,7 +184,7 @@ def warm_up() -> None:
     """Load what every life needs before the forks."""
     load_deepspeed()
     torch.set_num_threads(1)
-    for name in ("torch._dynamo", "torch.utils.tensorboard", pretrain.parts.__name__):
+    for name in ("torch._dynamo", "torch.utils.tensorboard", pretrain.run.__name__):
         importlib.import_module(name)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from coatnet.config import load_config
 from coatnet.runtime.endings import run_rank
-from coatnet.training.work import work
+from coatnet.training.execute import execute
 from data_pipeline.decode import backend_name
 from finetune.config import FinetuneConfig, run_digest
 
@@ -15,13 +15,13 @@ from finetune.config import FinetuneConfig, run_digest
 def main(arguments: Sequence[str]) -> None:
     """Join the ranks, train, leave a marker."""
     config = load_config(FinetuneConfig, arguments[0] or None, overrides=arguments[1:])
-    work(config, _begin, run_digest=run_digest, decoder=backend_name(config.data.decoder), alone=True)
+    execute(config, _make_run, run_digest=run_digest, decoder=backend_name(config.data.decoder), alone=True)
 
 
-def _begin(config: FinetuneConfig, **parts: Any) -> Any:
-    from finetune.trainer import Trainer
+def _make_run(config: FinetuneConfig, **parts: Any) -> Any:
+    from finetune.run import FinetuneRun
 
-    return Trainer(config, **parts)
+    return FinetuneRun(config, **parts)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from coatnet.config import load_config
 from coatnet.runtime.endings import run_rank
 from coatnet.runtime.run_directory import RunDirectory
-from coatnet.training.work import work
+from coatnet.training.execute import execute
 from data_pipeline.decode import backend_name
 from pretrain.config import PretrainConfig, run_digest
 
@@ -20,15 +20,15 @@ def main(arguments: Sequence[str]) -> None:
     path, *overrides = [argument for argument in arguments if argument != FORCE]
     config = load_config(PretrainConfig, path, overrides=overrides)
     decoder, force = backend_name(config.data.decoder), FORCE in arguments
-    work(config, _begin, run_digest=run_digest, decoder=decoder, force=force)
+    execute(config, _make_run, run_digest=run_digest, decoder=decoder, force=force)
 
 
-def _begin(config: PretrainConfig, *, run: RunDirectory, **parts: Any) -> Any:
+def _make_run(config: PretrainConfig, *, run: RunDirectory, **parts: Any) -> Any:
     from pretrain.engine.start import load_deepspeed
-    from pretrain.parts import Parts
+    from pretrain.run import PretrainRun
 
     load_deepspeed(extensions=str(run.path / "extensions"))
-    return Parts(config, run=run, **parts)
+    return PretrainRun(config, run=run, **parts)
 
 
 if __name__ == "__main__":

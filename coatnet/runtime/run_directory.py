@@ -12,28 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError, load_config, to_yaml
+from coatnet.config import UserError, load_config, to_dict
 from coatnet.runtime.whole_files import name_file, write_whole
 
 _MOST_TOLD = 4  # keys
 _ABSENT = object()
 IDENTITY = "identity.json"
-Reread = Callable[[Path], str]
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through a config's keys with their paths; lists are values."""
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
-
-
-def rereading(config: Any, run_digest: Callable[[Any], str]) -> Reread:
-    """Return what reads an earlier run's config by the schema of this one, and gives its digest."""
-    return lambda path: run_digest(load_config(type(config), path))
 
 
 class RunDirectory:
@@ -60,40 +45,15 @@ class RunDirectory:
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
         return recorded or any(self.checkpoints.glob("step-*"))
 
-    def create_or_resume(
-        self, config_yaml: str, *, digest: str, force: bool | None = None, reread: Reread | None = None
-    ) -> bool:
-        """Make the directory, or check that it belongs to this config; return True when it existed.
-
-        Raises:
-            UserError: the directory holds a run of another config.
-        """
-        existed = self.check_identity(digest, config_yaml=config_yaml, force=force, reread=reread)
-        for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, config_yaml)
-        write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
-        return existed
-
     def check_config(
         self, config: Any, run_digest: Callable[[Any], str], *, force: bool | None = None
-    ) -> bool:
-        """Do as `check_identity`, by a config and what tells runs of its kind apart."""
-        reread = rereading(config, run_digest)
-        return self.check_identity(
-            run_digest(config), config_yaml=to_yaml(config), force=force, reread=reread
-        )
-
-    def check_identity(
-        self, digest: str, *, config_yaml: str, force: bool | None = None, reread: Reread | None = None
-    ) -> bool:
-        """Check that what lies here, if anything, is a run of this config; return True when something does.
+    ) -> None:
+        """Check that what lies here, if anything, is a run of this config.
 
         Args:
-            digest: of the config.
-            config_yaml: the config itself, to tell in what it differs.
+            config: a root schema.
+            run_digest: gives what must not change under a run.
             force: take another's over; None where the command has no such option.
-            reread: gives the digest of the config that lies here, as this version reads it.
 
         Raises:
             UserError: it is of another config, or of none that is known.
@@ -103,33 +63,38 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path}: holds checkpoints but no identity.json; not starting anew in it"
                 )
-            return False
+            return
+        digest = run_digest(config)
         known = json.loads(self.identity.read_text()).get("digest")
-        if known != digest and self.has_begun and not force and not self._reads_as(digest, reread):
-            remedy = "or choose another run.directory" if force is None else "choose another, or give --force"
-            raise UserError(
-                f"{self.path}: holds a run with another config{self._differences(config_yaml)}; "
-                f"compare {self.config}, {remedy}"
-            )
-        return True
-
-    def _reads_as(self, digest: str, reread: Reread | None) -> bool:
-        """Whether the run's config differs by nothing but keys of a newer version, at their defaults."""
-        try:
-            return reread is not None and reread(self.config) == digest
+        if known == digest or not self.has_begun or force:
+            return
+        try:  # it may differ by nothing but keys of a newer version, at their defaults
+            if run_digest(load_config(type(config), self.config)) == digest:
+                return
         except UserError:  # a key that is no more
-            return False
+            pass
+        remedy = "or choose another run.directory" if force is None else "choose another, or give --force"
+        raise UserError(
+            f"{self.path}: holds a run with another config{self._differences(config)}; "
+            f"compare {self.config}, {remedy}"
+        )
 
-    def _differences(self, config_yaml: str) -> str:
+    def create(self, config_yaml: str, *, digest: str) -> None:
+        """Make the directory, or find it as it is, and write the config that its run goes by from now on."""
+        for folder in (self.path, self.tensorboard, self.checkpoints, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, config_yaml)
+        write_atomically(self.identity, json.dumps({"digest": digest}) + "\n")
+
+    def _differences(self, config: Any) -> str:
         """Name the keys in which a config differs from this run's, beside the directory itself."""
         import yaml
 
         try:
-            before, now = (
-                dict(_leaves(yaml.safe_load(text))) for text in (self.config.read_text(), config_yaml)
-            )
+            before = dict(_leaves(yaml.safe_load(self.config.read_text())))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return ""
+        now = dict(_leaves(to_dict(config)))
         keys = [key for key in {**before, **now} if before.get(key, _ABSENT) != now.get(key, _ABSENT)]
         told = [
             f"{key} ({f'there {before[key]}' if key in before else 'new'})"
@@ -200,6 +165,15 @@ class RunDirectory:
         """Remove a marker if it is there."""
         assert name in MARKERS, name
         (self.path / name).unlink(missing_ok=True)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through a config's keys with their paths; lists are values."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
 
 
 def _time(event: dict[str, Any]) -> float:

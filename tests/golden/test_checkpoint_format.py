@@ -23,7 +23,7 @@ from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import from_dict, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.ranks import Ranks
-from finetune.trainer import State as FinetuneState
+from finetune.run import State as FinetuneState
 from pretrain.state import State as PretrainState
 
 GOLDEN = Path(__file__).with_name("checkpoint_format_1")

@@ -27,9 +27,9 @@ from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import write_atomically
 from coatnet.training.run import TrainingRun
-from finetune.trainer import Trainer as Finetuner
+from finetune.run import FinetuneRun
 from finetune.worker import main as finetune
-from pretrain import parts
+from pretrain import run as run_module
 from pretrain.trainer import Trainer
 from pretrain.worker import main
 
@@ -80,7 +80,7 @@ def pretrain_run(
 
     Trainer.step = step  # type: ignore[method-assign]
     if kill_in_rollback:
-        parts.write_atomically = kill_at_exclusions
+        run_module.write_atomically = kill_at_exclusions
     if disk_is_full:
         CheckpointStore._require_space = no_space  # type: ignore[method-assign]
     try:
@@ -151,7 +151,7 @@ def no_space(self: CheckpointStore, own_bytes: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (Finetuner, finetune)}
+WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (FinetuneRun, finetune)}
 
 
 def hanging_run(worker: str, arguments: list[str]) -> str:
@@ -218,14 +218,14 @@ def finetune_run(
         fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; the answer is
             then the run's error.
     """
-    take_step, taken, evaluate = Finetuner.step, [], Finetuner.evaluate
+    take_step, taken, evaluate = FinetuneRun.step, [], FinetuneRun.evaluate
 
-    def told_to_stop(self: Finetuner, state: Any) -> None:
+    def told_to_stop(self: FinetuneRun, state: Any) -> None:
         if self.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
         evaluate(self, state)
 
-    def step(self: Finetuner, *given: Any, **options: Any) -> Any:
+    def step(self: FinetuneRun, *given: Any, **options: Any) -> Any:
         taken.append(None)
         if len(taken) == stop_after and self.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -235,9 +235,9 @@ def finetune_run(
             fill(Path(ballast))
         return take_step(self, *given, **options)
 
-    Finetuner.step = step  # type: ignore[method-assign]
+    FinetuneRun.step = step  # type: ignore[method-assign]
     if stop_in_evaluation:
-        Finetuner.evaluate = told_to_stop  # type: ignore[method-assign]
+        FinetuneRun.evaluate = told_to_stop  # type: ignore[method-assign]
     try:
         finetune(arguments)
     except UserError as error:

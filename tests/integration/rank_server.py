@@ -25,9 +25,9 @@ for name in (
     "torch._dynamo",
     "torch.utils.tensorboard",
     "coatnet.training.loop",
-    "pretrain.parts",
+    "pretrain.run",
     "finetune.worker",
-    "finetune.trainer",
+    "finetune.run",
     "deepspeed.runtime.zero.stage3",
 ):
     importlib.import_module(name)  # each fork would load them again: 3 s of CPU

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 
 _IMPORTED = (
     "torch._dynamo", "torch.utils.tensorboard", "deepspeed.runtime.zero.stage3", "pretrain.cli",
-    "pretrain.launch", "pretrain.worker", "coatnet.training.loop", "pretrain.parts", "finetune.cli",
-    "finetune.worker", "finetune.trainer", "data_pipeline.cli", "psutil", "rich.live",
+    "pretrain.launch", "pretrain.worker", "coatnet.training.loop", "pretrain.run", "finetune.cli",
+    "finetune.worker", "finetune.run", "data_pipeline.cli", "psutil", "rich.live",
 )  # fmt: skip
 _START_SECONDS = 200
 

@@ -15,7 +15,7 @@ from coatnet.runtime.run_directory import RunDirectory, write_atomically
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "runs" / "first")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     rows = [
         {"time": 1e4 * n, "samples_seen": 100 * n, "progress": n / 10, "images_per_second": 50.0 + n}
         for n in (1, 2, 3)
@@ -44,6 +44,6 @@ def test_a_run_that_ended_is_in_the_state_of_its_marker(run: RunDirectory, marke
 
 def test_runs_by_hand_are_found_by_themselves_below_a_folder_and_by_seed(run: RunDirectory) -> None:
     seed = RunDirectory(run.path.parent / "several" / "seed-0")
-    seed.create_or_resume("seed: 0\n", digest="bb")
+    seed.create("seed: 0\n", digest="bb")
     assert find_runs([run.path]) == [run.path]
     assert find_runs([run.path.parent]) == [run.path, seed.path]

@@ -22,7 +22,7 @@ from coatnet.runtime.run_directory import RunDirectory, append_line
 
 def make_run(path: Path) -> RunDirectory:
     run = RunDirectory(path)
-    run.create_or_resume("seed: 1\nname: <b>bold</b>\n", digest="aa")
+    run.create("seed: 1\nname: <b>bold</b>\n", digest="aa")
     for step in range(2000):
         append_line(run.metrics, {"samples_seen": step * 8, "train/loss": 2.0 / (step + 1), "odd": "nan"})
     append_line(run.metrics, {"samples_seen": 16000, "evaluate/top1": 0.75})
@@ -61,7 +61,7 @@ def test_a_run_that_changed_its_batch_is_set_beside_the_plan_of_the_one_that_it_
     tmp_path: Path,
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     stretches = [{"global_batch": batch, "steps": 9, "step_seconds": batch / 1000} for batch in (100, 200)]
     plan = {"step_seconds": 0.1, "images_per_second": 1000.0, "stretches": stretches}
     run.plan.write_text(json.dumps(plan))
@@ -104,7 +104,7 @@ def test_hostile_names_stay_text_in_both_forms(tmp_path: Path) -> None:
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     page = write_report(run.path)
     assert "running or interrupted" in page.read_text() and figures(read_run(run.path))["lives"] == 0
 
@@ -126,7 +126,7 @@ def test_a_run_that_cannot_be_written_is_reported_elsewhere(tmp_path: Path) -> N
 
 def test_two_hundred_lives_and_losses_that_are_no_numbers_make_a_page(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     for life in range(1, 201):
         account = TimeAccount(run.account, rank=0, life=life, age_seconds=10.0)
         account.flush(samples_seen=life * 8)
@@ -156,7 +156,7 @@ def test_two_thousand_lives_are_drawn_as_far_as_they_can_be_seen_apart() -> None
 
 def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     with run.metrics.open("w") as file:
         for step in range(40_000):
             loss = 50.0 if step == 27_777 else 1.0 + 0.001 * (step % 7)
@@ -185,7 +185,7 @@ def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_
 
 def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     for number, (begin, end) in enumerate(((1000.0, 1060.0), (1090.0, 1200.0))):
         account = TimeAccount(run.account, rank=0, life=number)
         account._seconds["compute"], account._began = end - begin - 10 * number, begin
@@ -201,7 +201,7 @@ def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_ta
     tmp_path: Path,
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     for life in (1, 2, 3):
         account = TimeAccount(run.account, rank=0, life=life)
         account._began = 1000.0 * life
@@ -266,7 +266,7 @@ def test_a_single_rank_has_no_highest_one_and_short_cells_are_not_broken(tmp_pat
 def test_the_drive_through_weeks_tells_what_a_history_costs_its_readers(tmp_path: Path) -> None:
     drive = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "weeks.py"))["drive"]
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    run.create("seed: 1\n", digest="aa")
     found = drive(run, steps=100, step_seconds=10_000.0, restarts=5, ranks=3, bad=4)
     assert found["records"] == 100 and found["page_mb"] > 0
     shown = figures(read_run(run.path))

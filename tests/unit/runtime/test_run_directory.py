@@ -7,46 +7,66 @@ import multiprocessing
 import os
 import resource
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from coatnet.config import UserError, config_digest
+from coatnet.config import UserError, config_digest, to_yaml
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.run_directory import RunDirectory, append_line, read_lines, write_atomically
 
 
+@dataclass
+class _Recipe:
+    """A root schema."""
+
+    seed: int = 0
+    optimizer: dict[str, float] = field(default_factory=dict)
+    run: dict[str, str] = field(default_factory=dict)
+
+
+def begin(run: RunDirectory, config: Any) -> None:
+    run.check_config(config, digest)
+    run.create(to_yaml(config), digest=digest(config))
+
+
+def digest(config: Any) -> str:
+    return config_digest(config, without=["run"])
+
+
 def test_the_second_start_finds_the_first_ones_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    assert run.create_or_resume("seed: 1\n", digest="aa") is False
-    assert run.create_or_resume("seed: 1\n", digest="aa") is True
+    begin(run, _Recipe(seed=1))
+    append_line(run.metrics, {"step": 1})
+    begin(run, _Recipe(seed=1))
+    assert run.config.read_text() == to_yaml(_Recipe(seed=1))
 
 
 def test_another_config_is_refused_unless_it_is_forced(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 1\n", digest="aa")
+    begin(run, _Recipe(seed=1))
     append_line(run.metrics, {"step": 1})
     with pytest.raises(UserError, match=r"another config.*--force"):
-        run.create_or_resume("seed: 2\n", digest="bb", force=False)
+        run.check_config(_Recipe(seed=2), digest, force=False)
     with pytest.raises(UserError, match=r"another config.*or choose another run\.directory$"):
-        run.create_or_resume("seed: 2\n", digest="bb")
-    assert run.config.read_text() == "seed: 1\n"
-    assert run.create_or_resume("seed: 2\n", digest="bb", force=True) is True
+        run.check_config(_Recipe(seed=2), digest)
+    run.check_config(_Recipe(seed=2), digest, force=True)
 
 
 def test_a_refusal_names_the_keys_that_differ_and_what_they_were(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("run: {directory: a}\noptimizer: {learning_rate: 0.1, clip: 1.0}\n", digest="aa")
+    begin(run, _Recipe(optimizer={"learning_rate": 0.1, "clip": 1.0}, run={"directory": "a"}))
     append_line(run.metrics, {"step": 1})
-    now = "run: {directory: b}\noptimizer: {learning_rate: 0.2, clip: 1.0}\ntrain: {new_key: 1}\n"
+    now = _Recipe(optimizer={"learning_rate": 0.2, "clip": 1.0, "eps": 1e-8}, run={"directory": "b"})
     with pytest.raises(
-        UserError, match=r"differs in optimizer\.learning_rate \(there 0\.1\), train\.new_key"
+        UserError, match=r"differs in optimizer\.learning_rate \(there 0\.1\), optimizer\.eps \(new\);"
     ):
-        run.create_or_resume(now, digest="bb")
+        run.check_config(now, digest)
     run.config.unlink()
     with pytest.raises(UserError, match="another config; compare"):
-        run.create_or_resume(now, digest="bb")
+        run.check_config(now, digest)
 
 
 @dataclass
@@ -59,31 +79,31 @@ class _Newer:
 
 def test_a_run_that_began_before_a_key_was_there_goes_on_at_the_keys_default(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("seed: 3\n", digest="of an older version")
+    run.create("seed: 3\n", digest="of an older version")
     append_line(run.metrics, {"step": 1})
-    assert run.check_config(_Newer(seed=3), config_digest)
+    run.check_config(_Newer(seed=3), digest)
     for other in (_Newer(seed=4), _Newer(seed=3, added="otherwise")):
         with pytest.raises(UserError, match="another config"):
-            run.check_config(other, config_digest)
+            run.check_config(other, digest)
     run.config.write_text("seed: 3\ngone: 1\n")
     with pytest.raises(UserError, match="another config"):
-        run.check_config(_Newer(seed=3), config_digest)
+        run.check_config(_Newer(seed=3), digest)
 
 
 def test_a_mistake_that_was_refused_before_the_first_step_may_be_mended_in_place(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.create_or_resume("data: misspelled\n", digest="aa")
-    run.create_or_resume("data: right\n", digest="bb")
-    assert run.config.read_text() == "data: right\n"
+    begin(run, _Recipe(seed=1))
+    begin(run, _Recipe(seed=2))
+    assert run.config.read_text() == to_yaml(_Recipe(seed=2))
     (run.checkpoints / "step-00000004").mkdir()
     with pytest.raises(UserError, match="another config"):
-        run.create_or_resume("data: misspelled\n", digest="aa")
+        begin(run, _Recipe(seed=1))
 
 
 def test_checkpoints_without_an_identity_are_never_started_over(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     with pytest.raises(UserError, match="not starting anew"):
-        RunDirectory(tmp_path / "run").create_or_resume("seed: 1\n", digest="aa")
+        begin(RunDirectory(tmp_path / "run"), _Recipe())
 
 
 def test_a_marker_carries_fields_and_one_made_by_hand_is_empty(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_images_that_no_evaluation_can_read_are_named_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(tmp_path)
-    run.create_or_resume("", digest="")
+    run.create("", digest="")
     recorder = make_recorder(run, life=1)
     bad = [BadSample(3, "shard:3", "truncated").to_dict()]
     for _ in range(2):
@@ -97,7 +97,7 @@ def take_step(recorder: Recorder, state: State, *, bad: int = 0, applied: bool =
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     found = RunDirectory(tmp_path / "run")
-    found.create_or_resume("seed: 1\n", digest="aa")
+    found.create("seed: 1\n", digest="aa")
     return found
 
 

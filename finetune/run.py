@@ -47,7 +47,7 @@ class State(RunState):
     evaluation: dict[str, Any] = field(default_factory=dict)
 
 
-class Trainer(TrainingRun[State, StepResult]):
+class FinetuneRun(TrainingRun[State, StepResult]):
     """A fine-tuning run."""
 
     kind = "finetune"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from coatnet.config import load_config, to_dict
-from coatnet.runtime.prediction import predict
+from coatnet.runtime.plan import write_plan
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
-from coatnet.training.work import plan_for_this_hour, tell_plan
+from coatnet.training.execute import plan_for_this_hour, tell_plan
 from pretrain.config import PretrainConfig
 
 
@@ -23,7 +23,7 @@ from pretrain.config import PretrainConfig
 def test_only_a_longer_run_is_planned_by_what_its_cores_attain(
     duration: str, hardware: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coatnet.training.work._MEASURING_SECONDS", 0.0)  # three rounds
+    monkeypatch.setattr("coatnet.training.execute._MEASURING_SECONDS", 0.0)  # three rounds
     words = [
         f"train.duration={duration}",
         "train.global_batch=8",
@@ -33,7 +33,7 @@ def test_only_a_longer_run_is_planned_by_what_its_cores_attain(
     words += ["model.widths=[16,16,32,32,32]", "augment.image_size=64"]
     config = load_config(PretrainConfig, overrides=[*words, "data.train=[{path: nowhere}]"])
     run, ranks = RunDirectory(tmp_path), Ranks.single()
-    assert predict(run, config=to_dict(config), world_size=1, device="cpu")
+    assert write_plan(run, config=to_dict(config), world_size=1, device="cpu")
     plan_for_this_hour(run, config=config, ranks=ranks)
     assert json.loads(run.plan.read_text())["hardware"] == hardware
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from coatnet.config import to_dict, to_yaml
+from coatnet.config import to_dict
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import opened_run
-from coatnet.runtime.prediction import predict
+from coatnet.runtime.plan import write_plan
 from coatnet.runtime.progress import clock
 from coatnet.runtime.ranks import Ranks, already_launched
-from coatnet.runtime.run_directory import RunDirectory, rereading
+from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
 from coatnet.runtime.voice import heedless_voice
 
@@ -27,7 +27,7 @@ _DAY_SECONDS = 86400
 _LONG_SECONDS = 20.0  # a shorter run is not worth a second for a better plan
 
 
-class Begin(Protocol):
+class MakeRun(Protocol):
     """Puts a stage's run together: a `TrainingRun`."""
 
     def __call__(
@@ -35,9 +35,9 @@ class Begin(Protocol):
     ) -> Any: ...
 
 
-def work(
+def execute(
     config: Any,
-    begin: Begin,
+    make_run: MakeRun,
     *,
     run_digest: Callable[[Any], str],
     decoder: str,
@@ -48,7 +48,7 @@ def work(
 
     Args:
         config: a root schema with the sections run and launch.
-        begin: called once the directory is this run's.
+        make_run: called once the directory is this run's.
         run_digest: of a config gives what must not change under a run.
         decoder: which one the images are read by.
         force: take a run over whose config was another; None where the command has no such option.
@@ -62,9 +62,9 @@ def work(
         from coatnet.model import rows  # loads torch
 
         about = {"decoder": decoder, "network": rows.name(device_type=ranks.device_type)}
-        digest, reread = run_digest(config), rereading(config, run_digest)
-        identity = {"config_yaml": to_yaml(config), "digest": digest, "force": force, "reread": reread}
-        with opened_run(run, ranks=ranks, **identity, **about) as lease:
+        with opened_run(
+            run, ranks=ranks, config=config, run_digest=run_digest, force=force, **about
+        ) as lease:
             if run.marker("done") is not None:
                 if ranks.is_main:
                     print(f"{run.path}: is done already; see `coatnet report {run.path}`", file=sys.stderr)
@@ -74,7 +74,8 @@ def work(
                 plan_for_this_hour(run, config=config, ranks=ranks)
                 if ranks.is_main:
                     tell_plan(run)
-                train_to_end(begin(config, ranks=ranks, run=run, lease=lease, digest=digest), stop)
+                digest = run_digest(config)
+                train_to_end(make_run(config, ranks=ranks, run=run, lease=lease, digest=digest), stop)
             elif ranks.is_main:  # told while torch was loading
                 run.mark("stopped", reason=stop.reason)
                 print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)
@@ -90,7 +91,7 @@ def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
     own = measure_rates(seconds=_MEASURING_SECONDS, clock=time.perf_counter)
     everyones = ranks.gather([asdict(rate) for rate in own])
     if ranks.is_main:
-        predict(run, config=to_dict(config), world_size=ranks.world_size, device="cpu", rates=everyones)
+        write_plan(run, config=to_dict(config), world_size=ranks.world_size, device="cpu", rates=everyones)
 
 
 def tell_plan(run: RunDirectory) -> None:

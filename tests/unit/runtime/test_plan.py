@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coatnet.config import UserError
-from coatnet.runtime import prediction
+from coatnet.runtime import plan
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 
@@ -37,18 +37,18 @@ def declare(monkeypatch: pytest.MonkeyPatch, *functions: Any) -> None:
             return next(one for one in functions if one.__name__ == self.name)
 
     points = [Point(one.__name__, "nowhere", "coatnet.planners") for one in functions]
-    monkeypatch.setattr(prediction, "entry_points", lambda *, group: points)
+    monkeypatch.setattr(plan, "entry_points", lambda *, group: points)
 
 
 def test_the_first_answer_is_kept(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, pass_on, answer)
-    assert prediction.predict(run, config={"seconds": 2}, world_size=4, device="cpu")
+    assert plan.write_plan(run, config={"seconds": 2}, world_size=4, device="cpu")
     assert json.loads(run.plan.read_text()) == {"step_seconds": 8, "device": "cpu"}
 
 
 def test_a_refusal_is_an_event_and_no_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, refuse)
-    assert not prediction.predict(run, config={}, world_size=4, device="cpu")
+    assert not plan.write_plan(run, config={}, world_size=4, device="cpu")
     assert not run.plan.exists()
     (event,) = read_lines(run.events)
     assert event["kind"] == "no_plan" and "does not divide" in event["reason"]
@@ -56,4 +56,4 @@ def test_a_refusal_is_an_event_and_no_end(run: RunDirectory, monkeypatch: pytest
 
 def test_without_planners_there_is_no_plan(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch)
-    assert not prediction.predict(run, config={}, world_size=1, device="cpu")
+    assert not plan.write_plan(run, config={}, world_size=1, device="cpu")

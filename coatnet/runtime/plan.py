@@ -18,7 +18,7 @@ from coatnet.runtime.run_directory import RunDirectory, write_atomically
 _GROUP = "coatnet.planners"
 
 
-def predict(
+def write_plan(
     run: RunDirectory,
     *,
     config: dict[str, Any],

@@ -1,4 +1,4 @@
-"""A run's parts, put together, and what they do together. Knows no command line."""
+"""A pretraining run: its parts, and what they do together. Knows no command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pretrain.tune import largest_micro_batch, rehearse
 _UPDATE_NORM_STEPS = 50
 
 
-class Parts(TrainingRun[State, PretrainResult]):
+class PretrainRun(TrainingRun[State, PretrainResult]):
     """A pretraining run."""
 
     kind = "pretrain"
