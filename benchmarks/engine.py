@@ -39,7 +39,7 @@ from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistic
 from coatnet.runtime.launch import free_port
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
-from coatnet.training.parameters import parameter_groups
+from coatnet.training.optimizer import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder

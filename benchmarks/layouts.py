@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
 from coatnet.model.cost import model_cost
 from coatnet.training.losses import make_loss
-from coatnet.training.parameters import parameter_groups
+from coatnet.training.optimizer import parameter_groups
 from coatnet.training.schedule import LearningRate
 
 SOURCE_PIXELS, PIXELS, BATCH, SHIFT = 32, 64, 32, 4

@@ -17,7 +17,8 @@ from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, empty_model
 from coatnet.runtime.ranks import Ranks
-from coatnet.training.losses import LOSS_NAMES, probabilities
+from coatnet.training.losses import probabilities
+from coatnet.training.sections import LOSS_NAMES
 from data_pipeline.augment_config import AugmentConfig
 from finetune.choices import WEIGHTS
 

@@ -16,6 +16,7 @@ from coatnet.training.run import TrainingRun, Verdict
 from data_pipeline.batch import Batch
 from data_pipeline.first_look import check_best
 from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus
+from data_pipeline.stream import Stream
 from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble
 from pretrain.batches import settle_group_images
@@ -40,6 +41,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
 
     kind = "pretrain"
     state_type = State
+    stream: Stream
 
     def __init__(
         self, config: PretrainConfig, *, ranks: Ranks, run: RunDirectory, lease: Lease | None, digest: str

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +164,8 @@ def rank_file_from_json(value: dict[str, Any]) -> RankFile:
     return file
 
 
-def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    """Return a manifest as plain containers."""
-    return asdict(manifest)
-
-
 def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
-    """Rebuild a manifest.
+    """Rebuild a manifest from `asdict`'s JSON.
 
     Raises:
         CheckpointError: of another format version, or not a manifest.

@@ -26,7 +26,6 @@ from coatnet.checkpoint.format import (
     CheckpointError,
     Manifest,
     RankFile,
-    manifest_to_json,
     rank_file_from_json,
     read_json,
     write_json,
@@ -294,7 +293,7 @@ class CheckpointStore:
             files=tuple(self._await_rank(temporary, rank) for rank in range(self._ranks.world_size)),
             facts=facts,
         )
-        write_json(temporary / MANIFEST, manifest_to_json(manifest))
+        write_json(temporary / MANIFEST, asdict(manifest))
         for rank in range(self._ranks.world_size):
             (temporary / _note(rank)).unlink()
         sync_folder(temporary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -39,6 +39,12 @@ class Stream(Protocol):
 
     def check(self, saved: dict[str, Any]) -> None:
         """Refuse another order."""
+
+    def follow(self, position: Any) -> Iterator[Any]:
+        """Yield the batches from a position to the end, wherever it is set in between."""
+
+    def next_excluded(self, position: int) -> float:
+        """Return the first position from this one on whose sample was left out; infinite where none is."""
 
 
 class Checkpoints(Generic[State]):

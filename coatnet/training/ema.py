@@ -20,13 +20,8 @@ class Ema:
     """
 
     def __init__(self, decay: float, tensors: Mapping[str, Tensor]) -> None:
-        """Start at the present values.
-
-        Raises:
-            ValueError: decay outside (0, 1).
-        """
-        if not 0.0 < decay < 1.0:
-            raise ValueError(f"decay is {decay}; allowed: 0 < decay < 1")
+        """Start at the present values."""
+        assert 0.0 < decay < 1.0, decay
         self.decay = decay
         self.tensors = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
 

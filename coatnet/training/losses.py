@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LOSS_NAMES = ("softmax", "sigmoid")
-
 
 class Loss(Protocol):
     """A loss of logits and targets; `weights` (B,) multiply the samples' values."""
@@ -38,14 +36,8 @@ def make_loss(
         logits (B, K); targets int64 (B,), or float (B, K) of probabilities (softmax) or presences (sigmoid).
     Source: arXiv 2106.04803, Table 10 ("sigmoid" and "softmax" losses); the smoothing of the sigmoid is
         TensorFlow's BinaryCrossentropy, which the paper does not spell out.
-    Raises:
-        ValueError: unknown name, or smoothing outside [0, 1).
     """
-    if name not in LOSS_NAMES:
-        raise ValueError(f"loss is {name!r}; allowed: {', '.join(LOSS_NAMES)}")
-    if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"smoothing is {smoothing}; allowed: 0 ≤ smoothing < 1")
-    each = _softmax_each if name == "softmax" else _sigmoid_each
+    each = {"softmax": _softmax_each, "sigmoid": _sigmoid_each}[name]
 
     def loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         exact = torch.promote_types(logits.dtype, torch.float32)

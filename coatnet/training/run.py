@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -23,8 +23,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.runtime.watchdog import Watchdog
 from coatnet.training.calendar import Calendar
-from coatnet.training.checkpoints import Checkpoints, Engine, State
-from coatnet.training.checkpoints import Stream as SavedStream
+from coatnet.training.checkpoints import Checkpoints, Engine, State, Stream
 from coatnet.training.continuity import LossContinuity
 from coatnet.training.earlier import read_earlier
 from coatnet.training.recorder import Recorder, StepResult
@@ -34,19 +33,6 @@ from coatnet.training.utilisation import flops_per_image
 
 _MAX_REFUSED_IN_A_ROW = 10
 Result = TypeVar("Result", bound=StepResult)
-
-
-class Stream(SavedStream, Protocol):
-    """What gives samples."""
-
-    def follow(self, position: Any) -> Iterator[Any]:
-        """Yield the batches from a position to the end, wherever it is set in between."""
-
-    def exclude(self, positions: Sequence[int]) -> None:
-        """Replace the samples at these positions from now on."""
-
-    def next_excluded(self, position: int) -> float:
-        """Return the first of them from a position on; infinite where none is left."""
 
 
 @dataclass(frozen=True)

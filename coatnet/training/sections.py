@@ -25,6 +25,7 @@ from coatnet.config.checks import (
 # several. The first of them says which of two checkpoints is better.
 FIGURES = {"single": ("top1", "top5"), "multi": ("map", "map_micro", "precision1")}
 TRANSFER = "transfer_top1"
+LOSS_NAMES = ("softmax", "sigmoid")
 _MOST_RANKS = 1024
 
 
@@ -58,7 +59,7 @@ class LossConfig:
     class_weights: str = "none"
 
     def __post_init__(self) -> None:
-        one_of("name", self.name, ("softmax", "sigmoid"))
+        one_of("name", self.name, LOSS_NAMES)
         below_one("smoothing", self.smoothing)
         one_of("class_weights", self.class_weights, ("none", "balanced"))
 

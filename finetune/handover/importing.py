@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle, unwrapped
-from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_config
+from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_config
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from coatnet.checkpoint.interchange.timm import timm_arguments, to_timm
+from coatnet.checkpoint.timm import timm_arguments, to_timm
 from coatnet.checkpoint.weights import write_tensors
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig

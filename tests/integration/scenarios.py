@@ -22,7 +22,7 @@ from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistic
 from coatnet.model.initial import Placed
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
-from coatnet.training.parameters import parameter_groups
+from coatnet.training.optimizer import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from pretrain import tune

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from coatnet.checkpoint.interchange.timm import TIMM_NAMES, from_timm, timm_arguments, timm_config, to_timm
+from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_arguments, timm_config, to_timm
 from coatnet.config import UserError
 from coatnet.model import ModelConfig, build_model
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from coatnet.checkpoint.interchange.timm import timm_config, to_timm
+from coatnet.checkpoint.timm import timm_config, to_timm
 from coatnet.checkpoint.weights import Weights, export_safetensors
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
-from coatnet.training.parameters import parameter_groups
+from coatnet.training.optimizer import parameter_groups
 from data_pipeline.class_weights import balanced_weights
 from data_pipeline.config import DataConfig
 from data_pipeline.open_corpus import open_corpus, open_train_corpora

@@ -11,8 +11,9 @@ from coatnet.training.average_precision import PooledRanking, Ranking
 from coatnet.training.ema import Ema
 from coatnet.training.losses import make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
-from coatnet.training.parameters import parameter_groups
+from coatnet.training.optimizer import parameter_groups
 from coatnet.training.schedule import LearningRate
+from coatnet.training.sections import LossConfig, ScheduleConfig
 
 LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -49,9 +50,11 @@ def test_class_weights_multiply_the_loss_of_hard_and_of_mixed_targets_alike() ->
     )
 
 
-def test_an_unknown_loss_names_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match="softmax, sigmoid"):
-        make_loss("hinge")
+def test_an_unknown_loss_or_shape_names_the_allowed_ones() -> None:
+    with pytest.raises(ValueError, match="name is 'hinge'; allowed: softmax, sigmoid"):
+        LossConfig("hinge")
+    with pytest.raises(ValueError, match="shape is 'cosin'; allowed: cosine, linear, constant"):
+        ScheduleConfig("cosin")
 
 
 def test_the_cosine_warms_up_peaks_and_ends_at_the_minimum() -> None:
@@ -70,21 +73,6 @@ def test_linear_and_constant_have_their_shapes() -> None:
 def test_a_run_without_a_warm_up_begins_at_the_peak_and_one_of_warm_up_alone_ends_there() -> None:
     assert LearningRate(1.0, 0.0, 0, 100)(0) == 1.0
     assert LearningRate(1.0, 0.0, 100, 100)(100) == 1.0
-
-
-def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup is 200 samples"):
-        LearningRate(1.0, 0.0, 200, 100)
-
-
-def test_an_unknown_shape_a_minimum_above_the_peak_and_a_decay_of_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="shape is 'cosin'; allowed: cosine, linear, constant"):
-        LearningRate(1.0, 0.0, 0, 100, "cosin")
-    with pytest.raises(ValueError, match=r"minimum is 2\.0"):
-        LearningRate(1.0, 2.0, 0, 100)
-    for decay in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"decay is {decay}"):
-            Ema(decay, {})
 
 
 def test_biases_norms_and_bias_tables_do_not_decay() -> None:
