@@ -238,7 +238,7 @@ def inspect_order(
     sizes = _counts(world_sizes, option="--world-sizes")
     if any(global_batch % size for size in sizes):
         raise UserError(
-            f"--world-sizes {world_sizes!r}: allowed are divisors of the global batch, {global_batch}"
+            f"--world-sizes is {world_sizes!r}; allowed: divisors of the global batch, {global_batch}"
         )
     opened = open_corpus(corpus)
     order = make_order([opened], DataConfig(), seed=seed, global_batch=global_batch)
@@ -304,7 +304,7 @@ def _counts(text: str, *, option: str) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise UserError(f"{option} {text!r}: allowed are numbers from 1 on, with commas, such as 1,2,8")
+        raise UserError(f"{option} is {text!r}; allowed: numbers from 1 on, with commas, such as 1,2,8")
     return counts
 
 

@@ -64,7 +64,7 @@ class Classifier:
             UserError: the size is no multiple of 32, or the resize is unknown.
         """
         if not 32 <= px <= _MAX_PX or px % 32:
-            raise UserError(f"{self.title}: {px} px; allowed are multiples of 32 up to {_MAX_PX:,}")
+            raise UserError(f"{self.title}: {px} px; allowed: multiples of 32 up to {_MAX_PX:,}")
         try:
             resized = replace(
                 self.augment, image_size=px, evaluate_resize=resize or self.augment.evaluate_resize
@@ -83,13 +83,11 @@ def open_classifier(
     resize: str | None = None,
     device: torch.device | None = None,
 ) -> Classifier:
-    """Load a run, a checkpoint or an exported directory.
+    """Load a run, a checkpoint or an exported directory; `weights` is one of `WEIGHTS`.
 
     Raises:
         UserError: there is no such model, or it is damaged or not what it claims to be.
     """
-    if weights not in WEIGHTS:
-        raise UserError(f"--weights {weights}: allowed are {', '.join(WEIGHTS)}")
     loaded = load_weights(path, ema=WEIGHTS[weights])
     if loaded.classes is not None:
         check_class_names(loaded.classes, origin=path)

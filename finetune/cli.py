@@ -24,7 +24,7 @@ def _one_of(name: str, allowed: Collection[str]) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one not in allowed:
-                raise UserError(f"{name} {one}: allowed are {', '.join(allowed)}")
+                raise UserError(f"{name} is {one}; allowed: {', '.join(allowed)}")
         return value
 
     return check
@@ -34,7 +34,7 @@ def _sides(value: Any) -> Any:
     """Check the side of images, or each of several."""
     for px in value if isinstance(value, list) else [value]:
         if px is not None and (px < 32 or px % 32):
-            raise UserError(f"--px {px}: allowed are multiples of 32")
+            raise UserError(f"--px is {px}; allowed: multiples of 32")
     return value
 
 

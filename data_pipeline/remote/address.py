@@ -32,7 +32,7 @@ def check_url(url: str) -> None:
     except ValueError as error:
         raise UserError(f"the URL of a corpus makes no sense: {error}") from None
     if parts.scheme not in SCHEMES or not parts.netloc:
-        raise UserError(f"{without_secrets(url)}: allowed are a folder or a URL of {', '.join(SCHEMES)}")
+        raise UserError(f"{without_secrets(url)}; allowed: a folder or a URL of {', '.join(SCHEMES)}")
     if "@" in parts.netloc:
         raise UserError(f"{without_secrets(url)}: a name or password in a URL is not sent; sign it instead")
 

@@ -44,7 +44,7 @@ class OddPolicy:
         chosen, kinds = dict(pairs), [entry.name for entry in fields(cls)]
         for kind in chosen:
             if kind not in kinds:
-                raise ValueError(f"--policy {kind!r}: allowed kinds are {', '.join(kinds)}")
+                raise ValueError(f"--policy is of {kind!r}; allowed: {', '.join(kinds)}")
         return cls(**chosen)
 
     def __post_init__(self) -> None:

@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError
 from coatnet.model.cost import model_cost
 from coatnet.runtime.endings import run_rank
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.record import SampleSource
-from finetune.choices import PRECISIONS
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.judging import full_report
 from finetune.evaluation.measure import AnyPredictions, Measurement, measure
@@ -43,10 +41,6 @@ class EvaluationRequest:
     labels: str | None = None
     real: str | None = None
     destination: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision {self.precision}: allowed are {', '.join(PRECISIONS)}")
 
 
 def run_request(request: EvaluationRequest, *, ranks: int = 1) -> list[dict[str, Any]]:

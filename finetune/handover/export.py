@@ -38,14 +38,11 @@ def export_model(
     px: int | None = None,
     data: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Write the forms, a certificate for each, and a model card; return the certificates.
+    """Write the forms, of `FORMS`, a certificate for each, and a model card; return the certificates.
 
     Raises:
-        UserError: unknown form, a form that cannot hold this architecture, no room, or answers that differ.
+        UserError: a form that cannot hold this architecture, no room, or answers that differ.
     """
-    unknown = [form for form in formats if form not in _WRITERS]
-    if unknown:
-        raise UserError(f"--format {unknown[0]}: allowed are {', '.join(_WRITERS)}")
     destination.mkdir(parents=True, exist_ok=True)
     # Exports are compared where all of their ecosystems run, on the CPU.
     classifier = open_classifier(path, weights=weights, px=px, device=torch.device("cpu"))

@@ -40,7 +40,7 @@ for words in json.load(sys.stdin):
 BOTH = [
     ("data.train=[{path: nowhere}]", "nowhere: no such folder"),
     ("data.train=[{path: EMPTY}]", "expected a folder per class"),
-    ("data.train=[{path: ftp://host/x}]", "allowed are a folder or a URL"),
+    ("data.train=[{path: ftp://host/x}]", "allowed: a folder or a URL"),
     ("data.train=[{path: PHOTOS},{path: OTHERS}]", "a mixture needs one vocabulary"),
     ("data.evaluate=nowhere", "nowhere: no such folder"),
     ("data.evaluate=OTHERS", "has other classes than data.train[0]"),
@@ -74,23 +74,23 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("seeds=[1,1]", "seeds is [1, 1]"),
     ],
     "evaluate": [
-        ("--px=33", "--px 33: allowed are multiples of 32"),
-        ("--weights=best", "--weights best: allowed are auto, ema, raw"),
+        ("--px=33", "--px is 33; allowed: multiples of 32"),
+        ("--weights=best", "--weights is best; allowed: auto, ema, raw"),
         ("--weights=ema", "holds no average (ema)"),
-        ("--resize=round", "--resize round: allowed are center_crop, whole"),
+        ("--resize=round", "--resize is round; allowed: center_crop, whole"),
         ("--destination=s3://bucket/figures", "no URL"),
         ("--destination=OTHERS/figures", "allowed: a place outside OTHERS"),
-        ("--precision=fp8", "--precision fp8: allowed are fp32, bf16"),
+        ("--precision=fp8", "--precision is fp8; allowed: fp32, bf16"),
         ("--real=nowhere", "nowhere: No such file"),
         ("--batch=0", "see `coatnet evaluate --help`"),
     ],
     "predict": [
-        ("--px=33", "--px 33"),
+        ("--px=33", "--px is 33"),
         ("--weights=ema", "holds no average (ema)"),
         ("nowhere", "nowhere: no such image or folder"),
     ],
     "export": [
-        ("--format=pickle", "--format pickle: allowed are safetensors, timm, onnx, torch_export"),
+        ("--format=pickle", "--format is pickle; allowed: safetensors, timm, onnx, torch_export"),
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
@@ -102,7 +102,11 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "preview": [("nowhere", "no such folder")],
     "replay": [("nowhere", "no such run directory")],
     "plan": [("nodse=2", "did you mean nodes?")],
-    "demo": [("--port=99999", "--port"), ("--px=33", "--px 33"), ("--weights=ema", "holds no average (ema)")],
+    "demo": [
+        ("--port=99999", "--port"),
+        ("--px=33", "--px is 33"),
+        ("--weights=ema", "holds no average (ema)"),
+    ],
 }
 
 

@@ -163,7 +163,7 @@ def test_a_missing_manifest_and_other_schemes_are_refused(server: FaultServer, t
     with pytest.raises(UserError, match=r"nowhere/manifest\.json: the server answers 404"):
         open_corpus(f"{server.url}/nowhere", cache=cache_config(tmp_path))
     for url in ("ftp://host/x", "pipe://cat", "file:///etc", "gopher://x/y"):
-        with pytest.raises(UserError, match="allowed are a folder or a URL of http, https, s3"):
+        with pytest.raises(UserError, match="allowed: a folder or a URL of http, https, s3"):
             open_corpus(url)
 
 

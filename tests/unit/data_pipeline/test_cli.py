@@ -47,7 +47,7 @@ def test_shard_prints_what_it_wrote(image_folder: Path, tmp_path: Path) -> None:
         (["--shard-size", "big"], "'big' is no size"),
         (["--policy", "cmyk"], "expected KIND=ACTION"),
         (["--policy", "cmyk=eat"], "cmyk is 'eat'; allowed: keep, convert, skip, stop"),
-        (["--policy", "smell=keep"], "--policy 'smell': allowed kinds are not_an_image, unsupported"),
+        (["--policy", "smell=keep"], "--policy is of 'smell'; allowed: not_an_image, unsupported"),
         (["--check", "taste"], "check is 'taste'; allowed: decode, header"),
         (["--validation", "1.5"], "allowed: 0 up to, but not, 1"),
         (["--in-place"], "or --in-place without one"),
@@ -126,11 +126,11 @@ def test_inspect_order_proves_exactly_once(shard_folder: Path) -> None:
     assert proof["exactly_once"] is True
     assert [row["world_size"] for row in proof["world_sizes"]] == [1, 2, 3, 24]
     assert len(proof["reads"]) == 1 + 2 + 3 + 24
-    with pytest.raises(UserError, match="allowed are divisors of the global batch, 24"):
+    with pytest.raises(UserError, match="allowed: divisors of the global batch, 24"):
         run(cli.inspect_order, shard_folder, "--world-sizes", "7", "--global-batch", "24")
-    with pytest.raises(UserError, match="--world-sizes '2,two': allowed are numbers"):
+    with pytest.raises(UserError, match="--world-sizes is '2,two'; allowed: numbers"):
         run(cli.inspect_order, shard_folder, "--world-sizes", "2,two")
-    with pytest.raises(UserError, match="--threads '0': allowed are numbers from 1 on"):
+    with pytest.raises(UserError, match="--threads is '0'; allowed: numbers from 1 on"):
         run(cli.inspect_throughput, shard_folder, "--threads", "0")
     ragged = json.loads(
         run(cli.inspect_order, shard_folder, "--world-sizes", "1,7", "--global-batch", "49", "--json")
