@@ -23,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.history import History
 from cluster.status import read_status
 from coatnet.report.write import write_report
-from coatnet.runtime.account import CLASSES, TimeAccount, gather_earlier, read_lives
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lives import CLASSES, gather_earlier, read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.earlier import read_earlier

@@ -19,8 +19,8 @@ from cluster.notice import ending_notice
 from cluster.progress import last_lines, last_records, newest_step
 from cluster.slurm import QueuedJob, jobs_of
 from cluster.waiting import why_it_waits
-from coatnet.runtime.account import summarise
 from coatnet.runtime.lease import Lease, LeaseHeld
+from coatnet.runtime.lives import add_up, read_lives
 from coatnet.runtime.run_directory import IDENTITY, RunDirectory
 
 _RATE_RECORDS = 50
@@ -244,7 +244,7 @@ def _lost_seconds(directory: Path, lives: Sequence[Life], *, running: bool, now:
     if not lives:
         return None
     ended = now if running else (lives[-1].ended or lives[-1].started)
-    account = summarise(RunDirectory(directory).account)
+    account = add_up(read_lives(RunDirectory(directory).account))
     productive = sum(account.get(name, 0.0) for name in _PRODUCTIVE)
     return max(0.0, ended - lives[0].started - productive) if productive else None
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from coatnet.config import to_dict
-from coatnet.runtime.account import read_lives
 from coatnet.runtime.lease import Lease
+from coatnet.runtime.lives import read_lives
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.calendar import Calendar

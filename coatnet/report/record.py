@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from coatnet.config import UserError
 from coatnet.report.curve import Curve
-from coatnet.runtime.account import LifeAccount, between_seconds, read_lives, summarise
+from coatnet.runtime.lives import LifeAccount, add_up, between_seconds, read_lives
 from coatnet.runtime.run_directory import MARKERS, RunDirectory, read_lines
 
 _BEGINNINGS = ("start", "resume")  # a supervisor's "life" is one that ended
@@ -23,14 +24,13 @@ _BEGINNINGS = ("start", "resume")  # a supervisor's "life" is one that ended
 class RunRecord:
     """Everything that the report shows, in plain containers.
 
-    Units: series hold (samples_seen, value) pairs; the account holds seconds, averaged over ranks.
+    Units: series hold (samples_seen, value) pairs.
     """
 
     name: str
     path: Path
     series: dict[str, list[tuple[int, float]]]
     events: list[dict[str, Any]]
-    account: dict[str, float]
     life_accounts: list[LifeAccount]
     config_text: str
     environment: dict[str, Any]
@@ -38,7 +38,6 @@ class RunRecord:
     plan: dict[str, Any]
     markers: dict[str, Any]
     facts: dict[str, Any]
-    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -66,6 +65,16 @@ class RunRecord:
         return [event for event in self.events if event.get("kind") in _BEGINNINGS]
 
     @property
+    def counts(self) -> Counter[str]:
+        """Events of each kind."""
+        return Counter(str(event.get("kind")) for event in self.events)
+
+    @cached_property
+    def account(self) -> dict[str, float]:
+        """Seconds of each class, averaged over ranks."""
+        return add_up(self.life_accounts)
+
+    @property
     def seconds(self) -> float:
         """Wall time since the first start, the time between lives included."""
         return sum(self.account.values())
@@ -85,14 +94,12 @@ def read_run(path: Path) -> RunRecord:
     run = RunDirectory(path)
     if not run.config.exists():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
-    events = run.read_events()
     markers = {name: run.marker(name) for name in MARKERS}
     return RunRecord(
         name=path.resolve().name,
         path=path,
         series=_series(run.metrics),
-        events=events,
-        account=summarise(run.account),
+        events=run.read_events(),
         life_accounts=read_lives(run.account),
         config_text=run.config.read_text(),
         environment=_read_json(run.environment),
@@ -100,7 +107,6 @@ def read_run(path: Path) -> RunRecord:
         plan=_read_json(run.plan),
         markers={name: value for name, value in markers.items() if value is not None},
         facts=_newest_facts(run.checkpoints),
-        counts=Counter(str(event.get("kind")) for event in events),
     )
 
 

@@ -1,9 +1,8 @@
 """The account of time: every second of a rank belongs to one class, kept over restarts. Imports no torch.
 
 Each rank has a file with one line of fixed width, its totals of this life, rewritten in place every two
-seconds (with many ranks less often): a killed process leaves the last totals that it wrote. A new life puts
-the means of those before it into `earlier.jsonl`, and the ranks begin their files anew: 2,000 lives of 1,024
-ranks were a gigabyte to read at every start.
+seconds (with many ranks less often): a killed process leaves the last totals that it wrote. What they come to
+is for `coatnet.runtime.lives` to say.
 """
 
 from __future__ import annotations
@@ -15,31 +14,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from coatnet.runtime.absence import Absence
 from coatnet.runtime.lease import newest_epoch
+from coatnet.runtime.lives import CLASSES, LINE_BYTES, gather_earlier
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, read_lines, write_atomically
+from coatnet.runtime.run_directory import RunDirectory
 
-CLASSES = (
-    "start",
-    "compile",
-    "data_wait",
-    "compute",
-    "communication",
-    "checkpoint",
-    "evaluation",
-    "redone",
-    "idle",
-)
-_LINE_BYTES = 512
 _FLUSH_SECONDS = 2.0
 _WRITES_A_SECOND = 32  # of all ranks: each opens a file of the run, which is work for one metadata server
-_EARLIER = "earlier.jsonl"
 _LIFE = re.compile(rb'\{"life":(\d+),')
 _START_TIME_FIELD = 19  # of proc(5)'s stat, counted after the command
 
@@ -200,19 +184,19 @@ class TimeAccount:
             self._write(json.dumps(row, separators=(",", ":")).encode())
 
     def _write(self, text: bytes) -> None:
-        assert len(text) < _LINE_BYTES
+        assert len(text) < LINE_BYTES
         descriptor = self._open()
         try:
             if self._anew:
                 os.ftruncate(descriptor, 0)
                 self._anew = False
             if self._offset is not None:
-                there = _LIFE.match(os.pread(descriptor, _LINE_BYTES, self._offset))
+                there = _LIFE.match(os.pread(descriptor, LINE_BYTES, self._offset))
                 if there and int(there[1]) > self.life:
                     return  # this job was thought dead, and a later life has begun the file anew
             else:
-                self._offset = -(-os.fstat(descriptor).st_size // _LINE_BYTES) * _LINE_BYTES
-            os.pwrite(descriptor, text.ljust(_LINE_BYTES - 1) + b"\n", self._offset)
+                self._offset = -(-os.fstat(descriptor).st_size // LINE_BYTES) * LINE_BYTES
+            os.pwrite(descriptor, text.ljust(LINE_BYTES - 1) + b"\n", self._offset)
         finally:
             os.close(descriptor)
 
@@ -228,101 +212,6 @@ class TimeAccount:
         now = time.monotonic()
         self._seconds[self._stack[-1]] += now - self._since
         self._since = now
-
-
-@dataclass(frozen=True)
-class LifeAccount:
-    """One life of a run, averaged over its ranks.
-
-    Units: `began` and `ended` in seconds of the epoch; `ended` is when its last totals were written.
-    """
-
-    life: int
-    began: float
-    ended: float
-    samples_seen: int
-    seconds: dict[str, float]
-
-
-def read_lives(folder: Path) -> list[LifeAccount]:
-    """Return the lives of a run, oldest first.
-
-    Only one at a time holds a run. One that seems to begin before the end of the last, since a clock was set
-    back or is another host's, is taken to follow at once.
-    """
-    lives: list[LifeAccount] = []
-    for found in _means(folder):
-        back = lives[-1].ended - found.began if lives else 0.0
-        if back > 0:
-            found = replace(found, began=found.began + back, ended=found.ended + back)
-        lives.append(found)
-    return lives
-
-
-def _means(folder: Path) -> list[LifeAccount]:
-    """Return each life's mean over its ranks, by its own clock, in order."""
-    known = {row["life"]: row for row in read_lines(folder / _EARLIER) if _is_whole(row)}
-    rows: dict[int, list[dict[str, Any]]] = {life: [row] for life, row in known.items()}
-    for file in sorted(folder.glob("rank-*.jsonl")):
-        content = file.read_bytes()
-        for begin in range(0, len(content), _LINE_BYTES):
-            try:
-                row = json.loads(content[begin : begin + _LINE_BYTES])
-            except ValueError:
-                continue  # torn by a crash of the machine
-            if _is_whole(row) and row["life"] not in known:
-                rows.setdefault(row["life"], []).append(row)
-    return [
-        LifeAccount(
-            life=life,
-            began=sum(row["began"] for row in ranks) / len(ranks),
-            ended=sum(row["ended"] for row in ranks) / len(ranks),
-            samples_seen=max(row["samples_seen"] for row in ranks),
-            seconds={name: sum(row["seconds"][name] for row in ranks) / len(ranks) for name in CLASSES},
-        )
-        for life, ranks in sorted(rows.items())
-    ]
-
-
-def gather_earlier(folder: Path) -> bool:
-    """Keep the means of the lives so far in one file; False where they remain in the ranks' alone."""
-    lives = _means(folder)
-    try:
-        if lives:
-            text = "".join(json.dumps(asdict(life), separators=(",", ":")) + "\n" for life in lives)
-            write_atomically(folder / _EARLIER, text)
-    except OSError:  # a full disk
-        return False
-    return True
-
-
-def _is_whole(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("seconds"), dict):
-        return False
-    seconds = row["seconds"]
-    numbers = [row.get("began"), row.get("ended"), row.get("samples_seen"), *seconds.values()]
-    whole = isinstance(row.get("life"), int) and all(isinstance(number, int | float) for number in numbers)
-    return whole and set(seconds) == set(CLASSES)
-
-
-def between_seconds(lives: list[LifeAccount]) -> float:
-    """Return the time between lives: in a queue, or after the last totals of one that was killed."""
-    return sum(later.began - earlier.ended for earlier, later in pairwise(lives))
-
-
-def summarise(folder: Path) -> dict[str, float]:
-    """Add up a run's account; its classes cover the wall time from the first start to the last totals.
-
-    Units: seconds, averaged over the ranks of each life. What lies between lives is `idle`.
-    """
-    return add_up(read_lives(folder))
-
-
-def add_up(lives: list[LifeAccount]) -> dict[str, float]:
-    """Add up lives that follow one on the other, as `summarise` does."""
-    sums = {name: sum(one.seconds[name] for one in lives) for name in CLASSES}
-    sums["idle"] += between_seconds(lives)
-    return sums
 
 
 def process_age_seconds() -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from coatnet.runtime.account import CLASSES
 from coatnet.runtime.drawing import make_figure
+from coatnet.runtime.lives import CLASSES
 
 _NAMED_CLASSES = 30
 _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))

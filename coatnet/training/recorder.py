@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from coatnet.runtime.account import CLASSES, LifeAccount, TimeAccount, add_up
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lives import CLASSES, LifeAccount, add_up
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import Progress
 from coatnet.runtime.ranks import Ranks

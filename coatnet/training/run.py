@@ -16,8 +16,9 @@ import torch
 
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
-from coatnet.runtime.account import TimeAccount, read_lives
+from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
+from coatnet.runtime.lives import read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from coatnet.model import rows
-from coatnet.runtime.account import read_lives
+from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 from data_pipeline.decode import backend_name
 

@@ -15,7 +15,7 @@ import kills
 
 from coatnet.config import load_config
 from coatnet.quickstart.digits import write_digits
-from coatnet.runtime.account import read_lives, summarise
+from coatnet.runtime.lives import add_up, read_lives
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ def main(epochs: int, count: int, seed: int) -> None:
         for account in folder.glob("run-*/account"):
             found = read_lives(account)
             wall = found[-1].ended - found[0].began
-            errors.append(abs(sum(summarise(account).values()) - wall) / wall)
+            errors.append(abs(sum(add_up(read_lives(account)).values()) - wall) / wall)
             lives += len(found)
     print(json.dumps({**result, "account_error": max(errors), "lives": lives}))
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from test_training import begin, checkpoint_steps, finish, shards, undisturbed
 
-from coatnet.runtime.account import read_lives
+from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory
 
 from fake_cluster import FakeCluster

@@ -13,16 +13,9 @@ from typing import Any
 
 import pytest
 
-from coatnet.runtime.account import (
-    CLASSES,
-    LifeAccount,
-    TimeAccount,
-    between_seconds,
-    process_age_seconds,
-    read_lives,
-    summarise,
-)
+from coatnet.runtime.account import TimeAccount, process_age_seconds
 from coatnet.runtime.lease import Lease
+from coatnet.runtime.lives import CLASSES, LifeAccount, add_up, between_seconds, read_lives
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -101,7 +94,7 @@ def test_a_clock_that_is_set_back_between_lives_changes_neither_their_order_nor_
             TimeAccount(tmp_path, rank=0, life=life, age_seconds=50.0).flush(samples_seen=10 * life)
     lives = read_lives(tmp_path)
     assert [(one.life, one.samples_seen) for one in lives] == [(1, 10), (2, 20), (3, 30)]
-    assert sum(summarise(tmp_path).values()) == pytest.approx(lives[-1].ended - lives[0].began, abs=0.01)
+    assert sum(add_up(lives).values()) == pytest.approx(lives[-1].ended - lives[0].began, abs=0.01)
     assert 150 <= lives[-1].ended - lives[0].began < 300
 
 
@@ -129,7 +122,7 @@ def test_killed_lives_and_the_time_between_them_add_up_to_wall_time(tmp_path: Pa
         assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
     lives = read_lives(tmp_path)
     assert [one.life for one in lives] == [1, 2]
-    total, wall = summarise(tmp_path), lives[1].ended - lives[0].began
+    total, wall = add_up(read_lives(tmp_path)), lives[1].ended - lives[0].began
     assert abs(sum(total.values()) - wall) < 0.01 * wall
     assert total["compute"] >= 0.4 and total["start"] > 0
     assert total["idle"] >= between_seconds(lives) >= 0.1
@@ -143,7 +136,7 @@ def test_lives_are_added_and_ranks_averaged(tmp_path: Path) -> None:
             account.flush(samples_seen=1)
             account._seconds["compute"] = 20.0 + rank
             account.flush(samples_seen=2)
-    total = summarise(tmp_path)
+    total = add_up(read_lives(tmp_path))
     assert set(total) == set(CLASSES)
     assert total["compute"] == pytest.approx(41.0, abs=0.01)
 
@@ -165,7 +158,7 @@ def test_a_life_is_the_mean_of_its_ranks_and_they_come_in_their_order(tmp_path: 
     assert (first.life, first.began, first.ended, first.seconds["compute"]) == (1, 10.0, 20.0, 8.0)
     assert (last.life, last.began, last.ended, last.seconds["compute"]) == (2, 31.0, 42.0, 5.0)
     assert last.samples_seen == 30
-    total = summarise(tmp_path)
+    total = add_up(read_lives(tmp_path))
     assert (total["compute"], total["idle"]) == (13.0, 11.0)
 
 
@@ -224,7 +217,7 @@ def test_where_the_means_find_no_room_the_ranks_files_keep_every_life(
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coatnet.runtime.account.write_atomically", full)
+    monkeypatch.setattr("coatnet.runtime.lives.write_atomically", full)
     for life in (1, 2):
         lease = Lease.acquire(tmp_path)
         told.clear()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coatnet.runtime.account import CLASSES, TimeAccount, read_lives
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lives import CLASSES, read_lives
 
 
 class Clock:

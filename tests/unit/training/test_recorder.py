@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from coatnet.model import ModelConfig, NormConfig, build_model
-from coatnet.runtime.account import CLASSES, TimeAccount, read_lives
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lives import CLASSES, read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
