@@ -110,6 +110,7 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
                 plan.layout,
                 zero_stage=stage,
                 checkpointing=_ALL_STAGES if checkpointing else (),
+                overlap=recipe.overlap and stage > 0,
                 is_ddp=stage == 0 and not recipe.is_pretraining,
             )
             memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
@@ -147,6 +148,7 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
             compiled=recipe.compiled,
             rows=on_cores and not recipe.compiled,
             groups=max(1, micro_batch // group),
+            overlap=recipe.overlap,
             is_ddp=recipe.is_ddp,
             draws=recipe.draws,
         )
@@ -172,7 +174,6 @@ def _timing(
         accumulation=accumulation,
         hardware=hardware,
         backward_seconds=step.backward,
-        overlap=recipe.overlap,
     )
     loading = _loading(
         global_batch / nodes * decode_seconds(recipe, hardware=hardware),

@@ -10,7 +10,8 @@ from cluster.planning.workload import Work, mode
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
-WINDOWS = 8  # stage 3 works on such a part of the model at a time (coatnet.training.deepspeed_config)
+WINDOWS = 8  # stage 3, and what overlaps, goes in such parts of the model (coatnet.training.deepspeed_config)
+_DDP_BUCKET = 25 * 2**20 / _FP32
 _WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
 # On two CPU ranks what is freed leaves holes in the C library's heap, which holds blocks of up to 32 MiB and
 # gives larger ones back. Fitted to CoAtNet-0 and -2 (stage 3) and to three small models (stages 1 and 2).
@@ -33,6 +34,7 @@ class Layout:
         compiled: whether torch.compile fuses what is elementwise.
         rows: whether the CPU's extension does batch norm and GELU in one pass.
         groups: of images that a micro-batch is normalised in.
+        overlap: gradients are reduced beside the backward pass.
         is_ddp: torch's own data parallelism stands in DeepSpeed's place; gradients lie in its buckets.
         draws: whether evaluations draw pictures.
     """
@@ -47,6 +49,7 @@ class Layout:
     compiled: bool = False
     rows: bool = False
     groups: int = 1
+    overlap: bool = False
     is_ddp: bool = False
     draws: bool = False
 
@@ -193,12 +196,21 @@ def _heap_bytes(flat: float, *, stage: int) -> float:
 
 
 def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: Layout) -> float:
+    bucket = bucket_elements(parameters, layout=layout)
     if layout.zero_stage == 0:
-        return min(layout.bucket_elements, parameters) * held
+        return bucket * held
     if layout.zero_stage == 3:  # windows, and the largest layer with its gradient, which may exceed one
-        window = min(layout.bucket_elements, parameters / WINDOWS)
-        return (_WINDOW_COPIES * window + 2.0 * max(work.parameters for work in works)) * held
-    return 2.0 * min(layout.bucket_elements, parameters) * held
+        return (_WINDOW_COPIES * bucket + 2.0 * max(work.parameters for work in works)) * held
+    # one that fills, its copy on the way, and beside the backward pass the one that was full before
+    return (3.0 if layout.overlap else 2.0) * bucket * held
+
+
+def bucket_elements(parameters: int, *, layout: Layout) -> float:
+    """Return how many gradients go at a time (coatnet.training.deepspeed_config, and DDP's 25 MiB)."""
+    if layout.is_ddp:
+        return min(_DDP_BUCKET, parameters)
+    parts = WINDOWS if layout.zero_stage == 3 or layout.overlap else 1
+    return min(layout.bucket_elements, parameters / parts)
 
 
 def _largest_block_bytes(works: Sequence[Work], layout: Layout, *, stage: str) -> float:

@@ -6,8 +6,9 @@ from typing import Any
 
 from coatnet.training.sections import ZeroConfig
 
-# At stage 3 so large a part of the model is gathered, reduced and updated at a time; the plan counts on it
-# (cluster.planning.memory). DeepSpeed's own limits (1e9 weights) hold whole models of this family again: 28.0
+# At stage 3 so large a part of the model is gathered, reduced and updated at a time, and so large a part is
+# reduced while the backward pass makes the next one; the plan counts on it (cluster.planning.memory).
+# DeepSpeed's own limits (1e9 weights) hold whole models of this family again: 28.0
 # bytes per parameter at the peak of a step instead of 17.5, at two ranks in fp32.
 WINDOWS = 8
 
@@ -34,7 +35,7 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str, parameter
         "gradient_clipping": clip if zero.stage > 0 else 0.0,
         "zero_optimization": {
             "stage": zero.stage,
-            "overlap_comm": zero.overlap_communication and zero.stage > 1,
+            "overlap_comm": zero.overlap_communication,
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
@@ -58,8 +59,9 @@ def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str, parameter
 def bucket_elements(zero: ZeroConfig, *, parameters: int) -> int:
     """Return the size of a bucket, and of a window of stage 3, for a model of so many parameters.
 
-    A bucket is allocated whole, and need not be larger than what it is for.
+    A bucket is allocated whole, and need not be larger than what it is for. What overlaps has to be in parts:
+    of one bucket for the whole model nothing is sent before the backward pass is over.
     """
-    if zero.stage == 3:
+    if zero.stage == 3 or zero.overlap_communication:
         parameters = max(parameters // WINDOWS, 1)
     return min(zero.bucket_elements, parameters + parameters % 2)

@@ -118,8 +118,9 @@ class ZeroConfig:
     Attributes:
         stage: 0 keeps everything on every rank, 1 shards AdamW's state, 2 the gradients too, 3 the weights
             too. Stage 1 suffices for every CoAtNet on 80 GB.
-        overlap_communication: reduce gradients while the backward pass still runs (stages 2 and 3).
-        bucket_elements: gradients are reduced in buckets of so many numbers.
+        overlap_communication: reduce gradients while the backward pass still runs (stages 1 to 3; at
+            1 not with precision "bf16"), an eighth of the model at a time. No GPU has run it, so it is off.
+        bucket_elements: gradients are reduced in buckets of so many numbers, or of fewer.
         persist_elements: stage 3 keeps parameters of fewer numbers whole on every rank.
     """
 

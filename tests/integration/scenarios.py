@@ -14,6 +14,7 @@ from faulty_runs import finetune_run as finetune_run
 from faulty_runs import hanging_run as hanging_run
 from faulty_runs import pretrain_run as pretrain_run
 from faulty_runs import suspended_run as suspended_run
+from sent import sent_bytes
 from torch.nn.parallel import DistributedDataParallel
 
 from coatnet.checkpoint.store import CheckpointStore
@@ -48,10 +49,10 @@ def tiny_model(seed: int = 1, placed: Placed | None = None) -> torch.nn.Module:
 
 
 def tiny_engine(
-    ranks: Ranks, *, stage: int, clip: float = 1.0, precision: str = "fp32", seed: int = 1
+    ranks: Ranks, *, stage: int, clip: float = 1.0, precision: str = "fp32", seed: int = 1, **zeros: Any
 ) -> Engine:
     # several buckets, and at stage 3 several sub-groups
-    zero = ZeroConfig(stage=stage, bucket_elements=5_000, persist_elements=100)
+    zero = ZeroConfig(stage=stage, **{"bucket_elements": 5_000, "persist_elements": 100, **zeros})
     return Engine(
         tiny_model(seed, sharder(zero, ranks=ranks, precision=precision)),
         ranks=ranks,
@@ -91,10 +92,17 @@ def train(engine: Engine, *, first: int, steps: int, accumulation: int, lr: floa
 
 
 def engine_losses(
-    stage: int, steps: int, accumulation: int, clip: float = 1.0, precision: str = "fp32"
+    stage: int, steps: int, accumulation: int, clip: float = 1.0, precision: str = "fp32", **zeros: Any
 ) -> list[float]:
-    engine = tiny_engine(Ranks.start(), stage=stage, clip=clip, precision=precision)
+    engine = tiny_engine(Ranks.start(), stage=stage, clip=clip, precision=precision, **zeros)
     return train(engine, first=0, steps=steps, accumulation=accumulation)
+
+
+def sent_in_a_step(stage: int, accumulation: int, precision: str, overlap: bool) -> dict[str, Any]:
+    """Count what a step sends."""
+    zeros = {"overlap_communication": overlap, "persist_elements": 0}
+    engine = tiny_engine(Ranks.start(), stage=stage, precision=precision, **zeros)
+    return sent_bytes(engine, lambda step: train(engine, first=step, steps=1, accumulation=accumulation))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.communication import predict_communication
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.memory import WINDOWS, Layout, largest_micro_batch, predict_memory
 from cluster.planning.plan import Plan
@@ -117,20 +116,6 @@ def test_stage_three_costs_a_core_time_for_every_layer_and_micro_batch() -> None
     assert one.sharding == 0.0
     assert three.sharding == pytest.approx(2 * layers * hardware.sharding_seconds)
     assert three.seconds - three.operators == pytest.approx(one.seconds - one.operators + three.sharding)
-
-
-def test_communication_grows_with_the_stage_and_vanishes_on_one_device() -> None:
-    hardware = load_hardware("h100")
-
-    def seconds(stage: int, world: int) -> float:
-        return predict_communication(
-            parameters=275_000_000, layout=Layout(world, stage, 8), accumulation=4, hardware=hardware,
-            backward_seconds=0.1, overlap=False,
-        ).seconds  # fmt: skip
-
-    assert seconds(0, 1) == 0.0
-    assert seconds(1, 64) < seconds(2, 64) < seconds(3, 64)
-    assert seconds(1, 8) < seconds(1, 64) < seconds(1, 1024)
 
 
 @pytest.mark.parametrize("name", hardware_names())
