@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from coatnet.config.checks import one_of
+from coatnet.config.checks import one_of, up_to, within
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 EVALUATE_RESIZES = ("center_crop", "whole")
 ORIENTATIONS = ("ignore", "apply")
-MAX_RANDAUGMENT_MAGNITUDE = 30.0
+MAX_RANDAUGMENT_MAGNITUDE = 30
+_MOST_OPERATIONS = 16
 
 
 @dataclass
@@ -63,22 +64,19 @@ class AugmentConfig:
         one_of("exif_orientation", self.exif_orientation, ORIENTATIONS)
         _interval("crop_area", self.crop_area, most=1.0)
         _interval("crop_ratio", self.crop_ratio, most=math.inf)
-        if self.randaugment_n < 0:
-            raise ValueError(f"randaugment_n is {self.randaugment_n}; allowed: 0 or more operations")
-        if not 0.0 <= self.randaugment_m <= MAX_RANDAUGMENT_MAGNITUDE:
-            raise ValueError(
-                f"randaugment_m is {self.randaugment_m}; allowed: 0 to {MAX_RANDAUGMENT_MAGNITUDE:g}"
-            )
+        within("randaugment_n", self.randaugment_n, least=0, most=_MOST_OPERATIONS)
+        within("randaugment_m", self.randaugment_m, least=0, most=MAX_RANDAUGMENT_MAGNITUDE)
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
             if not (alpha == 0.0 or 0.01 <= alpha <= 100.0):
                 raise ValueError(f"{name} is {alpha}; allowed: 0 (off), or an alpha from 0.01 to 100")
         if not 0.0 <= self.erasing <= 1.0:
             raise ValueError(f"erasing is {self.erasing}; allowed: a probability from 0 to 1")
-        if not 0.0 < self.evaluate_crop <= 1.0:
-            raise ValueError(f"evaluate_crop is {self.evaluate_crop}; allowed: above 0, up to 1")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
-            raise ValueError(f"mean is {self.mean}, std {self.std}; allowed: three numbers each, std above 0")
+        up_to("evaluate_crop", self.evaluate_crop, most=1)
+        for name, least, most in (("mean", 0, 1), ("std", 0.001, 100)):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(least <= value <= most for value in values):
+                raise ValueError(f"{name} is {values}; allowed: three numbers from {least} to {most}")
 
 
 def _interval(name: str, value: list[float], *, most: float) -> None:

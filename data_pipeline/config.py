@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from coatnet.config.checks import above_zero, at_least_one, folder, one_of, within
+from coatnet.config.checks import above_zero, at_least_zero, folder, one_of, within
 
 TAILS = ("continue", "drop", "mask")
 DECODERS = ("auto", "kernel", "pillow")
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -70,14 +70,14 @@ class CacheConfig:
     def __post_init__(self) -> None:
         folder("directory", self.directory, allowed="a folder, or null")
         try:
-            parse_bytes("0" if self.limit is None else self.limit)
+            limit = parse_bytes("1" if self.limit is None else self.limit)
         except ValueError as error:
             raise ValueError(f"limit: {error}") from None
-        if self.ahead_shards < 0:
-            raise ValueError(f"ahead_shards is {self.ahead_shards}; allowed: 0 or more")
-        if not 0.0 < self.stall_seconds <= 600.0:
-            raise ValueError(f"stall_seconds is {self.stall_seconds}; allowed: above 0, up to 600")
-        at_least_one("attempts", self.attempts)
+        if not limit:
+            raise ValueError(f"limit is {self.limit!r}; allowed: above 0")
+        at_least_zero("ahead_shards", self.ahead_shards)
+        within("stall_seconds", self.stall_seconds, least=0.1, most=600)
+        within("attempts", self.attempts, least=1, most=1000)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from coatnet.config import config_digest
-from coatnet.config.checks import at_least_zero, below_one, multiple_of, one_of
+from coatnet.config.checks import at_least_zero, below_one, multiple_of, one_of, up_to
 from coatnet.model.config import PARTS, ModelConfig, NormConfig
 from coatnet.training.sections import (
     EvaluateConfig,
@@ -59,8 +59,7 @@ class FinetuneOptimizerConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise ValueError(f"layer_decay is {self.layer_decay}; allowed: above 0, up to 1 (off)")
+        up_to("layer_decay", self.layer_decay, most=1)
 
 
 @dataclass
@@ -122,7 +121,7 @@ class FinetuneConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
-        at_least_zero("seed", min([self.seed, *self.seeds]))
+        at_least_zero("seed", self.seed)
         one_of("weights", self.weights, tuple(WEIGHTS))
         one_of("precision", self.precision, PRECISIONS)
         one_of("zero", self.zero, (0, 1, 2))
@@ -130,8 +129,8 @@ class FinetuneConfig:
         below_one("stochastic_depth", self.stochastic_depth or 0.0)
         for part in self.freeze:
             one_of("freeze", part, PARTS)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; allowed: each once")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
+            raise ValueError(f"seeds is {self.seeds}; allowed: 0 or more, each once")
         if self.init is None and (self.model is None or self.head.keep_rows != "none"):
             raise ValueError("init is null; allowed: a checkpoint, or a model and head.keep_rows none")
         group, batch = self.norm.group_images, self.train.micro_batch

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from coatnet.config.checks import at_least_one, counted, folder, one_of
-from coatnet.training.sections import EvaluateConfig, TrainConfig
+from coatnet.config.checks import at_least_one, counted, folder, one_of, within
+from coatnet.training.sections import MOST_IMAGES, EvaluateConfig, TrainConfig
 
-_STEPS = re.compile(r"([0-9]+)\.\.([0-9]+)")
+_STEPS = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
+_MOST_TRACED = 1000  # steps: a trace of one takes megabytes, and is kept in memory until the last
 
 
 @dataclass
@@ -25,7 +26,7 @@ class BatchChange:
 
     def __post_init__(self) -> None:
         counted("at", self.at, may_be_none=True)
-        at_least_one("global_batch", self.global_batch)
+        within("global_batch", self.global_batch, least=1, most=MOST_IMAGES)
 
 
 @dataclass
@@ -85,6 +86,8 @@ class ProfileConfig:
             raise ValueError(f"steps is {self.steps!r}; write for example '100..110'")
         if self.steps is not None and not self.window:
             raise ValueError(f"steps is {self.steps!r}; the last step comes before the first")
+        if len(self.window) > _MOST_TRACED:
+            raise ValueError(f"steps is {self.steps!r}; allowed: up to {_MOST_TRACED} steps")
 
     @property
     def window(self) -> range:

@@ -30,13 +30,19 @@ def at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}; allowed: 1 or more")
 
 
+def up_to(name: str, value: float, *, most: int) -> None:
+    """Check a positive number that has a bound."""
+    if not 0.0 < value <= most:
+        raise ValueError(f"{name} is {value}; allowed: above 0, up to {most}")
+
+
 def at_least_zero(name: str, value: float) -> None:
     """Check a number that may be none."""
     if value < 0:
         raise ValueError(f"{name} is {value}; allowed: 0 or more")
 
 
-def within(name: str, value: float, *, least: int, most: int) -> None:
+def within(name: str, value: float, *, least: float, most: float) -> None:
     """Check a number between two others."""
     if not least <= value <= most:
         raise ValueError(f"{name} is {value}; allowed: {least} to {most}")

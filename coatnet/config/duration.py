@@ -11,6 +11,7 @@ from dataclasses import dataclass
 _SAMPLE_UNITS = {"image": "images", "images": "images", "sample": "images", "samples": "images"}
 _COUNT_UNITS = {"epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps", **_SAMPLE_UNITS}
 _SECONDS = {"second": 1, "seconds": 1, "minute": 60, "minutes": 60, "hour": 3600, "hours": 3600}
+_LONGEST = 1e15  # in any unit: positions are whole numbers that 64 bits hold
 _FORM = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([a-z]+)\s*")
 
 
@@ -26,11 +27,13 @@ class Duration:
         """Read "90 epochs" and the like.
 
         Raises:
-            ValueError: not a number followed by a known unit.
+            ValueError: not a number followed by a known unit, or far too large a one.
         """
         found = _FORM.fullmatch(text.lower())
         if found:
             number, unit = float(found[1].replace("_", "")), found[2]
+            if number > _LONGEST:
+                raise ValueError(f"{text!r} is too long; allowed: up to {_LONGEST:.0e}")
             if unit in _COUNT_UNITS:
                 return cls(number, _COUNT_UNITS[unit])
             if unit in _SECONDS:

@@ -24,6 +24,7 @@ from yaml import YAMLError
 from coatnet.config.errors import ConfigError
 
 T = TypeVar("T")
+_ITEMS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number"}
 _MAX_EXTENDS = 8
 _GREATEST = 2**63 - 1  # what numpy, torch and JSON's readers take
 
@@ -171,6 +172,10 @@ def _unknown_key(error: ConfigKeyError) -> str:
 def _instantiate(node: Any, *, prefix: str, origin: str) -> Any:
     """Build the dataclasses from the leaves up, so that a failing check is reported with its path."""
     if isinstance(node, ListConfig):
+        wanted = _ITEMS.get(node._metadata.element_type)
+        for number, item in enumerate(node):
+            if wanted and isinstance(item, ListConfig | DictConfig):  # OmegaConf refuses all others
+                raise ConfigError(f"{origin}: {prefix}[{number}] is {item}; allowed: {wanted}")
         return [_instantiate(item, prefix=f"{prefix}[{i}]", origin=origin) for i, item in enumerate(node)]
     if not isinstance(node, DictConfig) or node._is_none():
         # Such a number compares with nothing, so no check would refuse it.

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 
-from coatnet.config.checks import above_zero, at_least_one, below_one, multiple_of, one_of
+from coatnet.config.checks import at_least_one, below_one, multiple_of, one_of, up_to, within
 from coatnet.model.family import FAMILY, Architecture, Run, Stage
 
 PARTS = ("S0", "S1", "S2", "S3", "S4", "dense")  # what can be frozen; "dense": the layer before the logits
@@ -82,8 +82,8 @@ class ModelConfig:
         at_least_one("num_classes", self.num_classes)
         if self.head_size is not None:
             at_least_one("head_size", self.head_size)
-        above_zero("batch_norm_eps", self.batch_norm_eps)
-        above_zero("layer_norm_eps", self.layer_norm_eps)
+        for key in ("batch_norm_eps", "layer_norm_eps"):
+            within(key, getattr(self, key), least=1e-12, most=1)
         for key, allowed in _CHOICES.items():
             if key != "stride_place" or self.stride_place is not None:
                 one_of(key, getattr(self, key), allowed)
@@ -117,8 +117,7 @@ class NormConfig:
         if self.group_images is not None:
             at_least_one("group_images", self.group_images)
         one_of("sync", self.sync, ("none", "node", "all"))
-        if not 0.0 < self.momentum <= 1.0:
-            raise ValueError(f"momentum is {self.momentum}; allowed: above 0, up to 1")
+        up_to("momentum", self.momentum, most=1)
 
 
 def architecture(config: ModelConfig) -> Architecture:

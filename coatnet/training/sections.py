@@ -19,6 +19,8 @@ from coatnet.config.checks import (
     multiple_of,
     no_url,
     one_of,
+    up_to,
+    within,
 )
 
 # Figures of an evaluation that are better the higher they are, by the labels of its corpus: one per image, or
@@ -26,7 +28,9 @@ from coatnet.config.checks import (
 FIGURES = {"single": ("top1", "top5"), "multi": ("map", "map_micro", "precision1")}
 TRANSFER = "transfer_top1"
 LOSS_NAMES = ("softmax", "sigmoid")
+MOST_IMAGES = 1 << 24  # of a step
 _MOST_RANKS = 1024
+_LEAST_CLIP = 1e-6  # below, all gradients sink under `eps`, and nothing is learned
 
 
 @dataclass
@@ -83,12 +87,14 @@ class OptimizerConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.eps <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, eps {self.eps}; allowed: above 0")
+        up_to("learning_rate", self.learning_rate, most=1)
+        within("eps", self.eps, least=1e-30, most=1)  # below it is 0 in fp32
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas is {self.betas}; allowed: two numbers from 0 to below 1")
-        if self.weight_decay < 0 or self.clip < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, clip {self.clip}; allowed: 0 or more")
+        if not 0 <= self.weight_decay * self.learning_rate < 1:  # a step takes so much of a weight away
+            raise ValueError(f"weight_decay is {self.weight_decay}; allowed: 0 to 1 / learning_rate")
+        if not (self.clip == 0 or self.clip >= _LEAST_CLIP):
+            raise ValueError(f"clip is {self.clip}; allowed: 0 (off), or from {_LEAST_CLIP} on")
 
 
 @dataclass
@@ -108,7 +114,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         one_of("shape", self.shape, ("cosine", "linear", "constant"))
         counted("warmup", self.warmup, may_be_none=True)
-        at_least_zero("minimum", self.minimum)
+        within("minimum", self.minimum, least=0, most=1)
 
 
 @dataclass
@@ -171,7 +177,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counted("duration", self.duration)
-        at_least_one("global_batch", self.global_batch)
+        within("global_batch", self.global_batch, least=1, most=MOST_IMAGES)
         if self.micro_batch is not None:
             at_least_one("micro_batch", self.micro_batch)
 
@@ -190,7 +196,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         counted("every", self.every)
-        at_least_one("batch", self.batch)
+        within("batch", self.batch, least=1, most=65536)
 
 
 @dataclass

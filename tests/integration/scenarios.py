@@ -24,6 +24,7 @@ from coatnet.model.initial import Placed
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.optimizer import parameter_groups
+from coatnet.training.schedule import LearningRate
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from pretrain import tune
@@ -296,8 +297,10 @@ def replay_bundle(folder: str) -> dict[str, Any]:
     return replay(Path(folder), ranks=Ranks.start())
 
 
-def failing_run(arguments: list[str]) -> str:
-    """Run the worker of `coatnet pretrain` to the error that ends it."""
+def failing_run(arguments: list[str], rate: float | None = None) -> str:
+    """Run the worker of `coatnet pretrain` to the error that ends it, at a rate that no config may name."""
+    if rate is not None:
+        LearningRate.__call__ = lambda self, samples_seen: rate  # type: ignore[method-assign]
     try:
         main(arguments)
     except UserError as error:

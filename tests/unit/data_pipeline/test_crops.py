@@ -125,7 +125,7 @@ def test_betas_have_their_mean_and_variance(alpha: float) -> None:
         ("mixup", -0.1, "mixup is -0.1; allowed: 0"),
         ("erasing", 1.5, "erasing is 1.5; allowed: a probability"),
         ("evaluate_resize", "crop", "evaluate_resize is 'crop'; allowed: center_crop, whole"),
-        ("std", [1.0, 0.0, 1.0], "std above 0"),
+        ("std", [1.0, 0.0, 1.0], "std is .* from 0.001 to 100"),
     ],
 )
 def test_a_wrong_setting_is_named(field: str, value: object, message: str) -> None:
