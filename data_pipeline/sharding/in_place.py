@@ -22,7 +22,8 @@ from data_pipeline.index import (
     size_and_hash,
 )
 from data_pipeline.manifest import Manifest, ShardEntry
-from data_pipeline.sharding.commit import SkipBudget, commit, disk_errors, finished_before
+from data_pipeline.sharding.collecting import collect
+from data_pipeline.sharding.commit import commit, disk_errors, finished_before
 from data_pipeline.sharding.inspection import judge
 from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.journal import Journal
@@ -31,10 +32,7 @@ from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sources import SourceOptions
 from data_pipeline.sharding.tar_source import TarSample, list_tars, tars_in, walk_samples
 from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
-from data_pipeline.sharding.workers import run_jobs
 from data_pipeline.tar_format import walk_members
-
-_FEW_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -85,39 +83,27 @@ def index_in_place(
         if present is not None:
             return present
         with Journal(folder, plan=plan) as journal:
-            results = _index(listing, tars, options, journal, label=f"index {folder.name}", quiet=quiet)
-            ordered = [results[path.name] for path in tars]
-            inside = len(listing) - sum(one.images for one in ordered)
+            multi = listing.rows is not None
+            results = collect(
+                [path.name for path in tars],
+                lambda number: IndexJob(str(tars[number]), _labels_of(listing, number), options, multi),
+                run_index_job,
+                journal=journal,
+                options=options,
+                images=len(listing),
+                source_bytes=int(listing.size.sum()),
+                label=f"index {folder.name}",
+                quiet=quiet,
+            )
+            inside = len(listing) - sum(one.images for one in results)
             if inside:
                 raise UserError(
                     f"{folder}: {inside} of {len(listing)} images lie in tars within tars, which cannot be "
                     "read where they are; give a DESTINATION to pack them anew"
                 )
-            manifest = commit(folder, listing, ordered, dropped=[], source={"in_place": True, "plan": plan})
+            manifest = commit(folder, listing, results, dropped=[], source={"in_place": True, "plan": plan})
             journal.close()
     return manifest
-
-
-def _index(
-    listing: Listing, tars: list[Path], options: ShardOptions, journal: Journal, *, label: str, quiet: bool
-) -> dict[str, ShardResult]:
-    """Index what is not yet indexed, and return all tars' results by their names."""
-    results = journal.finished()
-    missing = [number for number, path in enumerate(tars) if path.name not in results]
-    budget = SkipBudget(options.bad_budget, total=len(listing))
-    for result in results.values():
-        budget.count(result)
-    multi = listing.rows is not None
-    jobs = (IndexJob(str(tars[n]), _labels_of(listing, n), options, multi) for n in missing)
-    workers = options.workers or (1 if int(listing.size.sum()) < _FEW_BYTES else 0)
-    done = sum(result.images for result in results.values())
-    with progress(len(listing), label, "images", done=done, enabled=not quiet) as bar:
-        for result in run_jobs(run_index_job, jobs, workers=workers, count=len(missing)):
-            journal.add(result)
-            results[result.entry.name] = result
-            bar.advance(result.images)
-            budget.count(result)
-    return results
 
 
 def run_index_job(job: IndexJob) -> ShardResult:

@@ -6,7 +6,6 @@ Killed at any moment, the same call goes on: finished shards stay, nothing doubl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from coatnet.runtime.progress import progress
 from data_pipeline import tile
 from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
-from data_pipeline.sharding.commit import SkipBudget, commit, disk_errors, finished_before
+from data_pipeline.sharding.collecting import collect
+from data_pipeline.sharding.commit import commit, disk_errors, finished_before
 from data_pipeline.sharding.duplicates import without_duplicates
 from data_pipeline.sharding.job import Oddity, ShardJob, ShardResult, run_job
 from data_pipeline.sharding.journal import Journal
@@ -27,9 +27,6 @@ from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.plan import plan_shards, split_validation
 from data_pipeline.sharding.sources import SourceOptions, list_source
-from data_pipeline.sharding.workers import run_jobs
-
-_FEW_BYTES = 64_000_000  # below, starting worker processes costs more than it saves
 
 
 def shard_corpus(
@@ -116,31 +113,25 @@ def _write_shards(
     quiet: bool,
 ) -> list[ShardResult]:
     """Write what is not yet written, and return all shards' results in their order."""
-    results = journal.finished()
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     firsts = np.cumsum([0, *map(len, shards)])
-    missing = [number for number, name in enumerate(names) if name not in results]
-    total = int(firsts[-1])
-    done = sum(result.images for result in results.values())
-    budget = SkipBudget(options.bad_budget, total=total)
-    for result in results.values():
-        budget.count(result)
+    multi = listing.label_kind == "multi"
 
-    def jobs() -> Iterator[ShardJob]:
-        for number in missing:
-            items = listing.items(shards[number])
-            multi = listing.label_kind == "multi"
-            yield ShardJob(str(destination / names[number]), int(firsts[number]), items, options, multi)
+    def job_of(number: int) -> ShardJob:
+        items = listing.items(shards[number])
+        return ShardJob(str(destination / names[number]), int(firsts[number]), items, options, multi)
 
-    small = int(listing.size.sum()) < _FEW_BYTES
-    workers = options.workers or (1 if small else 0)
-    with progress(total, f"shard {destination.name}", "images", done=done, enabled=not quiet) as bar:
-        for result in run_jobs(run_job, jobs(), workers=workers, count=len(missing)):
-            journal.add(result)
-            results[result.entry.name] = result
-            bar.advance(result.images)
-            budget.count(result)
-    return [results[name] for name in names]
+    return collect(
+        names,
+        job_of,
+        run_job,
+        journal=journal,
+        options=options,
+        images=int(firsts[-1]),
+        source_bytes=int(listing.size.sum()),
+        label=f"shard {destination.name}",
+        quiet=quiet,
+    )
 
 
 def _plan_name(listing: Listing, chosen: NDArray[np.int64], options: ShardOptions) -> str:

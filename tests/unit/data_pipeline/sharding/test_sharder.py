@@ -16,7 +16,7 @@ from PIL import Image
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
 from data_pipeline.manifest import MANIFEST
-from data_pipeline.sharding import direct_file, sharder
+from data_pipeline.sharding import collecting, direct_file, sharder
 from data_pipeline.sharding.job import ShardJob, run_job
 from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
@@ -136,8 +136,8 @@ def test_an_interrupted_sharding_goes_on_and_ends_equal(
         shard(image_folder, tmp_path / "cut")
     assert not (tmp_path / "cut" / MANIFEST).exists()
     (tmp_path / "cut" / ".shard-000005.tar.1.tmp").write_bytes(b"half a shard")
-    begun = Mock(wraps=sharder.progress)
-    monkeypatch.setattr(sharder, "progress", begun)
+    begun = Mock(wraps=collecting.progress)
+    monkeypatch.setattr(collecting, "progress", begun)
     shard(image_folder, tmp_path / "cut")
     assert begun.call_args.args[0] == 120 and begun.call_args.kwargs["done"] == 50  # no part of the rate
     assert len(calls) == 6 + 7

@@ -17,7 +17,7 @@ import webdataset
 
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
-from data_pipeline.sharding import sharder
+from data_pipeline.sharding import collecting
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
@@ -356,7 +356,7 @@ def test_a_second_table_leaves_alone_what_the_first_ones_workers_are_reading(
             yield result
 
     first, second = table("first.jsonl", pictures), table("second.jsonl", pictures[:3])
-    monkeypatch.setattr(sharder, "run_jobs", interrupted)
+    monkeypatch.setattr(collecting, "run_jobs", interrupted)
     assert contents(packed(first, tmp_path)) == set(pictures)
 
 
