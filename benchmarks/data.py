@@ -43,6 +43,7 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.device import DeviceTransform
 from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.order import Order
 from data_pipeline.sharding.direct_file import DirectFile
 from data_pipeline.sharding.options import ShardOptions
@@ -183,7 +184,7 @@ def measure_loader(shards: Path, *, seconds: float) -> dict[str, Any]:
     for threads in (1, 2):
         data = DataConfig(train=[CorpusConfig(str(shards))], threads=threads)
         began, used = time.perf_counter(), time.process_time()
-        loader = TrainLoader.open(data, AugmentConfig(), seed=0, global_batch=64)
+        loader = TrainLoader(open_train_corpora(data), data, AugmentConfig(), seed=0, global_batch=64)
         with closing(loader.from_sample(12_345 * 64)) as stream:
             next(stream)
             found["first_batch_seconds"] = round(time.perf_counter() - began, 3)

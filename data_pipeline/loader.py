@@ -21,7 +21,7 @@ from data_pipeline.budget import BadSampleBudget
 from data_pipeline.config import DataConfig
 from data_pipeline.filling import BatchFiller, PendingBatch
 from data_pipeline.lookahead import Lookahead
-from data_pipeline.open_corpus import common_classes, open_train_corpora
+from data_pipeline.open_corpus import common_classes
 from data_pipeline.prefetch import made_ahead
 from data_pipeline.record import SampleSource
 from data_pipeline.steps import Steps
@@ -76,27 +76,6 @@ class TrainLoader:
         self._filler = BatchFiller(corpora, assembler, seed=seed)
         self._budget = BadSampleBudget(data.bad_sample_budget, expected=self.epoch_samples / world_size)
         self._steps = Steps(self._order, global_batch, rank, world_size, masked=data.tail == "mask")
-
-    @classmethod
-    def open(
-        cls,
-        data: DataConfig,
-        augment: AugmentConfig,
-        *,
-        seed: int,
-        global_batch: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> TrainLoader:
-        """Open the corpora that the config names, and prepare their stream.
-
-        Raises:
-            UserError: as `open_corpus` and the constructor do.
-        """
-        corpora = open_train_corpora(data)
-        return cls(
-            corpora, data, augment, seed=seed, global_batch=global_batch, rank=rank, world_size=world_size
-        )
 
     def from_sample(self, samples_seen: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches, one per step, from a position on; endless.

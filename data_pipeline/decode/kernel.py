@@ -53,7 +53,6 @@ def decode(
     *,
     interpolation: str,
     limits: DecodeLimits,
-    allow_simd: bool = True,
 ) -> list[Status]:
     """Decode a batch without the GIL; arguments as for `decode_batch`, which has checked them."""
     assert _native is not None
@@ -66,7 +65,7 @@ def decode(
         out.shape[2],
         interpolation == "bicubic",
         limits.max_pixels,
-        allow_simd,
+        True,
     )
     return [Status(status) for status in statuses]
 

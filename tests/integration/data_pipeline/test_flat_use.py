@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
@@ -29,7 +30,7 @@ def test_ten_thousand_batches_leave_memory_descriptors_and_shared_memory_as_they
         Image.effect_noise((40, 30), 50 + number).convert("RGB").save(path)
     shard_corpus(tmp_path / "images", tmp_path / "shards", options=ShardOptions(shard_samples=3), quiet=True)
     data = DataConfig(train=[CorpusConfig(str(tmp_path / "shards"))], threads=2)
-    loader = TrainLoader.open(data, AugmentConfig(image_size=8), seed=0, global_batch=4)
+    loader = TrainLoader(open_train_corpora(data), data, AugmentConfig(image_size=8), seed=0, global_batch=4)
     process = psutil.Process()
     with closing(loader.from_sample(0)) as stream:
         for _ in range(WARM):

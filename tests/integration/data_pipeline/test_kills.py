@@ -20,6 +20,7 @@ from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
@@ -91,8 +92,9 @@ import hashlib, sys
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_train_corpora
 data = DataConfig(train=[CorpusConfig(sys.argv[1])], threads=2)
-loader = TrainLoader.open(data, AugmentConfig(image_size=16), seed=3, global_batch=48)
+loader = TrainLoader(open_train_corpora(data), data, AugmentConfig(image_size=16), seed=3, global_batch=48)
 for step, batch in enumerate(loader.from_sample(int(sys.argv[2])), start=int(sys.argv[2]) // 48):
     print(step, hashlib.md5(batch.images.numpy().tobytes()).hexdigest(), flush=True)
 """
@@ -102,7 +104,9 @@ for step, batch in enumerate(loader.from_sample(int(sys.argv[2])), start=int(sys
 def test_reading_killed_at_any_step_goes_on_as_if_nothing_had_been(images: Path, tmp_path: Path) -> None:
     shard_corpus(images, tmp_path / "shards", options=ShardOptions(shard_samples=20), quiet=True)
     data = DataConfig(train=[CorpusConfig(str(tmp_path / "shards"))])
-    loader = TrainLoader.open(data, AugmentConfig(image_size=16), seed=3, global_batch=48)
+    loader = TrainLoader(
+        open_train_corpora(data), data, AugmentConfig(image_size=16), seed=3, global_batch=48
+    )
     with closing(loader.from_sample(0)) as stream:
         expected = [hashlib.md5(next(stream).images.numpy().tobytes()).hexdigest() for _ in range(8)]
     seen: list[str] = []

@@ -27,7 +27,7 @@ from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CacheConfig, CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
-from data_pipeline.open_corpus import open_corpus
+from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import BadSampleError, SampleSource
 from data_pipeline.remote import cache as remote_cache
 from data_pipeline.remote import remote_files
@@ -150,7 +150,7 @@ def test_what_never_comes_is_named_and_substituted(server: FaultServer, tmp_path
     data = DataConfig(
         train=[CorpusConfig(server.url)], cache=cache_config(tmp_path, attempts=2), bad_sample_budget=0.5
     )
-    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=80)
+    loader = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=80)
     with closing(loader.from_sample(0)) as stream:
         batch = next(stream)
     assert len(batch) == 80
@@ -212,7 +212,7 @@ def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Pa
         lanes=1,
         tail=tail,
     )
-    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=6)
+    loader = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=6)
     deadline = time.monotonic() + 20
     with closing(loader.from_sample(0)) as stream:
         next(stream)
@@ -385,5 +385,8 @@ def test_the_state_of_a_remote_stream_is_the_local_one(
 ) -> None:
     remote = DataConfig(train=[CorpusConfig(server.url)], cache=cache_config(tmp_path))
     local = DataConfig(train=[CorpusConfig(str(shards))])
-    states = [TrainLoader.open(d, AUGMENT, seed=1, global_batch=8).state() for d in (remote, local)]
+    states = [
+        TrainLoader(open_train_corpora(data), data, AUGMENT, seed=1, global_batch=8).state()
+        for data in (remote, local)
+    ]
     assert json.dumps(states[0]) == json.dumps(states[1])

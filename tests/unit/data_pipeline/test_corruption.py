@@ -21,6 +21,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.index import ShardIndex, file_hash, index_path
 from data_pipeline.loader import TrainLoader
 from data_pipeline.manifest import MANIFEST
+from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.record import BadSampleError
 from data_pipeline.shard_files import LocalFiles
 from data_pipeline.tools.verify import lint_images, verify_shards
@@ -194,7 +195,9 @@ def test_training_goes_on_over_damage_and_names_it(damaged: Path) -> None:
     path.write_bytes(content)
     shard_path(damaged, 5).unlink()
     data = DataConfig(train=[CorpusConfig(str(damaged))], bad_sample_budget=0.2)
-    loader = TrainLoader.open(data, AugmentConfig(image_size=8), seed=0, global_batch=120)
+    loader = TrainLoader(
+        open_train_corpora(data), data, AugmentConfig(image_size=8), seed=0, global_batch=120
+    )
     with closing(loader.from_sample(0)) as stream:
         batch = next(stream)
     assert len(batch) == 120

@@ -112,16 +112,11 @@ def test_avx2_and_the_plain_path_agree_to_the_last_bit(
     outs = []
     for allow_simd in (True, False):
         out = np.zeros((1, height, width, 3), np.uint8)
-        status = kernel.decode(
-            [payload],
-            np.array([box]),
-            np.array([flip]),
-            out,
-            interpolation="bicubic",
-            limits=DEFAULT_LIMITS,
-            allow_simd=allow_simd,
+        boxes, flips = np.array([box], np.int32), np.array([flip], np.uint8)
+        status = kernel._native.decode_batch(
+            [payload], boxes, flips, out, height, width, True, DEFAULT_LIMITS.max_pixels, allow_simd
         )
-        assert status == [Status.OK]
+        assert list(status) == [Status.OK]
         outs.append(out)
     np.testing.assert_array_equal(*outs)
 

@@ -31,7 +31,15 @@ BATCH = 336  # shared equally by 24, 16, 48 and 7 ranks
 
 def loader(folder: Path, *, rank: int = 0, world_size: int = 1, batch: int = BATCH, **data) -> TrainLoader:
     config = DataConfig(train=[CorpusConfig(str(folder))], **data)
-    return TrainLoader.open(config, AUGMENT, seed=5, global_batch=batch, rank=rank, world_size=world_size)
+    return TrainLoader(
+        open_train_corpora(config),
+        config,
+        AUGMENT,
+        seed=5,
+        global_batch=batch,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def digest(batches: list[Batch]) -> dict[int, str]:
@@ -340,7 +348,7 @@ def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path)
     with pytest.raises(UserError, match="allowed with 5 ranks: multiples of 5"):
         loader(shard_folder, world_size=5, batch=16)
     with pytest.raises(UserError, match=r"data\.train is empty"):
-        TrainLoader.open(DataConfig(train=[]), AUGMENT, seed=0, global_batch=8)
+        TrainLoader([], DataConfig(), AUGMENT, seed=0, global_batch=8)
     with pytest.raises(UserError, match="less than one global_batch"):
         loader(shard_folder, batch=500, tail="drop")
     with pytest.raises(UserError, match="no such folder"):
@@ -349,4 +357,4 @@ def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path)
     (tmp_path / "other" / "dog" / "1.jpg").write_bytes(b"x")
     data = DataConfig(train=[CorpusConfig(str(shard_folder)), CorpusConfig(str(tmp_path / "other"))])
     with pytest.raises(UserError, match=r"data\.train\[1\]: has 1 class,"):
-        TrainLoader.open(data, AUGMENT, seed=0, global_batch=8)
+        TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=8)

@@ -18,7 +18,7 @@ from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.loader import TrainLoader
-from data_pipeline.open_corpus import open_corpus
+from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.order import Order
 from data_pipeline.record import BadSampleError, Record
 from data_pipeline.steps import Steps
@@ -30,7 +30,9 @@ WORLD_SIZES = (1, 2, 3, 4, 6, 8, 12, 24)
 
 def loader(folder: Path, *, rank: int = 0, world_size: int = 1, tail: str = "mask") -> TrainLoader:
     data = DataConfig(train=[CorpusConfig(str(folder))], tail=tail, threads=1)
-    return TrainLoader.open(data, AUGMENT, seed=5, global_batch=BATCH, rank=rank, world_size=world_size)
+    return TrainLoader(
+        open_train_corpora(data), data, AUGMENT, seed=5, global_batch=BATCH, rank=rank, world_size=world_size
+    )
 
 
 def batches(folder: Path, *, count: int, start: int = 0, **options: object) -> list[Batch]:
@@ -157,7 +159,7 @@ def test_a_bad_sample_that_also_fills_is_named_once(shard_folder: Path) -> None:
 
 def test_a_corpus_smaller_than_a_batch_is_one_filled_step_an_epoch(shard_folder: Path) -> None:
     data = DataConfig(train=[CorpusConfig(str(shard_folder))], tail="mask")
-    large = TrainLoader.open(data, AUGMENT, seed=5, global_batch=336)
+    large = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=5, global_batch=336)
     with closing(large.from_sample(0)) as stream:
         first, second = next(stream), next(stream)
     assert first.step_samples(1) == second.step_samples(1) == 120
@@ -170,4 +172,4 @@ def test_a_tail_is_part_of_the_order_and_of_one_corpus(shard_folder: Path) -> No
         loader(shard_folder, tail="continue").restore(state)
     data = DataConfig(train=[CorpusConfig(str(shard_folder))] * 2, tail="mask")
     with pytest.raises(UserError, match="'mask' with several corpora; allowed there: continue"):
-        TrainLoader.open(data, AUGMENT, seed=5, global_batch=BATCH)
+        TrainLoader(open_train_corpora(data), data, AUGMENT, seed=5, global_batch=BATCH)

@@ -15,6 +15,7 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
@@ -40,7 +41,7 @@ def tagged(image_folder: Path, tmp_path: Path) -> Path:
 def test_weighted_labels_arrive_as_rows(tagged: Path) -> None:
     assert Corpus.open(tagged).classes == ["all", "even", "odd"]
     data = DataConfig(train=[CorpusConfig(str(tagged))])
-    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=10)
+    loader = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=10)
     with closing(loader.from_sample(0)) as stream:
         trained = next(stream).labels.numpy()
     evaluated = next(iter(EvaluateLoader(Corpus.open(tagged), AUGMENT, batch=10))).labels.numpy()
@@ -60,7 +61,7 @@ def test_single_and_multi_label_corpora_of_one_vocabulary_mix(
         source = next(path for path in sorted(image_folder.rglob("*.jpg"))[10:])
         (single / name / "1.jpg").write_bytes(source.read_bytes())
     data = DataConfig(train=[CorpusConfig(str(tagged), 0.5), CorpusConfig(str(single), 0.5)])
-    loader = TrainLoader.open(data, AUGMENT, seed=0, global_batch=1000)
+    loader = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=1000)
     with closing(loader.from_sample(0)) as stream:
         batch = next(stream)
     assert batch.labels.shape == (1000, 3)
@@ -102,4 +103,4 @@ def test_a_corpus_of_one_label_each_can_be_one_of_several(
 def test_a_mixture_refuses_to_drop_a_tail(tagged: Path) -> None:
     data = DataConfig(train=[CorpusConfig(str(tagged)), CorpusConfig(str(tagged))], tail="drop")
     with pytest.raises(UserError, match=r"data\.tail is 'drop' with several corpora"):
-        TrainLoader.open(data, AUGMENT, seed=0, global_batch=2)
+        TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=2)
