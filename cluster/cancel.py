@@ -12,8 +12,10 @@ from cluster.job import filed_job
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
+_REASON = "coatnet cancel"
 
-def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
+
+def cancel_run(directory: Path) -> list[str]:
     """Cancel every job of the run, and those that a pipeline holds behind it; return their ids.
 
     Raises:
@@ -28,8 +30,8 @@ def cancel_run(directory: Path, *, reason: str = "coatnet cancel") -> list[str]:
     run = RunDirectory(directory)
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; there is nothing to cancel")
-    run.mark("cancelled", reason=reason)
-    run.record_event("cancelled", writer="cancel", reason=reason)
+    run.mark("cancelled", reason=_REASON)
+    run.record_event("cancelled", writer="cancel", reason=_REASON)
     if not slurm.available():
         return []
     try:

@@ -16,6 +16,7 @@ from coatnet.config.keys import keys_option
 if TYPE_CHECKING:
     from cluster.history import History
     from cluster.site import SiteConfig
+    from cluster.submission import Request
 
 _CONFIG = Annotated[str, typer.Argument(help="A config, a pipeline file, or the command's first argument.")]
 _OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key.sub=value, or further arguments.")]
@@ -44,42 +45,51 @@ def plan(
 
     Example: coatnet plan configs/pretrain/imagenet_1k_coatnet_0.yaml nodes=8 hardware=h100
     """
-    import json
-
-    from cluster.planning.request import (
-        calibrated_words,
-        compare_plans,
-        plan_of,
-        remedies_of,
-        scaling_plans,
-    )
-    from cluster.planning.tables import plot_scaling, print_comparison, print_plan
+    from cluster.planning.request import calibrated_words, compare_plans, scaling_plans
+    from cluster.planning.tables import plot_scaling
     from coatnet.config import UserError
 
     given = overrides or []
+    if plot is not None and compare:
+        raise UserError("--plot and --compare exclude each other; give one")
     if calibrate is not None:
         compare_plans(command, config, given)  # a mistake is told before anything is measured
         given = calibrated_words(calibrate, given)
     if plot is not None:
-        if compare:
-            raise UserError("--plot and --compare exclude each other; give one")
         plot_scaling(scaling_plans(command, config, given), plot, name=config.stem)
         if not as_json:
             print(f"drawn: {plot}")
-    if compare:
-        plans, refused = compare_plans(command, config, given)
-        if as_json:
-            print(json.dumps([one.to_dict() for one in plans], indent=2))
-        else:
-            print_comparison(plans, refused=refused)
-        return
-    made, choices = plan_of(command, config, given)
-    fitting = remedies_of(command, config, given, plan=made)
+            return
+    show = _show_comparison if compare else _show_plan
+    show(command, config, given, as_json=as_json)
+
+
+def _show_comparison(command: str | None, config: Path, given: list[str], *, as_json: bool) -> None:
+    import json
+
+    from cluster.planning.request import compare_plans
+    from cluster.planning.tables import print_comparison
+
+    plans, refused = compare_plans(command, config, given)
+    if as_json:
+        print(json.dumps([one.to_dict() for one in plans], indent=2))
+    else:
+        print_comparison(plans, refused=refused)
+
+
+def _show_plan(command: str | None, config: Path, given: list[str], *, as_json: bool) -> None:
+    import json
+
+    from cluster.planning.request import plan_of, remedies_of
+    from cluster.planning.tables import print_plan
+
+    plan, choices = plan_of(command, config, given)
+    remedies = remedies_of(command, config, given, plan=plan)
     if as_json:
         rows = [choice.to_dict() for choice in choices]
-        print(json.dumps({**made.to_dict(), "choices": rows, "remedies": fitting}, indent=2))
-    elif plot is None:
-        print_plan(made, choices, name=config.stem, remedies=fitting)
+        print(json.dumps({**plan.to_dict(), "choices": rows, "remedies": remedies}, indent=2))
+    else:
+        print_plan(plan, choices, name=config.stem, remedies=remedies)
 
 
 def _site_schema() -> type:
@@ -128,8 +138,7 @@ def submit(
     """
     from cluster.pipeline import is_pipeline
     from cluster.site import load_site
-    from cluster.submission import Request, check_batches, prepare
-    from cluster.submission import submit as submit_prepared
+    from cluster.submission import Request
 
     given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition,
              "account": account, "qos": qos, "constraint": constraint, "exclude": exclude, "spares": spares,
@@ -140,9 +149,14 @@ def submit(
         alone = {"further arguments": overrides, "--name": name, "--directory": directory, "--array": array}
         _submit_pipeline(Path(target), site=chosen, refused=alone, release=release, dry_run=dry_run)
         return
-    request = Request(
-        command, target, tuple(overrides or ()), chosen, name=name, directory=directory, array=array
-    )
+    arguments = tuple(overrides or ())
+    request = Request(command, target, arguments, chosen, name=name, directory=directory, array=array)
+    _submit_job(request, release=release, dry_run=dry_run)
+
+
+def _submit_job(request: Request, *, release: bool, dry_run: bool) -> None:
+    from cluster.submission import check_batches, prepare, submit
+
     prepared = prepare(request)
     if dry_run:
         check_batches(prepared)
@@ -150,11 +164,28 @@ def submit(
         return
     for path in prepared.job.shards:
         if not Path(path).is_dir():
-            print(
-                f"note: {path} is not here; the nodes will look for it before the first step", file=sys.stderr
-            )
-    job_id = submit_prepared(prepared, release=release)
+            words = "is not here; the nodes will look for it before the first step"
+            print(f"note: {path} {words}", file=sys.stderr)
+    job_id = submit(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
+
+
+def _submit_pipeline(
+    path: Path, *, site: SiteConfig, refused: Mapping[str, object], release: bool, dry_run: bool
+) -> None:
+    from cluster.pipeline import prepare_pipeline, submit_pipeline
+    from coatnet.config import UserError
+
+    for option, value in refused.items():
+        if value:
+            raise UserError(f"{path} is a pipeline: its stages give {option} themselves")
+    prepared = prepare_pipeline(path, site=site)
+    if dry_run:
+        for name, one in prepared.items():
+            print(f"# ---- {name}\n{one.script}")
+        return
+    for name, job_id in submit_pipeline(path, prepared, release=release).items():
+        print(f"{name}: " + (job_id if job_id == "done" else f"job {job_id}, {prepared[name].job.directory}"))
 
 
 def status(
@@ -243,24 +274,6 @@ def cancel(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
     if not slurm.available():
         ended = "no squeue here, so cancel it where SLURM is, too: a job that runs goes on until then"
     print(f"{directory} is cancelled; {ended}")
-
-
-def _submit_pipeline(
-    path: Path, *, site: SiteConfig, refused: Mapping[str, object], release: bool, dry_run: bool
-) -> None:
-    from cluster.pipeline import prepare_pipeline, submit_pipeline
-    from coatnet.config import UserError
-
-    for option, value in refused.items():
-        if value:
-            raise UserError(f"{path} is a pipeline: its stages give {option} themselves")
-    prepared = prepare_pipeline(path, site=site)
-    if dry_run:
-        for name, one in prepared.items():
-            print(f"# ---- {name}\n{one.script}")
-        return
-    for name, job_id in submit_pipeline(path, prepared, release=release).items():
-        print(f"{name}: " + (job_id if job_id == "done" else f"job {job_id}, {prepared[name].job.directory}"))
 
 
 def _known_jobs(runs: list[Path]) -> dict[str, Any]:

@@ -127,8 +127,8 @@ class EndByHand:
     for seconds, and what `stopped` says until then is an earlier start's.
     """
 
-    def __init__(self, directory: Path, *, patience_seconds: float = _START_SECONDS) -> None:
-        self._directory, self._deadline = directory, time.monotonic() + patience_seconds
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._deadline = directory, time.monotonic() + _START_SECONDS
         self._epoch = newest_epoch(directory)
         self._has_run = self.runs()
 

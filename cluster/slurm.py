@@ -69,13 +69,7 @@ def available() -> bool:
     return which("squeue") is not None
 
 
-def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an environment without the variables by which an outer job would steer an inner one."""
-    given = os.environ if environment is None else environment
-    return {name: value for name, value in given.items() if name in _KEPT or not name.startswith(_LEAKING)}
-
-
-def run_command(argv: Sequence[str], *, timeout_seconds: float = _TIMEOUT_SECONDS) -> str:
+def run_command(argv: Sequence[str]) -> str:
     """Run one of SLURM's commands and return what it printed.
 
     Raises:
@@ -83,7 +77,7 @@ def run_command(argv: Sequence[str], *, timeout_seconds: float = _TIMEOUT_SECOND
     """
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, text=True, timeout=timeout_seconds, env=clean_environment(),
+            list(argv), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=_environment(),
             stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
     except FileNotFoundError:
@@ -91,11 +85,17 @@ def run_command(argv: Sequence[str], *, timeout_seconds: float = _TIMEOUT_SECOND
             f"{argv[0]} is not installed here; submit from a login node of the cluster"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{argv[0]} did not answer within {timeout_seconds:g} s") from None
+        raise SlurmError(f"{argv[0]} did not answer within {_TIMEOUT_SECONDS:g} s") from None
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise SlurmError(f"{argv[0]}: {lines[0].removeprefix(argv[0] + ': ').removeprefix('error: ')}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return ours without the variables by which an outer job would steer an inner one."""
+    given = os.environ.items()
+    return {name: value for name, value in given if name in _KEPT or not name.startswith(_LEAKING)}
 
 
 def sbatch(script: str, *options: str) -> str:

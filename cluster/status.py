@@ -75,32 +75,18 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def read_status(
-    directory: Path, *, queue: Mapping[str, QueuedJob] | None, now: float | None = None
-) -> RunStatus:
+def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> RunStatus:
     """Return what is known of one run.
 
     Args:
         queue: the jobs that SLURM knows; None where it does not answer, as off the cluster.
     """
-    history = History(directory)
-    lives = history.lives()
+    lives = History(directory).lives()
     job = _job(directory, queue or {})
-    # what an earlier submission came to says nothing of the last one, if SLURM knows of that
-    begun = [] if queue is not None and history.awaits_a_life() else lives
     run = RunDirectory(directory)
     by_hand = run.identity.exists() and not lives and not any(directory.glob("submissions/[0-9]*"))
-    state, detail = _by_hand(run) if by_hand else _state(run, begun, job)
-    if job is not None and state in _WAITING:
-        detail = why_it_waits(directory, job, queue=queue or {})
-    if state == "lost" and queue is not None and detail:
-        detail += ", and SLURM knows no job of this run"
-    if state in {"failed", "lost"} and not (begun and begun[-1].outcome):
-        detail += _end_of_log(directory, job)
-    records = [
-        row for row in last_records(directory / "metrics.jsonl", count=_RATE_RECORDS)
-        if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
-    ]  # fmt: skip
+    state, detail = _by_hand(run) if by_hand else _submitted(run, job, queue=queue)
+    records = _records(run)
     seen = int(records[-1]["samples_seen"]) if records else None
     total = _total_samples(records)
     rate = _own_rate(records) if by_hand else _rate(records, since=lives[-1].started if lives else 0.0)
@@ -118,8 +104,8 @@ def read_status(
         total_samples=total,
         images_per_second=rate,
         remaining_seconds=remaining,
-        lost_seconds=_lost_seconds(directory, lives, running=state == "running", now=now or time.time()),
-        last_error=_last_error(directory, lives),
+        lost_seconds=_lost_seconds(run, lives, running=state == "running"),
+        last_error=_last_error(run, lives),
     )
 
 
@@ -150,6 +136,23 @@ def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
     known = [job for job_id in job_ids(directory) for job in jobs_of([job_id], queue)]
     alive = sorted((job for job in known if job.is_alive), key=lambda job: job.state != "RUNNING")
     return next(iter(alive or known[-1:]), None)
+
+
+def _submitted(
+    run: RunDirectory, job: QueuedJob | None, *, queue: Mapping[str, QueuedJob] | None
+) -> tuple[str, str]:
+    """Tell the state of a run that was submitted, and why."""
+    history = History(run.path)
+    # what an earlier submission came to says nothing of the last one, if SLURM knows of that
+    lives = [] if queue is not None and history.awaits_a_life() else history.lives()
+    state, detail = _state(run, lives, job)
+    if job is not None and state in _WAITING:
+        detail = why_it_waits(run.path, job, queue=queue or {})
+    if state == "lost" and queue is not None and detail:
+        detail += ", and SLURM knows no job of this run"
+    if state in {"failed", "lost"} and not (lives and lives[-1].outcome):
+        detail += _end_of_log(run.path, job)
+    return state, detail
 
 
 def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> tuple[str, str]:
@@ -215,6 +218,14 @@ def _in_brackets(reason: str) -> str:
     return f" ({reason})" if reason not in {"None", ""} else ""
 
 
+def _records(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return the last records of metrics that tell where the run was when."""
+    return [
+        row for row in last_records(run.metrics, count=_RATE_RECORDS)
+        if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
+    ]  # fmt: skip
+
+
 def _total_samples(records: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the run's length, which records tell by their progress, a share of the whole."""
     for record in reversed(records):
@@ -240,20 +251,19 @@ def _own_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
     return statistics.median(noted) if noted else None
 
 
-def _lost_seconds(directory: Path, lives: Sequence[Life], *, running: bool, now: float) -> float | None:
+def _lost_seconds(run: RunDirectory, lives: Sequence[Life], *, running: bool) -> float | None:
     if not lives:
         return None
-    ended = now if running else (lives[-1].ended or lives[-1].started)
-    account = add_up(read_lives(RunDirectory(directory).account))
+    ended = time.time() if running else (lives[-1].ended or lives[-1].started)
+    account = add_up(read_lives(run.account))
     productive = sum(account.get(name, 0.0) for name in _PRODUCTIVE)
     return max(0.0, ended - lives[0].started - productive) if productive else None
 
 
-def _last_error(directory: Path, lives: Sequence[Life]) -> str:
+def _last_error(run: RunDirectory, lives: Sequence[Life]) -> str:
     for life in reversed(lives):
         if life.outcome in {"failed", "excluded"}:
             return f"life {life.number}: {life.reason}"
-    run = RunDirectory(directory)
     records = [
         record
         for path in (run.events_of(SUPERVISOR), run.events)  # the latter in runs of older versions

@@ -135,9 +135,7 @@ def _read_config(request: Request) -> tuple[dict[str, Any], str, Path]:
     return recipe, config_yaml, directory
 
 
-def submit(
-    prepared: Prepared, *, snapshot: bool = True, release: bool = False, options: tuple[str, ...] = ()
-) -> str:
+def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...] = ()) -> str:
     """Write the submission's folder, call sbatch and return the job's id.
 
     Args:
@@ -146,44 +144,58 @@ def submit(
     Raises:
         UserError: the run is finished, held or already in the queue, or SLURM refuses the job.
     """
-    job, directory = prepared.job, Path(prepared.job.directory)
+    directory, site = Path(prepared.job.directory), prepared.job.site
     plan = _plan(prepared)
-    _check_limits(job.site)
+    _check_limits(site)
     check_batches(prepared)
-    if job.site.secrets_file:
-        read_secrets(Path(job.site.secrets_file))
+    if site.secrets_file:
+        read_secrets(Path(site.secrets_file))
     # Without this folder SLURM fails the job and leaves no log.
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     with _submitting(directory):
         _check_run(directory, release=release)
-        run = RunDirectory(directory)
-        released = {name: run.marker(name) for name in _RELEASABLE if run.marker(name) is not None}
-        folder = _next_folder(directory)
-        if folder != prepared.folder:
+        if _next_folder(directory) != prepared.folder:
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
-        folder.mkdir(parents=True)
         if plan is not None:
             write_atomically(RunDirectory(directory).plan, json.dumps(plan.to_dict(), indent=2) + "\n")
-        if snapshot:
-            job.code = str(snapshot_code(folder.parent))
-        write_job(job, folder / "job.json")
-        if prepared.config_yaml is not None:
-            (folder / "config.yaml").write_text(prepared.config_yaml)
-        script = folder / "script.sh"
-        script.write_text(prepared.script)
+        script = _write(prepared)
         history = History(directory)
-        for name in released:  # the job would find it
-            run.clear(name)
         lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
-            job_id = slurm.sbatch(str(script), *options)
+            with _released(RunDirectory(directory)):
+                job_id = slurm.sbatch(str(script), *options)
         except slurm.SlurmError as error:
-            shutil.rmtree(folder)  # what SLURM refused was not submitted
-            for name, fields in released.items():
-                run.mark(name, **(fields or {}))
+            shutil.rmtree(prepared.folder)  # what SLURM refused was not submitted
             raise UserError(f"{error}{_remedy(str(error))}") from None
-        history.note("submitted", job_id=job_id, folder=folder.name, lives=lives)
+        history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=lives)
     return job_id
+
+
+def _write(prepared: Prepared) -> Path:
+    """Write the submission's folder, with a copy of the code beside it, and return the batch script."""
+    folder = prepared.folder
+    folder.mkdir(parents=True)
+    prepared.job.code = str(snapshot_code(folder.parent))
+    write_job(prepared.job, folder / "job.json")
+    if prepared.config_yaml is not None:
+        (folder / "config.yaml").write_text(prepared.config_yaml)
+    script = folder / "script.sh"
+    script.write_text(prepared.script)
+    return script
+
+
+@contextmanager
+def _released(run: RunDirectory) -> Iterator[None]:
+    """Take away the markers that a job would end by; they come back if SLURM takes none."""
+    found = {name: fields for name in _RELEASABLE if (fields := run.marker(name)) is not None}
+    for name in found:
+        run.clear(name)
+    try:
+        yield
+    except slurm.SlurmError:
+        for name, fields in found.items():
+            run.mark(name, **fields)
+        raise
 
 
 @contextmanager

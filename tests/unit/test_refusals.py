@@ -58,7 +58,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "pretrain": [
         *BOTH,
         ("train.global_batch=63", "allowed with 2 ranks: multiples of 2"),
-        ("train.micro_batch=20", "train.micro_batch is 20; allowed: divisors of 32"),
+        ("train.micro_batch=20", "train.micro_batch is 20; allowed with 2 ranks: divisors of 32"),
         ("norm.group_images=7", "norm.group_images is 7"),
         ("evaluate.transfer=nowhere", "nowhere: no such folder"),
     ],

@@ -142,7 +142,7 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
     )
     earlier = len(list(directory.glob("submissions/*")))
     folder = directory / "submissions" / f"{earlier + 1:04d}"
-    run.job_id = submit(Prepared(job, folder, None, None), snapshot=False, release=release)
+    run.job_id = submit(Prepared(job, folder, None, None), release=release)
 
 
 def start_array(cluster: FakeCluster, directory: Path, *, tasks: int, continuation: str = "requeue") -> Run:
@@ -154,7 +154,7 @@ def start_array(cluster: FakeCluster, directory: Path, *, tasks: int, continuati
     prepared = prepare(request)
     prepared.job.program = str(_shell(directory, _ARRAY_TASK))
     prepared.job.working_directory = str(directory)
-    return Run(cluster, directory, 0, submit(prepared, snapshot=False))
+    return Run(cluster, directory, 0, submit(prepared))
 
 
 def start_pipeline(cluster: FakeCluster, folder: Path, *, order: Path) -> dict[str, str]:

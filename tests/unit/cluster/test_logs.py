@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cli
+from cluster import cli, logs
 from cluster.history import History
 from cluster.job import Job, write_job
 from cluster.logs import EndByHand, read_logs
@@ -101,10 +101,14 @@ def test_a_run_by_hand_that_began_and_ended_between_two_looks_has_ended(tmp_path
     assert ended()
 
 
-def test_a_run_by_hand_that_nobody_starts_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    assert EndByHand(tmp_path, patience_seconds=0.0)()
+def test_a_run_by_hand_that_nobody_starts_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = EndByHand(tmp_path)
+    monkeypatch.setattr(logs, "_START_SECONDS", 0.0)
+    assert EndByHand(tmp_path)() and not finished()
     RunDirectory(tmp_path).mark("done")
-    assert EndByHand(tmp_path)(), "nothing more comes of a finished run"
+    assert finished(), "nothing more comes of a finished run"
 
 
 def test_a_run_that_may_not_go_on_has_finished_when_it_stopped(run: Path) -> None:

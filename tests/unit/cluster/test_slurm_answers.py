@@ -54,12 +54,6 @@ def test_a_queue_without_jobs_is_empty() -> None:
     assert slurm.parse_queue({"jobs": []}) == {} and slurm.parse_queue({}) == {}
 
 
-def test_an_outer_jobs_variables_do_not_leak_into_an_inner_one() -> None:
-    leaking = [f"{name}_X" for name in ("SLURM", "SBATCH", "SRUN", "SALLOC", "SQUEUE", "SCANCEL")]
-    given = {**dict.fromkeys(leaking, "1"), "SLURM_CONF": "/c", "HOME": "/h"}
-    assert slurm.clean_environment(given) == {"SLURM_CONF": "/c", "HOME": "/h"}
-
-
 def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:
     lines = [
         "srun: Job step aborted: Waiting up to 12 seconds for job step to finish.\n",

@@ -137,18 +137,21 @@ def test_a_job_id_may_come_with_its_cluster_and_among_what_a_site_says(program: 
     assert slurm.sbatch("script.sh") == "12"
 
 
-def test_a_command_that_hangs_is_an_error(program: Program) -> None:
+def test_a_command_that_hangs_is_an_error(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_TIMEOUT_SECONDS", 0.1)
     program("squeue", "exec sleep 60")
     with pytest.raises(SlurmError, match=r"^squeue did not answer within 0.1 s$"):
-        slurm.run_command(["squeue"], timeout_seconds=0.1)
+        slurm.run_command(["squeue"])
 
 
 def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SBATCH_ACCOUNT", "other")
-    program("squeue", 'echo "$SBATCH_ACCOUNT"; cat')
-    assert slurm.run_command(["squeue"]) == "\n"
+    for name in ("SLURM", "SBATCH", "SRUN", "SALLOC", "SQUEUE", "SCANCEL"):
+        monkeypatch.setenv(f"{name}_X", "1")
+    monkeypatch.setenv("SLURM_CONF", "/c")
+    program("squeue", "env | grep '^S[A-Z]*_[CX]' | sort; cat")
+    assert slurm.run_command(["squeue"]) == "SLURM_CONF=/c\n"
 
 
 @pytest.mark.parametrize(

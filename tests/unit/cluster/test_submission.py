@@ -36,6 +36,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_program(folder / "squeue", """echo '{"jobs": []}'""")
     write_program(folder / "sbatch", "echo 7")
     monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # copied in milliseconds
     return folder
 
 
@@ -51,7 +52,7 @@ def request(folder: Path, site: SiteConfig) -> Request:
 
 
 def try_to_submit(folder: Path, **site: object) -> str:
-    return submit(prepare(request(folder, replace(SITE, **site))), snapshot=False)  # type: ignore[arg-type]
+    return submit(prepare(request(folder, replace(SITE, **site))))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +122,11 @@ def test_two_submissions_at_once_queue_one_job(programs: Path, tmp_path: Path) -
     with (tmp_path / "run" / ".submitting").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another submission is under way"):
-            submit(prepared, snapshot=False)
+            submit(prepared)
     twin = prepare(request(tmp_path, SITE))
-    assert submit(prepared, snapshot=False) == "7"
+    assert submit(prepared) == "7"
     with pytest.raises(UserError, match="was submitted by another just now"):
-        submit(twin, snapshot=False)
+        submit(twin)
 
 
 def test_what_slurm_refuses_is_told_in_its_own_words(programs: Path, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_held_or_cancelled_run_needs_a_word(programs: Path, tmp_path: Path, ma
     with pytest.raises(UserError, match=f"is {marker} \\(three lives\\); submit with --release"):
         try_to_submit(tmp_path)
     prepared = prepare(request(tmp_path, SITE))
-    assert submit(prepared, snapshot=False, release=True) == "7" and run.marker(marker) is None
+    assert submit(prepared, release=True) == "7" and run.marker(marker) is None
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_the_queue(programs: Path, tmp_path: Path) -> None:
@@ -195,9 +196,8 @@ def test_a_training_without_a_run_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_code_goes_with_the_job_and_the_submission_into_the_history(
-    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    programs: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))
     submit(prepare(request(tmp_path, SITE)))
     folder = tmp_path / "run" / "submissions"
     job = read_job(folder / "0001" / "job.json")
@@ -231,10 +231,10 @@ def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Path, tmp
     prepared = prepare(request(tmp_path, SITE))
     write_program(programs / "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(UserError, match="Invalid account"):
-        submit(prepared, snapshot=False, release=True)
+        submit(prepared, release=True)
     assert run.marker("held") == before
     History(run.path).note("submitted", job_id="7", folder="0001", lives=0)
     write_program(programs / "squeue", """echo '{"jobs": [{"job_id": 7, "job_state": "COMPLETING"}]}'""")
     with pytest.raises(UserError, match="has job 7 already"):
-        submit(prepared, snapshot=False, release=True)
+        submit(prepared, release=True)
     assert run.marker("held") == before, "its last life still ends"
