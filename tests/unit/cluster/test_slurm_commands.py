@@ -150,7 +150,7 @@ def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
     for name in ("SLURM", "SBATCH", "SRUN", "SALLOC", "SQUEUE", "SCANCEL"):
         monkeypatch.setenv(f"{name}_X", "1")
     monkeypatch.setenv("SLURM_CONF", "/c")
-    program("squeue", "env | grep '^S[A-Z]*_[CX]' | sort; cat")
+    program("squeue", "env | grep -E '^S[A-Z]+_(CONF|X)=' | sort; cat")
     assert slurm.run_command(["squeue"]) == "SLURM_CONF=/c\n"
 
 
