@@ -27,7 +27,7 @@ def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -
     metadata += [*_results(classifier), "---"]
     names = ", ".join(_plain(name) for name in classifier.names[:_CLASSES_SHOWN])
     more = len(classifier.names) - _CLASSES_SHOWN
-    rows = [_row(one) for one in certificates]
+    rows = [_row(one) for form in FORMS for one in certificates if one["format"] == form]
     lines = [
         *metadata,
         f"# {config.name}",

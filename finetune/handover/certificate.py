@@ -38,6 +38,7 @@ class Certificate:
         compared: on the evaluation set, where one was given: `top1` and `exported_top1`, or with several
             labels per image `map` and `exported_map`; and `differing_guesses`.
         files: SHA-256 of every file of the export.
+        weights: SHA-256 of the model's tensors, whatever the form.
     """
 
     format: str
@@ -46,6 +47,7 @@ class Certificate:
     tolerance: float
     images: list[int]
     files: dict[str, str]
+    weights: str
     model: dict[str, Any]
     commit: str
     versions: dict[str, str]
@@ -93,6 +95,7 @@ def certify(
         tolerance=TOLERANCE,
         images=list(images.shape),
         files={file.name: _sha256(file) for file in files},
+        weights=_digest_of_weights(classifier),
         model=to_dict(classifier.config),
         commit=code_commit(),
         versions=installed_versions(_PACKAGES),
@@ -133,6 +136,14 @@ def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str
     figures = [getattr(judge(one, classes=len(corpus.classes)), name) for one in (own, theirs)]
     differing = int((own.guess != theirs.guess).sum())
     return {name: figures[0], f"exported_{name}": figures[1], "differing_guesses": differing}
+
+
+def _digest_of_weights(classifier: Classifier) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(classifier.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

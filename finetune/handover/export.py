@@ -40,6 +40,8 @@ def export_model(
 ) -> list[dict[str, Any]]:
     """Write the forms, of `FORMS`, a certificate for each, and a model card; return the certificates.
 
+    The card lists what earlier exports of the same model left in the folder, too.
+
     Raises:
         UserError: a form that cannot hold this architecture, no room, or answers that differ.
     """
@@ -56,7 +58,7 @@ def export_model(
         certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
         write_atomically(certified, json.dumps(certificate, indent=2) + "\n")
         certificates.append(certificate)
-    card = model_card(classifier, certificates)
+    card = model_card(classifier, [*certificates, *_earlier(destination, certificates)])
     write_atomically(destination / CARD, card)
     bad = [one for one in certificates if not one["accepted"]]
     if bad:
@@ -65,6 +67,26 @@ def export_model(
             f"{bad[0]['max_logit_difference']:.2g}, more than {bad[0]['tolerance']:g}; do not use it"
         )
     return certificates
+
+
+def _earlier(destination: Path, certificates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the certificates that earlier exports left, and warn of those that are of another model."""
+    own, earlier = certificates[0], []
+    for form in FORMS.keys() - {one["format"] for one in certificates}:
+        path = destination / f"certificate-{form}.json"
+        if not path.exists():
+            continue
+        try:
+            one = json.loads(path.read_bytes())
+            same = all(one[key] == own[key] for key in ("weights", "images"))
+            same = same and all((destination / name).is_file() for name in one["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if same:
+            earlier.append(one)
+        else:
+            print(f"warning: {path} is of another model or size; the card leaves it out", file=sys.stderr)
+    return earlier
 
 
 def _require_space(destination: Path, classifier: Classifier) -> None:

@@ -215,6 +215,22 @@ def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: 
     assert "amber, blue, green" in card and "model.safetensors" in card
 
 
+def test_the_card_lists_what_earlier_exports_of_the_same_model_left_in_the_folder(
+    exported: Path, tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("safetensors", "timm"):
+        export_model(str(exported), tmp_path / "out", formats=[form])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("| safetensors |") == card.count("| timm |") == 1
+    assert card.index("| safetensors |") < card.index("| timm |")
+    assert "warning" not in capsys.readouterr().err
+    tensors = dict(build_model(tiny, seed=5).state_dict())
+    export_safetensors(Weights(tiny, tensors, ["amber", "blue", "green"]), tmp_path / "other")
+    export_model(str(tmp_path / "other"), tmp_path / "out", formats=["safetensors"])
+    assert "timm" not in (tmp_path / "out" / "README.md").read_text()
+    assert "certificate-timm.json is of another model" in capsys.readouterr().err
+
+
 def test_the_fixed_batch_is_the_same_everywhere() -> None:
     assert torch.equal(fixed_batch(64), fixed_batch(64))
     assert fixed_batch(64).shape == (4, 3, 64, 64)
