@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config.duration import Duration
+from coatnet.config.plain_text import plain
 
 _LARGEST_SIZE = 16384  # pixels: tables of relative biases, made before any memory is measured, grow with it
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
@@ -66,9 +67,11 @@ def counted(name: str, text: str, *, may_be_none: bool = False) -> None:
 
 
 def folder(name: str, path: str | None, *, allowed: str) -> None:
-    """Check that a path is not blank; None is whatever the section says."""
+    """Check that a path is not blank and has no control characters; None is whatever the section says."""
     if path is not None and not path.strip():
         raise ValueError(f"{name} is {path!r}; allowed: {allowed}")
+    if path is not None and plain(path) != path:
+        raise ValueError(f"{name} is {path!r}; allowed: {allowed}, without control characters")
 
 
 def below_one(name: str, value: float) -> None:

@@ -137,7 +137,8 @@ class ZeroConfig:
 
     def __post_init__(self) -> None:
         one_of("stage", self.stage, (0, 1, 2, 3))
-        at_least_one("bucket_elements", self.bucket_elements)
+        if self.bucket_elements < 2 or self.bucket_elements % 2:  # DeepSpeed aligns them so
+            raise ValueError(f"bucket_elements is {self.bucket_elements}; allowed: even numbers from 2 on")
         at_least_zero("persist_elements", self.persist_elements)
 
 

@@ -38,6 +38,11 @@ _TRAIN = "data.train=[{path: shards}]"
         ("profile.steps=110..100", "profile.steps is '110..100'; the last step comes before the first"),
         ("augment.image_size=3200000", "augment.image_size is 3200000; allowed: multiples of 32 up to 16384"),
         ("data.cache.limit=much", "data.cache.limit: 'much' is no size; write for example"),
+        (
+            'run.directory="a\\0b"',
+            r"run.directory is 'a\\x00b'; allowed: a folder, without control characters",
+        ),
+        ("zero.bucket_elements=7", "zero.bucket_elements is 7; allowed: even numbers from 2 on"),
         ("zero.stage=4", "zero.stage is 4; allowed: 0, 1, 2, 3"),
         (
             "optimizer.learning_rate=1e9",

@@ -215,8 +215,9 @@ def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: 
     assert "amber, blue, green" in card and "model.safetensors" in card
 
 
+@pytest.mark.slow
 def test_the_card_lists_what_earlier_exports_of_the_same_model_left_in_the_folder(
-    exported: Path, tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    timm: Any, exported: Path, tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for form in ("safetensors", "timm"):
         export_model(str(exported), tmp_path / "out", formats=[form])
