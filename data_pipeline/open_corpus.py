@@ -65,10 +65,8 @@ def common_classes(corpora: Sequence[SampleSource]) -> list[str]:
     """Return the vocabulary that the corpora of a mixture share.
 
     Raises:
-        UserError: there is no corpus, or one has another vocabulary.
+        UserError: one has another vocabulary.
     """
-    if not corpora:
-        raise UserError("data.train is empty; give at least one corpus, data.train=SHARDS")
     classes = corpora[0].classes
     for number, corpus in enumerate(corpora[1:], start=1):
         if corpus.classes != classes:

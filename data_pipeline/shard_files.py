@@ -112,9 +112,8 @@ class OpenShard:
 class OpenShards:
     """The most recently used shards, kept open; safe to share by threads."""
 
-    def __init__(self, files: ShardFiles, *, limit: int = _OPEN_SHARDS) -> None:
+    def __init__(self, files: ShardFiles) -> None:
         self._files = files
-        self._limit = limit
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._turn = 0
         self._last_turn: dict[str, int] = {}
@@ -144,7 +143,7 @@ class OpenShards:
         """Close the longest unused, beyond the limit or if they left the cache: they fill the disk unseen."""
         for name in list(self._open):
             idle = self._turn - self._last_turn[name] > _IDLE_TURNS * len(self._open)
-            if len(self._open) <= self._limit and not (self._files.remote and idle):
+            if len(self._open) <= _OPEN_SHARDS and not (self._files.remote and idle):
                 break
-            if len(self._open) > self._limit or self._open[name].is_removed:
+            if len(self._open) > _OPEN_SHARDS or self._open[name].is_removed:
                 del self._open[name], self._last_turn[name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.decode import kernel
-from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeLimits
 from data_pipeline.decode.kernel import Status
 
 # In pixels: 8 MCUs of a photograph with halved chroma; 64 costs 2 % of size more for 3 % of speed.
@@ -37,12 +36,12 @@ def is_available() -> bool:
     return kernel.is_available()
 
 
-def tile_jpeg(payload: kernel.Payload, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Tiling:
+def tile_jpeg(payload: kernel.Payload) -> Tiling:
     """Rewrite a JPEG with restart markers; read back and compared, or else the original is kept.
 
     Segments before the scan (EXIF, ICC, quantisation) are copied; what follows the image's end is dropped.
     """
-    result = kernel.tile(payload, tile_width=TILE_WIDTH, limits=limits)
+    result = kernel.tile(payload, tile_width=TILE_WIDTH)
     if isinstance(result, Status):
         return Tiling(payload, _REASONS[result])
     return Tiling(result, None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline.decode import kernel, pillow
-from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
+from data_pipeline.decode.errors import MAX_BYTES, DecodeError, check_bytes
 from data_pipeline.decode.header import ImageInfo, probe
 from data_pipeline.decode.jpeg_header import is_jpeg, read_jpeg_header
 from data_pipeline.decode.kernel import Payload, Status
@@ -22,7 +22,6 @@ from data_pipeline.decode.kernel import Payload, Status
 __all__ = [
     "BACKENDS",
     "DecodeError",
-    "DecodeLimits",
     "ImageInfo",
     "backend_name",
     "check_image",
@@ -58,7 +57,6 @@ def decode_batch(
     backend: str = "auto",
     interpolation: str = "bicubic",
     orientation: str = "ignore",
-    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> list[DecodeError | None]:
     """Decode each payload's box, resize it with antialiasing to out's size, flip it, and write it to `out`.
 
@@ -80,12 +78,10 @@ def decode_batch(
     statuses = [Status.UNSUPPORTED] * len(payloads)
     if backend_name(backend) == "kernel":
         chosen = [
-            len(payload) <= limits.max_bytes and (orientation == "ignore" or not _is_turned(payload))
+            len(payload) <= MAX_BYTES and (orientation == "ignore" or not _is_turned(payload))
             for payload in payloads
         ]
-        statuses = _run_kernel(
-            payloads, boxes, flips, out, chosen, interpolation=interpolation, limits=limits
-        )
+        statuses = _run_kernel(payloads, boxes, flips, out, chosen, interpolation=interpolation)
     verdicts: list[DecodeError | None] = []
     for row, status in enumerate(statuses):
         if status is Status.OK:
@@ -99,7 +95,6 @@ def decode_batch(
                 flip=bool(flips[row]),
                 interpolation=interpolation,
                 orientation=orientation,
-                limits=limits,
             )
             verdicts.append(_damage(status))
         except DecodeError as error:
@@ -107,29 +102,27 @@ def decode_batch(
     return verdicts
 
 
-def decode_image(
-    payload: bytes, *, orientation: str = "ignore", limits: DecodeLimits = DEFAULT_LIMITS
-) -> Image.Image:
+def decode_image(payload: bytes, *, orientation: str = "ignore") -> Image.Image:
     """Decode one whole image to RGB, for previews and checks.
 
     Raises:
         DecodeError: it could not be decoded.
     """
-    return pillow.decode_rgb(payload, limits=limits, orientation=orientation)
+    return pillow.decode_rgb(payload, orientation=orientation)
 
 
-def check_image(payload: Payload, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodeError | None:
+def check_image(payload: Payload) -> DecodeError | None:
     """Decode one whole image and say what is wrong with it: None, damage (`usable`), or an error.
 
     Without the kernel, damage that Pillow repairs in silence is not seen.
     """
     status = Status.UNSUPPORTED
     try:
-        limits.check_bytes(len(payload))
+        check_bytes(len(payload))
         if kernel.is_available():
-            status = kernel.check(payload, limits=limits)
+            status = kernel.check(payload)
         if status is not Status.OK:
-            pillow.decode_rgb(bytes(payload), limits=limits)
+            pillow.decode_rgb(bytes(payload))
     except DecodeError as error:
         return error
     return _damage(status)
@@ -143,16 +136,15 @@ def _run_kernel(
     chosen: list[bool],
     *,
     interpolation: str,
-    limits: DecodeLimits,
 ) -> list[Status]:
     """Let the kernel decode the chosen payloads; the others keep the status that sends them to Pillow."""
     if all(chosen):
-        return kernel.decode(payloads, boxes, flips, out, interpolation=interpolation, limits=limits)
+        return kernel.decode(payloads, boxes, flips, out, interpolation=interpolation)
     statuses = [Status.UNSUPPORTED] * len(payloads)
     for row in np.flatnonzero(chosen).tolist():
         one = slice(row, row + 1)
         (statuses[row],) = kernel.decode(
-            [payloads[row]], boxes[one], flips[one], out[one], interpolation=interpolation, limits=limits
+            [payloads[row]], boxes[one], flips[one], out[one], interpolation=interpolation
         )
     return statuses
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb
+MAX_BYTES = 1 << 28
 KINDS = ("not_an_image", "unsupported", "limit", "truncated", "corrupt", "box", "damaged")
 
 
@@ -24,37 +24,25 @@ class DecodeError(Exception):
         self.usable = kind == "damaged"
 
 
-@dataclass(frozen=True)
-class DecodeLimits:
-    """Bounds on what a header may ask for.
+def check_size(*, width: int, height: int) -> None:
+    """Refuse what a header asks for.
 
-    The default number of pixels is the one at which Pillow begins to warn of a decompression bomb.
+    Raises:
+        DecodeError: no pixels, or too many.
     """
-
-    max_pixels: int = 89_478_485
-    max_bytes: int = 1 << 28
-
-    def check(self, *, width: int, height: int) -> None:
-        """Refuse a size.
-
-        Raises:
-            DecodeError: no pixels, or too many.
-        """
-        if width < 1 or height < 1:
-            raise DecodeError("corrupt", f"the header says {width}×{height} pixels")
-        if width * height > self.max_pixels:
-            raise DecodeError("limit", f"{width}×{height} pixels, more than {self.max_pixels:,}")
-
-    def check_bytes(self, size: int) -> None:
-        """Refuse a payload's length.
-
-        Raises:
-            DecodeError: no bytes, or too many.
-        """
-        if size == 0:
-            raise DecodeError("not_an_image", "no bytes")
-        if size > self.max_bytes:
-            raise DecodeError("limit", f"{size:,} bytes, more than {self.max_bytes:,}")
+    if width < 1 or height < 1:
+        raise DecodeError("corrupt", f"the header says {width}×{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise DecodeError("limit", f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
 
 
-DEFAULT_LIMITS = DecodeLimits()
+def check_bytes(size: int) -> None:
+    """Refuse a payload's length.
+
+    Raises:
+        DecodeError: no bytes, or too many.
+    """
+    if size == 0:
+        raise DecodeError("not_an_image", "no bytes")
+    if size > MAX_BYTES:
+        raise DecodeError("limit", f"{size:,} bytes, more than {MAX_BYTES:,}")

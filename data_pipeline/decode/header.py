@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from data_pipeline.decode.errors import DEFAULT_LIMITS, DecodeError, DecodeLimits
+from data_pipeline.decode.errors import DecodeError, check_bytes, check_size
 from data_pipeline.decode.jpeg_header import check_effort, is_jpeg, read_jpeg_header
 from data_pipeline.decode.png_chunks import check_chunks, is_png
 
@@ -54,23 +54,23 @@ class ImageInfo(NamedTuple):
     restart_interval: int = 0
 
 
-def probe(payload: bytes | memoryview, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ImageInfo:
+def probe(payload: bytes | memoryview) -> ImageInfo:
     """Read an image's header.
 
     Raises:
         DecodeError: no known image, a header that makes no sense, or one that asks for too much.
     """
-    limits.check_bytes(len(payload))
+    check_bytes(len(payload))
     if is_jpeg(payload):
-        return _probe_jpeg(payload, limits)
+        return _probe_jpeg(payload)
     payload = bytes(payload)
     if is_png(payload):
         check_chunks(payload)
     size = _announced_size(payload)
     if size is not None:
-        limits.check(width=size[0], height=size[1])
+        check_size(width=size[0], height=size[1])
     with open_with_pillow(payload) as image:
-        limits.check(width=image.width, height=image.height)
+        check_size(width=image.width, height=image.height)
         try:
             return ImageInfo(
                 format=str(image.format),
@@ -101,9 +101,9 @@ def open_with_pillow(payload: bytes) -> Image.Image:
         raise DecodeError("corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def _probe_jpeg(payload: bytes | memoryview, limits: DecodeLimits) -> ImageInfo:
+def _probe_jpeg(payload: bytes | memoryview) -> ImageInfo:
     header = read_jpeg_header(payload)
-    limits.check(width=header.width, height=header.height)
+    check_size(width=header.width, height=header.height)
     if not header.supported:
         raise DecodeError("unsupported", f"JPEG of process {header.coding:#x} with {header.bits} bits")
     check_effort(header, payload)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from coatnet.runtime.regular_files import open_regular
-from data_pipeline.decode.errors import DEFAULT_LIMITS
+from data_pipeline.decode.errors import check_bytes
 
 
 def read_image_file(path: Path) -> bytes:
@@ -17,5 +17,5 @@ def read_image_file(path: Path) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        DEFAULT_LIMITS.check_bytes(size)
+        check_bytes(size)
         return file.read(size)

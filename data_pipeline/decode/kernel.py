@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode.errors import DecodeLimits
+from data_pipeline.decode.errors import MAX_PIXELS
 
 Payload = bytes | memoryview  # a view of a shard's record need not be copied for the kernel
 
@@ -52,7 +52,6 @@ def decode(
     out: NDArray[np.uint8],
     *,
     interpolation: str,
-    limits: DecodeLimits,
 ) -> list[Status]:
     """Decode a batch without the GIL; arguments as for `decode_batch`, which has checked them."""
     assert _native is not None
@@ -64,16 +63,16 @@ def decode(
         out.shape[1],
         out.shape[2],
         interpolation == "bicubic",
-        limits.max_pixels,
+        MAX_PIXELS,
         True,
     )
     return [Status(status) for status in statuses]
 
 
-def check(payload: Payload, *, limits: DecodeLimits) -> Status:
+def check(payload: Payload) -> Status:
     """Entropy-decode a whole image and keep nothing."""
     assert _native is not None
-    return Status(_native.check(payload, limits.max_pixels))
+    return Status(_native.check(payload, MAX_PIXELS))
 
 
 def announce(payload: Payload) -> tuple[int, ...] | None:
@@ -82,8 +81,8 @@ def announce(payload: Payload) -> tuple[int, ...] | None:
     return found
 
 
-def tile(payload: Payload, *, tile_width: int, limits: DecodeLimits) -> bytes | Status:
+def tile(payload: Payload, *, tile_width: int) -> bytes | Status:
     """Rewrite a JPEG's scan with restart markers every `tile_width` pixels, or say why that cannot be."""
     assert _native is not None
-    result = _native.tile(payload, tile_width, limits.max_pixels)
+    result = _native.tile(payload, tile_width, MAX_PIXELS)
     return result if isinstance(result, bytes) else Status(result)

@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data_pipeline.decode.errors import DecodeError, DecodeLimits
+from data_pipeline.decode.errors import DecodeError
 from data_pipeline.decode.header import open_with_pillow, probe
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _Pixels = NDArray[np.uint8]
 
 
-def decode_rgb(payload: bytes, *, limits: DecodeLimits, orientation: str = "ignore") -> Image.Image:
+def decode_rgb(payload: bytes, *, orientation: str = "ignore") -> Image.Image:
     """Decode a whole image (the first frame of an animation) to 8-bit RGB.
 
     Alpha is dropped, 16 bits are cut to 8, palettes, gray and CMYK are converted.
@@ -21,7 +21,7 @@ def decode_rgb(payload: bytes, *, limits: DecodeLimits, orientation: str = "igno
     Raises:
         DecodeError: the bytes are no image, ask for too much, or end early.
     """
-    probe(payload, limits=limits)
+    probe(payload)
     with open_with_pillow(payload) as image:
         try:
             image.load()
@@ -42,7 +42,6 @@ def decode_into(
     flip: bool,
     interpolation: str,
     orientation: str,
-    limits: DecodeLimits,
 ) -> None:
     """Decode, crop, resize with antialiasing, flip, and write one image.
 
@@ -51,7 +50,7 @@ def decode_into(
     Raises:
         DecodeError: as in `decode_rgb`, or the box does not lie within the image.
     """
-    image = decode_rgb(payload, limits=limits, orientation=orientation)
+    image = decode_rgb(payload, orientation=orientation)
     left, top, right, bottom = box
     if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
         raise DecodeError("box", f"crop {box} does not lie within {image.width}×{image.height} pixels")

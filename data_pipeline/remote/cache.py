@@ -46,7 +46,6 @@ class Cache:
         path = self.folder / name
         if self._touch(path):
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}{_LOCK_SUFFIX}")):
             if not self._touch(path):
                 part = part_path(path)  # what a killed process had of it is gone on with

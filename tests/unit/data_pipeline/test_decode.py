@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.decode import backend_name, decode_batch, decode_image, kernel
-from data_pipeline.decode.errors import DEFAULT_LIMITS
+from data_pipeline.decode.errors import MAX_PIXELS
 from data_pipeline.decode.kernel import Status
 
 needs_kernel = pytest.mark.skipif(not kernel.is_available(), reason=f"no C kernel: {kernel.describe()}")
@@ -114,7 +114,7 @@ def test_avx2_and_the_plain_path_agree_to_the_last_bit(
         out = np.zeros((1, height, width, 3), np.uint8)
         boxes, flips = np.array([box], np.int32), np.array([flip], np.uint8)
         status = kernel._native.decode_batch(
-            [payload], boxes, flips, out, height, width, True, DEFAULT_LIMITS.max_pixels, allow_simd
+            [payload], boxes, flips, out, height, width, True, MAX_PIXELS, allow_simd
         )
         assert list(status) == [Status.OK]
         outs.append(out)

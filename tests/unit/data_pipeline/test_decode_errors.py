@@ -14,10 +14,10 @@ from PIL import Image, features
 
 from data_pipeline.decode import (
     DecodeError,
-    DecodeLimits,
     check_image,
     decode_batch,
     decode_image,
+    errors,
     kernel,
     probe,
 )
@@ -94,11 +94,13 @@ def test_a_bomb_is_refused_before_memory_is_taken() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "kilobytes"
 
 
-def test_limits_are_the_callers() -> None:
+def test_more_pixels_or_bytes_than_are_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "MAX_PIXELS", 1000)
     with pytest.raises(DecodeError, match="64×48 pixels, more than 1,000"):
-        probe(encoded(), limits=DecodeLimits(max_pixels=1000))
+        probe(encoded())
+    monkeypatch.setattr(errors, "MAX_BYTES", 10)
     with pytest.raises(DecodeError, match="bytes, more than 10"):
-        probe(encoded(), limits=DecodeLimits(max_bytes=10))
+        probe(encoded())
 
 
 def test_a_bad_image_leaves_its_neighbours_alone() -> None:

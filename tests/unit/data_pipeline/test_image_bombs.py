@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from data_pipeline.decode import DecodeError, DecodeLimits, probe
+from data_pipeline.decode import DecodeError, errors, probe
 
 SIDE = 64
 
@@ -81,10 +81,13 @@ def test_junk_without_end_between_two_markers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-def test_a_webp_is_refused_by_its_first_bytes_before_its_canvas_is_allocated(lossless: bool) -> None:
+def test_a_webp_is_refused_by_its_first_bytes_before_its_canvas_is_allocated(
+    lossless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (SIDE, 48)).save(buffer, "WEBP", lossless=lossless)
-    few, many = DecodeLimits(max_pixels=SIDE * 48 - 1), DecodeLimits(max_pixels=SIDE * 48)
-    assert probe(buffer.getvalue(), limits=many).height == 48
+    monkeypatch.setattr(errors, "MAX_PIXELS", SIDE * 48)
+    assert probe(buffer.getvalue()).height == 48
+    monkeypatch.setattr(errors, "MAX_PIXELS", SIDE * 48 - 1)
     with pytest.raises(DecodeError, match=f"limit: {SIDE}×48 pixels"):
-        probe(buffer.getvalue()[:30], limits=few)
+        probe(buffer.getvalue()[:30])

@@ -348,7 +348,7 @@ def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path)
     with pytest.raises(UserError, match="allowed with 5 ranks: multiples of 5"):
         loader(shard_folder, world_size=5, batch=16)
     with pytest.raises(UserError, match=r"data\.train is empty"):
-        TrainLoader([], DataConfig(), AUGMENT, seed=0, global_batch=8)
+        open_train_corpora(DataConfig())
     with pytest.raises(UserError, match="less than one global_batch"):
         loader(shard_folder, batch=500, tail="drop")
     with pytest.raises(UserError, match="no such folder"):
