@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,51 +22,62 @@ from pretrain.engine.engine import Engine
 _MOST_CONFUSION_CLASSES = 1000
 
 
-class Evaluator:
-    """Measures a corpus with the engine's weights. `breathe` is called with every batch.
+@dataclass
+class Findings:
+    """What an evaluation found.
 
     Attributes:
-        bad: this rank's samples that could not be read in the last evaluation.
-        confusion: (label, first guess) counts of the last evaluation; None where there are too many classes.
+        figures: by name.
+        bad: this rank's samples that could not be read.
+        confusion: (label, first guess) counts; None where there are too many classes, or several labels.
     """
+
+    figures: dict[str, float]
+    bad: list[dict[str, Any]]
+    confusion: Tensor | None = None
+
+
+class Evaluator:
+    """Measures a corpus with the engine's weights. `breathe` is called with every batch."""
 
     def __init__(
         self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
     ) -> None:
         self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
         self._loss = make_loss(config.loss.name, per_sample=True)
-        self.bad: list[dict[str, Any]] = []
-        self.confusion: Tensor | None = None
 
-    def measure(self, engine: Engine) -> dict[str, float]:
-        """Return figures by name; those of the moving average begin with `ema_`."""
+    def measure(self, engine: Engine) -> Findings:
+        """Measure the weights and, where there is one, their average, whose figures begin with `ema_`."""
         found = self._measure(engine, ema=False)
-        if engine.ema is not None:
-            found |= {f"ema_{name}": value for name, value in self._measure(engine, ema=True).items()}
-        return found
+        if engine.ema is None:
+            return found
+        averaged = self._measure(engine, ema=True)
+        figures = {f"ema_{name}": value for name, value in averaged.figures.items()}
+        return replace(averaged, figures=found.figures | figures)
 
-    def _measure(self, engine: Engine, *, ema: bool) -> dict[str, float]:
-        classes = len(self._corpus.classes)
-        multi = self._corpus.label_kind == "multi"
-        kind = MultiLabelMetrics if multi else SingleLabelMetrics
-        metrics = kind(classes, device=self._ranks.device)
-        if isinstance(metrics, SingleLabelMetrics) and classes > _MOST_CONFUSION_CLASSES:
-            metrics = SingleLabelMetrics(classes, device=self._ranks.device, confusion=False)
-        self.bad = []
+    def _measure(self, engine: Engine, *, ema: bool) -> Findings:
+        metrics, bad = self._metrics(), []
         with engine.evaluating(ema=ema) as forward:
             for pixels, batch in equal_batches(
                 self._corpus, self._config, ranks=self._ranks, breathe=self._breathe
             ):
-                self.bad += [sample.to_dict() for sample in batch.bad]
+                bad += [sample.to_dict() for sample in batch.bad]
                 logits = forward(pixels)[: len(batch)]
                 if len(batch):
                     targets = batch.labels.to(self._ranks.device)
+                    multi = isinstance(metrics, MultiLabelMetrics)
                     scores = log_odds(logits.float(), self._config.loss.name) if multi else logits
                     metrics.update(scores, targets, losses=self._loss(logits, targets))
         metrics.reduce(self._ranks.all_reduce_sum)
         if isinstance(metrics, SingleLabelMetrics) and len(metrics.confusion):
-            self.confusion = metrics.confusion.cpu()
-        return metrics.result()
+            return Findings(metrics.result(), bad, metrics.confusion.cpu())
+        return Findings(metrics.result(), bad)
+
+    def _metrics(self) -> SingleLabelMetrics | MultiLabelMetrics:
+        classes, device = len(self._corpus.classes), self._ranks.device
+        if self._corpus.label_kind == "multi":
+            return MultiLabelMetrics(classes, device=device)
+        return SingleLabelMetrics(classes, device=device, confusion=classes <= _MOST_CONFUSION_CLASSES)
 
 
 def equal_batches(

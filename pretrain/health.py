@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import statistics
 from collections import Counter, deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +12,12 @@ from torch import nn
 
 from coatnet.runtime.ranks import Ranks
 from pretrain.guard_config import GuardConfig
-from pretrain.state import State
-from pretrain.trainer import PretrainResult
 
 _STRAGGLER_STEPS = 50
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong with a rank: an event's kind and its fields."""
-
-    kind: str
-    fields: dict[str, Any]
-
-
 class Health:
-    """Checks that run every so many steps, at the same step on every rank."""
+    """Looks every so many steps, at the same ones on every rank."""
 
     def __init__(self, config: GuardConfig, *, ranks: Ranks, stage: int) -> None:
         self._config, self._ranks, self._stage = config, ranks, stage
@@ -37,44 +26,53 @@ class Health:
         gc.disable()
         gc.freeze()
 
-    def check(self, model: nn.Module, state: State, result: PretrainResult) -> list[Finding]:
-        """Look after the step that led to `state`."""
-        findings = []
-        self._seconds.append(result.seconds)
-        if state.step % self._config.collect_every == 0:
-            gc.collect()
-        if state.step % _STRAGGLER_STEPS == 0:
-            findings += self._stragglers()
-        if self._config.digest_every and state.step % self._config.digest_every == 0:
-            findings += self.compare_weights(model)
-        return findings
+    def after_step(self, step: int, seconds: list[float]) -> list[dict[str, Any]]:
+        """Sweep memory when it is time; return the ranks that have been slower than the others until now.
 
-    def compare_weights(self, model: nn.Module) -> list[Finding]:
+        Args:
+            step: its number.
+            seconds: the ranks' own times in it.
+
+        Returns:
+            Of each slow rank its number, its median time and that of the others.
+        """
+        self._seconds.append(seconds)
+        if step % self._config.collect_every == 0:
+            gc.collect()
+        is_time = step % _STRAGGLER_STEPS == 0 and len(self._seconds) == _STRAGGLER_STEPS
+        return self._stragglers() if is_time and len(seconds) > 1 else []
+
+    def compares_weights_at(self, step: int) -> bool:
+        """Tell whether the ranks' weights are to be compared after a step."""
+        return self._config.digest_every > 0 and step % self._config.digest_every == 0
+
+    def differing_weights(self, model: nn.Module) -> dict[str, Any] | None:
         """Compare the ranks' copies of the weights; one that differs was corrupted without a word.
 
-        Which one it is a majority tells; where there is none, no rank can be named.
         At stage 3 only what every rank holds (the running statistics) can be compared.
+
+        Returns:
+            None where all are equal; else the ranks that differ from the majority, none where there is no
+            majority, and all digests.
         """
         if self._ranks.world_size == 1:
-            return []
+            return None
         digests = self._ranks.gather(weight_digest(model, parameters=self._stage < 3))
         common, votes = Counter(digests).most_common(1)[0]
         if votes == self._ranks.world_size:
-            return []
+            return None
         decided = 2 * votes > self._ranks.world_size
         wrong = [rank for rank, digest in enumerate(digests) if decided and digest != common]
-        return [Finding("silent_corruption", {"ranks": wrong, "digests": digests})]
+        return {"ranks": wrong, "digests": digests}
 
-    def _stragglers(self) -> list[Finding]:
-        if self._ranks.world_size == 1 or len(self._seconds) < _STRAGGLER_STEPS:
-            return []
+    def _stragglers(self) -> list[dict[str, Any]]:
         medians = [statistics.median(rank) for rank in zip(*self._seconds, strict=True)]
-        usual = statistics.median(medians)
-        return [
-            Finding("straggler", {"straggler": rank, "seconds": round(own, 4), "usual": round(usual, 4)})
-            for rank, own in enumerate(medians)
-            if own > self._config.straggler_ratio * usual
-        ]
+        found = []
+        for rank, own in enumerate(medians):
+            usual = statistics.median(medians[:rank] + medians[rank + 1 :])
+            if own > self._config.straggler_ratio * usual:
+                found.append({"straggler": rank, "seconds": round(own, 4), "usual": round(usual, 4)})
+        return found
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard
-from pretrain.health import Finding, Health
+from pretrain.health import Health
 from pretrain.profiler import StepProfiler
 from pretrain.state import State, digest_of_range
 from pretrain.trainer import PretrainResult
@@ -150,13 +150,15 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         if self.evaluator is None:
             return
         with self.patience("evaluation"):
-            state.figures, bad = self.evaluator.measure(self.engine), self.evaluator.bad
+            found = self.evaluator.measure(self.engine)
             if self.transfer is not None:
-                state.figures |= self.transfer.measure(self.engine)
-                bad = bad + self.transfer.bad
-            bad = [sample for own in self.ranks.gather(bad) for sample in own]
+                of_transfer = self.transfer.measure(self.engine)
+                found.figures |= of_transfer.figures
+                found.bad += of_transfer.bad
+            bad = [sample for own in self.ranks.gather(found.bad) for sample in own]
+        state.figures = found.figures
         self.recorder.evaluation(
-            state, state.figures, bad=bad, confusion=self.evaluator.confusion, classes=self._classes
+            state, state.figures, bad=bad, confusion=found.confusion, classes=self._classes
         )
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
@@ -167,7 +169,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         """
         if self.config.guard.digest_every:
             with self.account.measure("checkpoint"):
-                self._report(self.health.compare_weights(self.engine.module), state)
+                self._require_equal_weights(state)
         super().save(state, wait=wait, **facts)
 
     def look_after(self, state: State, result: PretrainResult) -> None:
@@ -185,28 +187,31 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         self.profiler.after_step(state.step)
         self.profiler.before_step(state.step + 1)
         super().look_after(state, result)
-        self._report(self.health.check(self.engine.module, state, result), state)
+        for slow in self.health.after_step(state.step, result.seconds):
+            self.recorder.event("straggler", step=state.step, **slow)
+        if self.health.compares_weights_at(state.step):
+            self._require_equal_weights(state)
 
-    def _report(self, findings: list[Finding], state: State) -> None:
-        """Record what was found of the ranks, and end where they cannot go on.
+    def _require_equal_weights(self, state: State) -> None:
+        """End where the ranks' weights differ: nothing is ever saved that they did not agree on.
 
         The rank whose weights are wrong ends first: whoever starts it anew takes that one's word for the
-        reason, and its node for the cause. Nothing is ever saved that the ranks did not agree on.
+        reason, and its node for the cause.
         """
-        for finding in findings:
-            self.recorder.event(finding.kind, step=state.step, **finding.fields)
-            if finding.kind != "silent_corruption":
-                continue
-            wrong, found = finding.fields["ranks"], f"differ from the others' at step {state.step}"
-            advice = "the same command goes on from the last checkpoint, which is whole"
-            if not wrong:
-                raise Distrusted(f"the ranks' weights {found}, and none has a majority; {advice}")
-            if self.ranks.rank not in wrong:
-                self.ranks.barrier()
-            raise Distrusted(
-                f"silent corruption: the weights of ranks {wrong} {found}; {advice}; leave that node out "
-                "if it happens again"
-            )
+        found = self.health.differing_weights(self.engine.module)
+        if found is None:
+            return
+        self.recorder.event("silent_corruption", step=state.step, **found)
+        wrong, differ = found["ranks"], f"differ from the others' at step {state.step}"
+        advice = "the same command goes on from the last checkpoint, which is whole"
+        if not wrong:
+            raise Distrusted(f"the ranks' weights {differ}, and none has a majority; {advice}")
+        if self.ranks.rank not in wrong:
+            self.ranks.barrier()
+        raise Distrusted(
+            f"silent corruption: the weights of ranks {wrong} {differ}; {advice}; leave that node out "
+            "if it happens again"
+        )
 
     def keep_for_replay(self, state: State, result: PretrainResult, verdict: Verdict) -> None:
         """Write a bundle of a bad step, the first of several in a row, as long as there are few.

@@ -15,7 +15,7 @@ from data_pipeline.class_weights import check_single_labels
 from data_pipeline.record import SampleSource
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.evaluation import equal_batches
+from pretrain.evaluation import Findings, equal_batches
 
 _CHUNK = 1024
 
@@ -24,9 +24,6 @@ class TransferProbe:
     """k nearest neighbours by cosine similarity, each image against all others (leave one out).
 
     `breathe` is called with every batch.
-
-    Attributes:
-        bad: this rank's samples that could not be read in the last measurement.
     """
 
     def __init__(
@@ -39,22 +36,26 @@ class TransferProbe:
         """
         check_single_labels([corpus], needed_by="evaluate.transfer")
         self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
-        self.bad: list[dict[str, Any]] = []
 
-    def measure(self, engine: Engine) -> dict[str, float]:
-        """Return the share of images whose neighbours vote for their class, where any can be read."""
-        features, labels = self._features(engine)
+    def measure(self, engine: Engine) -> Findings:
+        """Measure the share of images whose neighbours vote for their class, where any can be read."""
+        features, labels, bad = self._features(engine)
         rows, targets = self._ranks.rows(features), self._ranks.rows(labels)
         if not len(rows):
-            return {}
-        return {TRANSFER: neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)}
+            return Findings({}, bad)
+        share = neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)
+        return Findings({TRANSFER: share}, bad)
 
-    def _features(self, engine: Engine) -> tuple[Tensor, Tensor]:
-        """Catch what enters the last layer during ordinary forward passes, which work at every ZeRO stage."""
+    def _features(self, engine: Engine) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+        """Catch what enters the last layer during ordinary forward passes, which work at every ZeRO stage.
+
+        Returns:
+            This rank's features (n, D), of length 1 each, their labels (n,), and the samples without any.
+        """
         caught: list[Tensor] = []
         layer = engine.module.get_submodule("head.logits")
         hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
-        features, labels, self.bad = [], [], []
+        features, labels, bad = [], [], []
         try:
             with engine.evaluating() as forward:
                 for pixels, batch in equal_batches(
@@ -63,10 +64,10 @@ class TransferProbe:
                     forward(pixels)
                     features.append(functional.normalize(caught.pop()[: len(batch)], dim=1))
                     labels.append(batch.labels)
-                    self.bad += [sample.to_dict() for sample in batch.bad]
+                    bad += [sample.to_dict() for sample in batch.bad]
         finally:
             hook.remove()
-        return torch.cat(features), torch.cat(labels).to(self._ranks.device)
+        return torch.cat(features), torch.cat(labels).to(self._ranks.device), bad
 
 
 def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> float:

@@ -313,10 +313,12 @@ def flipped_bit(stage: int) -> list[Any]:
     ranks = Ranks.start()
     engine = tiny_engine(ranks, stage=stage)
     health = Health(GuardConfig(), ranks=ranks, stage=stage)
-    before = health.compare_weights(engine.module)
+    before = health.differing_weights(engine.module)
     if ranks.rank == 1:
         next(iter(engine.module.parameters())).data.view(torch.int32).view(-1)[0] ^= 1
-    return [before, [(one.kind, one.fields["ranks"]) for one in health.compare_weights(engine.module)]]
+    after = health.differing_weights(engine.module)
+    assert after is not None
+    return [before, after["ranks"]]
 
 
 def evaluate_on_ranks(request: dict[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(folder: Path, batch:
     found = Evaluator(open_corpus(folder), config(folder, batch=batch), **ALONE)
     for _ in range(2):
         measured = found.measure(ENGINE)
-        assert (measured["samples"], measured["top1"]) == (5, 2 / 5)
-        assert [sample["name"] for sample in found.bad] == ["ant/1.jpg"]
+        assert (measured.figures["samples"], measured.figures["top1"]) == (5, 2 / 5)
+        assert [sample["name"] for sample in measured.bad] == ["ant/1.jpg"]
 
 
 def test_several_labels_are_ranked_by_what_the_loss_makes_of_logits(folder: Path, tmp_path: Path) -> None:
@@ -88,7 +88,8 @@ def test_several_labels_are_ranked_by_what_the_loss_makes_of_logits(folder: Path
             yield lambda pixels: logits + levels
 
         settings = replace(config(folder), loss=LossConfig(loss))
-        return Evaluator(corpus, settings, **ALONE).measure(SimpleNamespace(ema=None, evaluating=evaluating))
+        engine = SimpleNamespace(ema=None, evaluating=evaluating)
+        return Evaluator(corpus, settings, **ALONE).measure(engine).figures
 
     assert corpus.label_kind == "multi"
     assert measure("softmax", 3.0)["map"] == pytest.approx(measure("softmax", 0.0)["map"])
@@ -105,12 +106,14 @@ def test_so_does_the_measure_of_transfer(folder: Path) -> None:
 
     engine: Any = SimpleNamespace(module=module, evaluating=evaluating)
     probe = TransferProbe(open_corpus(folder), config(folder, batch=1), **ALONE)
-    assert 0.0 <= probe.measure(engine)["transfer_top1"] <= 1.0
-    assert [sample["name"] for sample in probe.bad] == ["ant/1.jpg"]
+    found = probe.measure(engine)
+    assert 0.0 <= found.figures["transfer_top1"] <= 1.0
+    assert [sample["name"] for sample in found.bad] == ["ant/1.jpg"]
     for image in folder.rglob("*.jpg"):
         image.write_bytes(b"no image")
-    assert probe.measure(engine) == {}, "a figure of no image would be a false one"
-    assert len(probe.bad) == 6
+    found = probe.measure(engine)
+    assert found.figures == {}, "a figure of no image would be a false one"
+    assert len(found.bad) == 6
 
 
 def test_it_reads_by_the_decoder_of_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

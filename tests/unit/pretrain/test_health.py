@@ -15,8 +15,6 @@ from coatnet.runtime.ranks import Ranks
 from pretrain.guard_config import GuardConfig
 from pretrain.health import Health, weight_digest
 from pretrain.profiler import StepProfiler
-from pretrain.state import State
-from pretrain.trainer import PretrainResult
 
 
 @pytest.fixture(autouse=True)
@@ -26,29 +24,23 @@ def collector() -> Iterator[None]:
     gc.enable()
 
 
-def result(seconds: list[float]) -> PretrainResult:
-    ranks = len(seconds)
-    return PretrainResult(
-        samples=8,
-        losses=[1.0] * ranks,
-        seconds=seconds,
-        gradient_norm=1.0,
-        learning_rate=1e-3,
-        applied=True,
-        digest=0,
-        wishes=[0] * ranks,
-    )
-
-
 def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_slow_step_is_not() -> None:
-    health = Health(GuardConfig(digest_every=0), ranks=Ranks(world_size=4), stage=1)
-    state, findings = State(), []
+    health, found = Health(GuardConfig(), ranks=Ranks(world_size=4), stage=1), []
     for step in range(1, 101):
-        state.step = step
-        slow = 0.2 if step > 50 else 0.1
-        findings += health.check(nn.Identity(), state, result([0.1, 5.0 if step == 7 else 0.1, slow, 0.1]))
-    assert [(one.kind, one.fields["straggler"]) for one in findings] == [("straggler", 2)]
-    assert findings[0].fields["seconds"] == pytest.approx(0.2)
+        found += health.after_step(step, [0.1, 5.0 if step == 7 else 0.1, 0.2 if step > 50 else 0.1, 0.1])
+    assert found == [{"straggler": 2, "seconds": 0.2, "usual": 0.1}]
+
+
+def test_of_two_ranks_the_slow_one_is_compared_with_the_other_and_not_with_both() -> None:
+    health, found = Health(GuardConfig(), ranks=Ranks(world_size=2), stage=1), []
+    for step in range(1, 51):
+        found += health.after_step(step, [0.1, 0.15])
+    assert found == [{"straggler": 1, "seconds": 0.15, "usual": 0.1}]
+
+
+def test_a_rank_alone_is_never_slow() -> None:
+    health = Health(GuardConfig(), ranks=Ranks(), stage=1)
+    assert not any(health.after_step(step, [0.1]) for step in range(1, 101))
 
 
 @pytest.mark.parametrize(
@@ -59,14 +51,14 @@ def test_a_rank_whose_weights_differ_is_named_by_a_majority_and_by_nothing_less(
     monkeypatch: pytest.MonkeyPatch, digests: list[int], wrong: list[int]
 ) -> None:
     monkeypatch.setattr(Ranks, "gather", lambda self, own: digests)
-    health = Health(GuardConfig(digest_every=5), ranks=Ranks(world_size=len(digests)), stage=1)
-    state = State()
-    state.step = 4
-    assert health.check(nn.Identity(), state, result([0.1])) == []
-    state.step = 5
-    (finding,) = health.check(nn.Identity(), state, result([0.1]))
-    assert finding.kind == "silent_corruption"
-    assert finding.fields == {"ranks": wrong, "digests": digests}
+    health = Health(GuardConfig(), ranks=Ranks(world_size=len(digests)), stage=1)
+    assert health.differing_weights(nn.Identity()) == {"ranks": wrong, "digests": digests}
+
+
+@pytest.mark.parametrize(("every", "due"), [(5, [5, 10]), (0, [])])
+def test_weights_are_compared_every_so_many_steps_or_never(every: int, due: list[int]) -> None:
+    health = Health(GuardConfig(digest_every=every), ranks=Ranks(), stage=1)
+    assert [step for step in range(1, 13) if health.compares_weights_at(step)] == due
 
 
 def test_garbage_is_collected_at_the_same_steps_everywhere_and_never_between(
@@ -74,11 +66,10 @@ def test_garbage_is_collected_at_the_same_steps_everywhere_and_never_between(
 ) -> None:
     health = Health(GuardConfig(collect_every=10, digest_every=0), ranks=Ranks(), stage=1)
     assert not gc.isenabled()
-    state, collected = State(), []
-    monkeypatch.setattr(gc, "collect", lambda: collected.append(state.step))
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(step))
     for step in range(1, 31):
-        state.step = step
-        health.check(nn.Identity(), state, result([0.1]))
+        health.after_step(step, [0.1])
     assert collected == [10, 20, 30]
 
 
