@@ -92,7 +92,7 @@ def check_shards(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
 def check_interface(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """Return what is wrong with the way to the first node: there must be an interface that leads there."""
     from coatnet.config import UserError
-    from coatnet.runtime.ranks import choose_interface
+    from coatnet.runtime.rendezvous import choose_interface
 
     try:
         facts["interface"] = choose_interface(os.environ["MASTER_ADDR"])

@@ -13,7 +13,7 @@ from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_init
 from coatnet.config import UserError, load_config
 from coatnet.runtime.launch import launch_run
-from coatnet.runtime.ranks import already_launched
+from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar
 from data_pipeline.first_look import look_at_data

@@ -8,7 +8,7 @@ from pathlib import Path
 from coatnet.config import load_config
 from coatnet.runtime.launch import device_count, launch_run
 from coatnet.runtime.lease import Lease
-from coatnet.runtime.ranks import already_launched
+from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.first_look import look_at_data
 from pretrain.batches import group_images, make_calendar, settled_group_images

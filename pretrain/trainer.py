@@ -88,33 +88,25 @@ class Trainer:
                 lr=learning_rate,
                 veto=self._ask_all(veto) if veto else None,
             )
-        own = torch.tensor(
-            [
-                float(update.loss),
-                self.engine.own_seconds,
-                float(wish),
-                float(digest_of_positions(batch.seen.numpy())),
-                float(len(batch.bad)),
-            ],
-            dtype=torch.float64,
-            device=ranks.device,
-        )
+        digest = digest_of_positions(batch.seen.numpy())
+        own = [float(update.loss), self.engine.own_seconds, wish, digest, len(batch.bad)]
         with self._account.measure(label), self._account.measure("communication", inside="compute"):
-            told = ranks.table(own)
+            told = ranks.table(torch.tensor(own, dtype=torch.float64, device=ranks.device))
             self._settle_statistics(update.applied)
+        losses, seconds, wishes, digests, bad = told.T.tolist()
         with self._account.measure(label):
             if update.applied:
                 self.engine.update_ema()
         return PretrainResult(
             samples=batch.step_samples(ranks.world_size),
-            losses=told[:, 0].tolist(),
-            seconds=told[:, 1].tolist(),
+            losses=losses,
+            seconds=seconds,
             gradient_norm=update.gradient_norm,
             learning_rate=learning_rate,
             applied=update.applied,
-            digest=sum(int(one) for one in told[:, 3].tolist()),
-            wishes=[int(one) for one in told[:, 2].tolist()],
-            bad=int(told[:, 4].sum()),
+            digest=sum(map(int, digests)),
+            wishes=[int(one) for one in wishes],
+            bad=int(sum(bad)),
         )
 
     def sample_losses(self, batch: Batch) -> Tensor:

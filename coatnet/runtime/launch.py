@@ -20,7 +20,7 @@ from typing import BinaryIO
 from coatnet.runtime.endings import STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.parent import die_with_parent
-from coatnet.runtime.ranks import already_launched
+from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
 from coatnet.runtime.voice import heedless_voice, say_from_a_handler

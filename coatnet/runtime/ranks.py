@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from coatnet.config import UserError
+from coatnet.runtime.rendezvous import choose_interface, find_place
 
 if TYPE_CHECKING:
     import torch
 
 _TIMEOUT_SECONDS = 600
 _ENDLESS = timedelta(days=365)
-_SLURM_PORT_BASE, _SLURM_PORT_SPAN = 20000, 10000
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Ranks:
         import torch.distributed
 
         _ask_for_huge_pages()
-        place = read_environment(os.environ)
+        place = find_place()
         kind = _device_type()
         if kind == "cuda":
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
@@ -245,54 +242,6 @@ class Ranks:
             dist.destroy_process_group()
 
 
-@dataclass(frozen=True)
-class Place:
-    """What the launcher says about this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-
-
-def read_environment(environment: Mapping[str, str]) -> Place:
-    """Read torchrun's variables (our launcher sets the same), else SLURM's; completes MASTER_ADDR and _PORT.
-
-    Raises:
-        UserError: neither is there.
-    """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return Place(
-            rank=int(environment["RANK"]),
-            world_size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment.get("LOCAL_RANK", 0)),
-            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
-        )
-    if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
-        if "MASTER_ADDR" not in environment:
-            raise UserError("MASTER_ADDR is not set: submit with `coatnet submit`, which sets it for srun")
-        os.environ.setdefault("MASTER_PORT", str(slurm_port(int(environment["SLURM_JOB_ID"]))))
-        return Place(
-            rank=int(environment["SLURM_PROCID"]),
-            world_size=int(environment["SLURM_NTASKS"]),
-            local_rank=int(environment.get("SLURM_LOCALID", 0)),
-            local_world_size=int(environment.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]),
-        )
-    raise UserError(
-        "neither RANK and WORLD_SIZE nor SLURM_PROCID and SLURM_NTASKS are set: start under torchrun or srun"
-    )
-
-
-def slurm_port(job_id: int) -> int:
-    """Return the rendezvous port of a SLURM job: every rank computes the same."""
-    return _SLURM_PORT_BASE + job_id % _SLURM_PORT_SPAN
-
-
-def already_launched() -> bool:
-    """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
-    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
-
-
 def _ask_for_huge_pages() -> None:
     """Let torch's CPU allocator ask for huge pages, unless the environment says otherwise.
 
@@ -319,31 +268,3 @@ def _device_type() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def choose_interface(master: str) -> str:
-    """Tell gloo and NCCL which interface leads to the first node, and return its name.
-
-    A host whose own name resolves to 127.0.1.1 (Debian's default) makes gloo fail; asking the kernel for the
-    route towards a peer does not depend on names.
-
-    Raises:
-        UserError: there is no route, or no interface of this host has its address.
-    """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return os.environ["GLOO_SOCKET_IFNAME"]
-    import psutil
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((master, 9))
-        except OSError as error:
-            raise UserError(f"no route to the first node {master} (MASTER_ADDR): {error}") from None
-        address = probe.getsockname()[0]
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-            if name != "lo":
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-            return name
-    raise UserError(f"no network interface has the address {address} that leads to {master}")

@@ -15,7 +15,8 @@ from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.progress import clock
-from coatnet.runtime.ranks import Ranks, already_launched
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
 from coatnet.runtime.voice import heedless_voice

@@ -88,9 +88,8 @@ class Recorder:
         """Go on counting where the metrics and accounts of earlier lives end."""
         self._skipped = int(earlier.counts.get("skipped_steps", 0))
         self._bad = int(earlier.counts.get("bad_samples", 0))
-        stride = max(1, len(earlier.accounts) * 2 // _MOST_STRETCHES)
         self._history += [
-            {name: float(row[f"account/{name}"]) for name in CLASSES} for row in earlier.accounts[::stride]
+            {name: float(row[f"account/{name}"]) for name in CLASSES} for row in earlier.accounts
         ]
         self._earlier_seconds = add_up(lives)
         for own in (one for one in lives if one.life == self._account.life):

@@ -1,0 +1,90 @@
+"""Where a rank finds its number and its peers: what torchrun, SLURM or our launcher put into the environment.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from coatnet.config import UserError
+
+_SLURM_PORT_BASE, _SLURM_PORT_SPAN = 20000, 10000
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the launcher says about this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def find_place() -> Place:
+    """Read torchrun's variables (our launcher sets the same), else SLURM's, to which MASTER_PORT is added.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return Place(
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        )
+    if "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError("MASTER_ADDR is not set: submit with `coatnet submit`, which sets it for srun")
+        os.environ.setdefault("MASTER_PORT", str(slurm_port(int(os.environ["SLURM_JOB_ID"]))))
+        return Place(
+            rank=int(os.environ["SLURM_PROCID"]),
+            world_size=int(os.environ["SLURM_NTASKS"]),
+            local_rank=int(os.environ.get("SLURM_LOCALID", 0)),
+            local_world_size=int(os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]),
+        )
+    raise UserError(
+        "neither RANK and WORLD_SIZE nor SLURM_PROCID and SLURM_NTASKS are set: start under torchrun or srun"
+    )
+
+
+def slurm_port(job_id: int) -> int:
+    """Return the rendezvous port of a SLURM job: every rank computes the same."""
+    return _SLURM_PORT_BASE + job_id % _SLURM_PORT_SPAN
+
+
+def already_launched() -> bool:
+    """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
+
+
+def choose_interface(master: str) -> str:
+    """Tell gloo and NCCL which interface leads to the first node, and return its name.
+
+    A host whose own name resolves to 127.0.1.1 (Debian's default) makes gloo fail; asking the kernel for the
+    route towards a peer does not depend on names.
+
+    Raises:
+        UserError: there is no route, or no interface of this host has its address.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return os.environ["GLOO_SOCKET_IFNAME"]
+    import psutil
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((master, 9))
+        except OSError as error:
+            raise UserError(f"no route to the first node {master} (MASTER_ADDR): {error}") from None
+        address = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+            if name != "lo":
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return name
+    raise UserError(f"no network interface has the address {address} that leads to {master}")
