@@ -22,7 +22,7 @@ from data_pipeline.index import (
 )
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError, Record
-from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles, use_file
+from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles
 from data_pipeline.tar_format import BLOCK, member_name
 
 _KEPT_INDEXES = 1024  # 48 bytes a sample: 50 MB for shards of 1,000
@@ -107,7 +107,7 @@ class Corpus:
         offset, checksum, size, image_at, image_bytes, width, height, label, labels, _, turn, _, _ = (
             loaded.samples[index].item()
         )
-        record = self._shards.get(entry.name, expected_bytes=entry.bytes).read(offset, size)
+        record = self._shards.read(entry.name, offset, size, expected_bytes=entry.bytes)
         if len(record) != size:
             raise BadSampleError(f"{entry.name}: ends within the sample at byte {offset}")
         if xxhash.xxh3_64_intdigest(record) != checksum:
@@ -135,8 +135,8 @@ class Corpus:
         try:
             sample = self.index(shard).samples[index]
             header_at = int(sample["offset"]) + int(sample["image_at"]) - BLOCK
-            opened = self._shards.get(entry.name, expected_bytes=entry.bytes)
-            return f"{entry.name}[{index}] {member_name(opened.read(header_at, BLOCK))}"
+            header = self._shards.read(entry.name, header_at, BLOCK, expected_bytes=entry.bytes)
+            return f"{entry.name}[{index}] {member_name(header)}"
         except BadSampleError:
             return f"{entry.name}[{index}]"
 
@@ -179,4 +179,4 @@ class Corpus:
         def parse(path: Path) -> NDArray[np.void]:
             return parse_array(path.read_bytes(), dtype=dtype, origin=str(path), xxh3=xxh3)
 
-        return use_file(self._files, name.name, parse)
+        return self._shards.use(name.name, parse)

@@ -5,8 +5,10 @@ Reads go by pread and not through a memory map: a file that is truncated under a
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +22,11 @@ _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
 _IDLE_TURNS = (
     16  # of as many reads as shards are open: one in use is missed by so many once in 10 million times
 )
+
+# As a network's file system does while it finds its way back to a server.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN)
+_PAUSES = (0.2, 2.0, 8.0)
+_LOST_SECONDS = 60.0  # a file that failed for so long is not waited for again for each of its samples
 
 
 class ShardFiles(Protocol):
@@ -56,22 +63,6 @@ class LocalFiles:
         """Do nothing: the file system reads ahead."""
 
 
-def use_file(files: ShardFiles, name: str, use: Callable[[Path], T]) -> T:
-    """Return what `use` makes of a file's path; it is fetched again if it leaves the cache in between.
-
-    Raises:
-        BadSampleError: it cannot be had, or the file system failed.
-    """
-    for is_last in (not files.remote, True):
-        path = files.path(name)
-        try:
-            return use(path)
-        except OSError as error:
-            if is_last or not isinstance(error, FileNotFoundError):
-                raise BadSampleError(f"{path}: {error.strerror}") from None
-    raise AssertionError("the last turn returns or raises")
-
-
 class OpenShard:
     """One open file; it closes itself when its last reader has let go of it."""
 
@@ -97,12 +88,9 @@ class OpenShard:
         """Read bytes; fewer at the end of the file.
 
         Raises:
-            BadSampleError: the file system failed.
+            OSError: the file system failed.
         """
-        try:
-            return os.pread(self._descriptor, size, start)
-        except OSError as error:
-            raise BadSampleError(f"reading failed: {error.strerror}") from None
+        return os.pread(self._descriptor, size, start)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -110,21 +98,52 @@ class OpenShard:
 
 
 class OpenShards:
-    """The most recently used shards, kept open; safe to share by threads."""
+    """The files of a corpus, the most recently used shards kept open; safe to share by threads."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._turn = 0
         self._last_turn: dict[str, int] = {}
+        self._lost_until: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str, *, expected_bytes: int) -> OpenShard:
-        """Return an open shard.
+    def read(self, name: str, start: int, size: int, *, expected_bytes: int) -> bytes:
+        """Read a shard's bytes; fewer at its end.
 
         Raises:
-            BadSampleError: it cannot be had, or its size is not the manifest's.
+            BadSampleError: it cannot be had, has another size than in the manifest, or keeps failing.
         """
+        try:
+            return self._get(name, expected_bytes).read(start, size)
+        except OSError:  # a new descriptor may do better
+            with self._lock:
+                self._open.pop(name, None)
+            return self.use(
+                name, lambda path: OpenShard(path, expected_bytes=expected_bytes).read(start, size)
+            )
+
+    def use(self, name: str, use: Callable[[Path], T]) -> T:
+        """Return what `use` makes of a file's path.
+
+        It is fetched again if it leaves the cache in between, and tried again where the failure may pass.
+
+        Raises:
+            BadSampleError: it cannot be had, or the file system keeps failing.
+        """
+        for pause in (*_PAUSES, None):
+            path = self._files.path(name)
+            try:
+                return use(path)
+            except OSError as error:
+                passes = error.errno in _PASSING or (self._files.remote and error.errno == errno.ENOENT)
+                if pause is None or not passes or time.monotonic() < self._lost_until.get(name, 0.0):
+                    self._lost_until[name] = time.monotonic() + _LOST_SECONDS
+                    raise BadSampleError(f"{path}: {error.strerror}") from None
+                time.sleep(pause)
+        raise AssertionError("the last turn returns or raises")
+
+    def _get(self, name: str, expected_bytes: int) -> OpenShard:
         with self._lock:
             self._turn += 1
             found = self._open.get(name)
@@ -132,7 +151,7 @@ class OpenShards:
                 self._last_turn[name] = self._turn
                 self._open.move_to_end(name)
                 return found
-        opened = use_file(self._files, name, partial(OpenShard, expected_bytes=expected_bytes))
+        opened = self.use(name, partial(OpenShard, expected_bytes=expected_bytes))
         with self._lock:
             self._open[name] = opened
             self._last_turn[name] = self._turn
