@@ -83,9 +83,10 @@ class Attempts:
         """
         self.failures = 1 if gained else self.failures + 1
         self._wrong += isinstance(error, Wrong)
-        if self._wrong >= min(_WRONG_TIMES, self._patience.attempts):
+        exhausted = self.failures >= self._patience.attempts
+        if isinstance(error, Wrong) and (exhausted or self._wrong >= _WRONG_TIMES):
             raise DownloadError(f"{self._name}: {error}") from None
-        if self.failures >= self._patience.attempts:
+        if exhausted:
             raise Unreachable(
                 f"{self._name}: {error}, after {self.failures} attempts without progress"
             ) from None

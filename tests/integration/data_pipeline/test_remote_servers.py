@@ -98,6 +98,24 @@ def test_what_a_server_compresses_unasked_arrives(
     fetch(f"{server.url}/{NAME}", tmp_path / NAME, expected=expected)
 
 
+@pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 512])
+def test_a_file_that_is_replaced_in_the_middle_of_its_transfer_is_refused(tmp_path: Path, size: int) -> None:
+    """Also where both have the same ETag, so that the server goes on with the second one's rest."""
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / NAME).write_bytes(CONTENT)
+
+    def replace(_: float) -> None:
+        (served / NAME).write_bytes(bytes(size))
+
+    with FaultServer(served) as server:
+        server.faults[NAME] = ["cut"]
+        files = files_of(server, tmp_path / "cache", pause=replace)
+        with pytest.raises(BadSampleError, match=r"tar: (its content is not|the server has \d+ bytes, the)"):
+            files.path(NAME)
+    assert not list((tmp_path / "cache").rglob(f"*{NAME}"))
+
+
 def test_an_answer_without_an_end_does_not_fill_the_disk(server: FaultServer, tmp_path: Path) -> None:
     server.faults[NAME] = ["endless"] * 9
     with pytest.raises(DownloadError, match=f"the server sends more than {len(CONTENT)} bytes"):

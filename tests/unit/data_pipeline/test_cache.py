@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -44,3 +45,29 @@ def test_a_full_disk_is_met_by_giving_up_what_is_idle(tmp_path: Path) -> None:
 
     assert cache.get("new", full_at_first, size=1).read_bytes() == b"y"
     assert sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != ".") == ["new"]
+
+
+@pytest.mark.parametrize(("number", "ahead"), [(errno.ENOSPC, True), (errno.EIO, False)])
+def test_nothing_is_given_up_for_what_is_fetched_ahead_or_for_a_disk_that_fails(
+    tmp_path: Path, number: int, ahead: bool
+) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=1 << 20)
+    cache.get("idle", lambda path: path.write_bytes(b"x"), size=1)  # type: ignore[arg-type, return-value]
+    tries = []
+
+    def fail(path: Path) -> None:
+        tries.append(path)
+        raise OSError(number, "")
+
+    with pytest.raises(OSError):
+        cache.get("new", fail, size=1, ahead=ahead)
+    assert (tmp_path / "cache" / "idle").exists() and len(tries) == 1
+
+
+def test_files_leave_only_when_the_limit_is_passed_by_one_byte(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=2000)
+    for name, size in (("a", 1000), ("b", 1000), ("c", 1)):
+        cache.get(name, lambda path, size=size: path.write_bytes(b"x" * size), size=size)  # type: ignore[arg-type, misc, return-value]
+        os.utime(tmp_path / "cache" / name, (ord(name), ord(name)))
+        assert (tmp_path / "cache" / "a").exists() == (name != "c")
+    assert (tmp_path / "cache" / "b").exists()
