@@ -323,7 +323,7 @@ def test_what_a_server_asks_for_is_waited_and_more_so_that_ranks_do_not_return_i
     server: FaultServer, tmp_path: Path
 ) -> None:
     pauses: list[float] = []
-    server.faults[FIRST] = ["503 Retry-After: 2"] * 3
+    server.faults[FIRST] = ["503 Retry-After: 2"] * 4
     patience = Patience(stall_seconds=20, attempts=4, pause=pauses.append)
     with pytest.raises(Unreachable):
         download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
