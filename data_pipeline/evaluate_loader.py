@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import BadSample, Batch
+from data_pipeline.numbering import Numbering
 from data_pipeline.prefetch import chunks_of, made_ahead
 from data_pipeline.record import BadSampleError, Record, SampleSource
 
@@ -55,7 +56,7 @@ class EvaluateLoader:
         self._size = augment.image_size
         width = self.num_classes if corpus.label_kind == "multi" else 0
         self._assembler = Assembler(augment, False, width, decoder)
-        self._ends = np.cumsum(corpus.counts)
+        self._numbering = Numbering(corpus.counts)
 
     def __len__(self) -> int:
         return ceil(self.samples / self._batch)
@@ -65,9 +66,9 @@ class EvaluateLoader:
         return made_ahead(self._plans(), threads=self._threads, ahead=_PREFETCH)
 
     def _plans(self) -> Iterator[_PendingBatch]:
-        unannounced = self._split(self._first)[0]
+        unannounced, last = (self._numbering.place(sample)[0] for sample in (self._first, self._end - 1))
         for begin in range(self._first, self._end, self._batch):
-            soon = min(self._split(begin)[0] + _AHEAD_SHARDS, self._split(self._end - 1)[0])
+            soon = min(self._numbering.place(begin)[0] + _AHEAD_SHARDS, last)
             if soon >= unannounced:
                 self._corpus.prepare(list(range(unannounced, soon + 1)))
                 unannounced = soon + 1
@@ -89,7 +90,7 @@ class EvaluateLoader:
         rows: list[int] = []
         records: list[Record] = []
         for row in range(begin, end):
-            shard, index = self._split(int(batch.samples[row]))
+            shard, index = self._numbering.place(int(batch.samples[row]))
             try:
                 records.append(self._corpus.read(shard, index))
                 rows.append(row)
@@ -109,11 +110,7 @@ class EvaluateLoader:
     def _leave_out(self, batch: _PendingBatch, row: int, reason: str) -> None:
         sample = int(batch.samples[row])
         batch.good[row] = False
-        batch.bad.append(BadSample(sample, self._corpus.name(*self._split(sample)), reason))
-
-    def _split(self, sample: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        return shard, sample - int(self._ends[shard] - self._corpus.counts[shard])
+        batch.bad.append(BadSample(sample, self._corpus.name(*self._numbering.place(sample)), reason))
 
 
 @dataclass

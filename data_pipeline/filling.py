@@ -14,6 +14,7 @@ from coatnet.config import UserError
 from data_pipeline.assemble import Assembler
 from data_pipeline.batch import BadSample, Batch, Tail
 from data_pipeline.decode import DecodeError
+from data_pipeline.numbering import Numbering
 from data_pipeline.order import Places
 from data_pipeline.permutation import derive_key, derive_keys
 from data_pipeline.prefetch import chunks_of
@@ -66,8 +67,7 @@ class BatchFiller:
         self._corpora = list(corpora)
         self._assembler = assembler
         self._seed = seed
-        self._ends = [np.cumsum(corpus.counts) for corpus in corpora]
-        self._starts = [end - corpus.counts for end, corpus in zip(self._ends, corpora, strict=True)]
+        self._numberings = [Numbering(corpus.counts) for corpus in corpora]
         self.excluded: set[int] = set()
 
     def plan(
@@ -134,8 +134,7 @@ class BatchFiller:
         name = corpus.name(int(batch.places.shard[row]), int(batch.places.index[row]))
         candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), np.arange(_SUBSTITUTES))
         for candidate in (candidates % np.uint64(corpus.samples)).tolist():
-            shard = int(np.searchsorted(self._ends[number], candidate, side="right"))
-            index = candidate - int(self._starts[number][shard])
+            shard, index = self._numberings[number].place(candidate)
             place = (number, int(batch.places.epoch[row]), shard, index)
             batch.keys[row] = self._sample_keys(Places(*(np.array([part]) for part in place)))[0]
             try:
@@ -155,7 +154,7 @@ class BatchFiller:
         for number in np.unique(places.corpus).tolist():
             chosen = places.corpus == number
             corpus_key = derive_key(self._seed, _SAMPLE, number)
-            samples = self._starts[number][places.shard[chosen]] + places.index[chosen]
+            samples = self._numberings[number].numbers(places.shard[chosen], places.index[chosen])
             both = derive_keys(corpus_key, samples) ^ derive_keys(corpus_key + 1, places.epoch[chosen])
             keys[chosen] = derive_keys(corpus_key, both.view(np.int64)).view(np.int64)
         return keys

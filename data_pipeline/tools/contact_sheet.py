@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.device import DeviceTransform
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
+from data_pipeline.numbering import Numbering
 from data_pipeline.permutation import shuffled
 from data_pipeline.record import Record, SampleSource
 from data_pipeline.training_order import make_order
@@ -64,11 +65,9 @@ def contact_sheet(
     corpus: SampleSource, augment: AugmentConfig, *, images: int, columns: int, seed: int
 ) -> Image.Image:
     """Draw randomly chosen images: each as evaluation sees it, and below it as training does."""
-    numbers = shuffled(corpus.samples, seed)[:images]
-    ends = np.cumsum(corpus.counts)
-    shards = np.searchsorted(ends, numbers, side="right")
-    starts = ends - corpus.counts
-    chosen = _Chosen(corpus, [(int(s), int(n - starts[s])) for s, n in zip(shards, numbers, strict=True)])
+    numbering = Numbering(corpus.counts)
+    numbers = shuffled(corpus.samples, seed)[:images].tolist()
+    chosen = _Chosen(corpus, [numbering.place(number) for number in numbers])
     plain_augment = replace(augment, randaugment_n=0, mixup=0.0, cutmix=0.0, erasing=0.0)
     plain = next(iter(EvaluateLoader(chosen, plain_augment, batch=chosen.samples)))
     data = DataConfig()

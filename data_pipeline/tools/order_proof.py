@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.numbering import Numbering
 from data_pipeline.order import Order
 from data_pipeline.steps import Steps
 
@@ -27,7 +28,7 @@ def prove_order(
         Per world size: samples read more than once and never within the walk, steps whose set of samples
         differs from the order's, and how many shards a rank reads.
     """
-    starts = np.cumsum(counts) - counts
+    numbering = Numbering(counts)
     first, last = epoch * order.epoch_samples, (epoch + 1) * order.epoch_samples
     results = []
     for world_size in world_sizes:
@@ -41,7 +42,7 @@ def prove_order(
             together = np.concatenate([steps.positions(begin) for steps in ranks])
             differing += not np.array_equal(np.sort(together[counting]), np.arange(begin, end))
             places = order.locate(together)
-            np.add.at(times_read, (starts[places.shard] + places.index)[counting], 1)
+            np.add.at(times_read, numbering.numbers(places.shard, places.index)[counting], 1)
             for rank, shards in enumerate(np.split(places.shard, world_size)):
                 rank_shards[rank].update(np.unique(shards).tolist())
             done(end - begin)
