@@ -30,8 +30,9 @@ _LEAST_BYTES_PER_SECOND = 2_000  # a slow drip keeps a socket alive for ever
 _CONNECT_SECONDS = 8.0
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.25, 20.0
 _FINAL_STATUS = (400, 404, 405, 410)
+_REFUSED_STATUS = (401, 403)  # S3 says so of what is not there, too, to those who may not list the bucket
 _REDIRECTS = 3
-_WRONG_TIMES = 4  # a file may just be being replaced; each time costs a whole transfer
+_WRONG_TIMES = 4  # a file may just be being replaced, or credentials renewed
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,60})</Code>")  # S3's: RequestTimeTooSkewed, AccessDenied, …
 
 
@@ -48,7 +49,7 @@ class Retry(Exception):
 
 
 class Wrong(Retry):
-    """The server answered, but with something else than the manifest says."""
+    """The server answered, but with something else than the manifest says, or refused to: it is not away."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Attempts:
         """Count a failure and wait; one that brought new bytes begins the count anew.
 
         Raises:
-            DownloadError: the server has another file.
+            DownloadError: the server has another file, or refuses it.
             Unreachable: it was asked often enough.
         """
         self.failures = 1 if gained else self.failures + 1
@@ -143,7 +144,7 @@ def ask(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTTPR
         after = _seconds(response.headers.get("Retry-After", ""))
     if response.status in _FINAL_STATUS:
         raise DownloadError(f"{without_secrets(url)}: {answer}")
-    raise Retry(answer, after_seconds=after)
+    raise (Wrong if response.status in _REFUSED_STATUS else Retry)(answer, after_seconds=after)
 
 
 @lru_cache

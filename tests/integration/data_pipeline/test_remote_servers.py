@@ -134,9 +134,10 @@ def test_a_store_may_say_by_a_date_when_to_come_again_and_nonsense_is_no_date(
 
 
 def test_the_word_of_a_store_for_its_refusal_is_passed_on(server: FaultServer, tmp_path: Path) -> None:
-    server.faults[NAME] = ["403 <Error><Code>RequestTimeTooSkewed</Code></Error>"] * 3
-    with pytest.raises(Unreachable, match=r"the server answers 403 \(RequestTimeTooSkewed\), after 3"):
-        fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+    server.faults[NAME] = ["403 <Error><Code>RequestTimeTooSkewed</Code></Error>"] * 50
+    with pytest.raises(DownloadError, match=r"the server answers 403 \(RequestTimeTooSkewed\)$"):
+        fetch(f"{server.url}/{NAME}", tmp_path / NAME, attempts=40)
+    assert server.requests[NAME] == 4, "no nine minutes for credentials that are wrong"
 
 
 def test_the_proxy_of_the_environment_is_asked_but_for_hosts_that_need_none(
