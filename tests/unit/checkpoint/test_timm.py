@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,21 +11,8 @@ from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_arguments, timm_
 from coatnet.config import UserError
 from coatnet.model import ModelConfig, build_model
 
-PEER = Path(__file__).parents[3] / "benchmarks" / "timm_peer.py"
 SMALL: dict[str, Any] = {"depths": [2, 1, 2, 2, 1], "widths": [16, 16, 32, 64, 96], "num_classes": 7}
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def timm() -> Any:
-    spec = importlib.util.spec_from_file_location("timm_peer", PEER)
-    assert spec is not None and spec.loader is not None
-    peer: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peer)
-    try:
-        return peer.import_timm()
-    except ImportError as error:
-        pytest.skip(f"timm cannot be imported: {error}")
 
 
 def disturb(model: torch.nn.Module, *, seed: int) -> None:

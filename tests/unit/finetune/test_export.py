@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,6 @@ from finetune.classifier import Classifier, open_classifier
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model
 from finetune.handover.importing import foreign_weights, import_model
-
-PEER = Path(__file__).parents[3] / "benchmarks" / "timm_peer.py"
-
-
-@pytest.fixture(scope="module")
-def timm() -> Any:
-    """timm itself, which also imports where torchvision is missing."""
-    spec = importlib.util.spec_from_file_location("timm_peer", PEER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.import_timm()
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 def odd_batch(px: int = 64, *, images: int = 7) -> torch.Tensor:
@@ -301,3 +287,12 @@ def test_an_export_killed_over_an_earlier_one_leaves_no_certificate_beside_what_
             load_weights(out)
     export_model(str(other), out, formats=[form])
     assert {file.name for file in out.iterdir()} == files, "nothing is left lying about"
+
+
+def test_the_latency_benchmark_says_what_it_measured(load_benchmark: Callable[[str], ModuleType]) -> None:
+    pytest.importorskip("onnxruntime")
+    benchmark = load_benchmark("export")
+    ways = dict.fromkeys(("eager", "compiled", "onnxruntime"), torch.neg)
+    row = benchmark.compare(ways, ModelConfig(), px=32, batch=2, rounds=2)
+    assert row["largest_logit_difference"] == 0.0
+    assert "coatnet_0 at 32 px, 2 images: torch eager 0.0" in benchmark.line(row)

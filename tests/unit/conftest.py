@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,12 @@ def load_benchmark() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def timm(load_benchmark: Callable[[str], ModuleType]) -> Any:
+    """timm itself, which also imports where torchvision is missing."""
+    try:
+        return load_benchmark("timm_peer").import_timm()
+    except ImportError as error:
+        pytest.skip(str(error))
