@@ -1,14 +1,15 @@
 """The store: commits checkpoints by manifest and rename, finds the newest good one, deletes the superfluous.
 
-Protocol (docs/checkpoint-format.md): every rank writes its file and a sealed note of it into one temporary
-directory, fsyncs both and leaves word for rank 0. That one waits for all, with a bound, writes the manifest,
-makes sure that its lease still holds, renames the directory and fsyncs the parent. Words go through the
-mailbox: a writer thread needs no collectives, and a rank that cannot write can say so. A failed save never
-fails the run: the older checkpoint stays.
+Protocol (docs/checkpoint-format.md): every rank writes its file into one temporary directory, fsyncs both and
+tells rank 0 what is in it. That one waits for all, with a bound, writes the manifest, makes sure that its
+lease still holds, renames the directory and fsyncs the parent. Words go through the mailbox: a writer thread
+needs no collectives, a rank that cannot write can say so, and a thousand ranks make no thousand small files.
+A failed save never fails the run: the older checkpoint stays.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -43,7 +44,6 @@ from coatnet.runtime.whole_files import move_folder, refresh_view, remove_folder
 _PREFIX = "step-"
 _POLL_SECONDS = 0.02
 _SPACE_MARGIN = 1.05
-_WRITTEN = "written"  # a rank's word; any other says why it could not
 
 
 class SaveFailed(RuntimeError):
@@ -245,22 +245,19 @@ class CheckpointStore:
             for one in snapshot:
                 if not torch.isfinite(one.data).all():
                     raise SaveFailed(f"{one.kind} {one.name} is not finite at step {step}")
-            temporary.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # `exist_ok` would look whether it is a folder, a thousand times
+                temporary.mkdir()
             self._require_space(sum(one.data.numel() * one.data.element_size() for one in snapshot))
             written = write_rank_file(temporary / f"rank-{rank:05d}.safetensors", snapshot)
             sync_folder(temporary)
-            # The note appears whole, and last: rank 0 may rename the directory the moment it is there.
-            part = temporary / f"{_note(rank)}.part"
-            write_json(part, asdict(written))
-            part.rename(temporary / _note(rank))
         except (OSError, SaveFailed) as error:
             self._give_up(temporary, error)
             raise
         if not self._ranks.is_main:
-            self._tell(temporary, _WRITTEN)
+            self._tell(temporary, file=asdict(written))
         else:
             try:
-                self._commit(temporary, step=step, samples_seen=samples_seen, facts=facts)
+                self._commit(temporary, written, step=step, samples_seen=samples_seen, facts=facts)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             try:
@@ -278,24 +275,25 @@ class CheckpointStore:
             return
         with suppress(OSError):
             (temporary / f"rank-{rank:05d}.safetensors").unlink()
-        self._tell(temporary, str(error))
+        self._tell(temporary, fault=str(error))
 
-    def _tell(self, temporary: Path, text: str) -> None:
+    def _tell(self, temporary: Path, **word: Any) -> None:
         with suppress(RuntimeError):  # rank 0 is gone: all end
-            self._ranks.tell(_word(temporary, self._ranks.rank), text)
+            self._ranks.tell(_word(temporary, self._ranks.rank), json.dumps(word, separators=(",", ":")))
 
-    def _commit(self, temporary: Path, *, step: int, samples_seen: int, facts: dict[str, Any]) -> None:
+    def _commit(
+        self, temporary: Path, own: RankFile, *, step: int, samples_seen: int, facts: dict[str, Any]
+    ) -> None:
+        others = (self._await_rank(temporary, rank) for rank in range(1, self._ranks.world_size))
         manifest = Manifest(
             step=step,
             samples_seen=samples_seen,
             world_size=self._ranks.world_size,
             epoch=self._epoch,
-            files=tuple(self._await_rank(temporary, rank) for rank in range(self._ranks.world_size)),
+            files=(own, *others),
             facts=facts,
         )
         write_json(temporary / MANIFEST, asdict(manifest))
-        for rank in range(self._ranks.world_size):
-            (temporary / _note(rank)).unlink()
         sync_folder(temporary)
         Checkpoint(temporary)  # every file that the manifest names is there, in its size
         if self._lease is not None:
@@ -310,22 +308,20 @@ class CheckpointStore:
         sync_folder(self.directory)
 
     def _await_rank(self, temporary: Path, rank: int) -> RankFile:
-        """Wait for a rank's word, then read its note: over NFS that alone could take a minute to be seen."""
+        """Wait for a rank's word of its file: over NFS a note there could take a minute to be seen."""
         deadline = time.monotonic() + self._timeout_seconds
         absence = Absence(every_seconds=_POLL_SECONDS)
-        while rank != self._ranks.rank:
-            word = self._ranks.heard(_word(temporary, rank))
-            if word == _WRITTEN:
-                break
-            if word is not None:
-                raise SaveFailed(f"rank {rank}: {word}")
+        while (word := self._ranks.heard(_word(temporary, rank))) is None:
             if not temporary.exists():
                 raise LeaseLost(f"{temporary} was removed by a newer job")
             deadline += absence.seconds()  # a suspended job's ranks were all away
             if time.monotonic() > deadline:
                 raise SaveFailed(f"rank {rank} did not write within {self._timeout_seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
-        return rank_file_from_json(read_json(temporary / _note(rank)))
+        told = json.loads(word)
+        if "fault" in told:
+            raise SaveFailed(f"rank {rank}: {told['fault']}")
+        return rank_file_from_json(told["file"])
 
     def _retain(self, step: int, *, save: int) -> None:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
@@ -389,10 +385,6 @@ class CheckpointStore:
 
 def _save_number(temporary: Path) -> int:
     return int(temporary.name.rpartition(".save")[2].removesuffix(".tmp"))
-
-
-def _note(rank: int) -> str:
-    return f"rank-{rank:05d}.json"
 
 
 def _word(temporary: Path, rank: int) -> str:
