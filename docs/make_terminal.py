@@ -1,6 +1,6 @@
 """Draw docs/terminal.svg, a terminal in which a run is killed and goes on: python docs/make_terminal.py
 
-Every line is what the commands printed just now; the middle of the second life is left out. Two minutes.
+Every line is what the commands printed just now; the middle of a long second life is left out. Two minutes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def session(place: Path) -> list[tuple[str, str]]:
         (QUIET, "# kill -9 of the whole run, in the middle of an epoch. The same command again:"),
     ]
     again = run(words, place)
-    return [*lines, *again[:BEGIN], (QUIET, "# …"), *again[-END:]]
+    if len(again) > BEGIN + END + 1:  # of a shorter life no line is left out, and none is shown twice
+        again[BEGIN:-END] = [(QUIET, "# …")]
+    return [*lines, *again]
 
 
 def run(words: list[str], place: Path, *, kill_at: int = 0) -> list[tuple[str, str]]:
