@@ -30,7 +30,7 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import BadSampleError, SampleSource
 from data_pipeline.remote import cache as remote_cache
-from data_pipeline.remote import remote_files
+from data_pipeline.remote import remote_files, request
 from data_pipeline.remote.cache import part_path
 from data_pipeline.remote.download import Expected, download
 from data_pipeline.remote.request import Patience, backoff_seconds
@@ -53,6 +53,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(root / "images" / name / f"{number}.jpg", quality=90)
     shard_corpus(root / "images", root / "shards", options=ShardOptions(shard_samples=10), quiet=True)
     return root / "shards"
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request, "_FIRST_BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture
