@@ -49,8 +49,8 @@ def test_nodes_share_the_lanes_and_a_small_corpus_fits_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 10**12)
-    assert _warning(tmp_path, 30_000, limit="64 GB", nodes=4) is None
-    assert _warning(tmp_path, 30_000, 30_000, limit="64 GB", nodes=4) is not None
+    assert _warning(tmp_path, 2_000, limit="64 GB", nodes=4) is None
+    assert _warning(tmp_path, 2_000, 2_000, limit="64 GB", nodes=4) is not None
     assert _warning(tmp_path, 100, limit="64 GB") is None
 
 
