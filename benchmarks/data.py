@@ -5,8 +5,8 @@
     python benchmarks/data.py --keep          and write benchmarks/results/data.json
 
 (a) decode + crop + flip, by benchmarks/decode.py. (b) reading hot samples in random order, and seeking.
-(c) writing. (d) knowing the first sample after a resume. (e) the loader, end to end; and what normalisation
-and mixing cost where a CPU does them.
+(c) writing. (d) knowing the first sample after a resume, and reading a manifest. (e) the loader, end to
+end; and what normalisation and mixing cost where a CPU does them.
 Reading and writing count CPU seconds, per core, whoever else uses the machine; ours verifies a checksum of
 every sample on reading, which no peer does, and hashes every byte twice on writing (MosaicML's writer: once).
 The peers are those that are installed; benchmarks/data.md says how to have them all.
@@ -43,8 +43,10 @@ from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.device import DeviceTransform
 from data_pipeline.loader import TrainLoader
+from data_pipeline.manifest import Manifest, ShardEntry, parse_manifest
 from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.order import Order
+from data_pipeline.shard_files import LocalFiles
 from data_pipeline.sharding.direct_file import DirectFile
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
@@ -54,6 +56,7 @@ RESULTS = Path(__file__).parent / "results" / "data.json"
 SHARD_BYTES = 100_000_000
 GLOBAL_BATCH = 4096
 SAMPLES_PER_SHARD = 9000  # 1 GB shards of 110 KB: what a JFT-like corpus would use
+USUAL_SAMPLES_PER_SHARD = 1200  # of `coatnet shard`, 128 MB: the most shards that a manifest may have to name
 STREAMING_SAMPLES = 14_000_000  # at 300 million its order takes minutes, and gigabytes
 
 
@@ -101,6 +104,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "reading": reading,
         "writing": writing,
         "order": order,
+        "manifest": {f"{n // 10**6}m": measure_manifest(n) for n in (14_000_000, 300_000_000)},
         "loading": loading,
         "transforming": measure_transform(rounds=rounds),
         "photographs": source,
@@ -178,6 +182,33 @@ def measure_order(samples: int) -> dict[str, Any]:
     return {"seconds": round(seconds, 4), "megabytes": round(peak / 1e6, 2), "shards": len(counts)}
 
 
+def measure_manifest(samples: int) -> dict[str, Any]:
+    """Open a corpus of shards of the usual size by its manifest, as every rank does at a start."""
+    count = samples // USUAL_SAMPLES_PER_SHARD
+    shards = [
+        ShardEntry(f"shard-{n:06d}.tar", USUAL_SAMPLES_PER_SHARD, SHARD_BYTES, f"{n:032x}", f"{n:032x}")
+        for n in range(count)
+    ]
+    text = Manifest([f"class-{n}" for n in range(21_841)], shards).to_json()
+
+    def open_it() -> Corpus:
+        return Corpus(parse_manifest(text, origin="manifest.json"), LocalFiles(Path()))
+
+    began = time.process_time()
+    open_it()
+    seconds = time.process_time() - began
+    tracemalloc.start()
+    corpus = open_it()
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return {
+        "seconds": round(seconds, 2),
+        "megabytes": round(kept / 1e6, 1),
+        "text_megabytes": round(len(text) / 1e6, 1),
+        "shards": len(corpus.counts),
+    }
+
+
 def measure_loader(shards: Path, *, seconds: float) -> dict[str, Any]:
     """Run the training stream to batches of 224 px, and time its first batch after a resume."""
     found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
@@ -244,6 +275,8 @@ def print_table(result: dict[str, Any]) -> None:
         ("    mosaicml_streaming", order.get("mosaicml_streaming_14m_seconds", "–"), ""),
         ("order known after resume, 300 M samples, s", result["order_300m_seconds"], "< 0.1"),
         ("    memory for it, MB", order["300m"]["megabytes"], "< 10"),
+        ("manifest read, 300 M samples, CPU s", result["manifest"]["300m"]["seconds"], ""),
+        ("    memory for it, MB", result["manifest"]["300m"]["megabytes"], ""),
         ("first batch after resume, warm cache, s", loading["first_batch_seconds"], "< 1"),
         ("    CPU seconds of it", loading["first_batch_cpu_seconds"], ""),
         ("loader, 2 threads, images/s", loading["2_threads_images_per_s"], ""),
