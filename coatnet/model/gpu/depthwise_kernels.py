@@ -24,8 +24,31 @@ def _row(
 
 
 @triton.jit
+def _three(
+    base, row, column, channel, there,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Load a row as it is left of, at and right of the strip's columns."""
+    return (
+        _row(base, row, column, channel, there, HEIGHT, WIDTH, CHANNELS, -1),
+        _row(base, row, column, channel, there, HEIGHT, WIDTH, CHANNELS, 0),
+        _row(base, row, column, channel, there, HEIGHT, WIDTH, CHANNELS, 1),
+    )
+
+
+@triton.jit
 def _tap(taps, channel, CHANNELS: tl.constexpr, NUMBER: tl.constexpr):
     return tl.load(taps + NUMBER * CHANNELS + channel, mask=channel < CHANNELS, other=0.0)
+
+
+@triton.jit
+def _taps(taps, channel, CHANNELS: tl.constexpr):
+    """Load the nine, row by row."""
+    return (
+        _tap(taps, channel, CHANNELS, 0), _tap(taps, channel, CHANNELS, 1), _tap(taps, channel, CHANNELS, 2),
+        _tap(taps, channel, CHANNELS, 3), _tap(taps, channel, CHANNELS, 4), _tap(taps, channel, CHANNELS, 5),
+        _tap(taps, channel, CHANNELS, 6), _tap(taps, channel, CHANNELS, 7), _tap(taps, channel, CHANNELS, 8),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -41,28 +64,18 @@ def convolve(
     image = tl.program_id(2).to(tl.int64) * HEIGHT * WIDTH * CHANNELS
     x += image
     y += image
-    t00 = _tap(taps, channel, CHANNELS, 0)
-    t01 = _tap(taps, channel, CHANNELS, 1)
-    t02 = _tap(taps, channel, CHANNELS, 2)
-    t10 = _tap(taps, channel, CHANNELS, 3)
-    t11 = _tap(taps, channel, CHANNELS, 4)
-    t12 = _tap(taps, channel, CHANNELS, 5)
-    t20 = _tap(taps, channel, CHANNELS, 6)
-    t21 = _tap(taps, channel, CHANNELS, 7)
-    t22 = _tap(taps, channel, CHANNELS, 8)
+    t00, t01, t02, t10, t11, t12, t20, t21, t22 = _taps(taps, channel, CHANNELS)
     known = (column < WIDTH) & (channel < CHANNELS)
     above = tl.zeros((COLUMNS * BLOCK,), dtype=tl.float32)  # output row `row - 1`, complete after this row
     here = tl.zeros((COLUMNS * BLOCK,), dtype=tl.float32)
-    next_left = _row(x, 0, column, channel, True, HEIGHT, WIDTH, CHANNELS, -1)
-    next_middle = _row(x, 0, column, channel, True, HEIGHT, WIDTH, CHANNELS, 0)
-    next_right = _row(x, 0, column, channel, True, HEIGHT, WIDTH, CHANNELS, 1)
+    next_left, next_middle, next_right = _three(x, 0, column, channel, True, HEIGHT, WIDTH, CHANNELS)
     for row in range(HEIGHT + 1):
         left = next_left.to(tl.float32)
         middle = next_middle.to(tl.float32)
         right = next_right.to(tl.float32)
-        next_left = _row(x, row + 1, column, channel, True, HEIGHT, WIDTH, CHANNELS, -1)
-        next_middle = _row(x, row + 1, column, channel, True, HEIGHT, WIDTH, CHANNELS, 0)
-        next_right = _row(x, row + 1, column, channel, True, HEIGHT, WIDTH, CHANNELS, 1)
+        next_left, next_middle, next_right = _three(
+            x, row + 1, column, channel, True, HEIGHT, WIDTH, CHANNELS
+        )
         above = above + left * t20 + middle * t21 + right * t22
         where = ((row - 1) * WIDTH + column) * CHANNELS + channel
         tl.store(y + where, above.to(y.dtype.element_ty), mask=known & (row > 0))
@@ -85,15 +98,7 @@ def backward(
     channel = tl.program_id(0) * BLOCK + flat % BLOCK
     column = tl.program_id(1) * COLUMNS + flat // BLOCK
     known = (column < WIDTH) & (channel < CHANNELS)
-    t00 = _tap(taps, channel, CHANNELS, 0)
-    t01 = _tap(taps, channel, CHANNELS, 1)
-    t02 = _tap(taps, channel, CHANNELS, 2)
-    t10 = _tap(taps, channel, CHANNELS, 3)
-    t11 = _tap(taps, channel, CHANNELS, 4)
-    t12 = _tap(taps, channel, CHANNELS, 5)
-    t20 = _tap(taps, channel, CHANNELS, 6)
-    t21 = _tap(taps, channel, CHANNELS, 7)
-    t22 = _tap(taps, channel, CHANNELS, 8)
+    t00, t01, t02, t10, t11, t12, t20, t21, t22 = _taps(taps, channel, CHANNELS)
     zero = tl.zeros((COLUMNS * BLOCK,), dtype=tl.float32)
     s00, s01, s02 = zero, zero, zero
     s10, s11, s12 = zero, zero, zero
@@ -106,18 +111,18 @@ def backward(
         d10 = _row(down + offset, 0, column, channel, there, HEIGHT, WIDTH, CHANNELS, -1).to(tl.float32)
         d11 = _row(down + offset, 0, column, channel, there, HEIGHT, WIDTH, CHANNELS, 0).to(tl.float32)
         d12 = _row(down + offset, 0, column, channel, there, HEIGHT, WIDTH, CHANNELS, 1).to(tl.float32)
-        next_left = _row(down + offset, 1, column, channel, there, HEIGHT, WIDTH, CHANNELS, -1)
-        next_middle = _row(down + offset, 1, column, channel, there, HEIGHT, WIDTH, CHANNELS, 0)
-        next_right = _row(down + offset, 1, column, channel, there, HEIGHT, WIDTH, CHANNELS, 1)
+        next_left, next_middle, next_right = _three(
+            down + offset, 1, column, channel, there, HEIGHT, WIDTH, CHANNELS
+        )
         next_x = _row(x + offset, 0, column, channel, there, HEIGHT, WIDTH, CHANNELS, 0)
         for row in range(HEIGHT):
             d20 = next_left.to(tl.float32)
             d21 = next_middle.to(tl.float32)
             d22 = next_right.to(tl.float32)
             value = next_x.to(tl.float32)
-            next_left = _row(down + offset, row + 2, column, channel, there, HEIGHT, WIDTH, CHANNELS, -1)
-            next_middle = _row(down + offset, row + 2, column, channel, there, HEIGHT, WIDTH, CHANNELS, 0)
-            next_right = _row(down + offset, row + 2, column, channel, there, HEIGHT, WIDTH, CHANNELS, 1)
+            next_left, next_middle, next_right = _three(
+                down + offset, row + 2, column, channel, there, HEIGHT, WIDTH, CHANNELS
+            )
             next_x = _row(x + offset, row + 1, column, channel, there, HEIGHT, WIDTH, CHANNELS, 0)
             total = d00 * t22 + d01 * t21 + d02 * t20
             total += d10 * t12 + d11 * t11 + d12 * t10
