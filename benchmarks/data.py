@@ -24,7 +24,7 @@ import subprocess
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from datetime import date
 from functools import partial
@@ -37,6 +37,7 @@ import decode_peers
 import numpy as np
 import torch
 from data_peers import Reader
+from in_turn import least_cpu_seconds
 
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
@@ -136,7 +137,7 @@ def measure_writing(images: Path, folder: Path, *, rounds: int) -> dict[str, Any
 
     works = {"ours": ours, **data_peers.writers(folder / "peers", paths, shard_bytes=SHARD_BYTES)}
     works |= {"copy": copy, "copy_past_cache": copy_past_cache}
-    seconds = _interleaved(works, rounds=rounds)
+    seconds = least_cpu_seconds(works, rounds=rounds)
     (folder / "copy").unlink()
     shutil.rmtree(folder / "peers", ignore_errors=True)  # none, where no peer is installed
     return {f"{name}_gb_per_s": round(total / best, 3) for name, best in seconds.items()}
@@ -152,7 +153,7 @@ def measure_reading(folder: Path, shards: Path, paths: list[Path], *, rounds: in
         "ours": Reader(read=lambda number: corpus.read(*places[number]).payload),
         **data_peers.readers(folder / "peers", shards, corpus, paths),
     }
-    seconds = _interleaved(
+    seconds = least_cpu_seconds(
         {name: partial(_read_all, reader, order) for name, reader in readers.items()}, rounds=rounds
     )
     last = int(corpus.counts[0]) - 1
@@ -246,7 +247,7 @@ def measure_transform(*, rounds: int) -> dict[str, Any]:
         name: partial(DeviceTransform(augment, training=True), images, labels, keys, 10, 16)
         for name, augment in configs.items()
     }
-    seconds = _interleaved(works, rounds=rounds)
+    seconds = least_cpu_seconds(works, rounds=rounds)
     torch.set_num_threads(threads)
     return {f"{name}_us": round(1e6 * best / len(images), 1) for name, best in seconds.items()}
 
@@ -305,17 +306,6 @@ def _write_images(folder: Path, count: int, *, distinct: int) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(payloads[number % distinct])
     return f"{distinct} photographs ({source}), {sum(map(len, payloads)) / distinct / 1000:.0f} kB"
-
-
-def _interleaved(works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Return each work's best CPU seconds, the works taking turns so that all meet the same neighbours."""
-    best = dict.fromkeys(works, float("inf"))
-    for _ in range(rounds):
-        for name, work in works.items():
-            began = time.process_time()
-            work()
-            best[name] = min(best[name], time.process_time() - began)
-    return best
 
 
 def _read_all(reader: Reader, order: list[int]) -> None:

@@ -14,12 +14,12 @@ import io
 import json
 import os
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import decode_peers
 import numpy as np
+from in_turn import least_cpu_seconds
 from PIL import Image
 
 from data_pipeline.augment_config import AugmentConfig
@@ -49,12 +49,7 @@ def measure(*, count: int = 100, rounds: int = 5) -> dict[str, object]:
     runs = decode_peers.runs(payloads, *_crops(payloads))
     runs["ours"] = _ours(payloads)
     runs["ours_tiled"] = _ours(tiled)
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            best[name] = min(best[name], time.process_time() - start)
+    best = least_cpu_seconds(runs, rounds=rounds)
     rates = {name: round(count / seconds, 1) for name, seconds in best.items()}
     return {
         "decode_vs_pillow": round(best["pillow"] / best["ours"], 2),
@@ -119,13 +114,8 @@ def _ours(payloads: list[bytes]) -> Callable[[], None]:
 def _tile_rate(payloads: list[bytes]) -> float | None:
     if not kernel.is_available():
         return None
-    best = float("inf")
-    for _ in range(3):
-        start = time.process_time()
-        for payload in payloads:
-            tile_jpeg(payload)
-        best = min(best, time.process_time() - start)
-    return round(len(payloads) / best, 1)
+    best = least_cpu_seconds({"tile": lambda: [tile_jpeg(payload) for payload in payloads]}, rounds=3)
+    return round(len(payloads) / best["tile"], 1)
 
 
 def _least_psnr(payloads: list[bytes]) -> float:

@@ -14,13 +14,14 @@ import argparse
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
+from in_turn import least_cpu_seconds
 from torch import Tensor
 
 from coatnet.checkpoint.weights import Weights, export_safetensors
@@ -98,12 +99,7 @@ def compare(
     difference = max(float((answers["eager"] - answer).abs().max()) for answer in answers.values())
     if difference > TOLERANCE:
         raise SystemExit(f"the logits differ by {difference:.2g}, more than {TOLERANCE}")
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(rounds):
-        for name, way in ways.items():
-            began = time.process_time()
-            way(images)
-            best[name] = min(best[name], time.process_time() - began)
+    best = least_cpu_seconds({name: partial(way, images) for name, way in ways.items()}, rounds=rounds)
     return {
         "name": config.name,
         "px": px,

@@ -21,17 +21,10 @@ def write_whole(path: Path, content: bytes) -> None:
         OSError: it could not be written; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        name_file(error, path)
-        raise
-    sync_folder(path.parent)
+    with _becoming(path, temporary), temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -43,13 +36,20 @@ def whole_file(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
         left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    with _becoming(path, temporary):
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # whoever wrote it may have made it for the owner alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def _becoming(path: Path, temporary: Path) -> Iterator[None]:
+    """Rename what is written under another name once it is, or leave nothing of it."""
+    try:
+        yield
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
