@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cluster.history import LIVES_FILE, History
+from cluster.job import filed_job
 from coatnet.runtime.run_directory import RunDirectory
 
 # The first of these that a task is in is the array's: what may still go on, then what somebody must mend.
@@ -19,9 +19,15 @@ _PREFIX = "task-"
 TaskState = Callable[[RunDirectory], tuple[str, str]]
 
 
+def task_folder(directory: Path, number: int) -> Path:
+    """Return a task's own folder in the array's run directory."""
+    return directory / f"{_PREFIX}{number:04d}"
+
+
 def task_folders(directory: Path) -> list[Path]:
     """Return the folders of the tasks that have begun, in order; none where the run is no array."""
-    return sorted(path.parent for path in directory.glob(f"{_PREFIX}*/{LIVES_FILE}"))
+    folders = (path.parent for path in directory.glob(f"{_PREFIX}*/{LIVES_FILE}"))
+    return sorted(folder for folder in folders if is_task(folder))
 
 
 def job_ids(directory: Path) -> list[str]:
@@ -36,12 +42,10 @@ def array_state(directory: Path, folders: Iterable[Path], *, state_of: TaskState
     Args:
         state_of: tells a task's state and reason.
     """
-    found = [
-        (path.name.removeprefix(_PREFIX).lstrip("0") or "0", *state_of(RunDirectory(path)))
-        for path in folders
-    ]
+    found = [(_number(path), *state_of(RunDirectory(path))) for path in folders]
     counts = Counter(state for _, state, _ in found)
-    total = max(_size(directory), len(found))
+    filed = filed_job(directory)
+    total = max(filed.array if filed else 0, len(found))
     done = counts.pop("done", 0)
     words = [f"{done} of {total} tasks done", *(f"{count} {state}" for state, count in counts.items())]
     if total > len(found):
@@ -54,9 +58,8 @@ def array_state(directory: Path, folders: Iterable[Path], *, state_of: TaskState
 
 def log_names(directory: Path) -> tuple[Path, list[str]]:
     """Return the folder above a task's and the names that its job's log may have there, newest first."""
-    number = directory.name.removeprefix(_PREFIX).lstrip("0") or "0"
     ids = [*History(directory.parent).job_ids(), *History(directory).job_ids()]
-    return directory.parent, [f"{job_id}_{number}" for job_id in reversed(ids)]
+    return directory.parent, [f"{job_id}_{_number(directory)}" for job_id in reversed(ids)]
 
 
 def is_task(directory: Path) -> bool:
@@ -64,13 +67,5 @@ def is_task(directory: Path) -> bool:
     return directory.name.startswith(_PREFIX) and directory.name.removeprefix(_PREFIX).isdecimal()
 
 
-def _size(directory: Path) -> int:
-    """Return the number of tasks that were submitted last, 0 where that is not to be read."""
-    for path in sorted(directory.glob("submissions/[0-9]*/job.json"), reverse=True):
-        try:
-            array = json.loads(path.read_text()).get("array")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(array, int):
-            return array
-    return 0
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix(_PREFIX))

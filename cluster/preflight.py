@@ -6,10 +6,12 @@ fails while every node is sound on its own is nobody's fault and only reported.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.job import Job
 from cluster.launch import Attempt, check_command, rank_environment
@@ -23,51 +25,37 @@ class PreflightError(Exception):
     """What fails is no node's fault: the site, the config or the container."""
 
 
-class Preflight:
-    """The checks of one job's nodes.
+def unfit_nodes(
+    job: Job, nodes: Sequence[str], *, attempt: Attempt, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Check `nodes` at once and return those that are unfit, each with a reason.
 
     Args:
-        job: what was submitted, with the limits.
         environment: the batch script's; srun needs SLURM's own variables.
+
+    Raises:
+        PreflightError: what fails is no node's fault.
     """
+    if not job.site.preflight.enabled or not nodes:
+        return {}
+    directory = Path(job.directory)
+    results, logs = directory / "preflight" / attempt.label, directory / "logs"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "limits.json").write_text(json.dumps(_limits(job)))
+    output = f"{logs}/{attempt.label}.preflight-%t.log"
+    process = subprocess.Popen(
+        check_command(job, nodes=nodes, results=results, output=output),
+        env=rank_environment(job, attempt=attempt, nodes=nodes, given=environment, secrets={}),
+        cwd=job.code or None, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    _wait(process, seconds=job.site.preflight.timeout_seconds)
+    return judge(nodes, results=results, logs=logs, label=attempt.label)
 
-    def __init__(self, job: Job, *, environment: Mapping[str, str]) -> None:
-        self._job, self._environment = job, environment
 
-    def check(self, nodes: Sequence[str], *, attempt: Attempt) -> dict[str, str]:
-        """Check `nodes` at once and return those that are unfit, each with a reason."""
-        if not self._job.site.preflight.enabled or not nodes:
-            return {}
-        results = Path(self._job.directory) / "preflight" / attempt.label
-        results.mkdir(parents=True, exist_ok=True)
-        (results / "limits.json").write_text(json.dumps(self._limits()))
-        output = f"{self._job.directory}/logs/{attempt.label}.preflight-%t.log"
-        command = check_command(self._job, nodes=nodes, results=results, output=output)
-        environment = rank_environment(
-            self._job, attempt=attempt, nodes=nodes, given=self._environment, secrets={}
-        )
-        process = subprocess.Popen(
-            command, env=environment, cwd=self._job.code or None, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        _wait(process, seconds=self._job.site.preflight.timeout_seconds)
-        return judge(nodes, results=results, logs=Path(self._job.directory) / "logs", label=attempt.label)
-
-    def _limits(self) -> dict[str, object]:
-        site = self._job.site
-        limits = site.preflight
-        return {
-            "devices": site.gpus_per_node,
-            "shared_memory_bytes": limits.shared_memory_bytes,
-            "open_files": limits.open_files,
-            "free_space_bytes": limits.free_space_bytes,
-            "clock_skew_seconds": limits.clock_skew_seconds,
-            "bandwidth_bytes_per_second": limits.bandwidth_bytes_per_second,
-            "directory": self._job.directory,
-            "shards": self._job.shards,
-            "commands": limits.commands,
-            "timeout_seconds": limits.timeout_seconds,
-        }
+def _limits(job: Job) -> dict[str, Any]:
+    """Return what node_check holds a node to: the site's limits, and what the job needs."""
+    needed = {"devices": job.site.gpus_per_node, "directory": job.directory, "shards": job.shards}
+    return {**dataclasses.asdict(job.site.preflight), **needed}
 
 
 def judge(nodes: Sequence[str], *, results: Path, logs: Path, label: str) -> dict[str, str]:

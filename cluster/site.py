@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import ConfigError, UserError, from_dict, load_config, to_dict
+from coatnet.config import UserError, from_dict, load_config, to_dict
 from coatnet.config.checks import at_least_one, at_least_zero, one_of
 
 SITE_VARIABLE = "COATNET_SITE"
@@ -51,7 +51,7 @@ class PreflightConfig:
         shared_memory_bytes: free in /dev/shm.
         open_files: that a process may have.
         free_space_bytes: in the run directory.
-        clock_skew_seconds: between a node's clock and the first one's.
+        clock_skew_seconds: between a node's clock and the others'.
         bandwidth_bytes_per_second: of a 16-MiB all-reduce; 0 records it and judges nothing.
         commands: a site's own checks, a list of words each; status 0 passes.
     """
@@ -130,10 +130,10 @@ class SiteConfig:
 
     def __post_init__(self) -> None:
         one_of("continuation", self.continuation, ("requeue", "chain", "none"))
-        for name, low in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("spares", 0),
-                          ("retries", 0), ("lives_without_progress", 1), ("warning_seconds", 1)):  # fmt: skip
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
+        for name in ("nodes", "cpus_per_task", "lives_without_progress", "warning_seconds"):
+            at_least_one(name, getattr(self, name))
+        for name in ("gpus_per_node", "spares", "retries"):
+            at_least_zero(name, getattr(self, name))
         if self.tasks_per_node is not None:
             at_least_one("tasks_per_node", self.tasks_per_node)
         limit = time_seconds(self.time)
@@ -153,12 +153,9 @@ class SiteConfig:
         """
         changes = {name: value for name, value in given.items() if value is not None}
         changes.update(sbatch=[*self.sbatch, *sbatch], srun=[*self.srun, *srun])
-        try:
-            if image:
-                changes["container"] = replace(self.container, image=image)
-            return replace(self, **changes)
-        except ValueError as error:
-            raise ConfigError(f"command line: {error}") from None
+        if image:
+            changes["container"] = {"image": image}
+        return self.with_keys(changes, origin="command line")
 
     def with_keys(self, changes: Mapping[str, Any], *, origin: str) -> SiteConfig:
         """Return a copy with some keys of a site file changed, sections key by key.

@@ -50,6 +50,7 @@ class QueuedJob:
 
     Args:
         job_id: "12", or "12_3" for a task of an array; scancel takes either.
+        reason: why it waits or ended, empty where SLURM has none.
         array_job_id: the array that a task belongs to, empty for ordinary jobs.
     """
 
@@ -114,20 +115,18 @@ def patient_sbatch(script: str, *options: str) -> str:
 
 
 def job_state(job_id: str) -> str | None:
-    """Return the state that SLURM's controller holds of a job, None when it knows it no longer."""
+    """Return the state that SLURM's controller holds of a job, None when it knows it no longer.
+
+    Asked again while the controller is away.
+    """
     try:
-        printed = run_command(["scontrol", "--oneliner", "show", "job", job_id])
+        printed = _patiently(lambda: run_command(["scontrol", "--oneliner", "show", "job", job_id]))
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return None
         raise
     found = re.search(r"\bJobState=([A-Z_]+)", printed)
     return found[1] if found else None
-
-
-def patient_job_state(job_id: str) -> str | None:
-    """Ask for the state as `job_state` does, again while the controller is away."""
-    return _patiently(lambda: job_state(job_id))
 
 
 def requeue(job_id: str, *, exclude: Sequence[str] = ()) -> None:
@@ -290,7 +289,7 @@ def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
             job_id=f"{array}_{task}" if array and task is not None else own_id,
             state=_state(entry.get("job_state", "")),
             # the words say more: one that no node could start is held by its user, by the reason alone
-            reason=str(entry.get("state_description") or entry.get("state_reason") or ""),
+            reason=_reason(str(entry.get("state_description") or entry.get("state_reason") or "")),
             array_job_id=str(array) if array else "",
         )
     return jobs
@@ -304,7 +303,7 @@ def parse_table(printed: str) -> dict[str, QueuedJob]:
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if task.isdecimal() else own_id,
             state=state,
-            reason=reason.strip(),
+            reason=_reason(reason.strip()),
             array_job_id="" if task == "N/A" else array,
         )
     return jobs
@@ -317,6 +316,10 @@ def _state(value: Any) -> str:
         if flag in words:
             return flag
     return words[0] if words else ""
+
+
+def _reason(text: str) -> str:
+    return "" if text == "None" else text
 
 
 def _number(value: Any) -> int | None:

@@ -29,7 +29,6 @@ _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoin
 _FINAL_MARKERS = ("done", "cancelled", "held")
 _LOG_CHARACTERS = 200
 _WAITING = {"pending", "requeued", "requeue_hold", "special_exit"}
-_ENDINGS = {"failed": "failed", "stopped": "stopped", "excluded": "waiting"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class RunStatus:
     """One line of `coatnet status`.
 
     Args:
-        state: done, held, cancelled, running, pending, requeued, stopped, failed, ended, lost or unreadable;
-            interrupted, of a run that was started by hand.
+        state: done, held, cancelled, running, pending, requeued, waiting, stopped, failed, ended, lost or
+            unreadable; interrupted, of a run that was started by hand; or SLURM's own word.
         detail: why, in a few words.
         step: newest committed checkpoint's.
         lost_seconds: wall time since the first life began that no rank spent on the run's own work.
@@ -162,7 +161,7 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
             return name, str(found.get("reason", ""))
     if job is not None and job.is_alive:
         state = "requeued" if job.state == "PENDING" and lives else job.state.lower()
-        return state, _in_brackets(job.reason).strip(" ()")
+        return state, job.reason
     tasks = task_folders(run.path)
     if tasks:
         return array_state(
@@ -172,13 +171,13 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     if last is not None and last.outcome not in {"", "ended"}:
         if job is not None and job.state == "CANCELLED" and last.outcome != "failed":
             return "cancelled", "scancel"  # while it waited for its next life
-        return _ENDINGS.get(last.outcome, last.outcome), last.reason
+        return "waiting" if last.outcome == "excluded" else last.outcome, last.reason
     ended = job.state.lower() if job is not None else _noticed(run, last)
     if last is not None and last.outcome:
         return ended or "ended", "scancel" if ended == "cancelled" else last.reason
     began = f"life {last.number} has no end" if last is not None else "never started"
     if job is not None:  # its batch script was killed, or could not even begin
-        return ended, f"{began}; SLURM says {job.state}{_in_brackets(job.reason)}"
+        return ended, f"{began}; SLURM says {job.state}" + (f" ({job.reason})" if job.reason else "")
     if ended:
         return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
     return "lost", began
@@ -212,10 +211,6 @@ def _noticed(run: RunDirectory, last: Life | None) -> str:
     folder, ids = log_names(run.path) if is_task(run.path) else (run.path, [last.job_id])
     found = (ending_notice(folder, job_id=job_id, life=last.number) for job_id in ids)
     return next((state for state in found if state), "")
-
-
-def _in_brackets(reason: str) -> str:
-    return f" ({reason})" if reason not in {"None", ""} else ""
 
 
 def _records(run: RunDirectory) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Succession:
         if self.mode != "chain" or not lives:
             return False
         successors = [entry["job_id"] for entry in self._history.events() if entry["event"] == "successor"]
-        return self._job_id in successors and slurm.patient_job_state(lives[-1].job_id) == "CANCELLED"
+        return self._job_id in successors and slurm.job_state(lives[-1].job_id) == "CANCELLED"
 
     def prepare(self, *, excluded: Mapping[str, str]) -> None:
         """Queue the successor first thing, in chain mode.

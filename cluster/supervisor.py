@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.array import task_folder
 from cluster.blame import is_nobodys_fault, node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import SUPERVISOR, History, Life
 from cluster.job import MARKERS, Job, read_job
 from cluster.launch import OUT_OF_MEMORY, Attempt, first_failure, rank_command, rank_environment
-from cluster.preflight import Preflight, PreflightError
+from cluster.preflight import PreflightError, unfit_nodes
 from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
 from cluster.succession import Succession
@@ -73,14 +74,13 @@ class Supervisor:
         self.directory = Path(job.directory)
         self.task = int(environment["SLURM_ARRAY_TASK_ID"]) if job.array else None
         if self.task is not None:
-            self.directory /= f"task-{self.task:04d}"
+            self.directory = task_folder(self.directory, self.task)
             (self.directory / "logs").mkdir(parents=True, exist_ok=True)
         self.run = RunDirectory(self.directory)
         self.history = History(self.directory)
         self.succession = Succession(
             job, job_file=job_file, job_id=self.job_id, history=self.history, task=self.task
         )
-        self.preflight = Preflight(job, environment=environment)
         self.warned = self.terminated = False
         self.process: subprocess.Popen[str] | None = None
 
@@ -109,7 +109,7 @@ class Supervisor:
                 say(f"the run is {name}; nothing to do")
                 return status
         other = (self.run.marker("attempt") or {}).get("job_id")
-        if other and other != self.job_id and slurm.patient_job_state(other) == RUNNING:
+        if other and other != self.job_id and slurm.job_state(other) == RUNNING:
             say(f"job {other} is running in {self.directory}; leaving it alone")
             return EXIT_OCCUPIED
         if self.succession.predecessor_was_cancelled():
@@ -168,7 +168,7 @@ class Supervisor:
         action, outcome, reason = Action.CONTINUE, "excluded", ""
         try:
             checked = [node for node in nodes if node not in bad]
-            unfit = self.preflight.check(checked, attempt=attempt)
+            unfit = unfit_nodes(self.job, checked, attempt=attempt, environment=self.environment)
             if is_nobodys_fault(unfit, nodes=checked, lives=self.history.lives()[:-1]):
                 raise PreflightError(f"life after life: {next(iter(unfit.values()))}")
             bad.update(unfit)
@@ -176,7 +176,7 @@ class Supervisor:
             action, outcome, reason = Action.FAIL, "failed", f"preflight: {error}"
         if not reason and len(nodes) - len(bad) >= self.job.site.nodes:
             return None
-        if slurm.patient_job_state(self.job_id) != RUNNING:
+        if slurm.job_state(self.job_id) != RUNNING:
             # the checks were cut short; requeueing here would revive a job that its user cancelled
             return _End(Action.LEAVE, "ended", "SLURM is ending the job", attempt.number - 1, 0, {})
         reason = reason or "; ".join(f"{node}: {why}" for node, why in bad.items())
@@ -209,9 +209,7 @@ class Supervisor:
             cancelled=any(
                 run.marker("cancelled") is not None for run in (self.run, RunDirectory(self.job.directory))
             ),
-            state=None
-            if done
-            else slurm.patient_job_state(self.job_id),  # a done run waits for no controller
+            state=None if done else slurm.job_state(self.job_id),  # a done run waits for no controller
             warned=self.warned,
             # a lease that a dying job still holds is free again in seconds
             user_error=status == _EXIT_USER_ERROR and _LEASE_HELD not in message,
@@ -277,7 +275,7 @@ class Supervisor:
 
     def _stay(self, end: _End, *, life: Life, why: str) -> int:
         """End a run that SLURM does not let go on, unless SLURM is ending the job already."""
-        if slurm.patient_job_state(self.job_id) != RUNNING:
+        if slurm.job_state(self.job_id) != RUNNING:
             return 0
         other = "chain" if self.succession.mode == "requeue" else "none"
         remedy = f"submit again, or with --continuation {other}"
@@ -306,7 +304,7 @@ class Supervisor:
         if self.task is None:
             return True
         array = Path(self.job.directory)
-        tasks = [RunDirectory(array / f"task-{number:04d}") for number in range(self.job.array)]
+        tasks = [RunDirectory(task_folder(array, number)) for number in range(self.job.array)]
         done = all(task.marker("done") is not None for task in tasks)
         if done:
             RunDirectory(array).mark("done")

@@ -32,13 +32,12 @@ _NOT_STARTED = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
 
 def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJob]) -> str:
     """Return SLURM's reason, and what to do where waiting alone will not help."""
-    reason = job.reason if job.reason != "None" else ""
-    held_behind = _why_behind(directory, job, queue) if reason == _HELD_BY_USER else ""
+    held_behind = _why_behind(directory, job, queue) if job.reason == _HELD_BY_USER else ""
     if held_behind:
         return held_behind
-    remedy = _NO_START if job.state in _NOT_STARTED else _REMEDIES.get(reason, "")
+    remedy = _NO_START if job.state in _NOT_STARTED else _REMEDIES.get(job.reason, "")
     words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
-    return ": ".join(part for part in (reason, words) if part)
+    return ": ".join(part for part in (job.reason, words) if part)
 
 
 def _why_behind(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:

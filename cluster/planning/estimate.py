@@ -16,7 +16,8 @@ from cluster.planning.whole_run import decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import Work, workload
 from coatnet.config.batches import cut
 
-_ALL_STAGES = ("S1", "S2", "S3", "S4")
+ALL_STAGES = ("S1", "S2", "S3", "S4")  # whose activations can be checkpointed
+MOST_GPUS = 1024  # where nobody says how many
 _FP32 = 4
 _TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
 
@@ -109,7 +110,7 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
             layout = replace(
                 plan.layout,
                 zero_stage=stage,
-                checkpointing=_ALL_STAGES if checkpointing else (),
+                checkpointing=ALL_STAGES if checkpointing else (),
                 overlap=recipe.overlap and stage > 0,
                 is_ddp=stage == 0 and not recipe.is_pretraining,
             )

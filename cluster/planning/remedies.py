@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cluster.planning.estimate import make_plan
+from cluster.planning.estimate import ALL_STAGES, MOST_GPUS, make_plan
 from cluster.planning.hardware import Hardware
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView
 from coatnet.config import UserError
 
-_STAGES = ("S1", "S2", "S3", "S4")
-_MOST_GPUS = 1024
 Change = tuple[str, RecipeView, int]  # what to write, what it makes of the recipe, nodes
 
 
@@ -54,8 +52,8 @@ def _higher_stages(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
 def _checkpointed(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
     if not recipe.is_pretraining:
         return
-    for count in range(1, len(_STAGES) + 1):
-        chosen = tuple(sorted({*_STAGES[:count], *recipe.checkpointing}))
+    for count in range(1, len(ALL_STAGES) + 1):
+        chosen = tuple(sorted({*ALL_STAGES[:count], *recipe.checkpointing}))
         if chosen != recipe.checkpointing:
             word = f"train.activation_checkpointing=[{','.join(chosen)}]"
             yield word, replace(recipe, checkpointing=chosen), plan.nodes
@@ -63,7 +61,7 @@ def _checkpointed(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
 
 def _more_nodes(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
     nodes = 2 * plan.nodes
-    while nodes * plan.world_size <= _MOST_GPUS * plan.nodes:
+    while nodes * plan.world_size <= MOST_GPUS * plan.nodes:
         yield f"nodes={nodes}", recipe, nodes
         nodes *= 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planning.calibration import BASE, calibrate, calibrated, mean_rates
-from cluster.planning.estimate import make_plan, memory_choices
+from cluster.planning.estimate import MOST_GPUS, make_plan, memory_choices
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.plan import MemoryChoice, Plan
 from cluster.planning.recipe_view import RecipeView, view
@@ -20,7 +20,6 @@ from cluster.recipe import find_command, read_recipe
 from coatnet.config import UserError
 
 _OWN = ("nodes", "gpus_per_node", "hardware", "epoch_samples")
-_MOST_GPUS = 1024
 _MOST_LAYOUTS = 200
 
 
@@ -147,7 +146,7 @@ def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> li
     hardware = load_hardware(machine.hardware)
     plans = []
     gpus = 1
-    while gpus <= _MOST_GPUS:
+    while gpus <= MOST_GPUS:
         per_node = min(gpus, machine.gpus_per_node or hardware.gpus_per_node)
         nodes = gpus // per_node
         share = max(1, recipe.global_batch // (nodes * per_node))
@@ -187,7 +186,7 @@ def _split(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         near = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.75)
         if equals and name not in _OWN and "." not in name and near:
             raise UserError(f"{word!r}: did you mean {near[0]}?")
-    own = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.partition("=")[0] in _OWN}
+    own = {name: value for name, _, value in (word.partition("=") for word in given) if name in _OWN}
     return own, [word for word in given if word.partition("=")[0] not in _OWN]
 
 

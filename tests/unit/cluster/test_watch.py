@@ -14,6 +14,7 @@ from cluster import slurm
 from cluster.cancel import cancel_run
 from cluster.cli import status
 from cluster.history import History
+from cluster.job import Job, write_job
 from cluster.slurm import QueuedJob
 from cluster.status import find_runs, read_status
 from cluster.tables import print_status
@@ -22,7 +23,7 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory
 
 
-def queued(state: str, *, job_id: str = "7", reason: str = "None") -> dict[str, QueuedJob]:
+def queued(state: str, *, job_id: str = "7", reason: str = "") -> dict[str, QueuedJob]:
     return {job_id: QueuedJob(job_id, state, reason)}
 
 
@@ -189,7 +190,8 @@ def array(tmp_path: Path) -> Path:
     """Four tasks were submitted as job 7, of which three began: lives without an end."""
     History(tmp_path).note("submitted", job_id="7", folder="0001", lives=0)
     (tmp_path / "submissions" / "0001").mkdir(parents=True)
-    (tmp_path / "submissions" / "0001" / "job.json").write_text('{"array": 4}')
+    job = Job("parts", str(tmp_path), ["shard"], array=4)
+    write_job(job, tmp_path / "submissions" / "0001" / "job.json")
     (tmp_path / "logs").mkdir()
     for number in range(3):
         task = tmp_path / f"task-{number:04d}"
@@ -224,7 +226,7 @@ def test_the_successors_of_tasks_are_jobs_of_the_array(array: Path) -> None:
     History(array / "task-0001").note("successor", job_id="20")
     waits = {"20": QueuedJob("20_1", "PENDING", "Dependency", "20")}
     assert read_status(array, queue=waits).state == "pending"
-    runs = {"22": QueuedJob("20_1", "RUNNING", "None", "20"), **waits}
+    runs = {"22": QueuedJob("20_1", "RUNNING", "", "20"), **waits}
     found = read_status(array, queue=runs)
     assert (found.state, found.job_id) == ("running", "20_1")
     (array / "logs" / "job-20_1.log").write_text(
@@ -351,11 +353,11 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("state", "reason", "words"),
     [
-        ("PENDING", "None", ""),
+        ("PENDING", "", ""),
         ("PENDING", "Priority", "Priority"),
         ("PENDING", "JobHeldUser", "JobHeldUser: held; let it begin: scontrol release 7"),
         ("PENDING", "JobHeldAdmin", "JobHeldAdmin: held by an administrator, who can say why"),
-        ("REQUEUE_HOLD", "None", "its administrators can see why; then: scontrol release 7"),
+        ("REQUEUE_HOLD", "", "its administrators can see why; then: scontrol release 7"),
         ("PENDING", "launch failed requeued held", "can see why; then: scontrol release 7"),
         ("PENDING", "PartitionTimeLimit", "then submit with less"),
         ("PENDING", "DependencyNeverSatisfied", "coatnet cancel {run}, then submit again"),
