@@ -136,10 +136,17 @@ def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:
 
 
 def open_cache(config: CacheConfig) -> Cache:
-    """Return the node's cache, its folder made."""
-    usual = Path(tempfile.gettempdir(), f"coatnet-shards-{os.getuid()}")
+    """Return the node's cache, its folder made.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    usual = os.path.join(tempfile.gettempdir(), f"coatnet-shards-{os.getuid()}")
     limit = None if config.limit is None else parse_bytes(config.limit)
-    return Cache(Path(config.directory) if config.directory else usual, limit_bytes=limit)
+    try:
+        return Cache(Path(config.directory or usual), limit_bytes=limit)
+    except OSError as error:
+        raise UserError(f"data.cache.directory: {config.directory or usual}: {error.strerror}") from None
 
 
 def _expected_files(manifest: Manifest) -> dict[str, Expected]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from coatnet.config import UserError
 from data_pipeline.config import CacheConfig, DataConfig
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.remote import cache as remote_cache
@@ -52,6 +53,12 @@ def test_nodes_share_the_lanes_and_a_small_corpus_fits_as_a_whole(
     assert _warning(tmp_path, 2_000, limit="64 GB", nodes=4) is None
     assert _warning(tmp_path, 2_000, 2_000, limit="64 GB", nodes=4) is not None
     assert _warning(tmp_path, 100, limit="64 GB") is None
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"data\.cache\.directory: .*/file/cache: Not a directory"):
+        open_cache(CacheConfig(directory=str(tmp_path / "file" / "cache")))
 
 
 def test_half_of_its_disk_is_a_cache_s_limit_unless_one_is_given(tmp_path: Path) -> None:
