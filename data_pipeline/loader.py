@@ -37,13 +37,7 @@ _STATE_NAMES = {
 
 
 class TrainLoader:
-    """The training stream of one rank.
-
-    Attributes:
-        epoch_samples: samples in an epoch.
-        classes: names, by label.
-        num_classes: how many.
-    """
+    """The training stream of one rank."""
 
     def __init__(
         self,
@@ -62,19 +56,18 @@ class TrainLoader:
             UserError: corpora that do not fit together, or a batch that the ranks cannot share.
         """
         share_of(global_batch, world_size=world_size)
-        self.classes = common_classes(corpora)
-        self.num_classes = len(self.classes)
+        classes = common_classes(corpora)
         self._corpora = list(corpora)
         self._weights = [entry.weight for entry in data.train] or [1.0]
         self._data = data
         self._seed = seed
         self._image_size = augment.image_size
         self._order = make_order(corpora, data, seed=seed, global_batch=global_batch)
-        self.epoch_samples = self._order.epoch_samples
         multi = any(corpus.label_kind == "multi" for corpus in corpora)
-        assembler = Assembler(augment, True, self.num_classes if multi else 0, data.decoder)
+        assembler = Assembler(augment, True, len(classes) if multi else 0, data.decoder)
         self._filler = BatchFiller(corpora, assembler, seed=seed)
-        self._budget = BadSampleBudget(data.bad_sample_budget, expected=self.epoch_samples / world_size)
+        expected = self._order.epoch_samples / world_size
+        self._budget = BadSampleBudget(data.bad_sample_budget, expected=expected)
         self._steps = Steps(self._order, global_batch, rank, world_size, masked=data.tail == "mask")
 
     def from_sample(self, samples_seen: int) -> Generator[Batch, None, None]:

@@ -4,12 +4,13 @@ import gc
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipeline.index import LABEL, SAMPLE, DamagedIndex, ShardIndex, parse_array
+from data_pipeline.index import LABEL, SAMPLE, DamagedIndex, ShardIndex, file_hash, parse_array
 
 
 def saved(array: NDArray[np.generic], **options: bool) -> bytes:
@@ -27,7 +28,7 @@ def test_an_index_is_read_as_numpy_reads_it(length: int) -> None:
     samples, labels = ShardIndex(some(SAMPLE, length), some(LABEL, length)).to_bytes()
     assert labels is not None
     for content, dtype in ((samples, SAMPLE), (labels, LABEL)):
-        found = parse_array(content, dtype=dtype, origin="here", xxh3=None)
+        found = parse_array(content, dtype=dtype, origin="here", xxh3=file_hash(content))
         assert found.dtype == dtype and found.tobytes() == np.load(io.BytesIO(content)).tobytes()
 
 
@@ -49,7 +50,7 @@ def test_an_index_is_read_as_numpy_reads_it(length: int) -> None:
 )
 def test_what_is_no_index_is_refused(content: bytes) -> None:
     with pytest.raises(DamagedIndex, match=r"^here: (is no index of this version|holds fewer than the \d+)"):
-        parse_array(content, dtype=SAMPLE, origin="here", xxh3=None)
+        parse_array(content, dtype=SAMPLE, origin="here", xxh3=file_hash(content))
 
 
 def test_indexes_are_read_by_several_threads_whenever_garbage_is_collected() -> None:
@@ -63,10 +64,8 @@ def test_indexes_are_read_by_several_threads_whenever_garbage_is_collected() -> 
     gc.set_threshold(20)
     try:
         with ThreadPoolExecutor(8) as pool:
-            found = pool.map(
-                lambda _: len(parse_array(content, dtype=SAMPLE, origin="here", xxh3=None)), range(160)
-            )
-            assert set(found) == {10}
+            read = partial(parse_array, content, dtype=SAMPLE, origin="here", xxh3=file_hash(content))
+            assert {len(found) for found in pool.map(lambda _: read(), range(160))} == {10}
     finally:
         gc.set_threshold(*before)
         gc.callbacks.remove(let_others_run)
