@@ -49,8 +49,8 @@ def main() -> int:
 
 
 def check_open_files(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
-    """Return what is wrong with the limit of open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Return what is wrong with the limit of open files, to which ranks raise what they begin with."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     facts["open_files"] = hard
     if hard != resource.RLIM_INFINITY and hard < limits["open_files"]:
         return f"{hard} open files allowed, {limits['open_files']} needed (ulimit -n)"

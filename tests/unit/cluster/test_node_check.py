@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster import node_check
-from cluster.preflight import PreflightError, judge
+from cluster.job import Job
+from cluster.launch import Attempt
+from cluster.preflight import PreflightError, judge, unfit_nodes
+from cluster.site import PreflightConfig, SiteConfig
 
 
 @pytest.fixture
@@ -42,10 +51,20 @@ def test_a_sound_node_has_facts_and_no_failures(
     shards.mkdir()
     (shards / "manifest.json").write_text("{}")
     (shards / "train-000000.tar").write_bytes(bytes(2 << 20))
-    found = check({**limits, "shards": [str(shards)]}, tmp_path, monkeypatch)
+    found = check({**limits, "shards": [str(shards)], "commands": [["true"]]}, tmp_path, monkeypatch)
     assert found["failures"] == []
     assert found["facts"]["interface"] == "lo" and found["facts"]["read_bytes"] == (1 << 20) + 2
     assert {"open_files", "shared_memory_bytes", "free_space_bytes"} <= set(found["facts"])
+
+
+def test_a_node_without_a_limit_of_open_files_has_enough(
+    limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, resource.RLIM_INFINITY))
+    assert node_check.check_open_files({**limits, "open_files": 4096}, {}) is None
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    assert node_check.check_open_files({**limits, "open_files": 4096}, {}) is None
+    assert node_check.check_open_files({**limits, "open_files": 4097}, {}) is not None
 
 
 @pytest.mark.parametrize(
@@ -102,19 +121,22 @@ def test_a_fault_that_all_nodes_share_is_no_nodes(tmp_path: Path) -> None:
 
 
 class Together:
-    """Ranks of three nodes as node n1 sees them; only their clocks are made up."""
+    """Ranks of three nodes as node n1 sees them; only their clocks are made up, and a second per message."""
 
     device = "cpu"
 
     def __init__(self, *, ahead_seconds: float) -> None:
         self._ahead_seconds = ahead_seconds
+        self.clock, self.reduced = 0.0, list[int]()
 
     def barrier(self, *, timeout_seconds: float) -> None: ...
 
     def gather(self, mine: float) -> list[float]:
-        return [mine, mine - self._ahead_seconds, mine - self._ahead_seconds]
+        return [mine - self._ahead_seconds, mine, mine - self._ahead_seconds]
 
-    def all_reduce_sum(self, tensor: Any) -> None: ...
+    def all_reduce_sum(self, tensor: Any) -> None:
+        self.clock += 1.0 if self.reduced else 60.0  # the first one makes connections
+        self.reduced.append(tensor.nbytes)
 
 
 @pytest.mark.parametrize(("ahead", "message"), [(0.5, None), (7.0, "+7.0 s off"), (-7.0, "-7.0 s off")])
@@ -139,3 +161,71 @@ def test_what_a_silent_node_said_last_is_told(tmp_path: Path) -> None:
     assert found == {"n1": "did not answer the preflight: No such image: coatnet.sif"}
     with pytest.raises(PreflightError, match="all 2 nodes: did not answer the preflight: No such image"):
         judge(["n1", "n3"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
+
+
+def test_the_nodes_are_timed_together_by_messages_of_sixteen_mib(
+    limits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = Together(ahead_seconds=0.0)
+    monkeypatch.setattr("coatnet.runtime.ranks.Ranks.start", lambda: together)
+    watch = SimpleNamespace(time=time.time, monotonic=lambda: together.clock)
+    monkeypatch.setattr(node_check, "time", watch)
+    found = check(limits, tmp_path, monkeypatch, SLURM_NTASKS="3")
+    assert found["failures"] == [] and together.reduced == [16 << 20] * 4
+    assert found["facts"]["all_reduce_bytes_per_second"] == pytest.approx(16 << 20)
+    slow = {**limits, "bandwidth_bytes_per_second": 32 << 20}
+    (failure,) = check(slow, tmp_path, monkeypatch, SLURM_NTASKS="3")["failures"]
+    assert failure == "all-reduce bandwidth: 16 MiB, 32 MiB needed"
+
+
+def test_only_all_nodes_in_one_and_the_same_way_are_nobodys_fault(tmp_path: Path) -> None:
+    write_result(tmp_path, "n1", "fan is dead", "disk is full")
+    write_result(tmp_path, "n2", "no interface")
+    (tmp_path / "life-001.try-1.preflight-1.log").write_text("a warning\n")
+    found = judge(["n1", "n2"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
+    assert found == {"n1": "fan is dead; disk is full", "n2": "no interface"}
+
+
+@pytest.fixture
+def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return what makes srun from shell; `$results` is where the nodes write."""
+
+    def made(text: str) -> None:
+        path = tmp_path / "srun"
+        path.write_text(f"#!/bin/sh\nfor results; do :; done\n{text}\n")
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "logs").mkdir()
+    return made
+
+
+def checked(folder: Path, **limits: Any) -> dict[str, str]:
+    site = SiteConfig(gpus_per_node=4, preflight=PreflightConfig(**limits))
+    job = Job("run", str(folder), ["pretrain"], site=site, shards=["/shards"], code=str(folder))
+    return unfit_nodes(job, ["n1"], attempt=Attempt("7", 1, 2), environment=dict(os.environ))
+
+
+def test_every_node_is_held_to_the_sites_limits_and_to_what_the_job_needs(
+    srun: Callable[[str], None], tmp_path: Path
+) -> None:
+    srun(
+        f'echo "$MASTER_ADDR $COATNET_ATTEMPT" > {tmp_path}/told; pwd >> {tmp_path}/told; cat >> {tmp_path}/told; '
+        """echo '{"failures": []}' > $results/n1.json"""
+    )
+    assert checked(tmp_path, commands=[["true"]], open_files=77) == {}
+    told = json.loads((tmp_path / "preflight" / "life-001.try-2" / "limits.json").read_text())
+    site = asdict(PreflightConfig(commands=[["true"]], open_files=77))
+    assert told == {**site, "devices": 4, "directory": str(tmp_path), "shards": ["/shards"]}
+    assert (tmp_path / "told").read_text() == f"n1 7.1.2\n{tmp_path}\n"
+    assert checked(tmp_path, enabled=False) == {}
+
+
+def test_checks_that_hang_are_ended_whether_they_listen_or_not(
+    srun: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.preflight._KILL_SECONDS", 0.05)
+    (tmp_path / "logs" / "life-001.try-2.preflight-0.log").write_text(f"{'x' * 300}\n")
+    for deaf in ("", "trap '' TERM; "):
+        srun(f"{deaf}while :; do sleep 0.05; done")
+        assert checked(tmp_path, timeout_seconds=0) == {"n1": f"did not answer the preflight: {'x' * 200}"}
