@@ -209,10 +209,8 @@ def checked(folder: Path, **limits: Any) -> dict[str, str]:
 def test_every_node_is_held_to_the_sites_limits_and_to_what_the_job_needs(
     srun: Callable[[str], None], tmp_path: Path
 ) -> None:
-    srun(
-        f'echo "$MASTER_ADDR $COATNET_ATTEMPT" > {tmp_path}/told; pwd >> {tmp_path}/told; cat >> {tmp_path}/told; '
-        """echo '{"failures": []}' > $results/n1.json"""
-    )
+    tell = f'(echo "$MASTER_ADDR $COATNET_ATTEMPT"; pwd; cat) > {tmp_path}/told'
+    srun(f"""{tell}; echo '{{"failures": []}}' > $results/n1.json""")
     assert checked(tmp_path, commands=[["true"]], open_files=77) == {}
     told = json.loads((tmp_path / "preflight" / "life-001.try-2" / "limits.json").read_text())
     site = asdict(PreflightConfig(commands=[["true"]], open_files=77))
