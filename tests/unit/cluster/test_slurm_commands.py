@@ -51,6 +51,14 @@ def test_what_nobody_else_would_do_waits_for_the_controller(
     assert len((tmp_path / "asked").read_text().splitlines()) == 4
 
 
+def test_a_requeued_job_is_kept_off_nodes_once_it_waits(program: Program, tmp_path: Path) -> None:
+    program("scontrol", f'echo "$*" >> {tmp_path}/asked')
+    slurm.requeue("7")
+    slurm.requeue("7", exclude=["n1", "n2"])
+    asked = ["requeue 7", "requeue 7", "update jobid=7 ExcNodeList=n1,n2"]
+    assert (tmp_path / "asked").read_text().splitlines() == asked
+
+
 def test_a_controller_that_stays_away_is_given_up(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "_AWAY_SECONDS", 0.0)
     program("scontrol", f"echo '{AWAY}' >&2; exit 1")
@@ -77,7 +85,7 @@ def test_a_refusal_is_no_absence_except_for_nodes_of_a_job_that_is_requeued_this
     ],
 )
 def test_the_state_of_a_job_is_one_word_or_unknown(program: Program, answer: str, state: str | None) -> None:
-    program("scontrol", answer)
+    program("scontrol", f'[ "$*" = "--oneliner show job 7" ] || exit 1; {answer}')
     assert slurm.job_state("7") == state
 
 
@@ -116,6 +124,15 @@ def test_what_sbatch_says_instead_of_a_job_is_told(program: Program, answer: str
         slurm.sbatch("script.sh")
 
 
+def test_what_is_submitted_is_heard_of_at_most_once(program: Program, tmp_path: Path) -> None:
+    program("sbatch", '[ "$*" = "--parsable --hold script.sh" ] && echo 12')
+    assert slurm.patient_sbatch("script.sh", "--hold") == "12"
+    words = "Batch job submission failed: Socket timed out on send/recv operation"
+    program("sbatch", after_refusals(tmp_path, words))
+    with pytest.raises(SlurmError, match="Socket timed out"):
+        slurm.patient_sbatch("script.sh")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -123,6 +140,7 @@ def test_what_sbatch_says_instead_of_a_job_is_told(program: Program, answer: str
         "echo '12;cluster'",
         "echo note of 3 lines; echo 12; echo",
         "echo 12; echo 'your project has 9 h left'",
+        "echo 9; echo 12; echo '8 hours are left'",
         "echo 'Submitted batch job 12 on cluster a'",
     ],
 )
@@ -191,6 +209,8 @@ def test_the_accounting_tells_of_what_the_queue_has_forgotten(program: Program, 
 def test_a_site_without_accounting_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm.accounted(["12"]) == {} and not slurm.available()
+    (tmp_path / "squeue").touch(mode=0o755)
+    assert slurm.available()
 
 
 @pytest.mark.parametrize(
