@@ -54,7 +54,7 @@ def sbatch_options(job: Job) -> list[str]:
     for name, key in _PLAIN_OPTIONS.items():
         value = getattr(site, key)
         if value:
-            options.append(f"--{name}={check_value(value, what=name)}")
+            options.append(f"--{name}={check_value(value, what=key)}")
     if job.array:
         options.append(f"--array=0-{job.array - 1}")
     options += [

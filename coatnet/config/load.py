@@ -26,6 +26,9 @@ from coatnet.config.errors import ConfigError
 T = TypeVar("T")
 _ITEMS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number"}
 _MAX_EXTENDS = 8
+_SHOWN = 200  # characters of an override in a message
+# What a YAML file or an override that is none can raise: numbers of 5,000 digits are a ValueError.
+_UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError)
 _GREATEST = 2**63 - 1  # what numpy, torch and JSON's readers take
 
 
@@ -43,7 +46,7 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     merged = OmegaConf.structured(schema)
     for layer, origin in [*_layers(path), *_override_layers(overrides)]:
         _refuse_interpolation(layer, origin)
-        _write_out(layer, schema)
+        _write_out(layer, schema, prefix="", origin=origin)
         try:
             merged.merge_with(layer)  # in place: OmegaConf.merge would copy all sections for each layer
         except ConfigKeyError as error:
@@ -102,12 +105,14 @@ def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
 
 
 def _read(path: Path) -> DictConfig:
+    if path.exists() and not path.is_file():  # a device might never end
+        raise ConfigError(f"{path}: is a folder, pipe or device; give a YAML file")
     try:
         layer = OmegaConf.load(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file{_nearest_file(path)}") from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except _UNREADABLE as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {_reason(error)}") from None
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path}: a config is a mapping of sections, this file holds a list")
     return layer
@@ -127,25 +132,40 @@ def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
             raise ConfigError(f"override {item!r}: expected key.sub=value")
         try:
             layers.append((OmegaConf.from_dotlist([item]), f"override {item!r}"))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {item!r}: {' '.join(str(error).split())}") from None
+        except _UNREADABLE as error:
+            raise ConfigError(f"override {item[:_SHOWN]!r}: {_reason(error)}") from None
     return layers
 
 
-def _write_out(layer: DictConfig, schema: type) -> None:
-    """Write `a` and `[a, b]` out as `[{path: a}, {path: b}]`: lists of sections that name a `shorthand`."""
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+
+
+def _write_out(layer: DictConfig, schema: type, *, prefix: str, origin: str) -> None:
+    """Write `a` and `[a, b]` out as `[{path: a}, {path: b}]`: lists of sections that name a `shorthand`.
+
+    Raises:
+        ConfigError: something else stands where a section, or a list of them, belongs.
+    """
     for name, hint in typing.get_type_hints(schema).items():
         value = layer._get_node(name)
         if value is None or value._is_none() or value._is_missing():
             continue
         kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
         for kind in kinds:
-            key = getattr(kind, "shorthand", None)
-            if isinstance(value, DictConfig) and typing.get_origin(hint) is not list:
-                _write_out(value, typing.cast(type, kind))
-            elif key and not isinstance(value, DictConfig):
-                items = value if isinstance(value, ListConfig) else [value._value()]
+            key, place = getattr(kind, "shorthand", None), f"{prefix}{name}"
+            first = dataclasses.fields(kind)[0].name
+            if typing.get_origin(hint) is not list:
+                if not isinstance(value, DictConfig):
+                    raise ConfigError(
+                        f"{origin}: {place} is {value}; allowed: keys below it, as {place}.{first}"
+                    )
+                _write_out(value, typing.cast(type, kind), prefix=f"{place}.", origin=origin)
+            elif key:
+                items = value if isinstance(value, ListConfig) else [layer[name]]
                 layer[name] = [{key: one} if isinstance(one, str) else one for one in items]
+            elif not isinstance(value, ListConfig):
+                raise ConfigError(f"{origin}: {place} is {value}; allowed: a list, as [{{{first}: …}}]")
 
 
 def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:

@@ -87,11 +87,34 @@ def test_a_missing_file_is_named_with_the_nearest_one_that_exists(tmp_path: Path
         load_config(Root, tmp_path / "quikstart.yaml")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("- a\n- b\n", "a: [\n", "\x00", "null: 2", "inner: !!set {a}", f"seed: {'9' * 5000}"),
+        "{a: " * 2000 + "1" + "}" * 2000,
+    ],
+)
 def test_garbage_instead_of_yaml_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "bad.yaml", text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_config(Root, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inner: small", "inner is small; allowed: keys below it, as inner.size"),
+        ("inner: []", r"inner is \[\]; allowed: keys below it, as inner.size"),
+        ("many: {size: 3}", r"many is {'size': 3}; allowed: a list, as \[{size: …}\]"),
+        ("extends: .", "is a folder, pipe or device; give a YAML file"),
+        ("extends: /dev/zero", "/dev/zero: is a folder, pipe or device; give a YAML file"),
+    ],
+)
+def test_what_stands_where_a_section_belongs_is_told_with_what_would(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(Root, write(tmp_path / "a.yaml", text))
 
 
 def test_a_config_survives_the_way_through_yaml_and_through_json(tmp_path: Path) -> None:
@@ -109,6 +132,7 @@ def test_the_digest_changes_with_every_value_but_those_left_out() -> None:
     ("written", "meant"),
     [
         ("data.train=a", "data.train=[{path: a}]"),
+        ("data.train={path: a}", "data.train=[{path: a}]"),
         ("data.train=[a,b]", "data.train=[{path: a}, {path: b}]"),
         ("data.train=[a,{path: b, weight: 2}]", "data.train=[{path: a}, {path: b, weight: 2}]"),
     ],
@@ -120,7 +144,7 @@ def test_a_corpus_may_be_given_by_its_path_alone(written: str, meant: str, tmp_p
     assert load_config(PretrainConfig, tmp_path / "c.yaml") == load_config(PretrainConfig, overrides=[meant])
 
 
-@pytest.mark.parametrize("override", ["data.train=3", "data.train.path=a", "data.train=[[a]]", "data=a"])
+@pytest.mark.parametrize("override", ["data.train=3", "data.train=[[a]]", "data=a"])
 def test_what_is_no_corpus_is_refused_with_its_key(override: str) -> None:
     with pytest.raises(ConfigError, match=r"data"):
         load_config(PretrainConfig, overrides=[override])
