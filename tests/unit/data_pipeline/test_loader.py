@@ -358,3 +358,6 @@ def test_corpora_that_do_not_fit_are_refused(shard_folder: Path, tmp_path: Path)
     data = DataConfig(train=[CorpusConfig(str(shard_folder)), CorpusConfig(str(tmp_path / "other"))])
     with pytest.raises(UserError, match=r"data\.train\[1\]: has 1 class,"):
         TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=8)
+    data = DataConfig(train=[CorpusConfig(str(shard_folder)), CorpusConfig(str(shard_folder), 1e-9)])
+    with pytest.raises(UserError, match=r"^data\.train: weight 1e-09 is below 1/10000 of all"):
+        TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=8)
