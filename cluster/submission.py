@@ -257,6 +257,7 @@ def check_batches(prepared: Prepared) -> None:
         group_images=lookup(recipe, "norm.group_images"),
         mixed=mixes_images(recipe),
         evenly=is_pretraining(recipe),
+        settled=RunDirectory(prepared.job.directory).settled_group_images,
     )
 
 

@@ -105,7 +105,7 @@ class Supervisor:
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""
         for name, status in (("done", 0), ("cancelled", 0), ("held", EXIT_HELD)):
-            if self.run.marker(name) is not None or RunDirectory(self.job.directory).marker(name) is not None:
+            if self._is(name):
                 say(f"the run is {name}; nothing to do")
                 return status
         other = (self.run.marker("attempt") or {}).get("job_id")
@@ -122,6 +122,11 @@ class Supervisor:
         if self.job.protocol == MARKERS and stalled >= self.job.site.lives_without_progress:
             return self._hold(f"{stalled} lives in a row made no new checkpoint after step {max(step, 0)}")
         return None
+
+    def _is(self, marker: str) -> bool:
+        """Return whether the run carries a marker, or the array that it is a task of."""
+        runs = (self.run, RunDirectory(self.job.directory))
+        return any(run.marker(marker) is not None for run in runs)
 
     def _hold(self, reason: str) -> int:
         last = next((life for life in reversed(self.history.lives()) if life.reason), None)
@@ -206,9 +211,7 @@ class Supervisor:
             message=message,
             done=done,
             stopped=self._stopped(attempt),
-            cancelled=any(
-                run.marker("cancelled") is not None for run in (self.run, RunDirectory(self.job.directory))
-            ),
+            cancelled=self._is("cancelled"),
             state=None if done else slurm.job_state(self.job_id),  # a done run waits for no controller
             warned=self.warned,
             # a lease that a dying job still holds is free again in seconds

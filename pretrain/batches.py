@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from coatnet.config import Duration
 from coatnet.config.batches import cut
 from coatnet.runtime.ranks import Ranks
@@ -40,16 +37,11 @@ def settle_group_images(config: PretrainConfig, *, ranks: Ranks, run: RunDirecto
     Raises:
         UserError: batches that cannot be cut evenly.
     """
-    settled = ranks.broadcast(settled_group_images(run) if ranks.is_main else None)
+    settled = ranks.broadcast(run.settled_group_images if ranks.is_main else None)
     group = group_images(config, world_size=ranks.world_size, settled=settled)
     if ranks.is_main and settled is None:
-        write_atomically(_file(run), f"{group}\n")
+        write_atomically(run.group_images, f"{group}\n")
     return group
-
-
-def settled_group_images(run: RunDirectory) -> int | None:
-    """Return what the run's first start found, None before."""
-    return json.loads(_file(run).read_text()) if run.has_begun and _file(run).exists() else None
 
 
 def group_images(config: PretrainConfig, *, world_size: int, settled: int | None = None) -> int:
@@ -68,7 +60,3 @@ def group_images(config: PretrainConfig, *, world_size: int, settled: int | None
         settled=settled,
     )
     return group
-
-
-def _file(run: RunDirectory) -> Path:
-    return run.path / "group_images.json"

@@ -11,7 +11,7 @@ from coatnet.runtime.lease import Lease
 from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.first_look import look_at_data
-from pretrain.batches import group_images, make_calendar, settled_group_images
+from pretrain.batches import group_images, make_calendar
 from pretrain.config import PretrainConfig, run_digest
 
 
@@ -35,4 +35,4 @@ def _look(config: PretrainConfig, *, force: bool) -> None:
     Lease.require_free(run.path)
     run.check_config(config, run_digest, force=force)
     look_at_data(config, make_calendar=make_calendar, averaged=bool(config.ema))
-    group_images(config, world_size=config.launch.ranks or device_count(), settled=settled_group_images(run))
+    group_images(config, world_size=config.launch.ranks or device_count(), settled=run.settled_group_images)

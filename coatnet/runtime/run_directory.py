@@ -34,6 +34,7 @@ class RunDirectory:
         self.account = self.path / "account"
         self.summary = self.path / "summary.json"
         self.plan = self.path / "plan.json"
+        self.group_images = self.path / "group_images.json"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
@@ -44,6 +45,13 @@ class RunDirectory:
         """True once a step was recorded or saved: before, nothing binds the run to its config."""
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
         return recorded or any(self.checkpoints.glob("step-*"))
+
+    @property
+    def settled_group_images(self) -> int | None:
+        """How many images batch norm has taken together since pretraining's first start, None before."""
+        if not self.has_begun or not self.group_images.exists():
+            return None
+        return int(self.group_images.read_text())
 
     def check_config(
         self, config: Any, run_digest: Callable[[Any], str], *, force: bool | None = None

@@ -21,7 +21,7 @@ from fake_cluster import FakeCluster
 from stand_in import fold
 
 _ARRAY_TASK = """\
-if [ "$2" = output-0 ] && [ ! -e begun ]; then touch begun; sleep 60; fi
+if [ "$2" = output-0 ] && [ ! -e begun ]; then touch begun; sleep 60 || exit; fi
 echo "$1" > "$2"
 """
 # Twelve parts of half a second, each of which is done once.

@@ -10,6 +10,7 @@ from cluster.planning.request import plan_of, scaling_plans
 from cluster.site import SiteConfig
 from cluster.submission import Request, check_batches, prepare
 from coatnet.config import UserError, load_config
+from coatnet.runtime.run_directory import RunDirectory
 from pretrain.batches import group_images
 from pretrain.config import PretrainConfig
 
@@ -51,6 +52,20 @@ def test_what_the_ranks_would_refuse_the_plan_and_the_submission_refuse_in_the_s
     with pytest.raises(UserError) as by_the_submission:
         check_batches(prepare(Request("pretrain", str(config), tuple(words), site, directory=directory)))
     assert str(by_the_run.value) == str(by_the_plan.value) == str(by_the_submission.value)
+
+
+def test_a_run_that_goes_on_keeps_its_groups_at_whatever_number_of_nodes(config: Path) -> None:
+    run = RunDirectory(config.with_name("run"))
+    (run.checkpoints / "step-00000004").mkdir(parents=True)
+    run.group_images.write_text("64\n")
+    words = ("train.micro_batch=null", "norm.group_images=null")
+    for nodes in (4, 8):
+        site = SiteConfig(nodes=nodes, gpus_per_node=8)
+        check_batches(prepare(Request("pretrain", str(config), words, site, directory=run.path)))
+    many = SiteConfig(nodes=16, gpus_per_node=8)
+    prepared = prepare(Request("pretrain", str(config), words, many, directory=run.path))
+    with pytest.raises(UserError, match=r"is 64 since the first start; .* with 128 ranks theirs is 32"):
+        check_batches(prepared)
 
 
 def test_fine_tuning_takes_the_rest_of_a_share_as_a_smaller_micro_batch(tmp_path: Path) -> None:
