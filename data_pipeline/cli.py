@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 _ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}  # the other counts have no plural
+_NAMED = 5
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -63,10 +64,12 @@ def shard(
     from coatnet.config.checks import no_url
     from coatnet.config.plain_text import number_of
     from data_pipeline.config import parse_bytes
+    from data_pipeline.corpus import Corpus
     from data_pipeline.sharding.in_place import index_in_place
     from data_pipeline.sharding.options import OddPolicy, ShardOptions
     from data_pipeline.sharding.sharder import shard_corpus
     from data_pipeline.sharding.sources import SourceOptions
+    from data_pipeline.tools.shard_facts import empty_classes
 
     if in_place == (destination is not None):
         raise UserError("coatnet shard: give a DESTINATION, or --in-place without one")
@@ -118,6 +121,9 @@ def shard(
         print(f"{folder}: {numbers}; {labels}")
         if facts["odd"]:
             print(f"  odd images are named in {folder / 'report.jsonl'}")
+        if facts["skipped"] and (empty := empty_classes(Corpus.open(folder))):
+            named = ", ".join(empty[:_NAMED]) + (", …" if len(empty) > _NAMED else "")
+            print(f"  {number_of(len(empty), 'class has', several='classes have')} no image: {named}")
 
 
 def preview(

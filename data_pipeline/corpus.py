@@ -168,12 +168,13 @@ class Corpus:
             raise BadSampleError(
                 f"{entry.name}: its index holds {len(samples)} samples, the manifest says {entry.samples}"
             )
-        named = (samples if labels is None else labels)["label"]
+        index = ShardIndex(samples, labels)
+        named = index.all_labels
         if len(named) and not 0 <= named.min() <= named.max() < len(self.classes):
             raise BadSampleError(
                 f"{entry.name}: its index names a class beyond the manifest's {len(self.classes)}"
             )
-        return ShardIndex(samples, labels)
+        return index
 
     def _array(self, name: Path, dtype: np.dtype, xxh3: str) -> NDArray[np.void]:
         def parse(path: Path) -> NDArray[np.void]:

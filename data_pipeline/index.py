@@ -72,6 +72,11 @@ class ShardIndex:
     samples: NDArray[np.void]
     labels: NDArray[np.void] | None = None
 
+    @property
+    def all_labels(self) -> NDArray[np.int32]:
+        """The class of each sample, or of each row of several labels."""
+        return (self.samples if self.labels is None else self.labels)["label"]
+
     def to_bytes(self) -> tuple[bytes, bytes | None]:
         """Return the contents of the two files."""
         return _npy(self.samples), None if self.labels is None else _npy(self.labels)

@@ -36,8 +36,7 @@ def shard_facts(corpus: Corpus, *, done: Callable[[int], None]) -> dict[str, Any
     for shard in range(len(manifest.shards)):
         index = corpus.load_index(shard)
         samples = index.samples
-        labels = samples["label"] if index.labels is None else index.labels["label"]
-        classes += np.bincount(labels, minlength=len(classes))
+        classes += np.bincount(index.all_labels, minlength=len(classes))
         formats += np.bincount(samples["format"], minlength=len(formats))
         for flag in odd:
             odd[flag] += int(np.count_nonzero(samples["flags"] & flag))
@@ -59,6 +58,18 @@ def shard_facts(corpus: Corpus, *, done: Callable[[int], None]) -> dict[str, Any
         "source": manifest.source,
         "counts": manifest.counts,
     }
+
+
+def empty_classes(corpus: Corpus) -> list[str]:
+    """Return the names of the classes that no sample has.
+
+    Raises:
+        BadSampleError: an index is gone or damaged.
+    """
+    named = np.zeros(len(corpus.classes), dtype=np.bool_)
+    for shard in range(len(corpus.manifest.shards)):
+        named[corpus.load_index(shard).all_labels] = True
+    return [corpus.classes[number] for number in np.flatnonzero(~named)]
 
 
 class Spread:

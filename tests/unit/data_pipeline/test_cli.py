@@ -41,6 +41,14 @@ def test_shard_prints_what_it_wrote(image_folder: Path, tmp_path: Path) -> None:
     assert "3 shards, 3 classes, 120 written" in again and "; one label per image" in again
 
 
+def test_a_class_of_which_nothing_could_be_used_is_named(image_folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(image_folder, tmp_path / "photos")
+    (source / "ghost").mkdir()
+    (source / "ghost" / "1.jpg").write_text("no image")
+    told = run(cli.shard, source, tmp_path / "out", "--bad-budget", "0.1")
+    assert "1 skipped" in told and "1 class has no image: ghost" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
