@@ -1,12 +1,15 @@
 """The family on H100s at 8, 64, 256 and 1,024 GPUs: the table of docs/plan.md.
 
-.venv/bin/python benchmarks/family_plan.py
+    .venv/bin/python benchmarks/family_plan.py
+
+In brackets with `zero.overlap_communication`.
 """
 
 from __future__ import annotations
 
 from cluster.planning.estimate import make_plan
 from cluster.planning.hardware import load_hardware
+from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView
 from coatnet.model.config import ModelConfig
 
@@ -22,17 +25,19 @@ def main() -> None:
     print(f"| model | {' | '.join(heads)} | GiB/GPU at 64 | days at 64 | checkpoint, GiB |")
     print("|" + "---|" * (len(heads) + 4))
     for number in range(8):
-        plans = [
-            make_plan(recipe(number, gpus=nodes * hardware.gpus_per_node), hardware=hardware, nodes=nodes)
-            for nodes in NODES
-        ]
-        first = plans[0].images_per_second / plans[0].world_size
-        cells = [
-            f"{plan.images_per_second:,.0f}, {plan.mfu:.0%}, "
-            f"{plan.images_per_second / plan.world_size / first:.0%}"
-            for plan in plans
-        ]
-        at_64 = plans[1]
+        apart, beside = (
+            [
+                make_plan(
+                    recipe(number, gpus=nodes * hardware.gpus_per_node, overlap=overlap),
+                    hardware=hardware,
+                    nodes=nodes,
+                )
+                for nodes in NODES
+            ]
+            for overlap in (False, True)
+        )
+        cells = [cell(*plans, alone=apart[0]) for plans in zip(apart, beside, strict=True)]
+        at_64 = apart[1]
         assert at_64.days is not None
         facts = [
             f"{at_64.memory.total / 2**30:.0f}",
@@ -42,16 +47,23 @@ def main() -> None:
         print(f"| {number} | {' | '.join([*cells, *facts])} |")
 
 
-def recipe(number: int, *, gpus: int) -> RecipeView:
-    """Return a compiled ZeRO-1 run in bf16 of one model at 224 px, in micro-batches of up to 64."""
+def cell(apart: Plan, beside: Plan, *, alone: Plan) -> str:
+    """Return images/s, MFU, and the efficiency per GPU against one node: apart, and beside."""
+    first = alone.images_per_second / alone.world_size
+    shares = [plan.images_per_second / plan.world_size / first for plan in (apart, beside)]
+    return f"{apart.images_per_second:,.0f}, {apart.mfu:.0%}, {shares[0]:.0%} ({shares[1]:.0%})"
+
+
+def recipe(number: int, *, gpus: int, overlap: bool) -> RecipeView:
+    """Return a compiled ZeRO-1 run under autocast of one model at 224 px, in micro-batches of up to 64."""
     return RecipeView(
         model=ModelConfig(name=f"coatnet_{number}", num_classes=21841),
         image_size=224,
         global_batch=GLOBAL_BATCH,
         micro_batch=min(64, GLOBAL_BATCH // gpus),
-        precision="bf16",
+        precision="autocast",
         zero_stage=1,
-        overlap=False,
+        overlap=overlap,
         bucket_elements=200_000_000,
         checkpointing=(),
         ema=False,

@@ -80,16 +80,21 @@ def _show_comparison(command: str | None, config: Path, given: list[str], *, as_
 def _show_plan(command: str | None, config: Path, given: list[str], *, as_json: bool) -> None:
     import json
 
-    from cluster.planning.request import plan_of, remedies_of
+    from cluster.planning.request import plan_of, quicker_words, remedies_of
     from cluster.planning.tables import print_plan
 
     plan, choices = plan_of(command, config, given)
     remedies = remedies_of(command, config, given, plan=plan)
+    quicker = quicker_words(command, config, given, plan=plan)
     if as_json:
-        rows = [choice.to_dict() for choice in choices]
-        print(json.dumps({**plan.to_dict(), "choices": rows, "remedies": remedies}, indent=2))
+        advice = {
+            "choices": [choice.to_dict() for choice in choices],
+            "remedies": remedies,
+            "quicker": quicker,
+        }
+        print(json.dumps({**plan.to_dict(), **advice}, indent=2))
     else:
-        print_plan(plan, choices, name=config.stem, remedies=remedies)
+        print_plan(plan, choices, name=config.stem, remedies=remedies, quicker=quicker)
 
 
 def _site_schema() -> type:

@@ -1,4 +1,4 @@
-"""What would make a layout fit that does not: changes of one kind each, every one of them planned again."""
+"""What would make a layout fit, or quicker: changes of one kind each, every one of them planned again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView
 from coatnet.config import UserError
 
+_WORTH_TELLING = 0.03  # of a step
 Change = tuple[str, RecipeView, int]  # what to write, what it makes of the recipe, nodes
 
 
@@ -21,16 +22,67 @@ def remedies(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: in
     """
 
     def fits(change: Change) -> bool:
-        try:
-            made = make_plan(change[1], hardware=hardware, nodes=change[2], gpus_per_node=per_node)
-        except UserError:  # the batch does not divide
-            return False
-        return made.fits
+        return _planned(change, hardware=hardware, per_node=per_node) is not None
 
     kinds = [_smaller_batches, _higher_stages, _checkpointed, _more_nodes]
     found = [next(filter(fits, kind(recipe, plan)), None) for kind in kinds]
     words = [change[0] for change in found if change is not None]
     return words or [change[0] for change in filter(fits, _everything(recipe, plan))][:1]
+
+
+def quicker(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: int) -> dict[str, float]:
+    """Return words for the command line and the share of a step that each spares, the greatest first.
+
+    They change how the step is computed, not what: no batch, no group of batch norm, no number of nodes.
+    """
+    found: dict[str, float] = {}
+    for kind in (_beside, _compiled, _kept, _lower_stages, _larger_batches):
+        for change in kind(recipe, plan, hardware):
+            made = _planned(change, hardware=hardware, per_node=per_node)
+            if made is not None:
+                spared = 1 - made.step_seconds / plan.step_seconds
+                found |= {change[0]: spared} if spared >= _WORTH_TELLING else {}
+                break
+    return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+
+def _planned(change: Change, *, hardware: Hardware, per_node: int) -> Plan | None:
+    """Return the plan of a changed layout if it fits."""
+    try:
+        made = make_plan(change[1], hardware=hardware, nodes=change[2], gpus_per_node=per_node)
+    except UserError:  # the batch does not divide
+        return None
+    return made if made.fits else None
+
+
+def _beside(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
+    reduces_late = recipe.zero_stage == 0 or (recipe.zero_stage == 1 and recipe.precision == "bf16")
+    if recipe.is_pretraining and plan.world_size > 1 and not (recipe.overlap or reduces_late):
+        yield "zero.overlap_communication=true", replace(recipe, overlap=True), plan.nodes
+
+
+def _compiled(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
+    if not recipe.compiled and not hardware.shares_memory:
+        yield "compile=true", replace(recipe, compiled=True), plan.nodes
+
+
+def _kept(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
+    if recipe.checkpointing:
+        yield "train.activation_checkpointing=[]", replace(recipe, checkpointing=()), plan.nodes
+
+
+def _lower_stages(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
+    for stage in range(1, recipe.zero_stage):
+        if stage > 1 or not recipe.overlap or recipe.precision != "bf16":
+            yield f"{recipe.stage_key}={stage}", replace(recipe, zero_stage=stage), plan.nodes
+
+
+def _larger_batches(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
+    """Yield micro-batches above the plan's, the largest first, where norm's groups do not follow them."""
+    share, group = plan.global_batch // plan.world_size, recipe.group_images
+    for size in range(share, plan.layout.micro_batch, -1):
+        if group and share % size == 0 and size % group == 0:
+            yield f"train.micro_batch={size}", replace(recipe, micro_batch=size), plan.nodes
 
 
 def _smaller_batches(recipe: RecipeView, plan: Plan) -> Iterator[Change]:

@@ -15,7 +15,7 @@ from cluster.planning.estimate import MOST_GPUS, make_plan, memory_choices
 from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.plan import MemoryChoice, Plan
 from cluster.planning.recipe_view import RecipeView, view
-from cluster.planning.remedies import remedies
+from cluster.planning.remedies import quicker, remedies
 from cluster.recipe import find_command, read_recipe
 from coatnet.config import UserError
 
@@ -70,6 +70,16 @@ def remedies_of(command: str | None, config: Path, given: Sequence[str], *, plan
         return []
     recipe, machine = _read(command, config, given)
     return remedies(
+        recipe, plan=plan, hardware=load_hardware(machine.hardware), per_node=plan.world_size // plan.nodes
+    )
+
+
+def quicker_words(command: str | None, config: Path, given: Sequence[str], *, plan: Plan) -> dict[str, float]:
+    """Return words under which a step would take less, and the share of it that each spares."""
+    if not plan.fits:
+        return {}
+    recipe, machine = _read(command, config, given)
+    return quicker(
         recipe, plan=plan, hardware=load_hardware(machine.hardware), per_node=plan.world_size // plan.nodes
     )
 

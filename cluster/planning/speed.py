@@ -95,9 +95,9 @@ def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple
     tensors = sum(work.tensors for work in works if work.learns)
     again = [work for work in works if work.stage in layout.checkpointing]
     network = _network_calls(works, layout=layout) + FORWARD_SHARE * _work_calls(again, layout=layout)
-    hooks = engine.hooks * (accumulation if engine.every else 1)
+    around = engine.until_norm(tensors, accumulation=accumulation, world_size=layout.world_size)
     update = engine.update * tensors + COMMIT_CALLS * sum(work.grouped for work in works)
-    return accumulation * network + (hooks + engine.norms) * tensors, update
+    return accumulation * network + around, update
 
 
 def _backward(work: Work) -> float:

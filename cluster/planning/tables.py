@@ -26,8 +26,15 @@ _SHOWN_SHARE = 5e-4  # of a step
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str, remedies: Sequence[str]) -> None:
-    """Print everything about one layout; of one that does not fit, words under which it would."""
+def print_plan(
+    plan: Plan,
+    choices: Sequence[MemoryChoice],
+    *,
+    name: str,
+    remedies: Sequence[str],
+    quicker: Mapping[str, float],
+) -> None:
+    """Print everything about one layout, and words under which it would fit, or be quicker."""
     from rich.markup import escape
 
     from coatnet.runtime.console import make_console
@@ -48,6 +55,8 @@ def print_plan(plan: Plan, choices: Sequence[MemoryChoice], *, name: str, remedi
     console.print(_speed_table(plan))
     for line in _facts(plan):
         console.print(line)
+    for words, spared in quicker.items():
+        console.print(f"quicker by {spared:.0%}: {escape(words)}")
     if not plan.fits:
         held, needed = (f"{size / _GIB:.1f}" for size in (plan.memory_limit_bytes, plan.memory.total))
         console.print(f"[red]does not fit[/red]: {needed} GiB needed, {held} there")

@@ -31,6 +31,7 @@ class GroupBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     sums: Tensor
+    groups: Tensor
 
     def __init__(
         self, width: int, *, group_images: int | None, momentum: float, eps: float, sync: str = "none"
@@ -43,8 +44,9 @@ class GroupBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(width))
         self.register_buffer("running_mean", torch.empty(width))
         self.register_buffer("running_var", torch.empty(width))
-        # Rows: sum of the groups' means, sum of their variances; the last column counts groups.
-        self.register_buffer("sums", torch.empty(2, width + 1), persistent=False)
+        # Of the means and the variances of so many groups.
+        self.register_buffer("sums", torch.empty(2, width), persistent=False)
+        self.register_buffer("groups", torch.empty(()), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -53,7 +55,12 @@ class GroupBatchNorm(nn.Module):
         for one, zero in ((self.weight, self.bias), (self.running_var, self.running_mean)):
             one.fill_(1.0)
             zero.zero_()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to add up anew."""
         self.sums.zero_()
+        self.groups.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupBatchNorm:
         """Move statistics with the module but never cast them: DeepSpeed's bf16 calls module.bfloat16()."""
@@ -162,9 +169,9 @@ class GroupBatchNorm(nn.Module):
     @torch.no_grad()
     def _record(self, mean: Tensor, variance: Tensor) -> None:
         if self.deferred:
-            self.sums[0, :-1] += mean
-            self.sums[1, :-1] += variance
-            self.sums[:, -1] += 1
+            self.sums[0].add_(mean)
+            self.sums[1].add_(variance)
+            self.groups.add_(1)
         else:
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance, self.momentum)
@@ -174,7 +181,7 @@ def defer_statistics(model: nn.Module) -> None:
     """Let every batch norm add its statistics up until `commit_statistics`."""
     for module in _norms(model):
         module.deferred = True
-        module.sums.zero_()
+        module.forget()
 
 
 @torch.no_grad()
@@ -192,19 +199,19 @@ def commit_statistics(
     norms = _norms(model)
     if not norms:
         return
-    flat = torch.cat([module.sums.reshape(-1) for module in norms])
+    # A few operators on all layers at once: a GPU has nothing else to do meanwhile.
+    flat = torch.cat([*(one.groups.view(1) for one in norms), *(one.sums.view(-1) for one in norms)])
     if all_reduce is not None:
         all_reduce(flat)
-    offset = 0
-    for module in norms:
-        sums = flat[offset : offset + module.sums.numel()].view_as(module.sums)
-        offset += module.sums.numel()
-        count = sums[0, -1].clamp(min=1)
-        young = 0.0 if step is None else (_YOUNG_STEPS - 1) / (_YOUNG_STEPS + step)
-        momentum = torch.where(sums[0, -1] > 0, max(module.momentum, young), 0.0)
-        module.running_mean.lerp_(sums[0, :-1] / count, momentum)
-        module.running_var.lerp_(sums[1, :-1] / count, momentum)
-        module.sums.zero_()
+    counts, sums = flat.split([len(norms), flat.numel() - len(norms)])
+    widths = [module.running_mean.numel() for module in norms]
+    groups = torch.cat([one.expand(2 * width) for one, width in zip(counts.split(1), widths, strict=True)])
+    young = 0.0 if step is None else (_YOUNG_STEPS - 1) / (_YOUNG_STEPS + step)
+    momentum = torch.where(groups > 0, max(norms[0].momentum, young), 0.0)
+    running = [statistics for one in norms for statistics in (one.running_mean, one.running_var)]
+    moved = torch.cat(running).lerp_(sums / groups.clamp(min=1), momentum)
+    torch._foreach_copy_(running, moved.split([width for width in widths for _ in range(2)]))
+    torch._foreach_zero_([buffer for one in norms for buffer in (one.sums, one.groups)])
 
 
 def _norms(model: nn.Module) -> list[GroupBatchNorm]:

@@ -39,6 +39,7 @@ class ShardedState:
 
     def __init__(self, engine: Any, *, stage: int, ranks: Ranks, ema_decay: float | None) -> None:
         self._engine, self._stage, self._ranks = engine, stage, ranks
+        self._persistent = frozenset(engine.module.state_dict())
         create_moments(engine, stage=stage)
         self.ema = Ema(ema_decay, self._averaged()) if ema_decay is not None else None
 
@@ -126,9 +127,8 @@ class ShardedState:
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """The buffers that belong to the state: running statistics, not the sums under way."""
-        module = self._engine.module
-        persistent = set(module.state_dict())
-        return [(name, buffer) for name, buffer in module.named_buffers() if name in persistent]
+        named = self._engine.module.named_buffers()
+        return [(name, buffer) for name, buffer in named if name in self._persistent]
 
     def _held_pieces(self) -> list[Piece]:
         """What this rank has to fill on loading: at stage 0 it holds, and updates, more than it saves."""

@@ -23,7 +23,7 @@ from coatnet.training.precision import compute_in_bf16
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.alone import stand_in, windows
-from pretrain.engine.flattening import moving_weights
+from pretrain.engine.flattening import moving_weights, stay
 from pretrain.engine.start import load_deepspeed
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
@@ -81,6 +81,7 @@ class Engine:
                 config=told,
                 dist_init_required=False,
             )
+        stay(self._deepspeed.optimizer)
         if isinstance(self._deepspeed.optimizer, MasterAdamW):
             self._deepspeed.optimizer.halve()
         self._state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)

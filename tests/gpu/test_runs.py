@@ -49,14 +49,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return folder
 
 
-def command(place: Path, run: str) -> list[str]:
+def command(place: Path, run: str, *words: str) -> list[str]:
     images = place / "images"
     data = [f"data.train=[{{path: {images}}}]", f"data.evaluate={images}", f"run.directory={place / run}"]
-    return [sys.executable, "-m", "coatnet.cli", "pretrain", str(place / "config.yaml"), *data]
+    return [sys.executable, "-m", "coatnet.cli", "pretrain", str(place / "config.yaml"), *data, *words]
 
 
-def start(place: Path, run: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(place, run), cwd=ROOT, capture_output=True, text=True, check=False)
+def start(place: Path, run: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(place, run, *words), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,14 @@ def test_a_run_records_memory_utilisation_traces_and_snapshots(undisturbed: Path
     assert all(path.stat().st_size > 1000 for path in traces)
     trace = next(path for path in traces if path.suffix == ".json")
     assert any(event.get("cat") == "kernel" for event in json.loads(trace.read_text())["traceEvents"])
+
+
+def test_reducing_beside_the_backward_pass_leaves_the_bits_as_they_are(
+    place: Path, undisturbed: Path, assert_same_bits: Callable[[Path, Path], None]
+) -> None:
+    done = start(place, "beside", "zero.overlap_communication=true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_bits(place / "beside", undisturbed)
 
 
 def test_a_kill_and_a_second_start_end_in_the_same_bits(

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from called import calls_around
 from faulty_runs import counted_run as counted_run
 from faulty_runs import finetune_run as finetune_run
 from faulty_runs import hanging_run as hanging_run
@@ -21,6 +22,7 @@ from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
 from coatnet.model.initial import Placed
+from coatnet.model.norm import GroupBatchNorm
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.optimizer import parameter_groups
@@ -104,6 +106,15 @@ def sent_in_a_step(stage: int, accumulation: int, precision: str, overlap: bool)
     zeros = {"overlap_communication": overlap, "persist_elements": 0}
     engine = tiny_engine(Ranks.start(), stage=stage, precision=precision, **zeros)
     return sent_bytes(engine, lambda step: train(engine, first=step, steps=1, accumulation=accumulation))
+
+
+def calls_of_a_step(stage: int, accumulation: int) -> dict[str, float]:
+    """Count what a step calls around the network, and the tensors and batch norms that it is for."""
+    engine = tiny_engine(Ranks.start(), stage=stage, bucket_elements=10_000_000)
+    train(engine, first=0, steps=2, accumulation=accumulation)  # what is made once
+    found = calls_around(lambda: train(engine, first=2, steps=1, accumulation=accumulation))
+    norms = sum(isinstance(one, GroupBatchNorm) for one in engine.module.modules())
+    return {**found, "tensors": len(list(engine.module.parameters())), "batch_norms": norms}
 
 
 @contextmanager

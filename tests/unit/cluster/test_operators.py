@@ -11,18 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.planning.hardware import load_hardware
 from cluster.planning.memory import Layout
-from cluster.planning.operators import FORWARD_SHARE, PASS_CALLS, VIEW_SHARE
+from cluster.planning.operators import FORWARD_SHARE, PASS_CALLS, weight
 from cluster.planning.speed import predict_step
 from cluster.planning.workload import workload
 from coatnet.model import ModelConfig, NormConfig, build_model, defer_statistics, rows
 from coatnet.model.rates import _probes
 
 _BATCH = 8
-_LIGHT = {
-    "view", "_unsafe_view", "t", "detach", "slice", "select", "unsqueeze", "squeeze", "transpose", "permute",
-    "unbind", "split", "split_with_sizes", "expand", "as_strided", "new_empty", "new_empty_strided", "empty",
-    "empty_like", "promote_types",
-}  # fmt: skip
 QUICKSTART = {"depths": [1, 1, 1, 2, 1], "widths": [16, 32, 48, 96, 128], "image_size": 32}
 DEEPER = {"depths": [1, 3, 4, 6, 2], "widths": [32, 48, 96, 192, 256], "image_size": 64}
 
@@ -35,7 +30,7 @@ class Counter(TorchDispatchMode):
         self.calls = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += VIEW_SHARE if func.__name__.partition(".")[0] in _LIGHT else 1.0
+        self.calls += weight(func.__name__)
         return func(*args, **(kwargs or {}))
 
 

@@ -332,7 +332,7 @@ def test_the_table_shows_every_component_the_sum_and_the_largest_micro_batch(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     plan, choices = plan_of("pretrain", config, ["nodes=2"])
-    print_plan(plan, choices, name="x", remedies=[])
+    print_plan(plan, choices, name="x", remedies=[], quicker={})
     rows = {line[:29].strip(): line[29:].split() for line in capsys.readouterr().out.splitlines()}
     used = {name: size for name, size in plan.memory.components().items() if size}
     assert {"weights", "activations", "reserve"} <= used.keys() <= rows.keys()
@@ -363,7 +363,7 @@ def test_the_table_of_a_fine_tuning_run_has_what_fine_tuning_has(
     plan, choices = plan_of("finetune", config, ["nodes=2"])
     assert [(one.zero_stage, one.checkpointing) for one in choices] == [(stage, False) for stage in range(3)]
     assert choices[0].memory == plan.memory, "torch's own data parallelism in both"
-    print_plan(plan, choices, name="x", remedies=[])
+    print_plan(plan, choices, name="x", remedies=[], quicker={})
     assert "checkpointed" not in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Of a layout that does not fit the plan says what would: each of its words, planned again, does fit."""
+"""The plan says what would fit, and what would be quicker: each of its words, planned again, is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.request import plan_of, remedies_of
+from cluster.planning.request import plan_of, quicker_words, remedies_of
 from coatnet.commands import run
 
 LAYOUTS = [
@@ -74,5 +74,45 @@ def test_the_command_prints_the_remedies_and_lists_them_as_json(
     printed = capsys.readouterr().out
     assert "does not fit" in printed and "would fit: train.micro_batch=" in printed
     assert run([*words, "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)["remedies"]
+    advice = json.loads(capsys.readouterr().out)
+    listed = advice["remedies"]
+    assert advice["quicker"] == {} and "quicker" not in printed, "what does not fit has other troubles"
     assert listed and all(f"would fit: {each}" in printed for each in listed)
+
+
+SLOW = (
+    "model: {name: coatnet_4}\nnorm: {group_images: 8}\ndata: {train: [{path: no}]}\n"
+    "train: {global_batch: 4096, micro_batch: 16, activation_checkpointing: [S2]}\n"
+)
+
+
+def test_what_is_said_to_be_quicker_is_by_as_much_when_it_is_planned(tmp_path: Path) -> None:
+    config, given = tmp_path / "config.yaml", ["hardware=h100", "nodes=8"]
+    config.write_text(SLOW + "precision: autocast\nzero: {stage: 2}\n")
+    plan, _ = plan_of("pretrain", config, given)
+    found = quicker_words("pretrain", config, given, plan=plan)
+    assert set(found) >= {
+        "zero.overlap_communication=true", "compile=true", "train.micro_batch=64", "zero.stage=1",
+    }  # fmt: skip
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    for words, spared in found.items():
+        mended, _ = plan_of("pretrain", config, [*given, words])
+        assert mended.fits and mended.step_seconds == pytest.approx((1 - spared) * plan.step_seconds)
+    assert (
+        quicker_words(
+            "pretrain", config, [*given, *found], plan=plan_of("pretrain", config, [*given, *found])[0]
+        )
+        == {}
+    )
+
+
+def test_nothing_is_said_to_be_quicker_where_deepspeed_could_not_or_batch_norm_would_change(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(SLOW + "precision: bf16\nzero: {stage: 1}\ncompile: true\n")
+    for given in (["nodes=8", "train.activation_checkpointing=[]"], ["nodes=1", "norm.group_images=null"]):
+        plan, _ = plan_of("pretrain", config, given)
+        found = quicker_words("pretrain", config, given, plan=plan)
+        assert not any("overlap" in words or "zero.stage" in words for words in found)
+        assert ("train.micro_batch=64" in found) == (given[0] == "nodes=8")
