@@ -10,27 +10,18 @@ import xxhash
 
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
-from coatnet.runtime.whole_files import write_whole
-from data_pipeline.index import (
-    FORMATS,
-    LABEL,
-    SAMPLE,
-    ShardIndex,
-    file_hash,
-    index_path,
-    labels_path,
-    size_and_hash,
-)
+from data_pipeline.index import size_and_hash
 from data_pipeline.manifest import Manifest, ShardEntry
 from data_pipeline.sharding.collecting import collect
 from data_pipeline.sharding.commit import commit, disk_errors, finished_before
+from data_pipeline.sharding.index_rows import IndexRows
 from data_pipeline.sharding.inspection import judge
 from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.journal import Journal
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.tar_source import TarSample, list_tars, tars_in, walk_samples
+from data_pipeline.sharding.tar_source import list_tars, tars_in, walk_samples
 from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
 from data_pipeline.tar_format import walk_members
 
@@ -114,8 +105,7 @@ def run_index_job(job: IndexJob) -> ShardResult:
         OSError: it cannot be read, or its index not be written.
     """
     path = Path(job.path)
-    rows: list[tuple[int, ...]] = []
-    label_rows: list[tuple[int, float]] = []
+    index = IndexRows(multi=job.multi)
     odd: list[Oddity] = []
     with path.open("rb") as file:
         for sample in walk_samples(walk_members(path)):
@@ -124,48 +114,25 @@ def run_index_job(job: IndexJob) -> ShardResult:
                 continue
             file.seek(sample.start)
             record = file.read(sample.end - sample.start)
-            row = _row(record, sample, job, label_rows, odd)
-            if row is not None:
-                rows.append(row)
-    labels = np.array(label_rows, dtype=LABEL) if job.multi else None
-    samples_file, labels_file = ShardIndex(np.array(rows, dtype=SAMPLE), labels).to_bytes()
-    write_whole(index_path(path), samples_file)
-    if labels_file is not None:
-        write_whole(labels_path(path), labels_file)
-    size, xxh3 = size_and_hash(path)
-    labels_hash = None if labels_file is None else file_hash(labels_file)
-    entry = ShardEntry(path.name, len(rows), size, xxh3, file_hash(samples_file), labels_hash)
+            at = image.data - sample.start
+            judged = judge(record[at : at + image.size], name=image.name, options=job.options)
+            if judged.action == "convert":
+                raise UserError(
+                    f"{image.name}: policy convert would change a tar that stays in place; re-pack it"
+                )
+            if judged.kinds:
+                odd.append(Oddity(image.name, list(judged.kinds), judged.action, judged.detail))
+            if judged.info is None:
+                continue
+            label = job.labels[image.data]
+            label, rows = (0, label) if isinstance(label, list) else (label, None)
+            checksum = xxhash.xxh3_64_intdigest(record)
+            index.add(
+                judged, label, rows, offset=sample.start, checksum=checksum, size=len(record), image_at=at
+            )
+    hashes = index.write(path)
+    entry = ShardEntry(path.name, len(index), *size_and_hash(path), *hashes)
     return ShardResult(entry, odd)
-
-
-def _row(
-    record: bytes,
-    sample: TarSample,
-    job: IndexJob,
-    label_rows: list[tuple[int, float]],
-    odd: list[Oddity],
-) -> tuple[int, ...] | None:
-    """Return a sample's row of the index, or None where it is skipped."""
-    image = sample.image
-    assert image is not None
-    at = image.data - sample.start
-    judged = judge(record[at : at + image.size], name=image.name, options=job.options)
-    if judged.action == "convert":
-        raise UserError(f"{image.name}: policy convert would change a tar that stays in place; re-pack it")
-    if judged.kinds:
-        odd.append(Oddity(image.name, list(judged.kinds), judged.action, judged.detail))
-    if judged.info is None:
-        return None
-    label = job.labels[image.data]
-    count = 1
-    if isinstance(label, list):
-        first, count = len(label_rows), len(label)
-        label_rows += label
-        label = first
-    checksum = xxhash.xxh3_64_intdigest(record)
-    info = judged.info
-    places = (sample.start, checksum, len(record), at, image.size, info.width, info.height, label, count)
-    return (*places, judged.flags, info.orientation, FORMATS.index(info.format), 0)
 
 
 def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, float]]]:

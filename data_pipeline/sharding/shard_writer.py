@@ -10,10 +10,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from coatnet.runtime.whole_files import sync_folder, write_whole
-from data_pipeline.index import FORMATS, LABEL, SAMPLE, ShardIndex, file_hash, index_path, labels_path
+from coatnet.runtime.whole_files import sync_folder
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.direct_file import DirectFile
+from data_pipeline.sharding.index_rows import IndexRows
 from data_pipeline.sharding.inspection import Judged
 from data_pipeline.tar_format import BLOCK, END, member_header, padding
 
@@ -39,12 +39,11 @@ class ShardWriter:
         Raises:
             OSError: it cannot be written there.
         """
-        self._path, self._multi = path, multi
+        self._path = path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._file = DirectFile(self._temporary)
         self._hash = xxhash.xxh3_128()
-        self._rows: list[tuple[int, ...]] = []
-        self._labels: list[tuple[int, float]] = []
+        self._index = IndexRows(multi=multi)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -72,31 +71,12 @@ class ShardWriter:
         Raises:
             OSError: the disk is full or fails.
         """
-        payload, info, count = image.payload, image.info, 1
-        assert info is not None, "skipped images are not written"
-        if rows is not None:
-            label, count = len(self._labels), len(rows)
-            self._labels += rows.tolist()
+        payload, several = image.payload, None if rows is None else rows.tolist()
         head = member_header(key + b"." + image.suffix.encode(), len(payload))
-        tail = padding(len(payload)) + _label_member(key, label, rows)
+        tail = padding(len(payload)) + _label_member(key, label, several)
         position, size = self._file.position, BLOCK + len(payload) + len(tail)
-        self._rows.append(
-            (
-                position,
-                self._write(head, payload, tail),
-                size,
-                BLOCK,
-                len(payload),
-                info.width,
-                info.height,
-                label,
-                count,
-                image.flags,
-                info.orientation,
-                FORMATS.index(info.format),
-                0,
-            )
-        )
+        checksum = self._write(head, payload, tail)
+        self._index.add(image, label, several, offset=position, checksum=checksum, size=size, image_at=BLOCK)
 
     def commit(self) -> ShardEntry:
         """Write the index, then let both appear under their names.
@@ -107,21 +87,11 @@ class ShardWriter:
         self._hash.update(END)
         self._file.append(END)
         self._file.sync()
-        labels = np.array(self._labels, dtype=LABEL) if self._multi else None
-        samples_file, labels_file = ShardIndex(np.array(self._rows, dtype=SAMPLE), labels).to_bytes()
-        write_whole(index_path(self._path), samples_file)
-        if labels_file is not None:
-            write_whole(labels_path(self._path), labels_file)
+        hashes = self._index.write(self._path)
         self._temporary.replace(self._path)
         sync_folder(self._path.parent)
-        return ShardEntry(
-            self._path.name,
-            len(self._rows),
-            self._file.position,
-            self._hash.hexdigest(),
-            file_hash(samples_file),
-            None if labels_file is None else file_hash(labels_file),
-        )
+        size, whole = self._file.position, self._hash.hexdigest()
+        return ShardEntry(self._path.name, len(self._index), size, whole, *hashes)
 
     def _write(self, head: bytes, payload: bytes | memoryview, tail: bytes) -> int:
         """Write a record and return its checksum."""
@@ -147,11 +117,11 @@ class ShardWriter:
         return xxhash.xxh3_64_intdigest(record)
 
 
-def _label_member(key: bytes, label: int, rows: NDArray[np.void] | None) -> bytes:
+def _label_member(key: bytes, label: int, rows: list[tuple[int, float]] | None) -> bytes:
     """Return the member that holds the label: `cls` for one, `json` for several with weights."""
     if rows is None:
         suffix, content = b".cls", b"%d" % label
     else:
-        pairs = ",".join(f"[{label},{weight:.7g}]" for label, weight in rows.tolist())
+        pairs = ",".join(f"[{label},{weight:.7g}]" for label, weight in rows)
         suffix, content = b".json", f'{{"labels":[{pairs}]}}'.encode()
     return member_header(key + suffix, len(content)) + content + padding(len(content))
