@@ -44,7 +44,8 @@ class Guard:
             UserError: too many refused steps in a row, or too many rollbacks.
         """
         if not result.applied:
-            spiked = math.isfinite(result.loss) and self._config.spike == "skip"
+            veto = self.veto(state)
+            spiked = veto is not None and math.isfinite(result.loss) and veto(result.loss)
             limit = "as many as guard.max_skipped allows"
             if spiked:
                 limit += "; guard.spike=record gets used to other data"

@@ -31,12 +31,17 @@ class StepProfiler:
 
     def after_step(self, step: int) -> None:
         """Write the trace after the window's last step."""
-        if self._profiler is None or step < self._window.stop - 1:
+        if step >= self._window.stop - 1:
+            self.close(step)
+
+    def close(self, step: int) -> None:
+        """Write what was traced up to a step, if anything is being traced."""
+        if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"steps-{self._window.start}-{self._window.stop - 1}-rank{self._rank}"
+        name = f"steps-{self._window.start}-{step}-rank{self._rank}"
         profiler.export_chrome_trace(str(self._folder / f"{name}.json"))
         if torch.cuda.is_available():
             # torch's own format for its memory viewer; nothing here ever reads it back

@@ -17,6 +17,7 @@ import torch
 
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import load_config
+from coatnet.config.plain_text import json_number
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.endings import run_rank
 from coatnet.runtime.progress import progress
@@ -108,8 +109,8 @@ def _rerun(
                 {
                     "step": state.step,
                     "samples_seen": state.samples_seen,
-                    "loss": _plain(result.loss),
-                    "gradient_norm": _plain(result.gradient_norm),
+                    "loss": json_number(result.loss),
+                    "gradient_norm": json_number(result.gradient_norm),
                     "recorded_loss": recorded.get(state.samples_seen),
                 }
             )
@@ -127,7 +128,7 @@ def _worst(assembly: Assembly, batch: Any) -> list[dict[str, Any]]:
         {
             "position": int(batch.positions[row]),
             "name": assembly.stream.name(int(batch.positions[row])),
-            "loss": _plain(float(losses[row])),
+            "loss": json_number(float(losses[row])),
         }
         for row in ranked.argsort(descending=True)[:_NAMED_SAMPLES].tolist()
     ]
@@ -149,10 +150,6 @@ def _agrees(bundle: Bundle, row: Mapping[str, Any], *, tolerance: float) -> bool
 def _recorded(run: Path, *, after: int) -> dict[int, float]:
     rows = read_earlier(RunDirectory(run).metrics, after=after).ahead
     return {int(row["samples_seen"]): float(row["train/loss"]) for row in rows if "train/loss" in row}
-
-
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from coatnet.config import to_dict
+from coatnet.config.plain_text import json_number
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
@@ -24,7 +24,7 @@ from pretrain.bundles import Bundle, find_bundles, write_bundle
 from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
-from pretrain.evaluation import Evaluator
+from pretrain.evaluation import Evaluator, Findings
 from pretrain.guard import Guard
 from pretrain.health import Health
 from pretrain.profiler import StepProfiler
@@ -146,11 +146,11 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         return Verdict("spike", score=verdict.score)
 
     def evaluate(self, state: State) -> None:
-        """Measure the evaluation corpus, if there is one."""
-        if self.evaluator is None:
+        """Measure the evaluation corpus and that of the transfer, if there are any."""
+        if self.evaluator is None and self.transfer is None:
             return
         with self.patience("evaluation"):
-            found = self.evaluator.measure(self.engine)
+            found = self.evaluator.measure(self.engine) if self.evaluator is not None else Findings({}, [])
             if self.transfer is not None:
                 of_transfer = self.transfer.measure(self.engine)
                 found.figures |= of_transfer.figures
@@ -226,30 +226,26 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         if not result.applied:
             self.save(state, wait=True)
         with self.patience("checkpoint"):  # without hard links files are copied
-            self._keep(state, result, event=verdict.event)
+            checkpoint = self.checkpoints.newest_path() if self.ranks.is_main else None
+            if checkpoint is not None:
+                self._write_bundle(self._bundle(state, result, event=verdict.event), checkpoint)
 
-    def _keep(self, state: State, result: PretrainResult, *, event: str) -> None:
+    def _bundle(self, state: State, result: PretrainResult, *, event: str) -> Bundle:
         begin = state.samples_seen - result.samples
         share = self.calendar.phase_at(begin).global_batch // self.ranks.world_size
-        if self.ranks.is_main:
-            bundle = Bundle(
-                event=event,
-                step=state.step,
-                samples_seen=begin,
-                samples=result.samples,
-                applied_steps=state.applied_steps - result.applied,
-                applied=result.applied,
-                loss=result.loss if math.isfinite(result.loss) else str(result.loss),
-                gradient_norm=(
-                    result.gradient_norm if math.isfinite(result.gradient_norm) else str(result.gradient_norm)
-                ),
-                micro_batch=self.trainer.micro_batch or share,
-                world_size=self.ranks.world_size,
-                data=self.stream.state(),
-            )
-            checkpoint = self.checkpoints.newest_path()
-            if checkpoint is not None:
-                self._write_bundle(bundle, checkpoint)
+        return Bundle(
+            event=event,
+            step=state.step,
+            samples_seen=begin,
+            samples=result.samples,
+            applied_steps=state.applied_steps - result.applied,
+            applied=result.applied,
+            loss=json_number(result.loss),
+            gradient_norm=json_number(result.gradient_norm),
+            micro_batch=self.trainer.micro_batch or share,
+            world_size=self.ranks.world_size,
+            data=self.stream.state(),
+        )
 
     def _write_bundle(self, bundle: Bundle, checkpoint: Path) -> None:
         try:
@@ -272,6 +268,12 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             known = _read_ranges(self._exclusions)
             ranges = [*known, [verdict.samples.start, verdict.samples.stop]]
             write_atomically(self._exclusions, json.dumps({"ranges": ranges}) + "\n")
+
+    def close(self, state: State | None) -> None:
+        """Finish what is under way."""
+        super().close(state)
+        if state is not None:
+            self.profiler.close(state.step)
 
     def summary(self, state: State) -> dict[str, Any]:
         """Return what summary.json says of a run that reached its end."""

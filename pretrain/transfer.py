@@ -41,7 +41,7 @@ class TransferProbe:
         """Measure the share of images whose neighbours vote for their class, where any can be read."""
         features, labels, bad = self._features(engine)
         rows, targets = self._ranks.rows(features), self._ranks.rows(labels)
-        if not len(rows):
+        if len(rows) < 2:
             return Findings({}, bad)
         share = neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)
         return Findings({TRANSFER: share}, bad)
@@ -73,7 +73,7 @@ class TransferProbe:
 def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> float:
     """Return the share of rows whose `neighbours` nearest other rows vote, by similarity, for their label.
 
-    Shape: features (N, D), of length 1 each; labels int64 (N,), N at least 1.
+    Shape: features (N, D), of length 1 each; labels int64 (N,), N at least 2.
     """
     classes = int(labels.max()) + 1
     right = 0

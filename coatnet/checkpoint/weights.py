@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,9 +170,12 @@ def _newest(checkpoints: Path) -> Checkpoint | None:
         try:
             checkpoint = Checkpoint(path)
             checkpoint.verify()
-            return checkpoint
         except CheckpointError as error:
             fault = fault or error
+            continue
+        if fault is not None:
+            print(f"warning: {fault}; the weights of step {checkpoint.step} are taken", file=sys.stderr)
+        return checkpoint
     if fault is not None:
         raise fault
     return None

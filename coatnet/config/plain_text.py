@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 
@@ -26,6 +27,11 @@ def one_line(text: str) -> str:
 def number_of(count: int, one: str, several: str | None = None) -> str:
     """Write how many of something there are: 1 shard, 2,000 shards, 2 classes."""
     return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
+def json_number(value: float) -> float | str:
+    """Return a number for JSON, which has none that is not finite: such a one becomes text."""
+    return value if math.isfinite(value) else str(value)
 
 
 def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from coatnet.config.plain_text import json_number
 from coatnet.runtime.run_directory import RunDirectory
 
 
@@ -25,7 +25,7 @@ class MetricsLog:
         """Record numbers at a position of the run. What is not finite is kept as text in the JSON line."""
         if not self._enabled:
             return
-        plain = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        plain = {name: json_number(value) for name, value in values.items()}
         lost = {"lost_records": self._run.lost_records} if self._run.lost_records else {}
         self._run.append(
             self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **plain, **lost}
@@ -45,12 +45,6 @@ class MetricsLog:
         if self._enabled:
             with self._survived():
                 self._board().add_figure(name, figure, samples_seen)
-
-    def text(self, name: str, text: str, *, samples_seen: int) -> None:
-        """Record Markdown."""
-        if self._enabled:
-            with self._survived():
-                self._board().add_text(name, text, samples_seen)
 
     def flush(self) -> None:
         """Hand everything to the file system."""

@@ -274,6 +274,7 @@ def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, o
     growing = (
         "train.batch_changes=[{at: 4 steps, global_batch: 48}]",
         f"evaluate.transfer={place / 'images'}",
+        "data.evaluate=null",
     )
     on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "growing", *growing))
     summary = json.loads((place / "growing/summary.json").read_text())

@@ -20,7 +20,7 @@ from coatnet.runtime.ranks import Ranks
 CONFIG = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=32, num_classes=3)
 
 
-def write_run(directory: Path, *, ema: bool) -> dict[str, torch.Tensor]:
+def write_run(directory: Path, *, ema: bool, step: int = 1) -> dict[str, torch.Tensor]:
     state = build_model(CONFIG, seed=1).state_dict()
     pieces = []
     for name, tensor in state.items():
@@ -30,7 +30,7 @@ def write_run(directory: Path, *, ema: bool) -> dict[str, torch.Tensor]:
             pieces.append(Fragment("ema", name, tuple(tensor.shape), 0, tensor.flatten() * 0.5))
     store = CheckpointStore(directory / "checkpoints", ranks=Ranks())
     facts = {"model": to_dict(CONFIG), "classes": ["a", "b", "c"]}
-    store.save(step=1, samples_seen=8, fragments=pieces, facts=facts, wait=True)
+    store.save(step=step, samples_seen=8, fragments=pieces, facts=facts, wait=True)
     return state
 
 
@@ -48,6 +48,20 @@ def test_the_average_is_taken_where_there_is_one_unless_the_raw_weights_are_aske
     name = "head.logits.weight"
     assert torch.equal(load_weights(tmp_path).tensors[name], state[name] * 0.5)
     assert torch.equal(load_weights(tmp_path, ema=False).tensors[name], state[name])
+
+
+def test_an_older_checkpoint_is_taken_where_the_newest_is_damaged_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        write_run(tmp_path, ema=False, step=step)
+    file = tmp_path / "checkpoints/step-00000002/rank-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert load_weights(tmp_path).facts["step"] == 1
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") and str(file) in said and "of step 1 are taken" in said
 
 
 def test_an_export_reads_back_equal(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_spikes_apart_from_each_other_are_no_reason_to_go_back() -> None:
     [
         ("skip", 9.0, "skipped_spike"),
         ("skip", math.nan, "skipped_step"),
+        ("skip", 1.0, "skipped_step"),  # its gradient was not finite
         ("record", 9.0, "skipped_step"),  # its gradient was not finite
     ],
 )

@@ -108,6 +108,16 @@ def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
     assert traced == {step for step in window if step >= first}
 
 
+def test_a_window_that_a_stop_cuts_off_leaves_the_steps_until_then(tmp_path: Path) -> None:
+    profiler = trace(range(4, 100), tmp_path)
+    assert not any(tmp_path.iterdir())
+    profiler.close(5)
+    (file,) = tmp_path.iterdir()
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    assert file.name == "steps-4-5-rank3.json" and {"step number 4", "step number 5"} <= names
+    profiler.close(5)
+
+
 def test_nothing_is_traced_or_written_when_it_is_off(tmp_path: Path) -> None:
     assert trace(range(0), tmp_path / "profile")._profiler is None
     assert not (tmp_path / "profile").exists()
