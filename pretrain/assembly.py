@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from coatnet.model.config import ModelConfig
@@ -13,7 +14,6 @@ from data_pipeline.class_weights import loss_weights
 from data_pipeline.open_corpus import open_train_corpora
 from data_pipeline.stream import Stream
 from pretrain.batches import make_calendar
-from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
@@ -92,3 +92,14 @@ def _prepared(model: CoAtNet, config: PretrainConfig) -> CoAtNet:
     if config.compile:
         model.compile_blocks()
     return model
+
+
+def on_compilation(begin: Callable[[], None], end: Callable[[], None]) -> None:
+    """Call `begin` and `end` around every compilation here, of backward passes and later variants too.
+
+    Its time has a class of its own, and is no hang.
+    """
+    from torch._dynamo.callback import callback_handler  # seconds, that only a run need wait for
+
+    callback_handler.register_start_callback(lambda about: begin())
+    callback_handler.register_end_callback(lambda about: end())

@@ -21,8 +21,13 @@ from coatnet.training.sections import (
 )
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import DataConfig
-from pretrain.guard_config import GuardConfig
-from pretrain.sections import PretrainEvaluateConfig, PretrainTrainConfig, ProfileConfig, TuneConfig
+from pretrain.sections import (
+    GuardConfig,
+    PretrainEvaluateConfig,
+    PretrainTrainConfig,
+    ProfileConfig,
+    TuneConfig,
+)
 
 # Sections that change where, when and how fast, but not what comes out: they may change under a run.
 _NOT_THE_RESULT = ("run", "launch", "save", "profile", "evaluate", "guard", "compile", "tune", "zero")

@@ -11,7 +11,7 @@ import statistics
 
 from coatnet.config import UserError
 from coatnet.training.run import Verdict, check_refused
-from pretrain.guard_config import GuardConfig
+from pretrain.sections import GuardConfig
 from pretrain.state import State
 from pretrain.trainer import PretrainResult, Veto
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from coatnet.runtime.ranks import Ranks
-from pretrain.guard_config import GuardConfig
+from pretrain.sections import GuardConfig
 
 _STRAGGLER_STEPS = 50
 

@@ -18,10 +18,9 @@ from data_pipeline.first_look import check_best
 from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus
 from data_pipeline.stream import Stream
 from pretrain.activations import ActivationStatistics
-from pretrain.assembly import assemble
+from pretrain.assembly import assemble, on_compilation
 from pretrain.batches import settle_group_images
 from pretrain.bundles import Bundle, find_bundles, write_bundle
-from pretrain.compiling import on_compilation
 from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator, Findings

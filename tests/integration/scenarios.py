@@ -34,9 +34,9 @@ from pretrain.engine import flattening
 from pretrain.engine.engine import Engine
 from pretrain.engine.sharding import sharder
 from pretrain.engine.start import load_deepspeed
-from pretrain.guard_config import GuardConfig
 from pretrain.health import Health
 from pretrain.replay import replay
+from pretrain.sections import GuardConfig
 from pretrain.trainer import Trainer
 from pretrain.worker import main
 

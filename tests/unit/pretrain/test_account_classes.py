@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from coatnet.runtime.account import TimeAccount
-from pretrain.compiling import on_compilation
+from pretrain.assembly import on_compilation
 from pretrain.engine.exposed import ExposedCommunication
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from coatnet.config import UserError
 from pretrain.guard import Guard, robust_score
-from pretrain.guard_config import GuardConfig
+from pretrain.sections import GuardConfig
 from pretrain.state import State
 from pretrain.trainer import PretrainResult
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from coatnet.runtime.ranks import Ranks
-from pretrain.guard_config import GuardConfig
 from pretrain.health import Health, weight_digest
 from pretrain.profiler import StepProfiler
+from pretrain.sections import GuardConfig
 
 
 @pytest.fixture(autouse=True)
