@@ -41,14 +41,15 @@ def inspect_checkpoint(
 
 def _locate(directory: Path) -> Path:
     """Accept a run directory too: its newest committed checkpoint is meant."""
+    from coatnet.checkpoint.inspection import MANIFEST, find_checkpoints
     from coatnet.config import UserError
 
-    if (directory / "manifest.json").exists():
+    if (directory / MANIFEST).exists():
         return directory
-    found = sorted((directory / "checkpoints").glob("step-*"))
+    found = find_checkpoints(directory)
     if not found:
         raise UserError(f"{directory}: neither a checkpoint nor a run directory with one")
-    return found[-1]
+    return found[0]
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

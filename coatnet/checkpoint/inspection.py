@@ -202,9 +202,35 @@ def described_model(path: Path) -> ModelConfig:
     return found.model
 
 
-def _describe(path: Path) -> Description | None:
-    """Return what the newest checkpoint that can be read says of itself, by its manifest alone."""
-    for manifest in [path / MANIFEST, *sorted(path.glob(f"checkpoints/step-*/{MANIFEST}"), reverse=True)]:
+def find_checkpoints(run: Path) -> list[Path]:
+    """Return where a run's committed checkpoints lie, the newest first."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), reverse=True)
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """Return a checkpoint that lies at a path, or those of a run that does, the newest first.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MANIFEST).exists():
+        if any(path.glob("shard-*.tar")):
+            raise UserError(
+                f"{path}: a folder of shards, no model; give a run, a checkpoint or an exported model"
+            )
+        return [path]
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
+    found = find_checkpoints(path)
+    if not found:
+        raise UserError(f"{path}: the run has no checkpoint yet")
+    return found
+
+
+def _describe(checkpoints: list[Path]) -> Description | None:
+    """Return what the first checkpoint that can be read says of itself, by its manifest alone."""
+    for manifest in (checkpoint / MANIFEST for checkpoint in checkpoints):
         try:
             body = json.loads(json.loads(read_regular(manifest, most=MAX_MANIFEST_BYTES))["body"])
             model = from_dict(ModelConfig, body["facts"]["model"], origin=str(manifest))
@@ -247,15 +273,7 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     if path.suffix == ".safetensors" or file.exists():
         exported = read_description(file)
         return Description(exported["model"], exported["classes"], is_averaged=True)
-    if (path / MANIFEST).exists() and any(path.glob("shard-*.tar")):
-        raise UserError(
-            f"{path}: a folder of shards, no model; give a run, a checkpoint or an exported model"
-        )
-    if not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
-    if not (path / MANIFEST).exists() and not any(path.glob("checkpoints/step-*")):
-        raise UserError(f"{path}: the run has no checkpoint yet")
-    found = _describe(path)
+    found = _describe(checkpoints_of(path))
     if weights == "ema" and found is not None and not found.is_averaged:
         raise UserError(f"{path}: holds no average (ema) of the weights; take raw, or auto")
     return found

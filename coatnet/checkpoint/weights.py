@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.inspection import (
     CONFIG,
-    MANIFEST,
     TENSORS,
     check_fit,
     check_safetensors,
+    checkpoints_of,
     read_description,
 )
 from coatnet.checkpoint.reader import Checkpoint
@@ -56,17 +56,7 @@ def load_weights(path: Path | str, *, ema: bool | None = None) -> Weights:
         file = path / TENSORS if path.is_dir() else path
         described = read_description(file)
         return Weights(described["model"], read_safetensors(file), described["classes"], described["facts"])
-    if (path / MANIFEST).exists():
-        checkpoint = Checkpoint(path)
-        checkpoint.verify()
-        return from_checkpoint(checkpoint, ema=ema)
-    checkpoints = path / "checkpoints"
-    if not checkpoints.is_dir():
-        raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
-    newest = _newest(checkpoints)
-    if newest is None:
-        raise UserError(f"{path}: the run has no checkpoint yet")
-    return from_checkpoint(newest, ema=ema)
+    return from_checkpoint(_newest_whole(checkpoints_of(path)), ema=ema)
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weights:
@@ -162,20 +152,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a valid safetensors file ({error})") from None
 
 
-def _newest(checkpoints: Path) -> Checkpoint | None:
-    """Find the newest whole checkpoint as a reader: without touching what a running job may be writing."""
-    steps = sorted(path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit())
-    fault: CheckpointError | None = None
-    for path in reversed(steps):
+def _newest_whole(checkpoints: Sequence[Path]) -> Checkpoint:
+    """Open the first that is whole, as a reader: without touching what a running job may be writing.
+
+    Raises:
+        CheckpointError: all are damaged, the first in this way.
+    """
+    faults: list[CheckpointError] = []
+    for path in checkpoints:
         try:
             checkpoint = Checkpoint(path)
             checkpoint.verify()
         except CheckpointError as error:
-            fault = fault or error
+            faults.append(error)
             continue
-        if fault is not None:
-            print(f"warning: {fault}; the weights of step {checkpoint.step} are taken", file=sys.stderr)
+        if faults:
+            print(f"warning: {faults[0]}; the weights of step {checkpoint.step} are taken", file=sys.stderr)
         return checkpoint
-    if fault is not None:
-        raise fault
-    return None
+    raise faults[0]
