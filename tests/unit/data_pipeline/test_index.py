@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipeline.index import LABEL, SAMPLE, DamagedIndex, ShardIndex, file_hash, parse_array
+from data_pipeline.index import FORMATS, LABEL, SAMPLE, DamagedIndex, Flag, ShardIndex, file_hash, parse_array
 
 
 def saved(array: NDArray[np.generic], **options: bool) -> bytes:
@@ -69,3 +69,27 @@ def test_indexes_are_read_by_several_threads_whenever_garbage_is_collected() -> 
     finally:
         gc.set_threshold(*before)
         gc.callbacks.remove(let_others_run)
+
+
+def test_records_formats_and_flags_are_those_of_the_indexes_that_are_written_already() -> None:
+    """They are a file format: a new one needs a new version of the manifest."""
+    assert SAMPLE.itemsize == 48 and LABEL.itemsize == 8
+    assert [(name, kind) for name, kind, *_ in SAMPLE.descr] == [
+        *(("offset", "<u8"), ("checksum", "<u8"), ("bytes", "<u4"), ("image_at", "<u4")),
+        *(("image_bytes", "<u4"), ("width", "<u4"), ("height", "<u4"), ("label", "<i4")),
+        *(("labels", "<u2"), ("flags", "<u2"), ("orientation", "|u1"), ("format", "|u1")),
+        ("reserved", "<u2"),
+    ]
+    assert FORMATS == ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    names = [
+        "PROGRESSIVE",
+        "GRAY",
+        "FOUR_CHANNELS",
+        "ANIMATED",
+        "DEEP",
+        "DAMAGED",
+        "RENAMED",
+        "TILED",
+        "CONVERTED",
+    ]
+    assert {str(flag.name): int(flag) for flag in Flag} == {name: 1 << bit for bit, name in enumerate(names)}
