@@ -37,7 +37,8 @@ def look_at_data(
     """Open what lies on this machine and check that it fits together; return the classes if all of it does.
 
     Args:
-        config: a root schema with the sections run, data, loss, train, evaluate, save and launch, and a seed.
+        config: a root schema with the sections run, data, loss, optimizer, schedule, train, evaluate, save
+            and launch, and a seed.
         make_calendar: refuses a run without a step, given the config and `epoch_samples`.
         averaged: evaluations judge the moving average beside the weights.
 
@@ -69,6 +70,13 @@ def look_at_data(
         print(
             f"warning: a step takes {batch:,} images (train.global_batch), and there are {epoch_samples:,}; "
             "a smaller batch makes more steps of them",
+            file=sys.stderr,
+        )
+    peak, minimum = config.optimizer.learning_rate, config.schedule.minimum
+    if config.schedule.shape != "constant" and minimum > peak:
+        print(
+            f"warning: schedule.minimum, {minimum:g}, is above optimizer.learning_rate, {peak:g}, so that "
+            "the rate will not fall; give a lower minimum",
             file=sys.stderr,
         )
     if config.loss.name == "softmax" and any(corpus.label_kind == "multi" for corpus in corpora):

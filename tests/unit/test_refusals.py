@@ -207,6 +207,20 @@ def test_a_step_of_more_images_than_there_are_is_warned_of(
         assert ("a step takes 64 images (train.global_batch), and there are 8" in said) == warned
 
 
+def test_a_rate_that_cannot_fall_is_warned_of(
+    folders: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, warned in (
+        (["optimizer.learning_rate=1e-6"], True),
+        (["optimizer.learning_rate=1e-6", "schedule.minimum=0"], False),
+        (["optimizer.learning_rate=1e-6", "schedule.shape=constant"], False),
+    ):
+        words += [f"data.train=[{{path: {folders['PHOTOS']}}}]", "train.global_batch=8"]
+        look_at_data(load_config(PretrainConfig, PRETRAIN, overrides=words), make_calendar=make_calendar)
+        said = capsys.readouterr().err
+        assert ("schedule.minimum, 1e-05, is above optimizer.learning_rate, 1e-06" in said) == warned
+
+
 DRIVER = """
 int cuInit(unsigned flags) { return 0; }
 int cuDeviceGetCount(int *count) { *count = 3; return 0; }
