@@ -73,7 +73,7 @@ class RunDirectory:
                 )
             return
         digest = run_digest(config)
-        known = json.loads(self.identity.read_text()).get("digest")
+        known = _read_object(self.identity).get("digest")
         if known == digest or not self.has_begun or force:
             return
         try:  # it may differ by nothing but keys of a newer version, at their defaults
@@ -162,12 +162,9 @@ class RunDirectory:
         """Return a marker's fields (none if a person made it by `touch`), or None where it is absent."""
         assert name in MARKERS, name
         try:
-            fields = json.loads((self.path / name).read_text(errors="replace"))
+            return _read_object(self.path / name)
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:
-            return {}
-        return fields if isinstance(fields, dict) else {}
 
     def clear(self, name: str) -> None:
         """Remove a marker if it is there."""
@@ -187,6 +184,15 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _time(event: dict[str, Any]) -> float:
     value = event.get("time")
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a small JSON file that a person may have changed; what is no object is an empty one."""
+    try:
+        fields = json.loads(path.read_text(errors="replace"))
+    except json.JSONDecodeError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def cannot_write(error: OSError, *, folder: Path) -> UserError:

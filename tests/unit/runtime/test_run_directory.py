@@ -100,6 +100,19 @@ def test_a_mistake_that_was_refused_before_the_first_step_may_be_mended_in_place
         begin(run, _Recipe(seed=1))
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"digest": '])
+def test_where_the_identity_is_damaged_the_config_beside_it_tells_whose_the_directory_is(
+    tmp_path: Path, content: str
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    begin(run, _Recipe(seed=1))
+    append_line(run.metrics, {"step": 1})
+    run.identity.write_text(content)
+    run.check_config(_Recipe(seed=1), digest)  # config.yaml tells that it is this one
+    with pytest.raises(UserError, match="another config"):
+        run.check_config(_Recipe(seed=2), digest)
+
+
 def test_checkpoints_without_an_identity_are_never_started_over(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     with pytest.raises(UserError, match="not starting anew"):
