@@ -76,13 +76,11 @@ class PretrainConfig:
         if not self.data.train:
             raise ValueError("data.train is empty; give data.train=SHARDS")
         multiple_of("augment.image_size", self.augment.image_size, 32)
+        # there DeepSpeed reduces gradients after the backward pass alone
         reduces_late = self.zero.stage == 0 or (self.zero.stage == 1 and self.precision == "bf16")
         if self.zero.overlap_communication and reduces_late:
-            raise ValueError(
-                f"zero.overlap_communication is true at zero.stage {self.zero.stage} with precision "
-                f"{self.precision}, where DeepSpeed reduces gradients after the backward pass alone; "
-                "set it to false, or take zero.stage=2"
-            )
+            at = f"at zero.stage {self.zero.stage} with precision {self.precision}"
+            raise ValueError(f"zero.overlap_communication is true; allowed {at}: false")
         if self.train.batch_changes and self.data.tail != "continue":
             raise ValueError(f"data.tail is {self.data.tail!r} with train.batch_changes; allowed: continue")
 

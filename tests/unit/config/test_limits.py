@@ -85,6 +85,18 @@ def test_what_no_pretraining_can_mean_is_refused_by_its_key(override: str, messa
         load_config(PretrainConfig, overrides=[_TRAIN, override])
 
 
+@pytest.mark.parametrize("words", [["zero.stage=0"], ["zero.stage=1", "precision=bf16"]])
+def test_gradients_cannot_go_beside_the_backward_pass_where_deepspeed_sends_them_later(
+    words: list[str],
+) -> None:
+    beside = [_TRAIN, "zero.overlap_communication=true"]
+    assert load_config(PretrainConfig, overrides=beside).zero.overlap_communication
+    with pytest.raises(
+        ConfigError, match=r"overlap_communication is true; allowed at zero.stage . with .*: false"
+    ):
+        load_config(PretrainConfig, overrides=[*beside, *words])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
