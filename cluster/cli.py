@@ -241,14 +241,15 @@ def logs(
 
     Example: coatnet logs -f runs/first
     """
-    from cluster.logs import EndByHand, read_logs, was_started_by_hand
+    from cluster.history import was_submitted
+    from cluster.logs import EndByHand, read_logs
     from cluster.status import has_finished
     from coatnet.config import UserError
 
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder")
     finished: Callable[[], bool] = partial(has_finished, directory)
-    if was_started_by_hand(directory):
+    if not was_submitted(directory):
         if not follow and not (directory / "config.yaml").exists():
             raise UserError(f"{directory}: holds no run; give the run.directory of one")
         print(

@@ -44,6 +44,11 @@ class Life:
     excluded: dict[str, str] = field(default_factory=dict)
 
 
+def was_submitted(directory: Path) -> bool:
+    """Return whether this is the directory of a run that was submitted, or of an array's task."""
+    return (directory / LIVES_FILE).exists()
+
+
 class History:
     """Append-only; torn last lines (a kill while writing) are passed over.
 

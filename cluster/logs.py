@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.array import task_folders
-from cluster.history import History
+from cluster.history import was_submitted
 from coatnet.runtime.lease import Lease, LeaseHeld, newest_epoch
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -51,7 +50,7 @@ def read_logs(
 def _files(directory: Path, *, rank: int | None) -> list[Path]:
     """Return the logs in the order of their lives, then the jobs' own, which tell how they ended."""
     logs = [*directory.glob("logs/*.log"), *directory.glob("task-*/logs/*.log")]
-    if rank is None and was_started_by_hand(directory):
+    if rank is None and not was_submitted(directory):
         run = RunDirectory(directory)
         logs += [path for path in (run.metrics, run.events) if path.exists()]
     wanted = [path for path in logs if _is_wanted(path, rank=rank)]
@@ -109,15 +108,6 @@ def _reported(line: str) -> str | None:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def was_started_by_hand(directory: Path) -> bool:
-    """Return whether nothing was submitted here."""
-    return (
-        not (directory / "submissions").is_dir()
-        and not History(directory).lives()
-        and not task_folders(directory)
-    )
 
 
 class EndByHand:

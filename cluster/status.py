@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.array import array_state, is_task, job_ids, log_names, task_folders
-from cluster.history import LIVES_FILE, SUPERVISOR, History, Life
+from cluster.history import LIVES_FILE, SUPERVISOR, History, Life, was_submitted
 from cluster.job import filed_job
 from cluster.notice import ending_notice
 from cluster.progress import last_lines, last_records, newest_step
@@ -63,15 +63,9 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
 
     Runs that were started by hand may lie two folders below, as those of several seeds do.
     """
-    found: set[Path] = set()
-    for root in roots:
-        if (root / LIVES_FILE).exists() or any(root.glob("submissions/[0-9]*")):
-            found.add(root)
-        found.update(path.parent for path in root.glob(f"*/{LIVES_FILE}"))
-        found.update(path.parents[1] for path in root.glob("*/submissions/[0-9]*"))
-        for depth in ("", "*/", "*/*/"):
-            found.update(path.parent for path in root.glob(f"{depth}{IDENTITY}"))
-    return sorted(found)
+    patterns = [f"{depth}{LIVES_FILE}" for depth in ("", "*/")]
+    patterns += [f"{depth}{IDENTITY}" for depth in ("", "*/", "*/*/")]
+    return sorted({path.parent for root in roots for pattern in patterns for path in root.glob(pattern)})
 
 
 def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> RunStatus:
@@ -83,7 +77,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
     lives = History(directory).lives()
     job = _job(directory, queue or {})
     run = RunDirectory(directory)
-    by_hand = run.identity.exists() and not lives and not any(directory.glob("submissions/[0-9]*"))
+    by_hand = run.identity.exists() and not was_submitted(directory)
     state, detail = _by_hand(run) if by_hand else _submitted(run, job, queue=queue)
     records = _records(run)
     seen = int(records[-1]["samples_seen"]) if records else None

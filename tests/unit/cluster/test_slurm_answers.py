@@ -12,6 +12,7 @@ _PENDING = {"job_id": 14, "state_reason": "Priority", "name": "shards", "nodes":
 OLD = {
     "jobs": [
         {**_RUNNING, "array_job_id": 0, "array_task_id": None, "job_state": "RUNNING"},
+        {**_PENDING, "job_id": 13, "array_job_id": 13, "array_task_id": None, "job_state": "PENDING"},
         {**_PENDING, "array_job_id": 13, "array_task_id": 0, "job_state": "PENDING"},
     ]
 }
@@ -25,6 +26,8 @@ NEW = {
     "jobs": [
         {**_RUNNING, "array_job_id": _number(0), "array_task_id": _number(0, is_set=False),
          "job_state": ["RUNNING"]},
+        {**_PENDING, "job_id": 13, "array_job_id": _number(13), "array_task_id": _number(0, is_set=False),
+         "job_state": ["PENDING"]},
         {**_PENDING, "array_job_id": _number(13), "array_task_id": _number(0), "job_state": ["PENDING"]},
     ]
 }  # fmt: skip
@@ -33,15 +36,30 @@ NEW = {
 @pytest.mark.parametrize("answer", [OLD, NEW], ids=["22.05", "newer"])
 def test_the_queue_reads_the_same_in_old_and_new_forms(answer: dict) -> None:
     jobs = slurm.parse_queue(answer)
-    assert list(jobs) == ["12", "14"]
-    assert jobs["12"].state == "RUNNING" and jobs["12"].is_alive
-    assert jobs["14"].reason == "Priority" and jobs["14"].job_id == "13_0"
-    assert slurm.jobs_of(["13"], jobs) == [jobs["14"]] and slurm.jobs_of(["12"], jobs) == [jobs["12"]]
+    assert jobs == {
+        "12": slurm.QueuedJob("12", "RUNNING"),
+        "13": slurm.QueuedJob("13", "PENDING", "Priority", "13"),  # the tasks that still wait, as one
+        "14": slurm.QueuedJob("13_0", "PENDING", "Priority", "13"),
+    }
+    assert jobs["12"].is_alive
+    assert slurm.jobs_of(["13"], jobs) == [jobs["13"], jobs["14"]] and slurm.jobs_of(["12"], jobs) == [
+        jobs["12"]
+    ]
 
 
-def test_a_flag_of_the_new_form_outweighs_the_base_state() -> None:
-    entry = {"job_id": 1, "job_state": ["CANCELLED", "COMPLETING"]}
-    assert slurm.parse_queue({"jobs": [entry]})["1"].state == "COMPLETING"
+@pytest.mark.parametrize(
+    ("words", "state"),
+    [
+        (["CANCELLED", "COMPLETING"], "COMPLETING"),
+        (["PENDING", "REQUEUED"], "REQUEUED"),
+        (["PENDING", "REQUEUE_HOLD"], "REQUEUE_HOLD"),
+        (["RUNNING", "POWER_UP_NODE"], "RUNNING"),
+        ([], ""),
+    ],
+)
+def test_a_flag_of_the_new_form_outweighs_the_base_state(words: list[str], state: str) -> None:
+    entry = {"job_id": 1, "job_state": words}
+    assert slurm.parse_queue({"jobs": [entry]})["1"].state == state
 
 
 def test_words_say_more_than_the_reason() -> None:

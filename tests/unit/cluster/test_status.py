@@ -96,3 +96,34 @@ def test_before_a_life_has_failed_its_last_retry_is_the_last_error(run: Path) ->
         record("retry", writer=SUPERVISOR, reason=reason)
     record("life", writer=SUPERVISOR, reason="saved")
     assert read_status(run, queue=RUNNING).last_error == "second"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "job", "expected"),
+    [
+        ("excluded", None, ("waiting", "why")),
+        ("ended", None, ("ended", "why")),
+        ("stopped", None, ("stopped", "why")),
+        ("stopped", "COMPLETED", ("stopped", "why")),
+        ("stopped", "CANCELLED", ("cancelled", "scancel")),
+        ("failed", "CANCELLED", ("failed", "why")),
+        ("ended", "PREEMPTED", ("preempted", "why")),
+    ],
+)
+def test_a_run_between_its_lives_is_what_its_last_one_came_to(
+    run: Path, outcome: str, job: str | None, expected: tuple[str, str]
+) -> None:
+    end(run, outcome, "why")
+    found = read_status(run, queue={"7": QueuedJob("7", job)} if job else {})
+    assert (found.state, found.detail) == expected
+
+
+def test_what_slurm_gives_no_reason_for_has_none_in_brackets(run: Path) -> None:
+    assert read_status(run, queue={"7": QueuedJob("7", "FAILED")}).detail.endswith("SLURM says FAILED")
+
+
+def test_a_running_job_outweighs_one_that_waits_longer(run: Path) -> None:
+    History(run).note("submitted", job_id="6", lives=1)
+    History(run).begin(job_id="8", nodes=["n3"], step=-1)
+    waiting = {"7": QueuedJob("7", "PENDING"), "8": QueuedJob("8", "RUNNING")}
+    assert read_status(run, queue=waiting).job_id == "8"
