@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """Keep the newest `last`, every multiple of `every` steps, and the first with the best figure.
+    """Keep the newest `last`, those of every `every_steps` steps, and the first with the best figure.
 
     Whatever is asked, one is deleted only while two newer ones have been verified.
     """

@@ -25,8 +25,8 @@ def write_plan(
     world_size: int,
     device: str,
     rates: Sequence[Any] = (),
-) -> bool:
-    """Write plan.json, and return whether somebody could plan this run.
+) -> None:
+    """Write plan.json, if somebody can plan this run.
 
     Args:
         config: resolved, as plain containers.
@@ -41,5 +41,4 @@ def write_plan(
             continue
         if plan is not None:
             write_atomically(run.plan, json.dumps(plan, indent=2) + "\n")
-            return True
-    return False
+            return

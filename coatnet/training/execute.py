@@ -97,9 +97,9 @@ def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
 
 def tell_plan(run: RunDirectory) -> None:
     """Say what a step and the run should take, before the first one: it may be more than anyone waits for."""
-    if not run.plan.exists():
+    plan = _read_plan(run)
+    if plan is None:
         return
-    plan = json.loads(run.plan.read_text())
     said = f"{plan['step_seconds']:.3g} s a step of {plan['global_batch']:,} images"
     if plan.get("days") is not None:
         said += f", {clock(plan['days'] * _DAY_SECONDS)} in all"
@@ -108,7 +108,9 @@ def tell_plan(run: RunDirectory) -> None:
 
 def _is_long(run: RunDirectory) -> bool:
     """Return whether a run is long by the plan that it has; one without a length is."""
-    if not run.plan.exists():
-        return False
-    plan = json.loads(run.plan.read_text())
-    return plan.get("days") is None or bool(plan["days"] * _DAY_SECONDS > _LONG_SECONDS)
+    plan = _read_plan(run)
+    return plan is not None and (plan.get("days") is None or plan["days"] * _DAY_SECONDS > _LONG_SECONDS)
+
+
+def _read_plan(run: RunDirectory) -> dict[str, Any] | None:
+    return json.loads(run.plan.read_text()) if run.plan.exists() else None
