@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from coatnet.model.gpu import at_least_fp32
 from coatnet.model.gpu import attention as gpu
 
 # cuDNN's kernel is left out: with a mask it gives NaN gradients where N % 128 == 64 (pytorch#196678: 384 px
@@ -38,7 +39,7 @@ class RelativeBias(nn.Module):
         return self._cached[1]
 
     def _bias(self, height: int, width: int) -> Tensor:
-        table = _at_least_fp32(self.table)
+        table = at_least_fp32(self.table)
         if table.shape[1:] != (2 * height - 1, 2 * width - 1):
             table = _resize(table, 2 * height - 1, 2 * width - 1)
         if torch.is_grad_enabled() and table.requires_grad:
@@ -106,18 +107,13 @@ class _Spread(torch.autograd.Function):
         return _gather(down, *ctx.size), None, None
 
 
-def _at_least_fp32(x: Tensor) -> Tensor:
-    """Widen bf16 and fp16; leave float64, the tests' reference, as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q·k/√d + bias)·v, the softmax in fp32; the reference, and the quickest on a CPU.
 
     Shape: q, k, v (B, heads, N, d); bias (heads, N, N) → (B, heads, N, d).
     Source: paper eq. 3.
     """
-    scores = _at_least_fp32((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
+    scores = at_least_fp32((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1).to(v.dtype) @ v

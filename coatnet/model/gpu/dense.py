@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from coatnet.model.gpu import at_least_fp32
+
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Return whether it is dense, and trained on a GPU. Shape: x (B, H, W, Cin), weight (C, Cin, 3, 3)."""
@@ -59,13 +61,13 @@ def weight_gradient(x: Tensor, down: Tensor, *, stride: int, before: int) -> Ten
         padded, (height, width) = F.pad(x, (0, 0, *_around(before))), down.shape[1:3]
         taps = [padded[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
         rows = torch.stack(taps, dim=-1).reshape(-1, 9 * x.shape[3])
-        return _widened(down.reshape(-1, down.shape[3]).t() @ rows).view(down.shape[3], x.shape[3], 3, 3)
+        return at_least_fp32(down.reshape(-1, down.shape[3]).t() @ rows).view(down.shape[3], x.shape[3], 3, 3)
     flat_x = F.pad(x, (0, 0, 1, 1, 1, 1)).flatten(0, 2)
     flat_down = F.pad(down, (0, 0, 0, 2, 0, 2)).flatten(0, 2)
     row, count = x.shape[2] + 2, flat_x.shape[0]
     offsets = [i * row + j for i in range(3) for j in range(3)]
     products = [flat_down[: count - offset].t() @ flat_x[offset:] for offset in offsets]
-    return _widened(torch.stack(products, dim=-1)).view(down.shape[3], x.shape[3], 3, 3)
+    return at_least_fp32(torch.stack(products, dim=-1)).view(down.shape[3], x.shape[3], 3, 3)
 
 
 def _map_gradient(down: Tensor, weight: Tensor, x: Tensor, ctx: Any) -> Tensor:
@@ -81,7 +83,3 @@ def _map_gradient(down: Tensor, weight: Tensor, x: Tensor, ctx: Any) -> Tensor:
 
 def _around(before: int) -> tuple[int, int, int, int]:
     return (before, 1, before, 1)
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

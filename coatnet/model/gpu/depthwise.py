@@ -39,7 +39,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty_like(x)
     columns, block = _tile(width, _TILE)
     kernels.convolve[ceil_div(channels, block), ceil_div(width, columns), batch](
-        x, _taps(weight), y, HEIGHT=height, WIDTH=width, CHANNELS=channels, COLUMNS=columns, BLOCK=block
+        x, taps(weight), y, HEIGHT=height, WIDTH=width, CHANNELS=channels, COLUMNS=columns, BLOCK=block
     )
     return y
 
@@ -61,7 +61,7 @@ def depthwise_backward(down: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     down_x = torch.empty_like(x)
     parts = torch.empty(grid[1] * grid[2], 9, channels, dtype=torch.float32, device=x.device)
     kernels.backward[grid](
-        down, x, _taps(weight), down_x, parts, batch,
+        down, x, taps(weight), down_x, parts, batch,
         HEIGHT=height, WIDTH=width, CHANNELS=channels, IMAGES=_IMAGES, COLUMNS=columns, BLOCK=block,
     )  # fmt: skip
     return down_x, parts.sum(dim=0).t().contiguous().view(weight.shape).to(weight.dtype)
@@ -85,8 +85,8 @@ def _backward(ctx: Any, down: Tensor) -> tuple[Tensor, Tensor]:
 depthwise.register_autograd(_backward, setup_context=_save)
 
 
-def _taps(weight: Tensor) -> Tensor:
-    """(C, 1, 3, 3) → (9, C) in fp32."""
+def taps(weight: Tensor) -> Tensor:
+    """Lay filters out as the kernels read them. Shape: (C, 1, 3, 3) → (9, C) in fp32."""
     return weight.reshape(-1, 9).t().float().contiguous()
 
 

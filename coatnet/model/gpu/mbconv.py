@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from coatnet.model.gpu import ceil_div
+from coatnet.model.gpu.depthwise import taps
 from coatnet.model.gpu.moments import merge
 
 _CHANNELS = 256  # of a program, two for each thread; half, where that leaves half of a program over
@@ -50,7 +51,7 @@ def activate_convolve(
     parts = torch.empty(groups, batch // groups, strips, 2, channels, dtype=torch.float32, device=e.device)
     sizes = _sizes(e)
     kernels.forward[ceil_div(channels, sizes["BLOCK"]), strips, batch](
-        e, scale.contiguous(), _shift(mean, scale, bias), _taps(weight), y, parts, batch // groups, **sizes
+        e, scale.contiguous(), _shift(mean, scale, bias), taps(weight), y, parts, batch // groups, **sizes
     )
     return y, *_moments(parts, width=width, rows=height)
 
@@ -79,7 +80,7 @@ def activate_convolve_backward(
     down_n = torch.empty_like(e)
     parts = torch.empty(groups, turns * strips, 11, channels, dtype=torch.float32, device=e.device)
     kernels.backward[ceil_div(channels, sizes["BLOCK"]), strips, groups * turns](
-        down, e, mean.contiguous(), scale.contiguous(), _shift(mean, scale, bias), _taps(weight), down_n,
+        down, e, mean.contiguous(), scale.contiguous(), _shift(mean, scale, bias), taps(weight), down_n,
         parts, batch // groups, IMAGES=_IMAGES, **sizes,
     )  # fmt: skip
     sums = parts.sum(dim=1)
@@ -127,11 +128,6 @@ def _moments(parts: Tensor, *, width: int, rows: int) -> tuple[Tensor, Tensor]:
     mean, variance = merge(parts.flatten(0, 1), size=rows * _columns(width), total=pixels)
     parts = torch.stack((mean, variance * pixels), dim=1).view(groups, images, 2, channels)
     return merge(parts, size=pixels, total=images * pixels)
-
-
-def _taps(weight: Tensor) -> Tensor:
-    """(C, 1, 3, 3) → (9, C) in fp32."""
-    return weight.reshape(-1, 9).t().float().contiguous()
 
 
 def _columns(width: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coatnet.model.gpu import HAS_TRITON
+from coatnet.model.gpu import HAS_TRITON, ceil_div
 
 _CHANNELS, _ROWS, _TURN = 256, 512, 4  # of a program, and rows that it loads at once
 
@@ -31,9 +31,9 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     channels = x.shape[-1]
     rows = x.numel() // (groups * channels)
-    programs = -(-rows // _ROWS)
+    programs = ceil_div(rows, _ROWS)
     parts = torch.empty(groups, programs, 2, channels, dtype=torch.float32, device=x.device)
-    kernels.moments[-(-channels // _CHANNELS), programs, groups](
+    kernels.moments[ceil_div(channels, _CHANNELS), programs, groups](
         x, parts, rows, CHANNELS=channels, ROWS=_ROWS, TURN=_TURN, BLOCK=_CHANNELS
     )
     return merge(parts, size=_ROWS, total=rows)
