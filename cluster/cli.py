@@ -160,12 +160,11 @@ def submit(
 
 
 def _submit_job(request: Request, *, release: bool, dry_run: bool) -> None:
-    from cluster.submission import check_batches, prepare, submit
+    from cluster.submission import prepare, preview, submit
 
     prepared = prepare(request)
     if dry_run:
-        check_batches(prepared)
-        print(prepared.script, end="")
+        print(preview(prepared), end="")
         return
     for path in prepared.job.shards:
         if not Path(path).is_dir():
@@ -179,6 +178,7 @@ def _submit_pipeline(
     path: Path, *, site: SiteConfig, refused: Mapping[str, object], release: bool, dry_run: bool
 ) -> None:
     from cluster.pipeline import prepare_pipeline, submit_pipeline
+    from cluster.submission import preview
     from coatnet.config import UserError
 
     for option, value in refused.items():
@@ -187,7 +187,7 @@ def _submit_pipeline(
     prepared = prepare_pipeline(path, site=site)
     if dry_run:
         for name, one in prepared.items():
-            print(f"# ---- {name}\n{one.script}")
+            print(f"# ---- {name}\n{preview(one)}")
         return
     for name, job_id in submit_pipeline(path, prepared, release=release).items():
         print(f"{name}: " + (job_id if job_id == "done" else f"job {job_id}, {prepared[name].job.directory}"))

@@ -139,14 +139,12 @@ def _container(job: Job) -> list[str]:
     container, folder = job.site.container, job.working_directory
     if container.runtime == "none":
         return []
-    mounts = [f"{job.directory}:{job.directory}", *container.mounts]
-    if folder:
-        mounts.append(f"{check_path(Path(folder), what='working directory')}:{folder}")
+    check_path(Path(folder), what="working directory")
+    mounts = [f"{job.directory}:{job.directory}", *container.mounts, f"{folder}:{folder}"]
     if container.runtime == "pyxis":
-        inside = [f"--container-workdir={folder}"] if folder else []
         return [
-            f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}", *inside,
+            f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}",
+            f"--container-workdir={folder}",
         ]  # fmt: skip
     binds = [part for mount in mounts for part in ("--bind", mount)]
-    inside = ["--pwd", folder] if folder else []
-    return ["apptainer", "exec", "--nv", *binds, *inside, container.image]
+    return ["apptainer", "exec", "--nv", *binds, "--pwd", folder, container.image]

@@ -13,21 +13,25 @@ _KEPT_SUFFIXES = {".py", ".yaml", ".json", ".so", ".typed", ".html", ".css", ".j
 
 def snapshot_code(directory: Path) -> Path:
     """Copy the packages to `directory/code-<digest>`, unless they are there, and return that folder."""
-    files = _files()
-    digest = hashlib.sha256()
-    for name, source in files:
-        digest.update(name.encode() + b"\0" + source.read_bytes() + b"\0")
-    target = directory / f"code-{digest.hexdigest()[:12]}"
+    target = snapshot_folder(directory)
     if target.is_dir():
         return target
     temporary = target.with_suffix(".part")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name, source in files:
+    for name, source in _files():
         copy = temporary / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, copy)
     temporary.rename(target)
     return target
+
+
+def snapshot_folder(directory: Path) -> Path:
+    """Return where `snapshot_code` puts the code as it is now."""
+    digest = hashlib.sha256()
+    for name, source in _files():
+        digest.update(name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return directory / f"code-{digest.hexdigest()[:12]}"
 
 
 def _files() -> list[tuple[str, Path]]:

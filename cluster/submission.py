@@ -26,7 +26,7 @@ from cluster.planning.recipe_view import view
 from cluster.recipe import is_pretraining, lookup, mixes_images, read_recipe, schema_names
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
-from cluster.snapshot import snapshot_code
+from cluster.snapshot import snapshot_code, snapshot_folder
 from coatnet.config import UserError
 from coatnet.config.batches import cut
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
@@ -133,6 +133,17 @@ def _read_config(request: Request) -> tuple[dict[str, Any], str, Path]:
             f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
         )
     return recipe, config_yaml, directory
+
+
+def preview(prepared: Prepared) -> str:
+    """Return the batch script that `submit` would hand to SLURM now; nothing is written.
+
+    Raises:
+        UserError: batches that cannot be cut for so many ranks.
+    """
+    check_batches(prepared)
+    prepared.job.code = str(snapshot_folder(prepared.folder.parent))
+    return prepared.script
 
 
 def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...] = ()) -> str:

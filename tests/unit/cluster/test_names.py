@@ -124,6 +124,7 @@ def test_a_container_wraps_the_ranks_and_not_the_script() -> None:
             command=["pretrain", "c.yaml"],
             site=site,
             python="/usr/bin/python3",
+            working_directory="/home/me",
         )
         argv = rank_command(job, attempt=Attempt("1", 1, 1), nodes=["n1"], directory=Path("/runs/x"))
         assert head in argv and argv[-3:] == ["coatnet", "pretrain", "c.yaml"]

@@ -65,7 +65,35 @@ def test_a_container_sees_the_run_and_starts_in_the_working_directory() -> None:
     one = job(container=ContainerConfig("apptainer", "/i.sif", ["/data:/data:ro"]))
     one.working_directory = "/work"
     ranks = rank_command(one, attempt=Attempt("7", 1, 1), nodes=["n1"], directory=Path("/runs/x"))
+    checks = check_command(one, nodes=["n1"], results=Path("/runs/x/preflight"), output="x")
     inside = ranks[ranks.index("apptainer") :]
     mounts = ["--bind", "/runs/x:/runs/x", "--bind", "/data:/data:ro", "--bind", "/work:/work"]
     outside = ["apptainer", "exec", "--nv", *mounts, "--pwd", "/work", "/i.sif"]
     assert inside == [*outside, "coatnet", "pretrain", "c.yaml"]
+    checked = [*outside, "python3", "-m", "cluster.node_check", "/runs/x/preflight"]
+    assert checks[checks.index("apptainer") :] == checked
+
+
+def test_a_check_is_one_task_on_every_node_by_the_sites_own_python() -> None:
+    one = job(cpus_per_task=3)
+    one.python = "/venv/bin/python"
+    checks = check_command(one, nodes=["n1", "n2"], results=Path("/runs/x/preflight"), output="log-%t")
+    assert checks == [
+        "srun", "--nodes=2", "--nodelist=n1,n2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=3",
+        "--kill-on-bad-exit=1", "--wait=120", "--export=ALL", "--output=log-%t",
+        "/venv/bin/python", "-m", "cluster.node_check", "/runs/x/preflight",
+    ]  # fmt: skip
+
+
+def test_every_start_of_the_ranks_has_a_port_of_its_own() -> None:
+    starts = [
+        Attempt(str(job_id), life, number) for job_id in (7, 8, 10007) for life in (1, 2) for number in (1, 2)
+    ]
+    ports = [start.port for start in starts if start.job_id != "10007"]
+    assert len(set(ports)) == len(ports) and all(20000 <= start.port < 30000 for start in starts)
+    assert Attempt("7", 1, 1).port == 20000 + 7 + 1009 + 101 == Attempt("10007", 1, 1).port
+    task = rank_command(
+        Job("run", "/runs/x", ["shard", "part-{task}"], program="/coatnet"),
+        attempt=starts[0], nodes=["n1"], directory=Path("/runs/x"), task=3,
+    )  # fmt: skip
+    assert task[-3:] == ["/coatnet", "shard", "part-3"]

@@ -15,7 +15,7 @@ from cluster.history import History
 from cluster.job import MARKERS, STATUS, read_job
 from cluster.site import ContainerConfig, SiteConfig
 from cluster.status import find_runs
-from cluster.submission import Request, prepare, submit
+from cluster.submission import Request, prepare, preview, submit
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -88,6 +88,14 @@ def test_a_submission_leaves_everything_that_the_job_needs(programs: Path, tmp_p
     assert (folder / "script.sh").read_text().startswith("#!/bin/bash\n#SBATCH")
     assert (tmp_path / "run" / "plan.json").exists()
     assert History(tmp_path / "run").job_ids() == ["7"]
+
+
+def test_the_script_that_is_shown_is_the_one_that_is_submitted(programs: Path, tmp_path: Path) -> None:
+    prepared = prepare(request(tmp_path, SITE))
+    shown = preview(prepared)
+    assert not (tmp_path / "run").exists() and "export PYTHONPATH=" in shown
+    submit(prepared)
+    assert (prepared.folder / "script.sh").read_text() == shown
 
 
 def test_a_job_that_begins_before_its_submission_is_noted_is_awaited_no_more(
