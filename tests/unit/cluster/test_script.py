@@ -86,11 +86,9 @@ def test_a_check_is_one_task_on_every_node_by_the_sites_own_python() -> None:
 
 
 def test_every_start_of_the_ranks_has_a_port_of_its_own() -> None:
-    starts = [
-        Attempt(str(job_id), life, number) for job_id in (7, 8, 10007) for life in (1, 2) for number in (1, 2)
-    ]
-    ports = [start.port for start in starts if start.job_id != "10007"]
-    assert len(set(ports)) == len(ports) and all(20000 <= start.port < 30000 for start in starts)
+    starts = [Attempt(job_id, life, number) for job_id in "78" for life in (1, 2) for number in (1, 2)]
+    ports = {start.port for start in starts}
+    assert len(ports) == len(starts) and all(20000 <= port < 30000 for port in ports)
     assert Attempt("7", 1, 1).port == 20000 + 7 + 1009 + 101 == Attempt("10007", 1, 1).port
     task = rank_command(
         Job("run", "/runs/x", ["shard", "part-{task}"], program="/coatnet"),
