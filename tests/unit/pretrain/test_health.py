@@ -55,6 +55,21 @@ def test_a_rank_whose_weights_differ_is_named_by_a_majority_and_by_nothing_less(
     assert health.differing_weights(nn.Identity()) == {"ranks": wrong, "digests": digests}
 
 
+@pytest.mark.parametrize(("stage", "compared"), [(2, True), (3, False)])
+def test_at_stage_three_the_statistics_are_compared_and_not_the_weights_of_which_each_rank_has_a_part(
+    monkeypatch: pytest.MonkeyPatch, stage: int, compared: bool
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(Ranks, "gather", lambda self, own: told.append(own) or [own, own])
+    health = Health(GuardConfig(), ranks=Ranks(world_size=2), stage=stage)
+    model = nn.BatchNorm1d(4)
+    assert health.differing_weights(model) is None
+    model.weight.data += 1
+    assert health.differing_weights(model) is None and (told[1] != told[0]) == compared
+    model.running_mean += 1
+    assert health.differing_weights(model) is None and told[2] != told[1]
+
+
 @pytest.mark.parametrize(("every", "due"), [(5, [5, 10]), (0, [])])
 def test_weights_are_compared_every_so_many_steps_or_never(every: int, due: list[int]) -> None:
     health = Health(GuardConfig(digest_every=every), ranks=Ranks(), stage=1)
