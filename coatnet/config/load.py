@@ -132,6 +132,10 @@ def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
             raise ConfigError(f"override {item!r}: expected key.sub=value")
         try:
             layers.append((OmegaConf.from_dotlist([item]), f"override {item!r}"))
+        except (
+            UnicodeEncodeError
+        ):  # Python's stand-in for bytes that are no UTF-8, which `coatnet.commands` tells
+            raise
         except _UNREADABLE as error:
             raise ConfigError(f"override {item[:_SHOWN]!r}: {_reason(error)}") from None
     return layers

@@ -19,6 +19,8 @@ def load_benchmark() -> Callable[[str], ModuleType]:
     """Return what executes `benchmarks/NAME.py` and returns it as a module."""
 
     def load(name: str) -> ModuleType:
+        if str(BENCHMARKS) not in sys.path:
+            sys.path.append(str(BENCHMARKS))  # they import each other
         spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
