@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import slurm
+from cluster.array import task_folder, task_folders
 from cluster.cancel import cancel_run
 from cluster.cli import status
 from cluster.history import History
@@ -233,6 +234,13 @@ def test_the_successors_of_tasks_are_jobs_of_the_array(array: Path) -> None:
         "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format(" DUE TO TIME LIMIT")
     )
     assert read_status(array / "task-0001", queue={}).state == "timeout"
+
+
+def test_a_folder_that_only_looks_like_a_task_is_none(array: Path) -> None:
+    (array / "task-old").mkdir()
+    (array / "task-0001" / "lives.jsonl").rename(array / "task-old" / "lives.jsonl")
+    assert [folder.name for folder in task_folders(array)] == ["task-0000", "task-0002"]
+    assert task_folder(array, 2) == array / "task-0002"
 
 
 def test_an_array_that_was_cancelled_is_no_ended_one(array: Path) -> None:
