@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
 from coatnet.runtime.voice import heedless_voice, say_from_a_handler
 
+_FIRST_PORT, _MOST_TRIED = 10_000, 100
+_GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
 
@@ -84,10 +87,16 @@ def run_ranks(
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on at this moment.
+
+    It is none of those that the kernel gives to connections: one of them could have it before rank 0 listens.
+    """
+    own = range(_FIRST_PORT, int(_GIVEN_PORTS.read_text().split()[0]))
+    for port in [*random.SystemRandom().sample(own, min(len(own), _MOST_TRIED)), 0]:  # 0: any
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
+    raise OSError("no port is free")
 
 
 def _open_logs(folder: Path | None, *, ranks: int) -> list[BinaryIO | None]:
