@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from itertools import count
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class Job:
             check()
             if next(checks) == 1:
                 say("frozen")
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: one to the process may be taken by another, and this one renames meanwhile.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
         self._lease.check = checked  # type: ignore[method-assign]
         try:
@@ -88,7 +90,7 @@ class Job:
     def endless(self) -> str:
         assert self._store is not None
         for step in count(max(self._store.steps(), default=0) + 1):
-            said = self.save(str(step))
+            said = self.obey("save", str(step))
             say(said)
             if not said.startswith("saved"):
                 return "ended"
