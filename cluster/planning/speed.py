@@ -96,6 +96,7 @@ def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple
     again = [work for work in works if work.stage in layout.checkpointing]
     network = _network_calls(works, layout=layout) + FORWARD_SHARE * _work_calls(again, layout=layout)
     around = engine.until_norm(tensors, accumulation=accumulation, world_size=layout.world_size)
+    around += engine.interpreter(tensors, accumulation=accumulation)
     update = engine.update * tensors + COMMIT_CALLS * sum(work.grouped for work in works)
     return accumulation * network + around, update
 
