@@ -26,6 +26,8 @@ _CALLS = {
 _ROWS_NORM, _ROWS_GROUP, _PLAIN_GROUP = 11.0, 19.0, 12.0
 _COMPILED = 1.5  # a kernel forward and two backward, without dispatcher and autograd
 PASS_CALLS = 40.0  # the draws of stochastic depth, the images' transform, the loss
+# Of a step's Python outside torch, in calls' time: data, guard, record. Fitted to the quickstart's model.
+LOOP_CALLS = 350.0
 FORWARD_SHARE = 0.42
 COMMIT_CALLS = 1.2  # of a batch norm, for the statistics on which all ranks agree in every step
 _COLLECTIVES = 4  # of every step: the loss, the norm, the statistics, what ranks tell each other

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
-from cluster.planning.operators import COMMIT_CALLS, FORWARD_SHARE, PASS_CALLS, engine_of
+from cluster.planning.operators import COMMIT_CALLS, FORWARD_SHARE, LOOP_CALLS, PASS_CALLS, engine_of
 from cluster.planning.workload import Work
 
 BACKWARD = 2.0
@@ -97,7 +97,7 @@ def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple
     network = _network_calls(works, layout=layout) + FORWARD_SHARE * _work_calls(again, layout=layout)
     around = engine.until_norm(tensors, accumulation=accumulation, world_size=layout.world_size)
     around += engine.interpreter(tensors, accumulation=accumulation)
-    update = engine.update * tensors + COMMIT_CALLS * sum(work.grouped for work in works)
+    update = LOOP_CALLS + engine.update * tensors + COMMIT_CALLS * sum(work.grouped for work in works)
     return accumulation * network + around, update
 
 
