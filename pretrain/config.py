@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from coatnet.config import config_digest
 from coatnet.config.checks import at_least_zero, below_one, multiple_of, one_of
+from coatnet.config.overlap import can_overlap
 from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.training.sections import (
     LaunchConfig,
@@ -76,9 +77,8 @@ class PretrainConfig:
         if not self.data.train:
             raise ValueError("data.train is empty; give data.train=SHARDS")
         multiple_of("augment.image_size", self.augment.image_size, 32)
-        # there DeepSpeed reduces gradients after the backward pass alone
-        reduces_late = self.zero.stage == 0 or (self.zero.stage == 1 and self.precision == "bf16")
-        if self.zero.overlap_communication and reduces_late:
+        possible = can_overlap(zero_stage=self.zero.stage, precision=self.precision)
+        if self.zero.overlap_communication and not possible:
             at = f"at zero.stage {self.zero.stage} with precision {self.precision}"
             raise ValueError(f"zero.overlap_communication is true; allowed {at}: false")
         if self.train.batch_changes and self.data.tail != "continue":

@@ -10,6 +10,7 @@ from cluster.planning.hardware import Hardware
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView
 from coatnet.config import UserError
+from coatnet.config.overlap import can_overlap
 
 _WORTH_TELLING = 0.03  # of a step
 Change = tuple[str, RecipeView, int]  # what to write, what it makes of the recipe, nodes
@@ -56,8 +57,8 @@ def _planned(change: Change, *, hardware: Hardware, per_node: int) -> Plan | Non
 
 
 def _beside(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
-    reduces_late = recipe.zero_stage == 0 or (recipe.zero_stage == 1 and recipe.precision == "bf16")
-    if recipe.is_pretraining and plan.world_size > 1 and not (recipe.overlap or reduces_late):
+    possible = can_overlap(zero_stage=recipe.zero_stage, precision=recipe.precision)
+    if recipe.is_pretraining and plan.world_size > 1 and possible and not recipe.overlap:
         yield "zero.overlap_communication=true", replace(recipe, overlap=True), plan.nodes
 
 
@@ -73,7 +74,7 @@ def _kept(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change
 
 def _lower_stages(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
     for stage in range(1, recipe.zero_stage):
-        if stage > 1 or not recipe.overlap or recipe.precision != "bf16":
+        if not recipe.overlap or can_overlap(zero_stage=stage, precision=recipe.precision):
             yield f"{recipe.stage_key}={stage}", replace(recipe, zero_stage=stage), plan.nodes
 
 
