@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,6 +45,7 @@ def pretrain_run(
     fill_after: int = 0,
     ballast: str = "",
     stale_after: int = 0,
+    committed: str = "",
     flip_after: int = 0,
     flipped_rank: int = 1,
 ) -> str:
@@ -57,6 +59,7 @@ def pretrain_run(
         disk_is_full: no checkpoint finds room; the answer is then the run's error.
         fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; likewise.
         stale_after: so many steps into this life, rank 1 can write nothing to its disk any more; likewise.
+        committed: the checkpoint that either waits for: it is written beside the steps.
         flip_after: so many steps into this life, a bit flips in a weight of rank `flipped_rank`; likewise.
     """
     take_step, taken, spiked = Trainer.step, [], []
@@ -67,8 +70,10 @@ def pretrain_run(
         if stop_after and len(taken) == stop_after and self.engine.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
         if fill_after and len(taken) == fill_after and self.engine.ranks.is_main:
+            wait_for(Path(committed))
             fill(Path(ballast))
         if stale_after and len(taken) == stale_after and self.engine.ranks.rank == 1:
+            wait_for(Path(committed))
             lose_the_disk()
         result = take_step(self, *given, **options)
         if flip_after and len(taken) == flip_after and self.engine.ranks.rank == flipped_rank:
@@ -129,6 +134,14 @@ def kill_at_exclusions(path: Path, text: str) -> None:
     if path.name == "exclusions.json":
         os.kill(os.getpid(), signal.SIGKILL)
     write_atomically(path, text)
+
+
+def wait_for(checkpoint: Path) -> None:
+    """Return once the checkpoint that the writer is busy with is there."""
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline, f"{checkpoint} never came"
+        time.sleep(0.01)
 
 
 def fill(ballast: Path) -> None:
@@ -207,6 +220,7 @@ def finetune_run(
     stop_in_evaluation: bool = False,
     fill_after: int = 0,
     ballast: str = "",
+    committed: str = "",
 ) -> str:
     """Run the worker of `coatnet finetune`.
 
@@ -217,6 +231,7 @@ def finetune_run(
         stop_in_evaluation: rank 0 gets a SIGTERM in each evaluation.
         fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; the answer is
             then the run's error.
+        committed: the checkpoint that it waits for before: it is written beside the steps.
     """
     take_step, taken, evaluate = FinetuneRun.step, [], FinetuneRun.evaluate
 
@@ -232,6 +247,7 @@ def finetune_run(
         if len(taken) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if len(taken) == fill_after and self.ranks.is_main:
+            wait_for(Path(committed))
             fill(Path(ballast))
         return take_step(self, *given, **options)
 

@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
 ) -> None:
     run, ballast = small_disk / "run", small_disk / "ballast"
     words = arguments(command(run))
-    full = {"fill_after": 6, "ballast": str(ballast)}
+    full = {"fill_after": 6, "ballast": str(ballast), "committed": str(run / "checkpoints/step-00000004")}
     (ending,) = on_ranks("finetune_run", world_size=1, arguments=words, **full)
     assert "could not be saved" in ending and not (run / "done").exists()
     assert last_checkpoint(run).step == 4

@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
 ) -> None:
     run, ballast = RunDirectory(small_disk / "run"), small_disk / "ballast"
     given = arguments(place, str(run.path))
-    options = {"fill_after": 6, "ballast": str(ballast)}
+    options = {"fill_after": 6, "ballast": str(ballast), "committed": str(run.checkpoints / "step-00000004")}
     endings = on_ranks("pretrain_run", world_size=2, arguments=given, **options)
     assert all("could not be saved" in ending for ending in endings)
     assert last(run.path).step == 4 and run.marker("done") is None
@@ -181,9 +181,8 @@ def test_a_rank_that_can_write_nothing_any_more_says_so_and_nobody_waits_for_its
 ) -> None:
     run = RunDirectory(tmp_path / "run")
     given = arguments(place, str(run.path))
-    endings = on_ranks(
-        "pretrain_run", world_size=2, arguments=given, stale_after=6
-    )  # waiting would take 600 s
+    lost = {"stale_after": 6, "committed": str(run.checkpoints / "step-00000004")}
+    endings = on_ranks("pretrain_run", world_size=2, arguments=given, **lost)  # waiting would take 600 s
     assert all("could not be saved" in ending for ending in endings)
     alarms = [one["text"] for one in run.read_events() if one["kind"] == "alarm"]
     assert len(alarms) == 3 and all("Stale file handle" in text for text in alarms)
