@@ -1,13 +1,15 @@
-"""The part of the build that pyproject.toml cannot say: two C extensions.
+"""The part of the build that pyproject.toml cannot say: two C extensions, and recipes in a wheel.
 
-They need a C compiler and Python's headers, and no library. Where they are missing the build goes on without:
-images are then decoded by Pillow (`coatnet doctor` says so and what it costs), and a network on a CPU runs on
-torch's own operators.
+The extensions need a C compiler and Python's headers, and no library. Where they are missing the build goes
+on without: images are then decoded by Pillow (`coatnet doctor` says so and what it costs), and a network on
+a CPU runs on torch's own operators.
 """
 
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 WARNINGS = ["-Wall", "-Wextra"]
 
@@ -25,7 +27,18 @@ def extension(name: str, folder: str, *, flags: list[str], links: list[str]) -> 
     )
 
 
+class BuildWithRecipes(build_py):
+    """A wheel has no folder beside the packages, so what lies in `configs/` goes into one of them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            recipes = Path(self.build_lib) / "coatnet" / "recipes"
+            shutil.copytree("configs", recipes, ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
+
+
 setup(
+    cmdclass={"build_py": BuildWithRecipes},
     ext_modules=[
         extension(
             "data_pipeline.decode._kernel",
@@ -40,5 +53,5 @@ setup(
             flags=["-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],
             links=["-fopenmp"],
         ),
-    ]
+    ],
 )

@@ -144,15 +144,17 @@ def submit(
     from cluster.pipeline import is_pipeline
     from cluster.site import load_site
     from cluster.submission import Request
+    from coatnet.config.shipped import find_config
 
     given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition,
              "account": account, "qos": qos, "constraint": constraint, "exclude": exclude, "spares": spares,
              "continuation": continuation}  # fmt: skip
     chosen = load_site(site, overrides=set_ or [])
     chosen = chosen.updated(given, image=container, sbatch=sbatch or [], srun=srun or [])
-    if is_pipeline(Path(target)):
+    file = find_config(Path(target))
+    if is_pipeline(file):
         alone = {"further arguments": overrides, "--name": name, "--directory": directory, "--array": array}
-        _submit_pipeline(Path(target), site=chosen, refused=alone, release=release, dry_run=dry_run)
+        _submit_pipeline(file, site=chosen, refused=alone, release=release, dry_run=dry_run)
         return
     arguments = tuple(overrides or ())
     request = Request(command, target, arguments, chosen, name=name, directory=directory, array=array)

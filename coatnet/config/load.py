@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from coatnet.config.errors import ConfigError
+from coatnet.config.shipped import find_config
 
 T = TypeVar("T")
 _ITEMS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number"}
@@ -38,6 +39,7 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     Args:
         schema: a dataclass; nested sections are dataclasses too.
         path: a YAML file, whose `extends: other.yaml` (relative to itself) is read first; None for defaults.
+            In both places `configs/…` that is not there is what came with the code.
         overrides: dotlist items, `train.micro_batch=32`; they win.
 
     Raises:
@@ -93,14 +95,14 @@ def config_digest(config: Any, *, without: Iterable[str] = ()) -> str:
 
 def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
     layers: list[tuple[DictConfig, str]] = []
-    current = Path(path) if path is not None else None
+    current = find_config(Path(path)) if path is not None else None
     while current is not None:
         if len(layers) == _MAX_EXTENDS:
             raise ConfigError(f"{path}: more than {_MAX_EXTENDS} files extend each other (a circle?)")
         layer = _read(current)
         base = layer.pop("extends", None)
         layers.insert(0, (layer, str(current)))
-        current = current.parent / str(base) if base is not None else None
+        current = find_config(Path(str(base)), beside=current.parent) if base is not None else None
     return layers
 
 
@@ -119,7 +121,7 @@ def _read(path: Path) -> DictConfig:
 
 
 def _nearest_file(path: Path) -> str:
-    siblings = [str(found) for found in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    siblings = [str(path.parent / found.name) for found in find_config(path.parent).glob("*.yaml")]
     near = difflib.get_close_matches(str(path), siblings, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from coatnet.config import UserError
+from coatnet.config.shipped import find_config
 from coatnet.quickstart.digits import write_digits
 from coatnet.runtime.whole_files import write_whole
 
@@ -99,14 +100,15 @@ def run_quickstart(directory: Path, *, configs: Path, fresh: bool, quiet: bool) 
     if summary_file.exists():
         with suppress(json.JSONDecodeError):  # an older version could be cut off while it wrote it
             return json.loads(summary_file.read_text())
-    for name in ("quickstart_pretrain.yaml", "quickstart_finetune.yaml"):
-        if not (configs / name).exists():
-            raise UserError(f"{configs / name} is missing; run from the project's root or give --configs")
+    files = [find_config(configs / f"quickstart_{stage}.yaml") for stage in ("pretrain", "finetune")]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file} is missing; give the folder in which it lies by --configs")
     directory.mkdir(parents=True, exist_ok=True)
     journey = Journey(directory, quiet=quiet)
     _shard(journey)
-    _pretrain(journey, config=configs / "quickstart_pretrain.yaml")
-    _finetune(journey, config=configs / "quickstart_finetune.yaml")
+    _pretrain(journey, config=files[0])
+    _finetune(journey, config=files[1])
     return _summarise(journey, summary_file)
 
 
