@@ -30,6 +30,7 @@ from cluster.site import read_secrets
 from cluster.succession import Succession
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.voice import heedless_voice, say_from_a_handler
 from coatnet.runtime.whole_files import refresh_view
 
 EXIT_HELD = 1
@@ -321,28 +322,34 @@ class Supervisor:
 
     def _on_terminate(self, number: int, frame: Any) -> None:
         self.terminated = True
-        say("TERM: SLURM ends the job")
+        say_from_a_handler(dated("TERM: SLURM ends the job"))
 
     def _on_warning(self, number: int, frame: Any) -> None:
         self.warned = True
-        say("USR1: telling the ranks to save and stop")
+        say_from_a_handler(dated("USR1: telling the ranks to save and stop"))
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
 
 
 def say(message: str) -> None:
     """Write one line to the job's log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", flush=True)
+    print(dated(message), flush=True)
+
+
+def dated(message: str) -> str:
+    """Return a line of the job's log."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}"
 
 
 def main() -> int:
     """Run the job whose file is given by the first argument."""
     job_file = Path(sys.argv[1])
-    try:
-        return Supervisor(read_job(job_file), job_file=job_file, environment=dict(os.environ)).main()
-    except (UserError, OSError) as error:
-        say(f"error: {error}")
-        return 1
+    with heedless_voice():
+        try:
+            return Supervisor(read_job(job_file), job_file=job_file, environment=dict(os.environ)).main()
+        except (UserError, OSError) as error:
+            say(f"error: {error}")
+            return 1
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -42,7 +41,6 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
         self._previous: dict[signal.Signals, Any] = {}
         self._mask: set[int] = set()
         self.reason: str | None = None
@@ -50,12 +48,11 @@ class StopFlag:
     @property
     def requested(self) -> bool:
         """True once a signal arrived on this rank, or `request` was called."""
-        return self._event.is_set()
+        return self.reason is not None
 
     def request(self, reason: str) -> None:
-        """Ask for a stop from within."""
+        """Ask for a stop from within. Takes no lock: a handler may interrupt another that holds it."""
         self.reason = self.reason or reason
-        self._event.set()
 
     def __enter__(self) -> StopFlag:
         for number in SIGNALS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 
 from cluster import supervisor
-from cluster.job import STATUS
+from cluster.job import STATUS, Job, write_job
+from cluster.site import SiteConfig
+from coatnet.runtime.run_directory import RunDirectory
 
 Machine = Any  # of conftest.py, which nothing can be imported from
 # The checks' tasks write what they find of each node; results is the last word of srun's command.
@@ -159,3 +163,66 @@ def test_a_job_file_of_another_version_is_one_line(
     monkeypatch.setattr(sys, "argv", ["supervisor", str(tmp_path / "job.json")])
     assert supervisor.main() == 1
     assert "job.json: no job file of this version of coatnet" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_under_the_jobs_log_does_not_end_the_life(tmp_path: Path) -> None:
+    write_job(Job("run", str(tmp_path / "run"), ["pretrain"], site=SiteConfig()), tmp_path / "job.json")
+    (tmp_path / "run").mkdir()
+    RunDirectory(tmp_path / "run").mark("done")
+    command = [sys.executable, "-m", "cluster.supervisor", str(tmp_path / "job.json")]
+    with open("/dev/full", "w") as full:
+        life = subprocess.run(
+            command,
+            env={**os.environ, "SLURM_JOB_ID": "7"},
+            stdout=full,
+            stderr=full,
+            timeout=60,
+            check=False,
+        )
+    assert life.returncode == 0
+
+
+# A pipe that nobody reads is the slowest log; whatever the handler does comes in the middle of the write.
+SLOW_LOG = """
+import fcntl, os, signal, sys, termios, threading
+from pathlib import Path
+from cluster.job import Job
+from cluster.site import SiteConfig
+from cluster.supervisor import Supervisor, say
+
+reading, writing = os.pipe()
+os.dup2(writing, 1)
+os.close(writing)
+main, full = threading.main_thread().ident, fcntl.fcntl(1, fcntl.F_GETPIPE_SZ)
+
+def warn():
+    while int.from_bytes(fcntl.ioctl(reading, termios.FIONREAD, bytes(4)), sys.byteorder) < full:
+        pass
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.pthread_kill(main, number)
+    while os.read(reading, 1 << 20):
+        pass
+
+job = Job("run", sys.argv[1], ["pretrain"], site=SiteConfig())
+supervisor = Supervisor(job, job_file=Path("job.json"), environment={"SLURM_JOB_ID": "7"})
+signal.signal(signal.SIGUSR1, supervisor._on_warning)
+signal.signal(signal.SIGTERM, supervisor._on_terminate)
+reader = threading.Thread(target=warn, daemon=True)
+reader.start()
+say("x" * (full + 1))
+os.close(1)
+reader.join()
+os._exit(0 if supervisor.warned and supervisor.terminated else 7)
+"""
+
+
+def test_a_warning_that_comes_while_a_line_is_written_to_the_log_is_heard_and_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", SLOW_LOG, str(tmp_path / "run")]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, env=buffered, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]
+    assert told == ["USR1: telling the ranks to save and stop", "TERM: SLURM ends the job"]

@@ -99,6 +99,33 @@ def test_a_signal_that_comes_before_the_flag_waits_for_it_and_one_that_comes_aft
     assert done.stdout == "True SIGUSR1\nTrue set()\n"
 
 
+# SLURM sends SIGTERM at the end of its grace although it has sent SIGUSR1 before, and a user may press Ctrl-C.
+IN_THE_MIDDLE = """
+import os, signal, sys
+from coatnet.runtime.stop import StopFlag
+
+interrupted = set()
+
+def another(frame, event, argument):
+    if (frame.f_code, frame.f_lineno) not in interrupted:
+        interrupted.add((frame.f_code, frame.f_lineno))
+        os.kill(os.getpid(), signal.SIGTERM)
+    return another
+
+with StopFlag() as stop:
+    sys.settrace(another)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    sys.settrace(None)
+    print(stop.requested)
+"""
+
+
+def test_a_signal_that_comes_at_any_line_of_anothers_handling_does_not_block_the_process() -> None:
+    command = [sys.executable, "-c", IN_THE_MIDDLE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True\n"
+
+
 def test_a_program_started_meanwhile_waits_with_signals_too() -> None:
     code = "import subprocess, sys\nfrom coatnet.runtime.stop import held_signals\nwith held_signals():\n"
     code += f"    sys.exit(subprocess.run([sys.executable, '-c', {INHERITED!r}]).returncode)"
