@@ -225,7 +225,8 @@ def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
     One that is still writing its record is waited for. Silence is what a file system that answers does not
     tell: where it hangs, as over NFS while the server is restarted, the holder cannot beat either.
     """
-    deadline = time.monotonic() + _SILENCE_SECONDS
+    looked_at = time.monotonic()
+    deadline = looked_at + _SILENCE_SECONDS
     first = known
     while True:
         if known is not None:
@@ -235,12 +236,12 @@ def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
                 return _started(known["pid"]) == known["started"]
             if first is not None and known["state"] != first["state"]:
                 return True
-        if time.monotonic() > deadline:
+        if looked_at > deadline:  # not the present time: this process may have been stopped since then
             return False
         time.sleep(_BEAT_SECONDS / 4)
-        asked_at = time.monotonic()
+        looked_at = time.monotonic()
         known = _read(path)
-        took = time.monotonic() - asked_at
+        took = time.monotonic() - looked_at
         deadline += took if took < _SILENCE_SECONDS else took + _SILENCE_SECONDS
         first = first or known
 

@@ -260,6 +260,27 @@ def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
         Lease.acquire(tmp_path)
 
 
+def test_a_holder_is_not_silent_while_the_process_that_asks_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lease" / "epoch-00000007"
+    path.parent.mkdir()
+    write_state(path, 1)
+    stopped, clock = [], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(stopped))
+
+    def stopped_meanwhile() -> str:
+        """As by SIGSTOP right after the first look at the holder's beat."""
+        if not stopped:
+            stopped.append(2 * module._SILENCE_SECONDS)
+            write_state(path, 2)
+        return "here"
+
+    monkeypatch.setattr(module, "_boot_id", stopped_meanwhile)
+    with pytest.raises(LeaseHeld, match="far"):
+        Lease.acquire(tmp_path)
+
+
 def test_a_lease_that_cannot_be_written_is_none_and_nobody_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

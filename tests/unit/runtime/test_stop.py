@@ -99,7 +99,7 @@ def test_a_signal_that_comes_before_the_flag_waits_for_it_and_one_that_comes_aft
     assert done.stdout == "True SIGUSR1\nTrue set()\n"
 
 
-# SLURM sends SIGTERM at the end of its grace although it has sent SIGUSR1 before, and a user may press Ctrl-C.
+# SLURM sends SIGTERM at the end of its grace after SIGUSR1, and a user may press Ctrl-C.
 IN_THE_MIDDLE = """
 import os, signal, sys
 from coatnet.runtime.stop import StopFlag
