@@ -234,7 +234,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:  # also a number of thousands of digits
                 continue
             if isinstance(record, dict):
                 yield record

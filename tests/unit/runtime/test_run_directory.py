@@ -167,11 +167,12 @@ def test_events_of_a_run_that_had_one_file_for_all_are_read(tmp_path: Path) -> N
     assert [event["kind"] for event in run.read_events()] == ["bad_sample", "without a time", "bad_sample"]
 
 
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", ['{"loss": 0.', '{"loss": ' + "9" * 5000 + "}"])
+def test_a_line_that_is_no_record_is_left_out(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"loss": 1})
     with path.open("a") as file:
-        file.write('{"loss": 0.')
+        file.write(torn)
     assert list(read_lines(path)) == [{"loss": 1}]
 
 
