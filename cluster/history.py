@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coatnet.runtime.run_directory import read_lines
+
 LIVES_FILE = "lives.jsonl"
 SUPERVISOR = "supervisor"  # under this name the batch script records events
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -78,16 +80,7 @@ class History:
 
     def events(self) -> list[dict[str, Any]]:
         """Return everything recorded, oldest first; what is no record of ours is passed over."""
-        found = []
-        text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and _is_whole(entry):
-                found.append(entry)
-        return found
+        return [entry for entry in read_lines(self._path) if _is_whole(entry)]
 
     def lives(self) -> list[Life]:
         """Return the lives, oldest first."""

@@ -22,6 +22,7 @@ from rich.markup import escape
 from coatnet.config import UserError
 from coatnet.config.shipped import find_config
 from coatnet.quickstart.digits import write_digits
+from coatnet.runtime.run_directory import read_lines
 from coatnet.runtime.whole_files import write_whole
 
 # The pretraining is interrupted once this share of it is done.
@@ -47,7 +48,7 @@ class Journey:
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=quiet, emoji=False)
         self._log = directory / _STEPS
-        self.steps = {row["title"]: Step(**row) for row in _rows(self._log)}
+        self.steps = {row["title"]: Step(**row) for row in read_lines(self._log)}
 
     def step(self, title: str, work: Callable[[], int]) -> None:
         """Run `work`, which returns its image count, unless the step was finished before."""
@@ -223,28 +224,17 @@ def _delete(directory: Path) -> None:
 
 
 def _samples_seen(run: Path) -> int:
-    return max((int(row.get("samples_seen", 0)) for row in _rows(run / "metrics.jsonl")), default=0)
+    return max((int(row.get("samples_seen", 0)) for row in read_lines(run / "metrics.jsonl")), default=0)
 
 
 def _progress(run: Path, *, since: float) -> float:
-    rows = [row for row in _rows(run / "metrics.jsonl") if float(row.get("time", 0.0)) >= since]
+    rows = [row for row in read_lines(run / "metrics.jsonl") if float(row.get("time", 0.0)) >= since]
     return max((float(row.get("progress", 0.0)) for row in rows), default=0.0)
 
 
 def _lives(run: Path) -> int:
-    return sum(1 for row in _rows(run / "events.jsonl") if row.get("kind") in {"start", "resume"})
+    return sum(1 for row in read_lines(run / "events.jsonl") if row.get("kind") in {"start", "resume"})
 
 
 def _result(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines whose last line may still be under way."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
