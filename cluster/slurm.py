@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from shutil import which
 from typing import Any, TypeVar
 
+from cluster.site import time_seconds
 from coatnet.config import UserError
 
 _Answer = TypeVar("_Answer")
@@ -330,8 +331,4 @@ def _number(value: Any) -> int | None:
 
 
 def _limit_seconds(text: str) -> int | None:
-    if text in {"UNLIMITED", "INFINITE"}:
-        return None
-    days, _, clock = text.rpartition("-")
-    hours, minutes, seconds = map(int, clock.split(":"))
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+    return None if text in {"UNLIMITED", "INFINITE"} else time_seconds(text)
