@@ -24,8 +24,7 @@ class RecipeView:
         total_samples: of the run, None if that depends on an unknown epoch.
         group_images: of batch norm, None for the micro-batch.
         mixed: mixup or cutmix mixes images of a group.
-        stage_key: the config's key of ZeRO's stage.
-        is_ddp: torch's own data parallelism, as fine-tuning has without ZeRO.
+        is_pretraining: ZeRO is a section of its own, with stage 3, and activations can be checkpointed.
         draws: evaluations draw pictures.
         sample_bytes: of one image in the training corpora, None if unknown.
         evaluation_samples: of one evaluation, 0 for none or unknown ones.
@@ -52,8 +51,7 @@ class RecipeView:
     shards: int | None
     group_images: int | None = None
     mixed: bool = False
-    is_ddp: bool = False
-    stage_key: str = "zero.stage"
+    is_pretraining: bool = True
     draws: bool = False
     sample_bytes: float | None = None
     evaluation_samples: int = 0
@@ -68,9 +66,14 @@ class RecipeView:
         return _stretches(self.global_batch, self.batch_changes, self.total_samples)
 
     @property
-    def is_pretraining(self) -> bool:
-        """Return whether ZeRO is a section of its own, with stage 3, and activations can be checkpointed."""
-        return self.stage_key == "zero.stage"
+    def stage_key(self) -> str:
+        """Return the config's key of ZeRO's stage."""
+        return "zero.stage" if self.is_pretraining else "zero"
+
+    @property
+    def is_ddp(self) -> bool:
+        """Return whether torch's own data parallelism trains, as fine-tuning without ZeRO does."""
+        return not self.is_pretraining and self.zero_stage == 0
 
     @property
     def highest_stage(self) -> int:
@@ -102,7 +105,8 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
     stretches = _stretches(global_batch, changes, total)
     sizes = [int(phase["image_size"]) for phase in lookup(config, "train.phases") or []]
     zero, precision = lookup(config, "zero"), str(lookup(config, "precision"))
-    sharding = zero if is_pretraining(config) else {"stage": zero or 0}
+    pretrains = is_pretraining(config)
+    sharding = zero if pretrains else {"stage": zero or 0}
     return RecipeView(
         model=_model(config, origin=origin, classes=corpora.classes),
         image_size=max(sizes, default=int(lookup(config, "augment.image_size"))),
@@ -110,11 +114,10 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         micro_batch=lookup(config, "train.micro_batch"),
         group_images=lookup(config, "norm.group_images"),
         mixed=mixes_images(config),
-        is_ddp=not is_pretraining(config) and not zero,
-        stage_key="zero.stage" if is_pretraining(config) else "zero",
+        is_pretraining=pretrains,
         draws=bool(lookup(config, "data.evaluate")),
         # fine-tuning's bf16 is autocast: its weights stay in fp32
-        precision="autocast" if precision == "bf16" and not is_pretraining(config) else precision,
+        precision="autocast" if precision == "bf16" and not pretrains else precision,
         zero_stage=int(sharding["stage"]),
         overlap=bool(sharding.get("overlap_communication", False)),
         bucket_elements=int(sharding.get("bucket_elements", 200_000_000)),

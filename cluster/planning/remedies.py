@@ -98,8 +98,7 @@ def _higher_stages(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
     if plan.world_size == 1:
         return
     for stage in range(recipe.zero_stage + 1, recipe.highest_stage + 1):
-        word = f"{recipe.stage_key}={stage}"
-        yield word, replace(recipe, zero_stage=stage, is_ddp=False), plan.nodes
+        yield f"{recipe.stage_key}={stage}", replace(recipe, zero_stage=stage), plan.nodes
 
 
 def _checkpointed(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
