@@ -29,7 +29,7 @@ class Job:
         command: a rank's argv behind `coatnet`, as `["pretrain", "config.yaml", "run.directory=..."]`.
         protocol: "markers" for training; "status" for commands that resume by being started again.
         python, program: interpreter and `coatnet` executable on the nodes, outside any container.
-        code: folder put before the installed packages; empty to use those.
+        code: folder put before the installed packages.
         working_directory: where relative paths of the config start.
         shards: the local corpora to train on and to evaluate by, which the preflight tries to read.
         array: number of tasks of a job array, 0 for an ordinary job.

@@ -87,6 +87,7 @@ def rank_environment(
     """Return the environment that srun hands to the ranks."""
     environment = {**given, **secrets}
     environment.update(
+        PYTHONPATH=job.code,
         MASTER_ADDR=nodes[0],
         MASTER_PORT=str(attempt.port),
         COATNET_ATTEMPT=attempt.token,
@@ -94,8 +95,6 @@ def rank_environment(
         TORCH_EXTENSIONS_DIR=f"/tmp/torch-extensions-{attempt.token}",
     )
     environment.setdefault("OMP_NUM_THREADS", str(job.site.cpus_per_task))
-    if job.code:
-        environment["PYTHONPATH"] = job.code
     return environment
 
 

@@ -46,7 +46,7 @@ def unfit_nodes(
     process = subprocess.Popen(
         check_command(job, nodes=nodes, results=results, output=output),
         env=rank_environment(job, attempt=attempt, nodes=nodes, given=environment, secrets={}),
-        cwd=job.code or None, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=job.code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     _wait(process, seconds=job.site.preflight.timeout_seconds)
     return judge(nodes, results=results, logs=logs, label=attempt.label)

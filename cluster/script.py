@@ -88,9 +88,8 @@ def _body(job: Job, *, job_file: Path) -> list[str]:
     lines += [f"module load {check_module(name)}" for name in site.modules]
     if site.setup_script:
         lines.append(f"source {_quoted(Path(site.setup_script), what='setup_script')}")
-    if job.code:
-        code = _quoted(Path(job.code), what="code")
-        lines += [f"export PYTHONPATH={code}", f"cd {code}"]
+    code = _quoted(Path(job.code), what="code")
+    lines += [f"export PYTHONPATH={code}", f"cd {code}"]
     python = _quoted(Path(job.python), what="python")
     # `exec` makes the supervisor the batch shell's process, which is the one that SLURM warns with USR1.
     lines.append(f"exec {python} -m cluster.supervisor {_quoted(job_file, what='job file')}")

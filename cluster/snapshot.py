@@ -11,11 +11,10 @@ PACKAGES = ("coatnet", "data_pipeline", "pretrain", "finetune", "cluster")
 _KEPT_SUFFIXES = {".py", ".yaml", ".json", ".so", ".typed", ".html", ".css", ".js", ".c", ".h"}
 
 
-def snapshot_code(directory: Path) -> Path:
-    """Copy the packages to `directory/code-<digest>`, unless they are there, and return that folder."""
-    target = snapshot_folder(directory)
+def snapshot_code(target: Path) -> None:
+    """Copy the packages to the folder that `snapshot_folder` named, unless they are there."""
     if target.is_dir():
-        return target
+        return
     temporary = target.with_suffix(".part")
     shutil.rmtree(temporary, ignore_errors=True)
     for name, source in _files():
@@ -23,11 +22,10 @@ def snapshot_code(directory: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, copy)
     temporary.rename(target)
-    return target
 
 
 def snapshot_folder(directory: Path) -> Path:
-    """Return where `snapshot_code` puts the code as it is now."""
+    """Return where the code as it is now belongs, `directory/code-<digest>`."""
     digest = hashlib.sha256()
     for name, source in _files():
         digest.update(name.encode() + b"\0" + source.read_bytes() + b"\0")

@@ -104,11 +104,12 @@ def prepare(request: Request) -> Prepared:
         name=name,
         directory=str(directory),
         command=command,
-        protocol=MARKERS if trains else STATUS,
-        site=site,
         python=sys.executable,
         program=str(Path(sys.executable).parent / "coatnet"),
+        code=str(snapshot_folder(folder.parent)),
         working_directory=str(Path.cwd()),
+        protocol=MARKERS if trains else STATUS,
+        site=site,
         array=request.array,
         shards=_shards(recipe),
     )
@@ -142,7 +143,6 @@ def preview(prepared: Prepared) -> str:
         UserError: batches that cannot be cut for so many ranks.
     """
     check_batches(prepared)
-    prepared.job.code = str(snapshot_folder(prepared.folder.parent))
     return prepared.script
 
 
@@ -186,7 +186,7 @@ def _write(prepared: Prepared) -> Path:
     """Write the submission's folder, with a copy of the code beside it, and return the batch script."""
     folder = prepared.folder
     folder.mkdir(parents=True)
-    prepared.job.code = str(snapshot_code(folder.parent))
+    snapshot_code(Path(prepared.job.code))
     write_job(prepared.job, folder / "job.json")
     if prepared.config_yaml is not None:
         (folder / "config.yaml").write_text(prepared.config_yaml)

@@ -235,7 +235,7 @@ class Supervisor:
         )
         say(f"srun on {', '.join(nodes)}; logs: {attempt.label}.rank-*.log")
         self.process = subprocess.Popen(
-            command, env=environment, cwd=self.job.working_directory or None, stdin=subprocess.DEVNULL,
+            command, env=environment, cwd=self.job.working_directory, stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         assert self.process.stderr is not None

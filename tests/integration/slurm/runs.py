@@ -15,6 +15,7 @@ from cluster.history import History, Life
 from cluster.job import Job
 from cluster.pipeline import prepare_pipeline, submit_pipeline
 from cluster.site import PreflightConfig, SiteConfig
+from cluster.snapshot import snapshot_folder
 from cluster.submission import Prepared, Request, prepare, submit
 
 from fake_cluster import FakeCluster
@@ -138,6 +139,7 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
         site=SiteConfig(**{**SITE, **site}),
         python=sys.executable,
         program=str(_program(directory)),
+        code=str(snapshot_folder(directory / "submissions")),
         working_directory=str(directory),
     )
     earlier = len(list(directory.glob("submissions/*")))

@@ -70,7 +70,8 @@ class Machine:
         )  # fmt: skip
         self._program("srun", text, tells=False)
         fields = ("command", "protocol", "array", "dependents", "working_directory")
-        own = {name: job.pop(name) for name in fields if name in job}
+        place = str(self.run.path)
+        own = {name: job.pop(name, place) for name in fields if name in job or name == "working_directory"}
         site = SiteConfig(
             **{"nodes": len(self.nodes), "preflight": PreflightConfig(enabled=bool(checks)), **job}
         )
@@ -79,7 +80,7 @@ class Machine:
             "SLURM_ARRAY_TASK_ID": str(task),
         }  # fmt: skip
         given = Job(
-            "run", str(self.run.path), site=site, **{"command": ["pretrain"], "protocol": MARKERS, **own}
+            "run", place, site=site, code=place, **{"command": ["pretrain"], "protocol": MARKERS, **own}
         )
         write_job(given, self._job_file)
         self.supervisor = Supervisor(given, job_file=self._job_file, environment=environment)
