@@ -99,9 +99,19 @@ class Corpus:
     def read(self, shard: int, index: int) -> Record:
         """Return a sample after verifying its checksum.
 
+        A remote shard whose copy was damaged on this machine is fetched again.
+
         Raises:
             BadSampleError: a bit of its record in the tar, headers included, is not what was written.
         """
+        try:
+            return self._read(shard, index)
+        except BadSampleError:
+            if not self._shards.renew(self._files_of(shard)):
+                raise
+        return self._read(shard, index)
+
+    def _read(self, shard: int, index: int) -> Record:
         entry = self.manifest.shards[shard]
         loaded = self.index(shard)
         offset, checksum, size, image_at, image_bytes, width, height, label, labels, _, turn, _, _ = (
@@ -175,6 +185,10 @@ class Corpus:
                 f"{entry.name}: its index names a class beyond the manifest's {len(self.classes)}"
             )
         return index
+
+    def _files_of(self, shard: int) -> list[str]:
+        name = self.manifest.shards[shard].name
+        return [name, index_path(Path(name)).name, labels_path(Path(name)).name]
 
     def _array(self, name: Path, dtype: np.dtype, xxh3: str) -> NDArray[np.void]:
         def parse(path: Path) -> NDArray[np.void]:

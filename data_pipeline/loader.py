@@ -58,7 +58,6 @@ class TrainLoader:
         share_of(global_batch, world_size=world_size)
         classes = common_classes(corpora)
         self._corpora = list(corpora)
-        self._weights = [entry.weight for entry in data.train] or [1.0]
         self._data = data
         self._seed = seed
         self._image_size = augment.image_size
@@ -99,11 +98,11 @@ class TrainLoader:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside `samples_seen`; the same on every rank."""
-        digests = [corpus.digest for corpus in self._corpora]
+        corpora = zip(self._corpora, self._data.train, strict=True)
         return {
             "version": _STATE_VERSION,
             "seed": self._seed,
-            "corpora": [list(pair) for pair in zip(digests, self._weights, strict=True)],
+            "corpora": [[corpus.digest, entry.weight] for corpus, entry in corpora],
             "order": [self._data.lanes, self._data.window, self._data.tail],
             "excluded": _ranges(sorted(self._filler.excluded)),
         }

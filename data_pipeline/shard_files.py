@@ -46,6 +46,10 @@ class ShardFiles(Protocol):
         """Announce files that will be asked for soon, the most urgent first."""
         ...
 
+    def renew(self, names: list[str]) -> bool:
+        """Let go of copies that are damaged; say whether another reading may do better."""
+        ...
+
 
 class LocalFiles:
     """A folder on a file system."""
@@ -61,6 +65,10 @@ class LocalFiles:
 
     def prepare(self, names: list[str]) -> None:
         """Do nothing: the file system reads ahead."""
+
+    def renew(self, names: list[str]) -> bool:
+        """Do nothing: these are no copies."""
+        return False
 
 
 class OpenShard:
@@ -122,6 +130,15 @@ class OpenShards:
             return self.use(
                 name, lambda path: OpenShard(path, expected_bytes=expected_bytes).read(start, size)
             )
+
+    def renew(self, names: list[str]) -> bool:
+        """Let go of damaged copies of files, open ones too; say whether another reading may do better."""
+        if not self._files.renew(names):
+            return False
+        with self._lock:
+            for name in names:
+                self._open.pop(name, None)
+        return True
 
     def use(self, name: str, use: Callable[[Path], T]) -> T:
         """Return what `use` makes of a file's path.

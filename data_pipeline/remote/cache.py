@@ -46,7 +46,7 @@ class Cache:
         path = self.folder / name
         if self._touch(path):
             return path
-        with _locked(path.with_name(f".{path.name}{_LOCK_SUFFIX}")):
+        with _locked(_lock_path(path)):
             if not self._touch(path):
                 part = part_path(path)  # what a killed process had of it is gone on with
                 missing = size - (part.stat().st_size if part.exists() else 0)
@@ -59,6 +59,15 @@ class Cache:
                     self._make_room(missing, all_idle=True)  # others fill the disk as well
                     fetch(path)
         return path
+
+    def drop_unless(self, name: str, is_whole: Callable[[Path], bool]) -> bool:
+        """Remove a file if it is there and not whole, and say whether it was removed."""
+        path = self.folder / name
+        with _locked(_lock_path(path)):
+            if not path.exists() or is_whole(path):
+                return False
+            path.unlink(missing_ok=True)
+            return True
 
     def disk_bytes(self) -> int:
         """Return how much could lie here, whatever the limit: what is free, and what does already."""
@@ -114,6 +123,10 @@ class Cache:
 def part_path(path: Path) -> Path:
     """Return where a file is kept while it is fetched: by one node alone, where locks do not reach others."""
     return path.with_name(f"{path.name}.{os.uname().nodename}.part")
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_LOCK_SUFFIX}")
 
 
 def is_full(error: OSError) -> bool:

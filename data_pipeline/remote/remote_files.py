@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import tempfile
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from coatnet.config import UserError
 from data_pipeline.config import CacheConfig, parse_bytes
-from data_pipeline.index import index_path, labels_path
+from data_pipeline.index import index_path, labels_path, size_and_hash
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError
 from data_pipeline.remote.address import check_url, join, without_secrets
@@ -108,6 +109,20 @@ class RemoteFiles:
                 if file in self._expected:
                     self._queue.put(file)
 
+    def renew(self, names: list[str]) -> bool:
+        """Throw away copies that are no longer what the manifest says; they are fetched when next asked for.
+
+        True in any case: another thread, or another rank, may have thrown away what was read.
+        """
+        for name in names:
+            if name in self._expected:
+                is_whole = partial(_is_whole, expected=self._expected[name])
+                if self._cache.drop_unless(f"{self._digest}/{name}", is_whole):
+                    print(
+                        f"{name}: was damaged in the cache, {self._cache.folder}", file=sys.stderr, flush=True
+                    )
+        return True
+
     def _fetch_ahead(self) -> None:
         while True:
             with suppress(Exception):  # the reader will meet it, and name it
@@ -147,6 +162,13 @@ def open_cache(config: CacheConfig) -> Cache:
         return Cache(Path(config.directory or usual), limit_bytes=limit)
     except OSError as error:
         raise UserError(f"data.cache.directory: {config.directory or usual}: {error.strerror}") from None
+
+
+def _is_whole(path: Path, expected: Expected) -> bool:
+    try:
+        return size_and_hash(path)[1] == expected.xxh3
+    except OSError:  # what its disk cannot read any more is damaged, too
+        return False
 
 
 def _expected_files(manifest: Manifest) -> dict[str, Expected]:

@@ -260,6 +260,47 @@ def test_shards_that_left_the_cache_do_not_fill_the_disk_unseen(
     assert server.requests[FIRST] == 1
 
 
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again_and_costs_no_sample(
+    server: FaultServer, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cache_config(tmp_path, stall_seconds=20)
+    first, good = open_corpus(server.url, cache=config), everything(Corpus.open(shards))
+    assert everything(first) == good
+    for name in (FIRST, "shard-000001.index.npy"):
+        (copy,) = (tmp_path / "cache").rglob(name)
+        content = bytearray(copy.read_bytes())
+        content[len(content) // 2] ^= 1
+        copy.write_bytes(content)
+    (cut_short,) = (tmp_path / "cache").rglob("shard-000002.tar")
+    os.truncate(cut_short, 5000)
+    assert everything(first) == good, "one that has the files open"
+    assert everything(open_corpus(server.url, cache=config)) == good
+    fetched = {
+        name: count for name, count in server.requests.items() if count > 1 and name != "manifest.json"
+    }
+    assert fetched == {FIRST: 2, "shard-000001.index.npy": 2, "shard-000002.tar": 2}
+    assert capsys.readouterr().err.count("was damaged") == 3
+
+
+def test_a_sample_that_its_shard_has_damaged_is_bad_and_its_shard_not_fetched_again(
+    shards: Path, tmp_path: Path
+) -> None:
+    """The manifest vouches for the shard's bytes, and the index for the sample's: they can disagree."""
+    served = tmp_path / "served"
+    shutil.copytree(shards, served)
+    content = bytearray((served / FIRST).read_bytes())
+    content[1000] ^= 1
+    (served / FIRST).write_bytes(content)
+    manifest = json.loads((served / "manifest.json").read_text())
+    manifest["shards"][0]["xxh3"] = xxhash.xxh3_128_hexdigest(content)
+    (served / "manifest.json").write_text(json.dumps(manifest))
+    with FaultServer(served) as server:
+        corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+        with pytest.raises(BadSampleError, match="fails its checksum"):
+            corpus.read(0, 0)
+        assert server.requests[FIRST] == 1
+
+
 def test_ranks_of_a_node_share_one_download(server: FaultServer, tmp_path: Path) -> None:
     script = (
         "import sys, json\n"

@@ -30,7 +30,7 @@ BATCH = 336  # shared equally by 24, 16, 48 and 7 ranks
 
 
 def loader(folder: Path, *, rank: int = 0, world_size: int = 1, batch: int = BATCH, **data) -> TrainLoader:
-    config = DataConfig(train=[CorpusConfig(str(folder))], **data)
+    config = DataConfig(**{"train": [CorpusConfig(str(folder))], **data})
     return TrainLoader(
         open_train_corpora(config),
         config,
@@ -168,9 +168,9 @@ def test_a_link_that_leads_to_no_file_is_named_when_it_is_read_or_sharded(
 
 def test_the_state_is_small_and_resumes_exclusions(shard_folder: Path) -> None:
     first = loader(shard_folder)
-    first.exclude(range(10, 40))
+    first.exclude([*range(10, 40), 400, 41])
     state = json.loads(json.dumps(first.state()))
-    assert len(json.dumps(state)) < 400
+    assert len(json.dumps(state)) < 400 and state["excluded"] == [[10, 40], [41, 42], [400, 401]]
     second = loader(shard_folder, world_size=2, rank=1)
     second.restore(state)
     assert second.state() == first.state()
@@ -201,6 +201,10 @@ def test_a_state_of_another_order_is_refused(shard_folder: Path, image_folder: P
         loader(image_folder).restore(state)
     with pytest.raises(UserError, match=r"data\.lanes, window or tail"):
         loader(shard_folder, window=2).restore(state)
+    with pytest.raises(
+        UserError, match=r"data\.train: the checkpoint has .*, 1\.0\]\], this run .*, 2\.0\]\]"
+    ):
+        loader(shard_folder, train=[CorpusConfig(str(shard_folder), weight=2.0)]).restore(state)
     with pytest.raises(UserError, match="version of the order: the checkpoint has 0, this run 1"):
         loader(shard_folder).restore({**state, "version": 0})
 
@@ -334,6 +338,20 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_first(shard_folder: Path
     stream = TrainLoader([corpus], data, AUGMENT, seed=5, global_batch=120).from_sample(0)
     with closing(stream), pytest.raises(UserError, match=r"bad samples among .* 0\[\d\]: the disk ate it"):
         next(stream)
+
+
+@pytest.mark.parametrize(("world_size", "allowed"), [(1, 6), (4, 1)])
+def test_a_rank_may_meet_its_share_of_the_bad_samples_that_an_epoch_may_have(
+    shard_folder: Path, world_size: int, allowed: int
+) -> None:
+    corpus = _Mostly(shard_folder, {(shard, index) for shard in range(8) for index in range(2)})
+    data = DataConfig(train=[CorpusConfig("x")], bad_sample_budget=0.05)
+    one = TrainLoader([corpus], data, AUGMENT, seed=5, global_batch=world_size, world_size=world_size)
+    bad = 0
+    with closing(one.from_sample(0)) as stream, pytest.raises(UserError, match=f"^{allowed + 1} bad samples"):
+        for batch in stream:
+            bad += len(batch.bad)
+    assert bad == allowed
 
 
 def test_a_lost_corpus_is_an_error_and_no_endless_search(shard_folder: Path) -> None:
