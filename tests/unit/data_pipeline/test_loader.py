@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from contextlib import closing
 from dataclasses import dataclass
@@ -250,19 +251,22 @@ def test_a_broken_reader_is_an_error_and_threads_end_with_the_stream(shard_folde
 
 
 class _Mostly:
-    """A corpus whose chosen samples cannot be read."""
+    """A corpus whose chosen samples cannot be read, or not be decoded."""
 
-    def __init__(self, folder: Path, bad: set[tuple[int, int]]) -> None:
-        self._corpus, self._bad = open_corpus(folder), bad
+    def __init__(self, folder: Path, bad: set[tuple[int, int]], *, readable: bool = False) -> None:
+        self._corpus, self._bad, self._readable = open_corpus(folder), bad, readable
         self.classes, self.label_kind = self._corpus.classes, self._corpus.label_kind
         self.digest, self.remote = self._corpus.digest, False
         self.counts, self.samples = self._corpus.counts, self._corpus.samples
         self.announced: list[int] = []
 
     def read(self, shard: int, index: int) -> Record:
-        if (shard, index) in self._bad:
-            raise BadSampleError("the disk ate it")
-        return self._corpus.read(shard, index)
+        record = self._corpus.read(shard, index)
+        if (shard, index) not in self._bad:
+            return record
+        if self._readable:
+            return record._replace(payload=b"no image")
+        raise BadSampleError("the disk ate it")
 
     def name(self, shard: int, index: int) -> str:
         return f"{shard}[{index}]"
@@ -306,13 +310,15 @@ def test_evaluation_announces_the_next_shards_of_its_share_and_each_once(shard_f
         EvaluateLoader(corpus, AUGMENT, batch=0)
 
 
-def test_bad_samples_shift_nothing_are_named_and_substituted_alike_everywhere(shard_folder: Path) -> None:
-    bad = {(0, 3), (2, 1)}
-    corpus = _Mostly(shard_folder, bad)
+@pytest.mark.parametrize("readable", [False, True])
+def test_bad_samples_shift_nothing_are_named_and_substituted_alike_everywhere(
+    shard_folder: Path, readable: bool
+) -> None:
+    corpus = _Mostly(shard_folder, {(0, 3), (2, 1)}, readable=readable)
     data = DataConfig(train=[CorpusConfig("x")], bad_sample_budget=0.1)
 
-    def run(world_size: int) -> tuple[dict[int, str], list]:
-        found, named = {}, []
+    def run(world_size: int) -> tuple[dict[int, str], list, dict[int, int]]:
+        found, named, labels = {}, [], {}
         for rank in range(world_size):
             one = TrainLoader(
                 [corpus], data, AUGMENT, seed=5, global_batch=BATCH, rank=rank, world_size=world_size
@@ -321,12 +327,19 @@ def test_bad_samples_shift_nothing_are_named_and_substituted_alike_everywhere(sh
                 batch = next(stream)
             found |= digest([batch])
             named += batch.bad
-        return found, sorted(named, key=lambda sample: sample.position)
+            labels |= dict(zip(batch.positions.tolist(), batch.labels.tolist(), strict=True))
+        return found, sorted(named, key=lambda sample: sample.position), labels
 
-    whole, named = run(1)
+    whole, named, labels = run(1)
     assert {sample.name for sample in named} == {"0[3]", "2[1]"}
-    assert all(sample.reason == "the disk ate it" and sample.substitute for sample in named)
-    assert run(7) == (whole, named)
+    reason = "not_an_image: begins with 6e 6f 20 69 6d 61 67 65" if readable else "the disk ate it"
+    assert {sample.reason for sample in named} == {reason}
+    place = re.compile(r"(\d+)\[(\d+)\]")
+    for sample in named:
+        shard, index = map(int, place.fullmatch(sample.substitute).groups())
+        assert labels[sample.position] == corpus.read(shard, index).label, "its substitute's"
+    assert len({labels[sample.position] for sample in named}) > 1
+    assert run(7) == (whole, named, labels)
     good = stretch(shard_folder, start=0, steps=1, world_size=1)
     differing = {position for position in good if good[position] != whole[position]}
     assert differing == {sample.position for sample in named}
