@@ -107,8 +107,11 @@ def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
 
 
 def _read(path: Path) -> DictConfig:
+    if path.is_dir():
+        held = ", ".join(sorted(found.name for found in path.glob("*.yaml")))
+        raise ConfigError(f"{path}: is a folder; give a YAML file{f' of it: {held}' if held else ''}")
     if path.exists() and not path.is_file():  # a device might never end
-        raise ConfigError(f"{path}: is a folder, pipe or device; give a YAML file")
+        raise ConfigError(f"{path}: is a pipe or device; give a YAML file")
     try:
         layer = OmegaConf.load(path)
     except FileNotFoundError:

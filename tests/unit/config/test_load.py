@@ -106,8 +106,8 @@ def test_garbage_instead_of_yaml_is_one_clear_error(tmp_path: Path, text: str) -
         ("inner: small", "inner is small; allowed: keys below it, as inner.size"),
         ("inner: []", r"inner is \[\]; allowed: keys below it, as inner.size"),
         ("many: {size: 3}", r"many is {'size': 3}; allowed: a list, as \[{size: …}\]"),
-        ("extends: .", "is a folder, pipe or device; give a YAML file"),
-        ("extends: /dev/zero", "/dev/zero: is a folder, pipe or device; give a YAML file"),
+        ("extends: .", "is a folder; give a YAML file of it: "),
+        ("extends: /dev/zero", "/dev/zero: is a pipe or device; give a YAML file"),
     ],
 )
 def test_what_stands_where_a_section_belongs_is_told_with_what_would(

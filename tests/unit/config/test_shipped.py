@@ -45,3 +45,13 @@ def test_only_configs_are_looked_for_elsewhere_and_a_misspelled_one_is_named(
         ConfigError, match=r"^configs/pretrain/imagenet_1k_coatnet_9.yaml: .*did you mean configs/pretrain/"
     ):
         load_config(PretrainConfig, "configs/pretrain/imagenet_1k_coatnet_9.yaml")
+
+
+def test_a_folder_of_recipes_tells_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"configs/pretrain: is a folder; .*: imagenet_1k\.yaml, .*, jft\.yaml"
+    ):
+        load_config(PretrainConfig, "configs/pretrain")
+    with pytest.raises(ConfigError, match=r"is a folder; give a YAML file$"):
+        load_config(PretrainConfig, tmp_path)
