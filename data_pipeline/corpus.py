@@ -155,6 +155,11 @@ class Corpus:
         """True when shards are fetched over a network."""
         return self._files.remote
 
+    @property
+    def fetching(self) -> str:
+        """Name a file that is being fetched, and why it does not come; empty where none is."""
+        return self._files.fetching
+
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
         self._files.prepare([self.manifest.shards[shard].name for shard in shards])

@@ -86,6 +86,7 @@ class FolderCorpus:
     """Files of a folder with the interface of a corpus of one shard; they carry no checksums."""
 
     remote = False
+    fetching = ""
 
     def __init__(
         self, folder: Path, *, classes: list[str], files: Sequence[tuple[str, int]], digest: str = ""

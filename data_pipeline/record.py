@@ -74,6 +74,11 @@ class SampleSource(Protocol):
         """True when reading waits for a network, so that `prepare` is worth its price."""
         ...
 
+    @property
+    def fetching(self) -> str:
+        """Name a file that is being fetched, and why it does not come; empty where none is."""
+        ...
+
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
         ...

@@ -30,9 +30,17 @@ _LOST_SECONDS = 60.0  # a file that failed for so long is not waited for again f
 
 
 class ShardFiles(Protocol):
-    """Where a corpus' files are on this machine; `remote` says whether they are fetched."""
+    """Where a corpus' files are on this machine.
+
+    Attributes:
+        remote: whether they are fetched.
+        fetching: one that is just being fetched, and why it does not come; empty where none is.
+    """
 
     remote: bool
+
+    @property
+    def fetching(self) -> str: ...
 
     def path(self, name: str) -> Path:
         """Return a file's path, fetching it first where it is remote.
@@ -55,6 +63,7 @@ class LocalFiles:
     """A folder on a file system."""
 
     remote = False
+    fetching = ""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

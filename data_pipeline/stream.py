@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.data_wait import FETCHES, WAITS
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
@@ -79,6 +80,16 @@ class Stream:
                     expected += batch.step_samples(self._ranks.world_size)
             finally:
                 batches.close()
+
+    def words(self) -> dict[str, str]:
+        """Return what there is to say of data that do not come; from any thread."""
+        found: dict[str, str] = {}
+        for corpus in self._corpora:
+            if corpus.remote and (name := corpus.fetching):
+                found.setdefault(FETCHES, name)
+        if self._account.is_counting("data_wait"):
+            found[WAITS] = f"rank {self._ranks.rank} waits for its batch"
+        return found
 
     def _look_at_cache(self) -> None:
         remote = [

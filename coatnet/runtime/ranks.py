@@ -229,12 +229,13 @@ class Ranks:
         """
         self.mailbox.set(key, text)
 
-    def heard(self, key: str) -> str | None:
-        """Take the word that was left under a key, or return None while there is none."""
+    def heard(self, key: str, *, take: bool = True) -> str | None:
+        """Return the word that was left under a key, None while there is none; it is gone if one takes it."""
         if not self.mailbox.check([key]):
             return None
         text = self.mailbox.get(key).decode()
-        self.mailbox.delete_key(key)
+        if take:
+            self.mailbox.delete_key(key)
         return str(text)
 
     def stop(self) -> None:

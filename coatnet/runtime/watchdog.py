@@ -7,11 +7,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from coatnet.runtime.absence import Absence
+from coatnet.runtime.data_wait import DataWait
 
 EXIT_HANG = 75  # EX_TEMPFAIL: the launcher and SLURM's requeue may try again
 _KEPT_STEPS = 1000
@@ -19,6 +20,8 @@ _LEAST_STEPS = 20
 _POLL_SECONDS = 0.5
 _P99_FACTOR = 5.0
 _LIKE_THE_FIRST = 1.5  # on cores a step of a large model may take longer than any bound
+_DOUBTS_AFTER = 1 / 3  # of `hang_seconds`: before that no rank says or asks anything
+_SAID_AGAIN_SECONDS = 600.0
 _PROMPT_SECONDS = 5.0  # to write the stacks; longer says that the run's file system hung
 # Other ranks' watchdogs look at other moments. An end of this one breaks their collectives: they write first.
 _LAST_WORDS_SECONDS = 4 * _POLL_SECONDS
@@ -29,11 +32,29 @@ class Watchdog:
 
     Until the first beat, and in whatever asks for patience, `start_seconds` are allowed, and to the step
     after a compilation, since other ranks may be compiling still. Time in which this process itself was
-    stopped does not count: a suspended job goes on where it was.
+    stopped does not count: a suspended job goes on where it was. Nor does time in which a rank waits for data
+    that are being fetched.
     """
 
-    def __init__(self, stacks: Path, *, hang_seconds: float, start_seconds: float) -> None:
+    def __init__(
+        self,
+        stacks: Path,
+        *,
+        hang_seconds: float,
+        start_seconds: float,
+        data_wait: DataWait | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Watch nothing yet.
+
+        Args:
+            stacks: the file for them.
+            hang_seconds, start_seconds: the least bounds, of a step and of what takes longer.
+            data_wait: tells whether any rank waits for data.
+            say: is told then.
+        """
         self._stacks = stacks
+        self._data_wait, self._say, self._said_at = data_wait, say, -_SAID_AGAIN_SECONDS
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
         self._beaten_at = time.monotonic()
@@ -98,12 +119,29 @@ class Watchdog:
         while not self._stopped.wait(_POLL_SECONDS):
             self._beaten_at += absence.seconds()
             silence = time.monotonic() - self._beaten_at
+            if self._data_wait is not None and self._is_excused(self._data_wait, silence):
+                continue
             patient = self._held or self._lenient
             if silence > (self._start_seconds if patient else self._patience_seconds):
                 self._give_up(silence)
 
+    def _is_excused(self, data_wait: DataWait, silence_seconds: float) -> bool:
+        """Tell whether a rank waits for data, and begin to count anew if so."""
+        if silence_seconds < _DOUBTS_AFTER * self._hang_seconds:
+            data_wait.forget()
+            return False
+        reason = data_wait.excuse()
+        if reason is None:
+            return False
+        now = self._beaten_at = time.monotonic()
+        if now - self._said_at >= _SAID_AGAIN_SECONDS:
+            self._said_at = now
+            self._say(f"no step for {silence_seconds:.0f} s, since {reason}")
+        return True
+
     def _give_up(self, silence_seconds: float) -> None:
         began = time.monotonic()
+        waiting = f", {self._data_wait.own}" if self._data_wait and self._data_wait.own else ""
         self._stacks.parent.mkdir(parents=True, exist_ok=True)
         with self._stacks.open("a") as file:
             print(f"no step for {silence_seconds:.0f} s; all stacks of process {os.getpid()}:", file=file)
@@ -114,6 +152,6 @@ class Watchdog:
             # It does now, and the step that may have waited for it goes on.
             self._beaten_at = time.monotonic()
             return
-        print(f"error: no step for {silence_seconds:.0f} s; stacks: {self._stacks}", flush=True)
+        print(f"error: no step for {silence_seconds:.0f} s{waiting}; stacks: {self._stacks}", flush=True)
         time.sleep(_LAST_WORDS_SECONDS)
         os._exit(EXIT_HANG)

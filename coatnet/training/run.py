@@ -17,6 +17,7 @@ import torch
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.data_wait import DataWait
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.lives import read_lives
 from coatnet.runtime.metrics_log import MetricsLog
@@ -94,6 +95,8 @@ class TrainingRun(Generic[State, Result]):
             run.logs / f"stacks-rank{ranks.rank}.txt",
             hang_seconds=hang_seconds or usual[0],
             start_seconds=start_seconds or usual[1],
+            data_wait=DataWait(ranks, lambda: self.stream.words()),
+            say=lambda text: self.recorder.alarm(text),
         )
         self._redone_until = 0
 

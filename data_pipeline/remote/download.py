@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,21 @@ class Expected:
     size: int | None = None
 
 
-def download(url: str, target: Path, expected: Expected, *, patience: Patience) -> None:
+def download(
+    url: str,
+    target: Path,
+    expected: Expected,
+    *,
+    patience: Patience,
+    failed: Callable[[str], None] = lambda reason: None,
+) -> None:
     """Fetch a file; what a broken or killed attempt left in its `part_path` is gone on with.
+
+    Args:
+        url, target: from where and to where.
+        expected: what it must be.
+        patience: how long it may take.
+        failed: is told why an attempt failed that others follow.
 
     Raises:
         DownloadError: it is not there, or is not what the manifest says.
@@ -60,6 +74,7 @@ def download(url: str, target: Path, expected: Expected, *, patience: Patience) 
             _tag_path(part).unlink(missing_ok=True)
             return
         except Retry as error:
+            failed(str(error))
             attempts.failed(error, gained=_size(part) > had)
         except OSError as error:
             if is_full(error):

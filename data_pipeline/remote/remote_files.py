@@ -8,11 +8,13 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from coatnet.config import UserError
+from coatnet.runtime.endings import Unreachable
 from data_pipeline.config import CacheConfig, parse_bytes
 from data_pipeline.index import index_path, labels_path, size_and_hash
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
@@ -38,7 +40,8 @@ class RemoteFiles:
         self._url, self._cache, self._patience = url, cache, patience
         self._digest = manifest.digest()
         self._expected = _expected_files(manifest)
-        self._lost: dict[str, tuple[float, str]] = {}
+        self._lost: dict[str, tuple[float, Exception]] = {}
+        self._under_way: dict[int, str] = {}  # by thread
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
@@ -62,7 +65,8 @@ class RemoteFiles:
             except OSError as error:
                 reason = error
                 if failures < _CACHE_TRIES:
-                    self._patience.pause(backoff_seconds(failures))
+                    with self._saying(f"{name}: {self._cache.folder}: {reason.strerror}"):
+                        self._patience.pause(backoff_seconds(failures))
         if is_full(reason):
             raise UserError(
                 f"{name}: no room on the disk of data.cache.directory, {self._cache.folder}, without what "
@@ -82,16 +86,50 @@ class RemoteFiles:
     def _fetch(self, name: str, target: Path) -> None:
         """Fetch a file while the cache holds its lock: those who wait for it then see that it is lost."""
         self._refuse_lost(name)
-        try:
-            download(join(self._url, name), target, self._expected[name], patience=self._patience)
-        except DownloadError as error:
-            self._lost[name] = (time.monotonic() + _LOST_SECONDS, str(error))
-            raise
+        url, expected = join(self._url, name), self._expected[name]
+        shown = without_secrets(url)
+        with self._saying(shown) as say:
+            try:
+                download(
+                    url,
+                    target,
+                    expected,
+                    patience=self._patience,
+                    failed=lambda reason: say(f"{shown}: {reason}"),
+                )
+            except (DownloadError, Unreachable) as error:
+                self._lost[name] = (time.monotonic() + _LOST_SECONDS, error)
+                raise
 
     def _refuse_lost(self, name: str) -> None:
-        until, reason = self._lost.get(name, (0.0, ""))
-        if time.monotonic() < until:
-            raise BadSampleError(reason)
+        """Refuse what was just found to be lost, or out of reach: whoever waited for it waits no longer.
+
+        Raises:
+            DownloadError: the server has no such file, or another one.
+            Unreachable: the server did not answer for long.
+        """
+        until, reason = self._lost.get(name, (0.0, None))
+        if reason is not None and time.monotonic() < until:
+            raise type(reason)(str(reason))
+
+    @contextmanager
+    def _saying(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Let `fetching` say something of this thread, and what the block says next."""
+        thread = threading.get_ident()
+
+        def say(text: str) -> None:
+            self._under_way[thread] = text
+
+        say(text)
+        try:
+            yield say
+        finally:
+            del self._under_way[thread]
+
+    @property
+    def fetching(self) -> str:
+        """Name the file that has been fetched for the longest, and why it does not come; empty for none."""
+        return next(iter(self._under_way.copy().values()), "")
 
     def prepare(self, names: list[str]) -> None:
         """Fetch shards and their indexes ahead, in the background, in this order."""

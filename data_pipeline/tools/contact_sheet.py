@@ -34,6 +34,7 @@ class _Chosen:
     """A few samples of a corpus, as a corpus of one shard."""
 
     remote = False
+    fetching = ""
 
     def __init__(self, corpus: SampleSource, places: list[tuple[int, int]]) -> None:
         self._corpus, self._places = corpus, places

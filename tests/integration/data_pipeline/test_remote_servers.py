@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +167,7 @@ def test_a_server_that_is_away_is_no_fault_of_a_sample_and_the_run_may_start_aga
     assert f"error: {server.url}/{NAME}: no answer: " in capfd.readouterr().err
     server.faults[NAME] = ["404"]
     with pytest.raises(BadSampleError, match="the server answers 404"):
-        files.path(NAME)
+        files_of(server, tmp_path).path(NAME)
 
 
 def test_a_store_that_is_asked_ahead_survives_what_one_request_meets(
@@ -273,3 +274,16 @@ def test_two_nodes_may_share_a_cache_where_neither_sees_the_other_s_locks(
         for node in nodes:
             node.join()
     assert arrived == [CONTENT] * 10
+
+
+def test_all_who_wait_for_a_file_of_a_server_that_is_away_end_with_the_first_and_say_what_for(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    server.faults[NAME] = ["503"] * 99
+    said: list[str] = []
+    files = files_of(server, tmp_path / "cache", pause=lambda _: said.append(files.fetching))
+    with ThreadPoolExecutor(4) as readers:
+        endings = [reader.exception() for reader in [readers.submit(files.path, NAME) for _ in range(4)]]
+    assert [type(ending) for ending in endings] == [Unreachable] * 4
+    assert len({str(ending) for ending in endings}) == 1 and server.requests[NAME] == 3
+    assert said == [f"{server.url}/{NAME}: the server answers 503"] * 2 and files.fetching == ""
