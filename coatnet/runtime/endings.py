@@ -15,6 +15,7 @@ from coatnet.config.plain_text import one_line
 from coatnet.runtime.lease import LeaseLost
 
 STATUS_USER_ERROR = 2
+OWN_LOG = "COATNET_OWN_LOG"  # set for a rank whose words nobody else's stand among
 # How gloo and NCCL say that the other end of a connection is gone.
 _LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited")
 
@@ -43,11 +44,11 @@ def endings_in_a_line() -> Iterator[None]:
     """End the process where a rank meets with what needs no stacks.
 
     What a user can mend is one line from rank 0 and status 2 from all; what one rank alone met with
-    (`RankError`) is said by that rank. Under srun, where each rank has a log, all say it: the batch
-    script reads that of the rank which ended first.
+    (`RankError`) is said by that rank. Where each rank has a log, all say it: the launcher, and under srun
+    the batch script, reads that of the rank which ended first. The others may be seconds behind.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    speaks = rank == 0 or "RANK" not in os.environ
+    speaks = rank == 0 or "RANK" not in os.environ or OWN_LOG in os.environ
     try:
         yield
     except UserError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from coatnet.runtime.endings import STATUS_USER_ERROR, endings_in_a_line
+from coatnet.runtime.endings import OWN_LOG, STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.rendezvous import already_launched
@@ -200,6 +200,7 @@ def _start_rank(
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        **({} if log is None else {OWN_LOG: "1"}),
     }
     launcher = os.getpid()
     return subprocess.Popen(
@@ -225,11 +226,13 @@ def _wait(group: Sequence[subprocess.Popen[bytes]], *, logs: Path | None) -> int
         if bad:
             # Of several that are found dead at once, those that were not killed, or refused, lost a peer.
             rank, state = min(bad, key=lambda one: (one[1] != STATUS_USER_ERROR, one[1] > 0))
-            if rank > 0 and state == STATUS_USER_ERROR:  # what all met with the first one says, if it may
+            refused = rank > 0 and state == STATUS_USER_ERROR
+            if refused:  # what all met with the first one says, if it may
                 with suppress(subprocess.TimeoutExpired):
                     group[0].wait(_GRACE_SECONDS)
-                rank = 0 if group[0].returncode == state else rank
             _end(group)
+            if refused and group[0].returncode == state:
+                rank = 0
             if rank > 0 or state < 0:  # the first one speaks for itself, unless it was killed
                 _say_who_died(rank, state, logs=logs)
             return 128 - state if state < 0 else state

@@ -54,6 +54,29 @@ def test_a_mistake_that_all_ranks_meet_is_said_once_by_the_first(tmp_path: Path)
     assert b"error: what both ranks met" in said and b"rank 1" not in said
 
 
+BEHIND = """
+import os, signal
+from coatnet.config import UserError
+from coatnet.runtime.endings import endings_in_a_line
+with endings_in_a_line():
+    if os.environ["RANK"] == "0":
+        signal.pause()
+    raise UserError("what rank 0 would meet with as well")
+"""
+
+
+def test_a_mistake_is_told_although_the_first_rank_has_not_come_to_it_in_time(tmp_path: Path) -> None:
+    (tmp_path / "behind.py").write_text(BEHIND)
+    program = "import sys\nfrom pathlib import Path\nfrom coatnet.runtime.launch import launch_run\n"
+    program += "sys.exit(launch_run('behind', [], directory=Path(sys.argv[1]), ranks=2))"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == ["error: what rank 0 would meet with as well"]
+
+
 def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_stacks(tmp_path: Path) -> None:
     process = launch("lacking", tmp_path)
     said = process.communicate(timeout=90)[1].decode().splitlines()

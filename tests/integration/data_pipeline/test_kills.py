@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_sharding_killed_again_and_again_ends_with_the_same_bytes(images: Path, 
     command = [sys.executable, "-m", "coatnet.cli", "shard", str(images), str(target), *OPTIONS]
     draw = random.Random(0)
     killed = 0
-    for _ in range(KILLS):
+    while killed < KILLS:
         done = len(list(target.glob("*.tar")))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wanted = done + draw.randrange(1, 4)
@@ -59,14 +60,17 @@ def test_sharding_killed_again_and_again_ends_with_the_same_bytes(images: Path, 
             time.sleep(0.002)
         time.sleep(draw.random() * 0.02)  # a random moment within a shard's work
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        if process.wait() != -signal.SIGKILL:  # it was quicker: from the beginning
+            shutil.rmtree(target)
+            killed = 0
+            continue
+        killed += 1
         finished = files(target)
         assert all(
             finished[name] == content
             for name, content in files(tmp_path / "whole").items()
             if name.endswith(".tar") and name in finished
         )
-    assert killed >= 1
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
     assert files(target) == files(tmp_path / "whole")
     assert not [path.name for path in target.iterdir() if path.name.startswith(".")]
@@ -75,7 +79,7 @@ def test_sharding_killed_again_and_again_ends_with_the_same_bytes(images: Path, 
 
 def test_workers_end_with_a_killed_parent(images: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    arguments = ["shard", str(images), str(target), "--shard-samples", "2", "--workers", "2"]
+    arguments = ["shard", str(images), str(target), "--shard-samples", "1", "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-m", "coatnet.cli", *arguments], stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(target.glob("*.tar")):
         time.sleep(0.005)
@@ -83,7 +87,7 @@ def test_workers_end_with_a_killed_parent(images: Path, tmp_path: Path) -> None:
     assert children
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 

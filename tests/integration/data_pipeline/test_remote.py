@@ -67,7 +67,7 @@ def server(shards: Path) -> Iterator[FaultServer]:
 
 
 def cache_config(tmp_path: Path, **changes) -> CacheConfig:
-    return CacheConfig(directory=str(tmp_path / "cache"), **{"stall_seconds": 0.4, "attempts": 3, **changes})
+    return CacheConfig(directory=str(tmp_path / "cache"), **{"stall_seconds": 20, "attempts": 3, **changes})
 
 
 def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
@@ -78,7 +78,7 @@ def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
 def test_a_remote_corpus_reads_as_the_local_one_and_each_file_is_fetched_once(
     server: FaultServer, shards: Path, tmp_path: Path
 ) -> None:
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
     assert everything(corpus) == everything(Corpus.open(shards))
     assert everything(open_corpus(server.url, cache=cache_config(tmp_path))) == everything(corpus)
     assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
@@ -104,7 +104,8 @@ def test_equal_bytes_arrive_whatever_the_server_does(
     server: FaultServer, shards: Path, tmp_path: Path, faults: list[str]
 ) -> None:
     server.faults[FIRST] = list(faults)
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, attempts=5))
+    stall_seconds = 0.4 if "stall" in faults else 20
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, attempts=5, stall_seconds=stall_seconds))
     assert [corpus.read(0, i).payload for i in range(10)] == [
         Corpus.open(shards).read(0, i).payload for i in range(10)
     ]
@@ -212,13 +213,13 @@ def test_secrets_in_a_url_stay_out_of_messages(server: FaultServer, tmp_path: Pa
 def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Path, tail: str) -> None:
     data = DataConfig(
         train=[CorpusConfig(server.url)],
-        cache=cache_config(tmp_path, ahead_shards=8, stall_seconds=20),
+        cache=cache_config(tmp_path, ahead_shards=8),
         window=1,
         lanes=1,
         tail=tail,
     )
     loader = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=6)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     with closing(loader.from_sample(0)) as stream:
         next(stream)
         while sum(name.endswith(".tar") for name in server.requests) < 8 and time.monotonic() < deadline:
@@ -245,7 +246,7 @@ def test_shards_that_left_the_cache_do_not_fill_the_disk_unseen(
 ) -> None:
     """A removed file takes its room until it is closed; one that is still read is not closed for that."""
     limit = (1 << 20) + 2 * max(path.stat().st_size for path in shards.glob("*.tar"))
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit), stall_seconds=20))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit)))
     for shard in (0, 1, 2, 3, 4):
         for _ in range(100):
             corpus.read(0, 0)
@@ -311,7 +312,7 @@ def test_ranks_of_a_node_share_one_download(server: FaultServer, tmp_path: Path)
     )
     command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert len({rank.communicate(timeout=60)[0] for rank in ranks}) == 1
+    assert len({rank.communicate(timeout=240)[0] for rank in ranks}) == 1
     assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
 
 
@@ -327,7 +328,7 @@ def test_a_download_killed_at_any_moment_is_resumed(
     server.faults[FIRST] = ["stall"]
     command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
     process = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     half = (shards / FIRST).stat().st_size // 2
     while time.monotonic() < deadline:
         parts = list((tmp_path / "cache").rglob("*.tar.*.part"))  # an index comes before it, and goes at once
@@ -350,14 +351,14 @@ def test_a_server_that_ignores_ranges_is_served_from_the_beginning(
     part_path(target).write_bytes(content[:1000])
     server.faults[FIRST] = ["changed"]
     expected = Expected(xxhash.xxh3_128_hexdigest(content), len(content))
-    download(f"{server.url}/{FIRST}", target, expected, patience=Patience(stall_seconds=1))
+    download(f"{server.url}/{FIRST}", target, expected, patience=Patience(stall_seconds=20))
     assert target.read_bytes() == content
 
 
 def test_pauses_grow_with_jitter_and_end(server: FaultServer, tmp_path: Path) -> None:
     pauses: list[float] = []
     server.faults[FIRST] = ["503"] * 20
-    patience = Patience(stall_seconds=1, attempts=8, pause=pauses.append)
+    patience = Patience(stall_seconds=20, attempts=8, pause=pauses.append)
     with pytest.raises(Unreachable, match=r"answers 503, after 8 attempts without progress"):
         download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
     assert len(pauses) == 7

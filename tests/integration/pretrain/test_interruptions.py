@@ -106,8 +106,9 @@ def test_no_rank_outlives_a_killed_launcher(long_run: tuple[RunDirectory, Comman
     run, command = long_run
     ranks = ranks_of(command)
     command.kill()
-    gone, alive = psutil.wait_procs(ranks, timeout=60)
-    assert not alive
+    # A container's first process may wait for nobody.
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_goes_on_to_the_same_bits(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,18 +27,28 @@ OnRanks = Callable[..., list[Any]]
 pytestmark = pytest.mark.slow
 
 
+# `coatnet pretrain` with other ranks.
+STOPPING = """
+import sys
+from coatnet.cli import main
+from coatnet.runtime.launch import launch_run
+from pretrain import launch
+launch.launch_run = lambda module, *given, **options: launch_run("stopping_worker", *given, **options)
+main()
+"""
+
+
 def test_sigterm_saves_exits_zero_and_the_same_command_ends_bit_equal(
     place: Path, undisturbed: Path, on_ranks: OnRanks
 ) -> None:
     run = place / "stopped"
-    command = [sys.executable, "-m", "coatnet.cli", "pretrain", *arguments(place, "stopped")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-    while not list(read_lines(run / "metrics.jsonl")) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
+    command = [sys.executable, "-c", STOPPING, "pretrain", *arguments(place, "stopped")]
+    path = os.pathsep.join([str(ROOT / "tests/integration/programs"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM: asking 2 ranks to end" in done.stderr
+    assert last(run).step in (3, 4)  # the other rank may have heard of it in time
     assert (run / "stopped").exists() and not (run / "done").exists()
     on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "stopped"))
     assert (run / "done").exists() and not (run / "stopped").exists()

@@ -26,18 +26,21 @@ def main(arguments: Sequence[str]) -> None:
     assert ranks.rows(own)[:, 1].tolist() == rows
     assert ranks.broadcast(["from", ranks.rank]) == ["from", 0]
     assert ranks.any(ranks.rank == ranks.world_size - 1) and not ranks.any(False)
-    ranks.barrier(timeout_seconds=30)
     (directory / f"pid{ranks.rank}").write_text(str(os.getpid()))
+    ranks.barrier(timeout_seconds=30)
     with StopFlag() as stop:
         if task == "crash" and ranks.rank == 1:
             sys.exit(3)
         if task == "killed" and ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if task == "refused":
-            if ranks.is_main:  # later than the launcher's next look at the ranks
-                time.sleep(0.5)
-                print("error: what both ranks met", file=sys.stderr)
-            sys.exit(2)
+            if (
+                ranks.is_main
+            ):  # later than the launcher's next look at the ranks, which lets the other's id go
+                other = Path("/proc", (directory / "pid1").read_text())
+                while other.exists():
+                    time.sleep(0.01)
+            raise UserError("what both ranks met")
         if task == "mistaken":
             raise UserError("what every rank met")
         if task == "lacking":
