@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,8 @@ from coatnet.checkpoint.format import (
     read_json,
 )
 from coatnet.checkpoint.inspection import MANIFEST
+
+_CHUNK_BYTES = 1 << 20  # what is hashed while it lies in the processor's cache
 
 
 class Checkpoint:
@@ -121,14 +125,14 @@ class Checkpoint:
                 self._verify_file(file, opened)
 
     def _verify_file(self, file: RankFile, opened: BinaryIO) -> None:
-        head = _map(opened, 0, file.header_bytes)
-        if xxhash.xxh3_64_hexdigest(head.data) != file.header_xxh3:
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        if _hash(opened, 0, file.header_bytes, buffer) != file.header_xxh3:
             raise CheckpointError(f"{self.directory / file.name}: the header does not match its checksum")
         end = file.header_bytes
         for piece in file.pieces:
             if piece.offset != end:
                 raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
-            self._checked(file, piece, opened)
+            self._check(file, piece, _hash(opened, piece.offset, piece.bytes, buffer))
             end += piece.bytes
         if end != file.bytes:
             raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
@@ -162,24 +166,39 @@ class Checkpoint:
             raise CheckpointError(f"{path}: {error.strerror}") from None
 
     def _piece_data(self, file: RankFile, piece: Piece) -> Tensor:
+        raw = np.empty(piece.bytes, dtype=np.uint8)
         with self._opened(file) as opened:
-            raw = self._checked(file, piece, opened)
-        # A copy: torch wants writable memory, and a map of a file that is later deleted must not outlive it.
-        return torch.from_numpy(np.array(raw)).view(TORCH_DTYPES[piece.dtype])
+            _read_into(opened, piece.offset, raw.data)
+        if (file.name, piece.offset) not in self._verified:
+            self._check(file, piece, xxhash.xxh3_64_hexdigest(raw.data))
+        return torch.from_numpy(raw).view(TORCH_DTYPES[piece.dtype])
 
-    def _checked(self, file: RankFile, piece: Piece, opened: BinaryIO) -> np.ndarray:
-        raw = _map(opened, piece.offset, piece.bytes)
-        key = (file.name, piece.offset)
-        if key not in self._verified:
-            if xxhash.xxh3_64_hexdigest(raw.data) != piece.xxh3:
-                raise CheckpointError(
-                    f"{self.directory / file.name}: {piece.kind} {piece.name} does not match its checksum"
-                )
-            self._verified.add(key)
-        return raw
+    def _check(self, file: RankFile, piece: Piece, xxh3: str) -> None:
+        if xxh3 != piece.xxh3:
+            raise CheckpointError(
+                f"{self.directory / file.name}: {piece.kind} {piece.name} does not match its checksum"
+            )
+        self._verified.add((file.name, piece.offset))
 
 
-def _map(opened: BinaryIO, offset: int, size: int) -> np.ndarray:
-    if size == 0:
-        return np.empty(0, dtype=np.uint8)
-    return np.memmap(opened, dtype=np.uint8, mode="r", offset=offset, shape=(size,))
+def _hash(opened: BinaryIO, offset: int, size: int, buffer: memoryview) -> str:
+    """Return the checksum of a range of a file, read through a buffer."""
+    hasher = xxhash.xxh3_64()
+    for begin in range(offset, offset + size, len(buffer)):
+        part = buffer[: min(len(buffer), offset + size - begin)]
+        _read_into(opened, begin, part)
+        hasher.update(part)
+    return hasher.hexdigest()
+
+
+def _read_into(opened: BinaryIO, offset: int, memory: memoryview) -> None:
+    """Fill memory by reads and not by a map: a bad block, or a file cut short, kills a process that maps it.
+
+    Raises:
+        OSError: the disk cannot read it, or the file ends before.
+    """
+    while len(memory):
+        count = os.preadv(opened.fileno(), [memory], offset)
+        if not count:
+            raise OSError(errno.ENODATA, f"ends at byte {offset:,}")
+        memory, offset = memory[count:], offset + count

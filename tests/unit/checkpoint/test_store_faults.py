@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
+from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.lease import LeaseLost
@@ -174,3 +176,37 @@ def open_stores(
         )
         for rank in range(RANKS)
     ]
+
+
+def test_a_disk_that_cannot_read_the_newest_checkpoint_any_more_costs_that_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarms: list[str] = []
+    store = CheckpointStore(tmp_path, ranks=Ranks.single(), alarm=alarms.append)
+    for step in (1, 2):
+        piece = Fragment("weight", "a", (8,), 0, torch.full((8,), float(step)))
+        store.save(step=step, samples_seen=step, fragments=[piece], facts={}, wait=True)
+    bad = store.path(2) / "rank-00000.safetensors"
+    preadv = os.preadv
+
+    def with_a_bad_block(descriptor: int, *given: Any) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(bad):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, *given)
+
+    monkeypatch.setattr(os, "preadv", with_a_bad_block)
+    found = store.newest()
+    assert found is not None and found.step == 1
+    assert alarms == [f"{bad}: Input/output error; going back to an older checkpoint"]
+
+
+def test_a_file_that_is_cut_short_after_its_size_was_seen_is_refused_and_kills_nobody(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, ranks=Ranks.single())
+    piece = Fragment("weight", "a", (8,), 0, torch.ones(8))
+    store.save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
+    checkpoint, file = Checkpoint(store.path(1)), store.path(1) / "rank-00000.safetensors"
+    left = file.stat().st_size - 4
+    os.truncate(file, left)
+    for use in (checkpoint.verify, lambda: checkpoint.tensor("weight", "a")):
+        with pytest.raises(CheckpointError, match=f"rank-00000.safetensors: ends at byte {left}"):
+            use()
