@@ -42,7 +42,7 @@ from in_turn import least_cpu_seconds
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
-from data_pipeline.device import DeviceTransform
+from data_pipeline.device import augmented
 from data_pipeline.loader import TrainLoader
 from data_pipeline.manifest import Manifest, ShardEntry, parse_manifest
 from data_pipeline.open_corpus import open_train_corpora
@@ -244,7 +244,7 @@ def measure_transform(*, rounds: int) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     works: dict[str, Callable[[], object]] = {
-        name: partial(DeviceTransform(augment, training=True), images, labels, keys, 10, 16)
+        name: partial(augmented, images, labels, keys, augment, num_classes=10, group_images=16)
         for name, augment in configs.items()
     }
     seconds = least_cpu_seconds(works, rounds=rounds)

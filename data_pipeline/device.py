@@ -16,48 +16,7 @@ from data_pipeline.erasing import erase
 from data_pipeline.mixing import draw_mixing, mix_images, mix_targets
 from data_pipeline.randaugment import randaugment
 
-
-class DeviceTransform:
-    """What happens between the loader's batch and the model's input."""
-
-    def __init__(self, augment: AugmentConfig, *, training: bool) -> None:
-        self._augment = augment
-        self._training = training
-
-    def __call__(
-        self, images: Tensor, labels: Tensor, keys: Tensor, num_classes: int, group_images: int
-    ) -> tuple[Tensor, Tensor]:
-        """Transform a batch on the device that holds `images`.
-
-        `keys` are best left on the CPU, where the random numbers are drawn: on a GPU they cost a wait.
-
-        Shape: images uint8 (n, H, W, 3), labels (n,) or (n, K), keys (n,) → float32 (n, 3, H, W) in
-        channels_last, and the labels or, after mixing, float targets (n, K).
-        """
-        augment = self._augment
-        if not self._training:
-            return normalise(images, mean=augment.mean, std=augment.std), labels
-        host_keys = keys.cpu().numpy().astype(np.int64, copy=False)
-        if augment.randaugment_n:
-            images = randaugment(images, host_keys, n=augment.randaugment_n, m=augment.randaugment_m)
-        pixels = normalise(images, mean=augment.mean, std=augment.std)
-        if augment.erasing:
-            pixels = erase(pixels, host_keys, probability=augment.erasing)
-        if augment.mixup or augment.cutmix:
-            height, width = images.shape[1:3]
-            mixing = draw_mixing(host_keys, augment, group_images=group_images, height=height, width=width)
-            pixels = mix_images(pixels, mixing)
-            labels = mix_targets(labels, mixing, num_classes=num_classes)
-        return pixels, labels
-
-    def as_pictures(self, pixels: Tensor) -> Tensor:
-        """Undo the normalisation, to look at what the model sees.
-
-        Shape: (n, 3, H, W) → (n, H, W, 3) from 0 to 1.
-        """
-        scale = torch.tensor(self._augment.std, device=pixels.device)
-        shift = torch.tensor(self._augment.mean, device=pixels.device)
-        return pixels.permute(0, 2, 3, 1).mul(scale).add(shift).clamp(0.0, 1.0)
+_PICTURES = 16
 
 
 class TrainTransform:
@@ -66,28 +25,74 @@ class TrainTransform:
     def __init__(
         self, augment: AugmentConfig, *, device: torch.device, num_classes: int, group_images: int
     ) -> None:
-        self._transform = DeviceTransform(augment, training=True)
+        self._augment = augment
         self._device, self._num_classes, self._group_images = device, num_classes, group_images
 
     def __call__(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return images and targets as `DeviceTransform` does, the samples' keys, and a tail's weights.
+        """Return images and targets as `augmented` does, the samples' keys, and a tail's weights.
 
         All lie on the device.
         """
         parts = batch.images, batch.labels, batch.keys
         images, labels, keys = (part[rows].to(self._device, non_blocking=True) for part in parts)
-        made = self._transform(images, labels, batch.keys[rows], self._num_classes, self._group_images)
+        made = augmented(
+            images,
+            labels,
+            batch.keys[rows],
+            self._augment,
+            num_classes=self._num_classes,
+            group_images=self._group_images,
+        )
         weights = None if batch.tail is None else batch.tail.weights[rows].to(self._device)
         return *made, keys, weights
 
-    def pictures(self, batch: Batch, *, samples: int = 16) -> Tensor:
+    def pictures(self, batch: Batch) -> Tensor:
         """Return what the model sees of a batch's first samples.
 
         Shape: float (n, H, W, 3) from 0 to 1, on the CPU.
         """
-        groups = -(-samples // self._group_images) * self._group_images  # mixing needs whole groups
+        groups = -(-_PICTURES // self._group_images) * self._group_images  # mixing needs whole groups
         pixels, *_ = self(batch, slice(0, min(groups, len(batch))))
-        return self._transform.as_pictures(pixels[:samples]).cpu()
+        return as_pictures(pixels[:_PICTURES], self._augment).cpu()
+
+
+def augmented(
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    augment: AugmentConfig,
+    *,
+    num_classes: int,
+    group_images: int,
+) -> tuple[Tensor, Tensor]:
+    """Make of a training batch what the model takes, on the device that holds `images`.
+
+    `keys` are best left on the CPU, where the random numbers are drawn: on a GPU they cost a wait.
+
+    Shape: images uint8 (n, H, W, 3), labels (n,) or (n, K), keys (n,) → float32 (n, 3, H, W) in
+    channels_last, and the labels or, after mixing, float targets (n, K).
+    """
+    host_keys = keys.cpu().numpy().astype(np.int64, copy=False)
+    if augment.randaugment_n:
+        images = randaugment(images, host_keys, n=augment.randaugment_n, m=augment.randaugment_m)
+    pixels = normalise(images, mean=augment.mean, std=augment.std)
+    if augment.erasing:
+        pixels = erase(pixels, host_keys, probability=augment.erasing)
+    if augment.mixup or augment.cutmix:
+        height, width = images.shape[1:3]
+        mixing = draw_mixing(host_keys, augment, group_images=group_images, height=height, width=width)
+        pixels = mix_images(pixels, mixing)
+        labels = mix_targets(labels, mixing, num_classes=num_classes)
+    return pixels, labels
+
+
+def as_pictures(pixels: Tensor, augment: AugmentConfig) -> Tensor:
+    """Undo the normalisation, to look at what the model sees.
+
+    Shape: (n, 3, H, W) → (n, H, W, 3) from 0 to 1.
+    """
+    scale, shift = (torch.tensor(values, device=pixels.device) for values in (augment.std, augment.mean))
+    return pixels.permute(0, 2, 3, 1).mul(scale).add(shift).clamp(0.0, 1.0)
 
 
 def normalise(images: Tensor, *, mean: list[float], std: list[float]) -> Tensor:

@@ -13,7 +13,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
 from data_pipeline.batch import Batch
-from data_pipeline.device import DeviceTransform
+from data_pipeline.device import normalise
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.record import SampleSource
 from pretrain.config import PretrainConfig
@@ -89,26 +89,23 @@ def equal_batches(
 
     Shape: pixels float (max(1, n), 3, H, W).
     """
-    augment, batch = config.augment, config.evaluate.batch
+    augment = config.augment
     loader = EvaluateLoader(
         corpus,
         augment,
-        batch=batch,
+        batch=config.evaluate.batch,
         rank=ranks.rank,
         world_size=ranks.world_size,
         threads=config.data.threads,
         decoder=config.data.decoder,
     )
-    transform = DeviceTransform(augment, training=False)
     size = augment.image_size
     batches = iter(loader)
     for _ in range(loader.steps):
         one = next(batches, _empty(size))
         images = one.images if len(one) else torch.zeros(1, size, size, 3, dtype=torch.uint8)
-        pixels, _ = transform(
-            images.to(ranks.device, non_blocking=True), one.labels, one.keys, loader.num_classes, batch
-        )
-        yield pixels, one
+        on_device = images.to(ranks.device, non_blocking=True)
+        yield normalise(on_device, mean=augment.mean, std=augment.std), one
         breathe()
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
-from data_pipeline.device import DeviceTransform
+from data_pipeline.device import as_pictures, augmented
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
 from data_pipeline.numbering import Numbering
@@ -88,10 +88,15 @@ def contact_sheet(
 
 def _augmented(batch: Batch, augment: AugmentConfig, classes: list[str]) -> list[_Cell]:
     """Return a training batch's images as the model sees them, brought back to bytes, with their targets."""
-    group = max(2, len(batch))
-    transform = DeviceTransform(augment, training=True)
-    pixels, targets = transform(batch.images, batch.labels, batch.keys, len(classes), group)
-    images = (transform.as_pictures(pixels) * 255).round().to(torch.uint8).numpy()
+    pixels, targets = augmented(
+        batch.images,
+        batch.labels,
+        batch.keys,
+        augment,
+        num_classes=len(classes),
+        group_images=max(2, len(batch)),
+    )
+    images = (as_pictures(pixels, augment) * 255).round().to(torch.uint8).numpy()
     return [
         (image, f"augmented: {_caption(target, classes)}")
         for image, target in zip(images, targets, strict=True)

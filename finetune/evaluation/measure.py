@@ -17,7 +17,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss, probabilities
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import BadSample
-from data_pipeline.device import DeviceTransform
+from data_pipeline.device import normalise
 from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.record import SampleSource
 from finetune.evaluation.predictions import TOP, MultiLabelPredictions, Predictions, join
@@ -83,8 +83,6 @@ def measure(
         threads=threads,
         decoder=decoder,
     )
-    transform = DeviceTransform(augment, training=False)
-    chosen = None if columns is None else torch.tensor(columns, device=ranks.device)
     is_multi = corpus.label_kind == "multi"
     record = _Recorder(
         loss or ("sigmoid" if is_multi else "softmax"), classes=loader.num_classes, multi=is_multi
@@ -96,24 +94,15 @@ def measure(
         for one in loader:
             breathe()
             bad += one.bad
-            if not len(one):
-                continue
-            entered = time.monotonic()
-            images, _ = transform(
-                one.images.to(ranks.device, non_blocking=True),
-                one.labels,
-                one.keys,
-                loader.num_classes,
-                batch,
-            )
-            with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(images)
-            logits = logits if chosen is None else logits[:, chosen]
-            record(logits.float().cpu(), labels=one.labels, index=one.positions)
-            in_model += time.monotonic() - entered
+            if len(one):
+                entered = time.monotonic()
+                logits = _logits(model, one.images.to(ranks.device, non_blocking=True), augment, precision)
+                logits = logits if columns is None else logits[:, columns]
+                record(logits.cpu(), labels=one.labels, index=one.positions)
+                in_model += time.monotonic() - entered
             bar.advance(len(one) + len(one.bad))
-    gathered = ranks.gather({"bad": [sample.to_dict() for sample in bad], "model_seconds": in_model})
-    unread = [sample for one in gathered for sample in one["bad"]]
+    everyones_bad = ranks.gather([sample.to_dict() for sample in bad])
+    unread = [sample for own in everyones_bad for sample in own]
     if len(unread) == corpus.samples:
         first = f"; the first: {unread[0]['reason']}" if unread else ""
         raise UserError(f"none of the {len(unread)} images to evaluate can be read{first}")
@@ -121,8 +110,14 @@ def measure(
         predictions=record.of_all(ranks),
         bad=unread,
         seconds=time.monotonic() - began,
-        model_seconds=max(one["model_seconds"] for one in gathered),
+        model_seconds=max(ranks.gather(in_model)),
     )
+
+
+def _logits(model: nn.Module, images: Tensor, augment: AugmentConfig, precision: str) -> Tensor:
+    """Return what the model says of a batch. Shape: uint8 (n, H, W, 3) → float32 (n, K)."""
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return model(normalise(images, mean=augment.mean, std=augment.std)).float()
 
 
 def _check_memory(corpus: SampleSource, ranks: Ranks) -> None:

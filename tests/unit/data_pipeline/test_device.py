@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.augment_config import AugmentConfig
-from data_pipeline.device import DeviceTransform, normalise
+from data_pipeline.device import augmented, normalise
 from data_pipeline.erasing import erase
 from data_pipeline.mixing import draw_mixing
 
@@ -19,6 +19,13 @@ def batch(count: int, *, side: int = 24) -> tuple[torch.Tensor, torch.Tensor, to
     images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
     keys = torch.randint(-(2**62), 2**62, (count,), generator=generator)
     return images, torch.arange(count) % CLASSES, keys
+
+
+def transformed(
+    augment: AugmentConfig, images: torch.Tensor, labels: torch.Tensor, keys: torch.Tensor, *, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    classes = max(CLASSES, int(labels.max()) + 1) if labels.ndim == 1 else CLASSES
+    return augmented(images, labels, keys, augment, num_classes=classes, group_images=group)
 
 
 def everything(**changes: float) -> AugmentConfig:
@@ -34,23 +41,15 @@ def test_normalised_pixels_are_those_of_the_formula_in_channels_last() -> None:
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_evaluation_only_normalises() -> None:
-    images, labels, keys = batch(5)
-    config = everything(mixup=0.8)
-    pixels, targets = DeviceTransform(config, training=False)(images, labels, keys, CLASSES, 5)
-    assert torch.equal(pixels, normalise(images, mean=config.mean, std=config.std))
-    assert torch.equal(targets, labels)
-
-
 @pytest.mark.parametrize("mixing", [{}, {"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
 def test_a_split_at_group_borders_changes_nothing(mixing: dict[str, float]) -> None:
     images, labels, keys = batch(24)
-    transform = DeviceTransform(everything(**mixing), training=True)
-    whole = transform(images, labels, keys, CLASSES, 4)
+    augment = everything(**mixing)
+    whole = transformed(augment, images, labels, keys, group=4)
     for size in (4, 8, 12):
         parts = [
-            transform(images[i : i + size], labels[i : i + size], keys[i : i + size], CLASSES, 4)
-            for i in range(0, 24, size)
+            transformed(augment, images[rows], labels[rows], keys[rows], group=4)
+            for rows in (slice(i, i + size) for i in range(0, 24, size))
         ]
         for position in (0, 1):
             assert torch.equal(torch.cat([part[position] for part in parts]), whole[position])
@@ -58,9 +57,9 @@ def test_a_split_at_group_borders_changes_nothing(mixing: dict[str, float]) -> N
 
 def test_other_keys_give_other_pixels() -> None:
     images, labels, keys = batch(8)
-    transform = DeviceTransform(everything(mixup=0.8), training=True)
-    first, _ = transform(images, labels, keys, CLASSES, 8)
-    second, _ = transform(images, labels, keys + 1, CLASSES, 8)
+    augment = everything(mixup=0.8)
+    first, _ = transformed(augment, images, labels, keys, group=8)
+    second, _ = transformed(augment, images, labels, keys + 1, group=8)
     assert not torch.equal(first, second)
 
 
@@ -71,7 +70,7 @@ def test_mixed_targets_are_shares_of_the_two_labels_and_pixels_agree_with_them()
     )
     keys = torch.arange(count) * 7919
     config = AugmentConfig(cutmix=1.0, mean=[0.0] * 3, std=[1.0 / 255] * 3)
-    pixels, targets = DeviceTransform(config, training=True)(images, torch.arange(count), keys, count, count)
+    pixels, targets = transformed(config, images, torch.arange(count), keys, group=count)
     assert torch.allclose(targets.sum(dim=1), torch.ones(count))
     for index in range(count):
         share = (pixels[index, 0] == index).float().mean()
@@ -85,7 +84,7 @@ def test_mixup_blends_pixels_by_the_targets_shares() -> None:
     )
     config = AugmentConfig(mixup=0.8, mean=[0.0] * 3, std=[1.0 / 255] * 3)
     keys = torch.arange(count)
-    pixels, targets = DeviceTransform(config, training=True)(images, torch.arange(count), keys, count, count)
+    pixels, targets = transformed(config, images, torch.arange(count), keys, group=count)
     levels = torch.arange(count, dtype=torch.float32) * 20
     torch.testing.assert_close(pixels[:, 0, 0, 0], targets @ levels, atol=1e-3, rtol=1e-4)
 
@@ -101,15 +100,15 @@ def test_every_image_gives_once_and_takes_once_within_its_group() -> None:
 def test_mixing_refuses_groups_of_one() -> None:
     images, labels, keys = batch(2)
     with pytest.raises(ValueError, match="groups of 2 images or more, not 1"):
-        DeviceTransform(AugmentConfig(mixup=0.8), training=True)(images, labels, keys, CLASSES, 1)
+        transformed(AugmentConfig(mixup=0.8), images, labels, keys, group=1)
 
 
 def test_multi_hot_labels_stay_multi_hot_without_mixing_and_blend_with_it() -> None:
     images, _, keys = batch(6)
     labels = (torch.arange(6 * CLASSES).view(6, CLASSES) % 3 == 0).float()
-    _, kept = DeviceTransform(AugmentConfig(), training=True)(images, labels, keys, CLASSES, 6)
+    _, kept = transformed(AugmentConfig(), images, labels, keys, group=6)
     assert torch.equal(kept, labels)
-    _, mixed = DeviceTransform(AugmentConfig(mixup=0.8), training=True)(images, labels, keys, CLASSES, 6)
+    _, mixed = transformed(AugmentConfig(mixup=0.8), images, labels, keys, group=6)
     assert mixed.shape == labels.shape and mixed.min() >= 0 and mixed.max() <= 1
 
 
