@@ -45,7 +45,7 @@ def photographs(count: int) -> tuple[list[bytes], str]:
 def measure(*, count: int = 100, rounds: int = 5) -> dict[str, object]:
     """Measure every decoder, interleaved, and return images/s per core and the ratios to Pillow."""
     payloads, source = photographs(count)
-    tiled = [tile_jpeg(payload).payload for payload in payloads] if kernel.is_available() else payloads
+    tiled = [tile_jpeg(payload) or payload for payload in payloads] if kernel.is_available() else payloads
     runs = decode_peers.runs(payloads, *_crops(payloads))
     runs["ours"] = _ours(payloads)
     runs["ours_tiled"] = _ours(tiled)

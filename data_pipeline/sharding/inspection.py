@@ -84,9 +84,9 @@ def judge(payload: bytes | memoryview, *, name: str, options: ShardOptions) -> J
             return Judged(payload, None, kinds=[*kinds, error.kind], detail=error.detail, action="skip")
         info, flags = probe(payload), int(Flag.CONVERTED)
     if options.tile_jpeg and info.format == "JPEG":
-        tiling = tile_jpeg(payload)
-        payload = tiling.payload
-        flags |= 0 if tiling.kept_because else int(Flag.TILED)
+        tiled = tile_jpeg(payload)
+        if tiled is not None:
+            payload, flags = tiled, flags | int(Flag.TILED)
     return Judged(payload, info, flags=flags, kinds=kinds, detail=detail, action=action)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from data_pipeline.decode import check_image, decode_batch, kernel, probe
-from data_pipeline.tile import Tiling, is_available, tile_jpeg
+from data_pipeline.decode.kernel import Status
+from data_pipeline.tile import TILE_WIDTH, is_available, tile_jpeg
 
 pytestmark = pytest.mark.skipif(not is_available(), reason=f"no C kernel: {kernel.describe()}")
 
@@ -33,9 +34,9 @@ def pixels(payload: bytes) -> np.ndarray:
 
 
 def rewritten(payload: bytes) -> bytes:
-    tiling = tile_jpeg(payload)
-    assert tiling.kept_because is None
-    return tiling.payload
+    tiled = tile_jpeg(payload)
+    assert tiled is not None
+    return tiled
 
 
 @settings(max_examples=25, deadline=None)
@@ -99,12 +100,11 @@ def test_segments_before_the_scan_are_kept() -> None:
     assert after.quantization == before.quantization  # type: ignore[attr-defined]
 
 
-def test_what_cannot_be_tiled_is_kept_with_the_reason() -> None:
+def test_what_cannot_be_tiled_is_told_by_its_kind() -> None:
     image = photograph(64, 64)
-    progressive, cut = jpeg(image, progressive=True), jpeg(image)[:-50]
-    assert tile_jpeg(progressive) == Tiling(progressive, "not a sequential JPEG in gray or YCbCr")
-    assert tile_jpeg(cut) == Tiling(cut, "its data is damaged")
-    assert tile_jpeg(b"text") == Tiling(b"text", "not a sequential JPEG in gray or YCbCr")
+    kinds = {jpeg(image, progressive=True): Status.UNSUPPORTED, jpeg(image)[:-50]: Status.CORRUPT}
+    for payload, kind in {**kinds, b"text": Status.UNSUPPORTED}.items():
+        assert tile_jpeg(payload) is None and kernel.tile(payload, tile_width=TILE_WIDTH) is kind
 
 
 def test_bytes_outside_a_crops_tiles_are_not_decoded() -> None:
