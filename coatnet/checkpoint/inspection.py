@@ -51,11 +51,13 @@ class Description:
     Attributes:
         classes: their names, if there are any.
         is_averaged: whether the average of the weights is there, or all that there is.
+        facts: what else is said of its origin.
     """
 
     model: ModelConfig
     classes: list[str] | None
     is_averaged: bool
+    facts: dict[str, Any]
 
 
 def is_pickle(path: Path) -> bool:
@@ -138,30 +140,19 @@ def _is_sound(start: Any, end: Any, dtype: Any, shape: list[Any]) -> bool:
     return end - start == math.prod(shape) * _ELEMENT_BYTES[dtype]
 
 
-def read_description(file: Path) -> dict[str, Any]:
+def read_description(file: Path) -> Description:
     """Check an exported model's tensors and read what the `config.json` beside them says of it.
-
-    Returns:
-        model (ModelConfig), classes (list or None), facts (dict).
 
     Raises:
         UserError: one is not what it should be, or they do not belong together.
     """
     shapes = check_safetensors(file)
-    described = read_exported_config(file.parent / CONFIG)
-    check_fit(described["model"], shapes, origin=file.parent)
+    described = _read_exported_config(file.parent / CONFIG)
+    check_fit(described.model, shapes, origin=file.parent)
     return described
 
 
-def read_exported_config(config: Path) -> dict[str, Any]:
-    """Read and check the `config.json` of an exported model.
-
-    Returns:
-        model (ModelConfig), classes (list or None), facts (dict).
-
-    Raises:
-        UserError: not there, or not what it should be.
-    """
+def _read_exported_config(config: Path) -> Description:
     try:
         described = json.loads(read_regular(config, most=_MAX_CONFIG_BYTES))
         model, classes = described["model"], described.get("classes")
@@ -178,11 +169,7 @@ def read_exported_config(config: Path) -> dict[str, Any]:
             raise UserError(f"{config}: classes is no list of names")
         check_class_names(classes, origin=str(config.parent))
         check_class_count(classes, checked.num_classes, origin=str(config.parent))
-    return {
-        "model": checked,
-        "classes": classes,
-        "facts": facts if isinstance(facts, dict) else {},
-    }
+    return Description(checked, classes, True, facts if isinstance(facts, dict) else {})
 
 
 def is_bare(path: Path) -> bool:
@@ -235,7 +222,7 @@ def _describe(checkpoints: list[Path]) -> Description | None:
             body = json.loads(json.loads(read_regular(manifest, most=MAX_MANIFEST_BYTES))["body"])
             model = from_dict(ModelConfig, body["facts"]["model"], origin=str(manifest))
             kinds = {piece["kind"] for file in body["files"] for piece in file["pieces"]}
-            return Description(model, body["facts"].get("classes"), "ema" in kinds)
+            return Description(model, body["facts"].get("classes"), "ema" in kinds, body["facts"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
             continue  # whoever reads the tensors says what is wrong with it
     return None
@@ -271,8 +258,7 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     refuse_pickle(path)
     file = path / TENSORS if path.is_dir() else path
     if path.suffix == ".safetensors" or file.exists():
-        exported = read_description(file)
-        return Description(exported["model"], exported["classes"], is_averaged=True)
+        return read_description(file)
     found = _describe(checkpoints_of(path))
     if weights == "ema" and found is not None and not found.is_averaged:
         raise UserError(f"{path}: holds no average (ema) of the weights; take raw, or auto")

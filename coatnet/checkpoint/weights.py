@@ -55,7 +55,7 @@ def load_weights(path: Path | str, *, ema: bool | None = None) -> Weights:
     if path.suffix == ".safetensors" or (path / TENSORS).exists():
         file = path / TENSORS if path.is_dir() else path
         described = read_description(file)
-        return Weights(described["model"], read_safetensors(file), described["classes"], described["facts"])
+        return Weights(described.model, read_safetensors(file), described.classes, described.facts)
     return from_checkpoint(_newest_whole(checkpoints_of(path)), ema=ema)
 
 
