@@ -18,12 +18,6 @@ _MATCHED = {
 LAYOUTS = tuple(_MATCHED)
 
 
-def layout_config(layout: str, *, num_classes: int = 1000, image_size: int = 224) -> ModelConfig:
-    """Return the network of a layout at CoAtNet-2's size.
-
-    Raises:
-        ValueError: no such layout.
-    """
-    if layout not in _MATCHED:
-        raise ValueError(f"layout is {layout!r}; allowed: {', '.join(LAYOUTS)}")
-    return ModelConfig(**_MATCHED[layout], num_classes=num_classes, image_size=image_size)  # type: ignore[arg-type]
+def layout_config(layout: str) -> ModelConfig:
+    """Return the network of one of `LAYOUTS`, at CoAtNet-2's size."""
+    return ModelConfig(**_MATCHED[layout])  # type: ignore[arg-type]

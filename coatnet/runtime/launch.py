@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
@@ -37,7 +37,6 @@ def run_ranks(
     arguments: Sequence[str],
     *,
     ranks: int,
-    environment: Mapping[str, str] | None = None,
     log_directory: Path | None = None,
     heeding: bool = True,
 ) -> int:
@@ -47,7 +46,7 @@ def run_ranks(
     ends them.
 
     Args:
-        module: its ranks, whose arguments, number and further environment follow.
+        module: its ranks, whose arguments and number follow.
         log_directory: the ranks but the first write into it.
         heeding: the ranks end in their own way: SIGTERM, SIGUSR1 and SIGINT are passed on, each once; one
             that comes while the ranks are being started reaches all of them. Otherwise Ctrl-C ends them.
@@ -70,7 +69,6 @@ def run_ranks(
                 ranks=ranks,
                 port=port,
                 mask=mask,
-                environment=environment,
                 log=log,
             )
             group.append(started)
@@ -188,12 +186,10 @@ def _start_rank(
     ranks: int,
     port: int,
     mask: set[int],
-    environment: Mapping[str, str] | None,
     log: BinaryIO | None,
 ) -> subprocess.Popen[bytes]:
     variables = {
         **os.environ,
-        **(environment or {}),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),

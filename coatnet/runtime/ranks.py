@@ -182,18 +182,18 @@ class Ranks:
         self.all_reduce_sum(everyone)  # what a rank has not is zero, and a sum with zeros keeps every value
         return everyone
 
-    def broadcast(self, value: Any, *, source: int = 0) -> Any:
-        """Return rank `source`'s JSON-able value on every rank, what the others give being of no interest."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's JSON-able value on every rank, what the others give being of no interest."""
         if not self.distributed:
             return value
         import torch
         import torch.distributed as dist
 
-        text = self._as_bytes(value if self.rank == source else None)
+        text = self._as_bytes(value if self.is_main else None)
         length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
-        dist.broadcast(length, src=source)
-        told = text if self.rank == source else text.new_empty(int(length))
-        dist.broadcast(told, src=source)
+        dist.broadcast(length, src=0)
+        told = text if self.is_main else text.new_empty(int(length))
+        dist.broadcast(told, src=0)
         return json.loads(told.cpu().numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:

@@ -48,8 +48,8 @@ class Linked(Ranks):
     def gather(self, value: Any) -> list[Any]:
         return self.exchange(self.rank, value)
 
-    def broadcast(self, value: Any, *, source: int = 0) -> Any:
-        return self.exchange(self.rank, value)[source]
+    def broadcast(self, value: Any) -> Any:
+        return self.exchange(self.rank, value)[0]
 
 
 class Pair:

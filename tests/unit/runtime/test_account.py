@@ -179,7 +179,7 @@ def test_the_file_does_not_grow_with_the_time_and_survives_a_torn_line(tmp_path:
 
 def live(run: RunDirectory, *, rank: int, world_size: int, samples_seen: int) -> TimeAccount:
     class Rank(Ranks):
-        def broadcast(self, value: Any, *, source: int = 0) -> Any:
+        def broadcast(self, value: Any) -> Any:
             told.append(value)
             return told[0]
 
