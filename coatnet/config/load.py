@@ -49,13 +49,7 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     for layer, origin in [*_layers(path), *_override_layers(overrides)]:
         _refuse_interpolation(layer, origin)
         _write_out(layer, schema, prefix="", origin=origin)
-        try:
-            merged.merge_with(layer)  # in place: OmegaConf.merge would copy all sections for each layer
-        except ConfigKeyError as error:
-            raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
-        except OmegaConfBaseException as error:
-            place = f"{error.full_key}: " if error.full_key else ""
-            raise ConfigError(f"{origin}: {place}{str(error.msg).splitlines()[0]}") from None
+        _merge(merged, layer, origin)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(f"{path or 'the config'}: {missing[0]} must be given")
@@ -74,13 +68,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(schema: type[T], values: Mapping[str, Any], *, origin: str) -> T:
     """Rebuild an instance of `schema` from `to_dict`'s result, as strictly as from a file."""
-    try:
-        merged = OmegaConf.structured(schema)
-        merged.merge_with(OmegaConf.create(dict(values)))
-    except ConfigKeyError as error:
-        raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    merged = OmegaConf.structured(schema)
+    _merge(merged, dict(values), origin)
     return _instantiate(merged, prefix="", origin=origin)
 
 
@@ -185,6 +174,17 @@ def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not child._is_none() and not child._is_missing():
             _refuse_interpolation(child, origin)
+
+
+def _merge(merged: DictConfig, layer: DictConfig | dict[str, Any], origin: str) -> None:
+    """Merge in place: OmegaConf.merge would copy all sections for each layer."""
+    try:
+        merged.merge_with(layer)
+    except ConfigKeyError as error:
+        raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
+    except OmegaConfBaseException as error:
+        place = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{origin}: {place}{str(error.msg).splitlines()[0]}") from None
 
 
 def _unknown_key(error: ConfigKeyError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -111,7 +112,7 @@ class Checkpoints(Generic[State]):
                     facts={
                         **self._facts,
                         "data": self._stream.state(),
-                        "progress": state.to_json(),
+                        "progress": asdict(state),
                         "figures": state.figures,
                         **facts,
                     },

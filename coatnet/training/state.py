@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -34,7 +33,3 @@ class RunState:
     def become(self, other: RunState) -> None:
         """Take over another state, keeping the object that everyone holds."""
         self.__dict__.update(other.__dict__)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint's facts."""
-        return asdict(self)

@@ -39,10 +39,6 @@ class Figures:
     ece: float
     non_finite: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; a loss that is not finite becomes null."""
-        return plain_values(self)
-
 
 def plain_values(of: Any) -> dict[str, Any]:
     """Return a dataclass's fields for JSON; a float that is not finite becomes null."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from coatnet.training.sections import FIGURES
 from data_pipeline.record import SampleSource
-from finetune.evaluation.figures import Figures, confusion, figures, most_confused, per_class
+from finetune.evaluation.figures import Figures, confusion, figures, most_confused, per_class, plain_values
 from finetune.evaluation.measure import AnyPredictions
 from finetune.evaluation.multi_label import (
     RESAMPLES,
@@ -43,13 +43,14 @@ def full_report(
         show_progress: of what may take long.
     """
     if isinstance(predictions, MultiLabelPredictions):
+        found = multi_label_figures(predictions, resamples=RESAMPLES, show_progress=show_progress)
         return {
-            **multi_label_figures(predictions, resamples=RESAMPLES, show_progress=show_progress).to_json(),
+            **plain_values(found),
             "per_class": classes_of_multi_label(predictions, names=names),
         }
     pairs = confusion(predictions, classes=len(names))
     return {
-        **figures(predictions, classes=len(names)).to_json(),
+        **plain_values(figures(predictions, classes=len(names))),
         "per_class": per_class(predictions, names=names),
         "most_confused": most_confused(pairs, names=names, limit=_CONFUSED_SHOWN),
         "confusion": pairs.tolist() if with_confusion else None,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coatnet.runtime.progress import progress
 from coatnet.training.average_precision import PooledRanking, Ranking, mean_of_known
-from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, plain_values, wilson_interval
+from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, wilson_interval
 from finetune.evaluation.predictions import MultiLabelPredictions
 
 RESAMPLES = 200
@@ -52,10 +52,6 @@ class MultiLabelFigures:
     loss: float
     ece: float
     non_finite: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; a loss that is not finite becomes null."""
-        return plain_values(self)
 
 
 def multi_label_figures(

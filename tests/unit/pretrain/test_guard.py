@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -170,7 +170,7 @@ def test_a_spike_goes_on_over_a_resume_in_the_middle_of_it() -> None:
     guard = Guard(config)
     state = after_steps(guard, 10)
     assert not step(guard, state, result(9.0)).rollback
-    resumed = State(**state.to_json())
+    resumed = State(**asdict(state))
     verdict = step(Guard(config), resumed, result(9.0))
     assert verdict.rollback and verdict.step == 11 and verdict.samples == range(80, 96)
 
