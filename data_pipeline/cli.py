@@ -62,14 +62,11 @@ def shard(
     """
     from coatnet.config import UserError
     from coatnet.config.checks import no_url
-    from coatnet.config.plain_text import number_of
     from data_pipeline.config import parse_bytes
-    from data_pipeline.corpus import Corpus
     from data_pipeline.sharding.in_place import index_in_place
     from data_pipeline.sharding.options import OddPolicy, ShardOptions
     from data_pipeline.sharding.sharder import shard_corpus
     from data_pipeline.sharding.sources import SourceOptions
-    from data_pipeline.tools.shard_facts import empty_classes
 
     if in_place == (destination is not None):
         raise UserError("coatnet shard: give a DESTINATION, or --in-place without one")
@@ -112,18 +109,23 @@ def shard(
         return
     for split, facts in summary.items():
         folder = destination if split == "all" else destination / split
-        numbers = ", ".join(
-            number_of(count, _ONE.get(what, what), several=what) for what, count in facts.items()
-        )
-        labels = (
-            "one label per image" if manifests[split].label_kind == "single" else "several labels per image"
-        )
-        print(f"{folder}: {numbers}; {labels}")
-        if facts["odd"]:
-            print(f"  odd images are named in {folder / 'report.jsonl'}")
-        if facts["skipped"] and (empty := empty_classes(Corpus.open(folder))):
-            named = ", ".join(empty[:_NAMED]) + (", …" if len(empty) > _NAMED else "")
-            print(f"  {number_of(len(empty), 'class has', several='classes have')} no image: {named}")
+        _tell_sharded(folder, facts, label_kind=manifests[split].label_kind)
+
+
+def _tell_sharded(folder: Path, facts: dict[str, int], *, label_kind: str) -> None:
+    """Say what was written, and what is odd about it."""
+    from coatnet.config.plain_text import number_of
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.tools.shard_facts import empty_classes
+
+    numbers = ", ".join(number_of(count, _ONE.get(what, what), several=what) for what, count in facts.items())
+    labels = "one label per image" if label_kind == "single" else "several labels per image"
+    print(f"{folder}: {numbers}; {labels}")
+    if facts["odd"]:
+        print(f"  odd images are named in {folder / 'report.jsonl'}")
+    if facts["skipped"] and (empty := empty_classes(Corpus.open(folder))):
+        named = ", ".join(empty[:_NAMED]) + (", …" if len(empty) > _NAMED else "")
+        print(f"  {number_of(len(empty), 'class has', several='classes have')} no image: {named}")
 
 
 def preview(

@@ -6,7 +6,7 @@ Remote corpora are left to the ranks, since a network takes its time. Knows no l
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from coatnet.config import UserError
@@ -20,15 +20,6 @@ from data_pipeline.open_corpus import common_classes, open_corpus, open_evaluati
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import check_url, is_url
 from data_pipeline.training_order import make_order
-
-_SOFTMAX_FOR_SEVERAL = (
-    "warning: data.train has several labels per image, and loss.name is 'softmax', which suits labels that "
-    "are shares of one; loss.name=sigmoid is for labels of their own"
-)
-_ONE_LABEL_EVALUATED = (
-    "warning: data.train has several labels per image, and data.evaluate one each, which is judged by top-1; "
-    "where it was sharded with --multi-label it is judged by mAP"
-)
 
 
 def look_at_data(
@@ -64,33 +55,44 @@ def look_at_data(
     corpora = open_train_corpora(data)
     classes = common_classes(corpora)
     make_order(corpora, data, seed=config.seed, global_batch=config.train.global_batch)
-    epoch_samples, batch = sum(corpus.samples for corpus in corpora), config.train.global_batch
-    make_calendar(config, epoch_samples=epoch_samples)
-    if batch > epoch_samples:
-        print(
-            f"warning: a step takes {batch:,} images (train.global_batch), and there are {epoch_samples:,}; "
-            "a smaller batch makes more steps of them",
-            file=sys.stderr,
-        )
-    peak, minimum = config.optimizer.learning_rate, config.schedule.minimum
-    if config.schedule.shape != "constant" and minimum > peak:
-        print(
-            f"warning: schedule.minimum, {minimum:g}, is above optimizer.learning_rate, {peak:g}, so that "
-            "the rate will not fall; give a lower minimum",
-            file=sys.stderr,
-        )
-    if config.loss.name == "softmax" and any(corpus.label_kind == "multi" for corpus in corpora):
-        print(_SOFTMAX_FOR_SEVERAL, file=sys.stderr)
+    make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     if config.loss.class_weights != "none":
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
     evaluated = open_evaluation_corpus(data, classes=classes)
     check_best(config, evaluated, averaged=averaged)
-    kinds = {corpus.label_kind for corpus in corpora}
-    if evaluated is not None and evaluated.label_kind == "single" and "multi" in kinds:
-        print(_ONE_LABEL_EVALUATED, file=sys.stderr)
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")
+    for warning in _warnings(config, corpora, evaluated):
+        print(f"warning: {warning}", file=sys.stderr)
     return classes
+
+
+def _warnings(config: Any, corpora: Sequence[SampleSource], evaluated: SampleSource | None) -> Iterator[str]:
+    """Yield what works, but hardly as it was meant."""
+    images, batch = sum(corpus.samples for corpus in corpora), config.train.global_batch
+    if batch > images:
+        yield (
+            f"a step takes {batch:,} images (train.global_batch), and there are {images:,}; a smaller batch "
+            "makes more steps of them"
+        )
+    peak, minimum = config.optimizer.learning_rate, config.schedule.minimum
+    if config.schedule.shape != "constant" and minimum > peak:
+        yield (
+            f"schedule.minimum, {minimum:g}, is above optimizer.learning_rate, {peak:g}, so that the rate "
+            "will not fall; give a lower minimum"
+        )
+    if all(corpus.label_kind == "single" for corpus in corpora):
+        return
+    if config.loss.name == "softmax":
+        yield (
+            "data.train has several labels per image, and loss.name is 'softmax', which suits labels that "
+            "are shares of one; loss.name=sigmoid is for labels of their own"
+        )
+    if evaluated is not None and evaluated.label_kind == "single":
+        yield (
+            "data.train has several labels per image, and data.evaluate one each, which is judged by top-1; "
+            "where it was sharded with --multi-label it is judged by mAP"
+        )
 
 
 def check_best(config: Any, evaluated: SampleSource | None, *, averaged: bool = False) -> None:

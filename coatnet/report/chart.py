@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 460, 220
@@ -12,6 +12,7 @@ _LEGEND_HEIGHT, _LETTER_WIDTH = 16, 6.2
 _MOST_STEPS = 5
 _SEEN_APART = 1 / 300  # of a bar's length; 2,000 lives in nine colours each were a page of 3 MB
 _Life = tuple[float, float, dict[str, float]]  # begin, end, seconds by class
+_Place = Callable[[float, float], tuple[float, float]]  # from what is drawn to where
 
 
 def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Sequence[float] = ()) -> str:
@@ -39,31 +40,39 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
         )
 
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(", ".join(series))}">']
-    for value in ticks:
-        _, y = place(x_low, value)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number_text(value)}</text>')
-    for share in (0.0, 0.5, 1.0):
-        value = x_low + (x_high - x_low) * share
-        x, _ = place(value, y_low)
-        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
-        y_text = _HEIGHT - _BOTTOM + 15
-        parts.append(f'<text x="{x:.1f}" y="{y_text}" text-anchor="{anchor}">{number_text(value)}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">images seen</text>')
+    parts += _axes(place, ticks, x_low=x_low, x_high=x_high)
     drawn = {round(place(mark, y_low)[0]) for mark in marks if x_low < mark < x_high}
     parts += [f'<path class="mark" d="M{x} {top}V{_HEIGHT - _BOTTOM}"/>' for x in sorted(drawn)]
+    begin = float(_LEFT)
     for number, (name, curve) in enumerate(series.items()):
-        placed = [place(x, y) for x, y in curve if math.isfinite(y)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        if len(placed) == 1:
-            parts.append(f'<circle class="d{number}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3"/>')
-        parts.append(f'<polyline class="c{number}" points="{path}"/>')
+        parts += _curve([place(x, y) for x, y in curve if math.isfinite(y)], number)
         if len(series) > 1:
-            begin = _LEFT + sum(len(one) * _LETTER_WIDTH + 34 for one in list(series)[:number])
             parts.append(f'<path class="c{number}" d="M{begin:.0f} {_TOP}h14"/>')
             parts.append(f'<text x="{begin + 19:.0f}" y="{_TOP + 3.5}">{escape(name)}</text>')
+            begin += len(name) * _LETTER_WIDTH + 34
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _axes(place: _Place, ticks: Sequence[float], *, x_low: float, x_high: float) -> Iterator[str]:
+    """Draw the lines of the grid with their values, and three values of the images seen."""
+    for value in ticks:
+        _, y = place(x_low, value)
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number_text(value)}</text>'
+    for value, anchor in ((x_low, "start"), ((x_low + x_high) / 2, "middle"), (x_high, "end")):
+        x, _ = place(value, ticks[0])
+        y_text = _HEIGHT - _BOTTOM + 15
+        yield f'<text x="{x:.1f}" y="{y_text}" text-anchor="{anchor}">{number_text(value)}</text>'
+    yield f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">images seen</text>'
+
+
+def _curve(placed: Sequence[tuple[float, float]], number: int) -> Iterator[str]:
+    """Draw a curve; one of a single point would not be seen."""
+    if len(placed) == 1:
+        yield f'<circle class="d{number}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3"/>'
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    yield f'<polyline class="c{number}" points="{path}"/>'
 
 
 def stacked_bar(parts_by_name: dict[str, float]) -> str:
