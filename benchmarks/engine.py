@@ -35,7 +35,9 @@ from cluster.planning.memory import Layout, predict_memory
 from cluster.planning.workload import workload
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
-from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
+from coatnet.model.norm import commit_statistics, defer_statistics
 from coatnet.runtime.launch import free_port
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss

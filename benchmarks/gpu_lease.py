@@ -33,15 +33,16 @@ from lease_report import Case, Row, list_kernels, make_parser, run_phase, table
 from model import training_step
 from timm_peer import import_timm
 
-from coatnet.model import CoAtNet, ModelConfig, build_model, network
+from coatnet.model import network
 from coatnet.model.attention import fused_attention, plain_attention
 from coatnet.model.blocks import convolve
-from coatnet.model.config import architecture
+from coatnet.model.config import ModelConfig, architecture
 from coatnet.model.cost import model_cost
 from coatnet.model.family import EXPANSION
 from coatnet.model.gpu.attention import attention as relative_attention
 from coatnet.model.gpu.excite import gelu_sums
 from coatnet.model.gpu.mbconv import activate_convolve, activate_convolve_backward
+from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
 
 MINUTES = {

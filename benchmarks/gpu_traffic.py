@@ -39,11 +39,11 @@ from torch._inductor.virtualized import V  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from coatnet.model import ModelConfig, NormConfig, defer_statistics  # noqa: E402
 from coatnet.model import blocks as model_blocks  # noqa: E402
 from coatnet.model.blocks import MBConv  # noqa: E402
-from coatnet.model.config import architecture  # noqa: E402
+from coatnet.model.config import ModelConfig, NormConfig, architecture  # noqa: E402
 from coatnet.model.network import RECOMPUTING, CoAtNet  # noqa: E402
+from coatnet.model.norm import defer_statistics  # noqa: E402
 
 _GB = 1e9
 _WAYS = ("stored", "recomputed", "fused")

@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
+from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.model.cost import model_cost
+from coatnet.model.network import build_model
+from coatnet.model.norm import commit_statistics, defer_statistics
 from coatnet.training.losses import make_loss
 from coatnet.training.optimizer import parameter_groups
 from coatnet.training.schedule import LearningRate

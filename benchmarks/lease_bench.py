@@ -17,7 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from model import PEAK_FLOPS
 
-from coatnet.model import ModelConfig
+from coatnet.model.config import ModelConfig
 
 _TURN = Path(tempfile.gettempdir()) / "gpu_lease.turn"  # several processes compile at once but time in turns
 

@@ -31,8 +31,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from timm_peer import import_timm
 
-from coatnet.model import ModelConfig, build_model
+from coatnet.model.config import ModelConfig
 from coatnet.model.cost import model_cost
+from coatnet.model.network import build_model
 
 _CLASSES = 1000
 _WARM_UP = 2

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from cluster.planning.memory import Layout, saved_bytes
 from cluster.planning.workload import workload
-from coatnet.model import ModelConfig, NormConfig, build_model, defer_statistics
-from coatnet.model.config import architecture
+from coatnet.model.config import ModelConfig, NormConfig, architecture
 from coatnet.model.gpu import attention, dense, depthwise
-from coatnet.model.network import CoAtNet
+from coatnet.model.network import CoAtNet, build_model
+from coatnet.model.norm import defer_statistics
 
 # Batches of three uncompiled runs on an H200 and the MiB that they took (benchmarks/gpu.md); then the bytes
 # of a parameter: weight, gradient, AdamW's state with its copy, two buckets.

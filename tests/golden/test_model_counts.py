@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from coatnet.model import ModelConfig, build_model
+from coatnet.model.config import ModelConfig
 from coatnet.model.cost import model_cost
+from coatnet.model.network import build_model
 
 PARAMETERS = {
     "coatnet_0": 25_036_948,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from coatnet.model import ModelConfig, NormConfig, build_model
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
 
 IMAGES, PIXELS, CLASSES, STEPS = 8, 64, 10, 20
 # CPU, fp32, one thread. With SSE instead of AVX-512 kernels the losses move by 4e-6 at most.

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from coatnet.model import ModelConfig, build_model
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
-from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
+from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.model.initial import Placed
-from coatnet.model.norm import GroupBatchNorm
+from coatnet.model.network import build_model
+from coatnet.model.norm import GroupBatchNorm, commit_statistics, defer_statistics
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import make_loss
 from coatnet.training.optimizer import parameter_groups

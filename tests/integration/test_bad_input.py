@@ -113,7 +113,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     from coatnet.checkpoint.weights import Weights, export_safetensors
-    from coatnet.model import ModelConfig, build_model
+    from coatnet.model.config import ModelConfig
+    from coatnet.model.network import build_model
 
     images = make_images(tmp_path / "images")
     assert coatnet("shard", images, tmp_path / "shards").returncode == 0

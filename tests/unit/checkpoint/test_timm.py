@@ -9,7 +9,8 @@ import torch
 
 from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_arguments, timm_config, to_timm
 from coatnet.config import UserError
-from coatnet.model import ModelConfig, build_model
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
 
 SMALL: dict[str, Any] = {"depths": [2, 1, 2, 2, 1], "widths": [16, 16, 32, 64, 96], "num_classes": 7}
 TOLERANCE = 1e-4

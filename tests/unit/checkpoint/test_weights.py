@@ -14,7 +14,8 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.checkpoint.weights import export_safetensors, load_weights
 from coatnet.config import UserError, to_dict
-from coatnet.model import ModelConfig, build_model
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
 from coatnet.runtime.ranks import Ranks
 
 CONFIG = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=32, num_classes=3)

@@ -14,7 +14,10 @@ from cluster.planning.memory import Layout
 from cluster.planning.operators import FORWARD_SHARE, PASS_CALLS, weight
 from cluster.planning.speed import predict_step
 from cluster.planning.workload import workload
-from coatnet.model import ModelConfig, NormConfig, build_model, defer_statistics, rows
+from coatnet.model import rows
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
+from coatnet.model.norm import defer_statistics
 from coatnet.model.rates import _probes
 
 _BATCH = 8

@@ -10,7 +10,9 @@ import torch
 
 from cluster.planning.memory import Layout, saved_bytes
 from cluster.planning.workload import workload
-from coatnet.model import ModelConfig, NormConfig, build_model, rows
+from coatnet.model import rows
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 from saved_bytes import count_compiled, count_eager, count_saved, planned_bytes

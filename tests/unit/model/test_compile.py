@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from coatnet.model import ModelConfig, build_model, defer_statistics
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from coatnet.model.norm import defer_statistics
 
 
 @pytest.fixture

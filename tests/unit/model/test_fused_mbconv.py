@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coatnet.model import ModelConfig, build_model
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
 
 SMALL = {"depths": [1, 2, 2, 1, 1], "widths": [8, 8, 16, 32, 32], "image_size": 32, "num_classes": 5}
 

@@ -138,8 +138,9 @@ def check_excite() -> None:
 
 
 def check_fused_network() -> None:
-    from coatnet.model import ModelConfig, NormConfig, build_model
+    from coatnet.model.config import ModelConfig, NormConfig
     from coatnet.model.gpu import mbconv, moments
+    from coatnet.model.network import build_model
 
     moments.fits, mbconv._IMAGES = lambda x: True, 1
     config = ModelConfig(
@@ -164,7 +165,8 @@ def check_fused_network() -> None:
 
 
 def check_compiled_block() -> None:
-    from coatnet.model import ModelConfig, build_model
+    from coatnet.model.config import ModelConfig
+    from coatnet.model.network import build_model
 
     config = ModelConfig(depths=[1, 1, 2, 1, 1], widths=[8, 8, 8, 32, 32], image_size=32, num_classes=5)
     model = build_model(config, seed=0).train()

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from coatnet.model import ModelConfig, build_model
 from coatnet.model.attention import RelativeBias
 from coatnet.model.blocks import Conv
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
 
 TINY = {"depths": [1, 1, 1, 1, 1], "widths": [32, 32, 64, 64, 128], "image_size": 64, "num_classes": 64}
 

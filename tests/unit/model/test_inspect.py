@@ -7,8 +7,8 @@ import json
 import pytest
 
 from coatnet.config import UserError
-from coatnet.model import ModelConfig
 from coatnet.model.cli import inspect_layouts, inspect_model
+from coatnet.model.config import ModelConfig
 
 
 def test_json_carries_parameters_macs_and_the_papers_flops(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from coatnet.model import ModelConfig, NormConfig, build_model, commit_statistics, defer_statistics
-from coatnet.model.norm import GroupBatchNorm
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
+from coatnet.model.norm import GroupBatchNorm, commit_statistics, defer_statistics
 
 WIDTH, GROUP = 6, 4
 

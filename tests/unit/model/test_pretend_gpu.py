@@ -28,7 +28,7 @@ pretend()
 import json, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from coatnet.model import ModelConfig, NormConfig
+from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.model.network import CoAtNet
 from coatnet.training.precision import compute_in_bf16
 

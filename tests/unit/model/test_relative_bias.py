@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from coatnet.config import UserError
-from coatnet.model import ModelConfig, build_model
 from coatnet.model.attention import RelativeBias, fused_attention, plain_attention
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
 
 
 def resize(table: Tensor, rows: int, columns: int) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coatnet.model import ModelConfig, NormConfig, build_model, rows
+from coatnet.model import rows
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
 
 EPS = 1e-3
 pytestmark = pytest.mark.skipif(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from coatnet.model import ModelConfig, NormConfig, build_model
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import build_model
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lives import CLASSES, read_lives
 from coatnet.runtime.metrics_log import MetricsLog
