@@ -28,6 +28,7 @@ _IMPORTED = (
     "finetune.worker", "finetune.run", "data_pipeline.cli", "psutil", "rich.live",
 )  # fmt: skip
 _START_SECONDS = 200
+_WAITING_STEP = 10  # by then a record has been written, and a watchdog is still patient
 
 # It must be up at once and takes signals from its first line on, so it sees no site packages.
 _EXECUTABLE = """\
@@ -43,7 +44,8 @@ for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
     signal.signal(number, forward)
 server = socket.socket(socket.AF_UNIX)
 server.connect({socket!r})
-request = dict(arguments=sys.argv[1:], environment=dict(os.environ), folder=os.getcwd(), pace={pace})
+request = dict(arguments=sys.argv[1:], environment=dict(os.environ), folder=os.getcwd())
+request.update(pace={pace}, until_told={until_told})
 streams = array.array("i", [0, 1, 2]).tobytes()
 server.sendmsg([json.dumps(request).encode() + b"\\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
 answers = server.makefile()
@@ -70,10 +72,13 @@ class Preloaded:
         self._socket, self.tag = folder / "preloaded", tag
         self._process: subprocess.Popen[bytes] | None = None
 
-    def program(self, path: Path, *, pace: float) -> Path:
-        """Write the executable; a training step then takes at least `pace` seconds."""
+    def program(self, path: Path, *, pace: float, until_told: bool = False) -> Path:
+        """Write the executable; for `pace` and `until_told` see `keep_pace`."""
         self._start()
-        path.write_text(_EXECUTABLE.format(python=sys.executable, socket=str(self._socket), pace=pace))
+        text = _EXECUTABLE.format(
+            python=sys.executable, socket=str(self._socket), pace=pace, until_told=until_told
+        )
+        path.write_text(text)
         path.chmod(0o755)
         return path
 
@@ -173,7 +178,7 @@ def _become(request: dict[str, Any], streams: list[int], *, tag: str) -> NoRetur
     status = 1
     try:
         _be_a_host_of_its_own(node)
-        keep_pace(float(request["pace"]))
+        keep_pace(float(request["pace"]), until_told=bool(request["until_told"]))
         from coatnet.cli import main
 
         main()
@@ -195,17 +200,31 @@ def _be_a_host_of_its_own(node: str) -> None:
     lease._boot_id = lambda: node
 
 
-def keep_pace(seconds: float) -> None:
-    """Make steps long enough for things to happen between them."""
+def keep_pace(seconds: float, *, until_told: bool = False) -> None:
+    """Make steps long enough for things to happen between them.
+
+    Args:
+        seconds: what a step takes at least.
+        until_told: the first life goes no further than its tenth step until a signal tells it to stop.
+    """
+    from coatnet.runtime.stop import StopFlag
     from pretrain.trainer import Trainer
 
-    step = Trainer.step
+    step, request, taken, told = Trainer.step, StopFlag.request, [], []
+    waits = until_told and os.environ["COATNET_ATTEMPT"].split(".")[1] == "1"
 
     def slow_step(*arguments: Any, **named: Any) -> Any:
         time.sleep(seconds)
+        taken.append(None)
+        while waits and len(taken) >= _WAITING_STEP and not told:
+            time.sleep(0.02)
         return step(*arguments, **named)
 
-    Trainer.step = slow_step
+    def noted(flag: StopFlag, reason: str) -> None:
+        request(flag, reason)
+        told.append(reason)
+
+    Trainer.step, StopFlag.request = slow_step, noted
 
 
 def main() -> None:

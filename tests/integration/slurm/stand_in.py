@@ -2,7 +2,8 @@
 
 `stand_in.py train DIRECTORY steps=N step_seconds=S save_every=K fault=KIND@STEP` under srun. Its "weights"
 are a number folded over the steps, its "checkpoints" are folders with a manifest. Faults happen on rank 1,
-once per folder unless the kind ends in `!`.
+once per folder unless the kind ends in `!`. With `asked_at=STEP` the first life waits there until it is
+asked to stop, however late that comes on a busy machine.
 """
 
 from __future__ import annotations
@@ -61,10 +62,14 @@ def main() -> int:
     lease = Lease.acquire(directory) if rank == 0 and "lease" in options else None
     step, value = newest(directory)
     kind, _, at = options.get("fault", "").partition("@")
+    is_first = os.environ["COATNET_ATTEMPT"].split(".")[1] == "1"
+    asked_at = int(options.get("asked_at", -1)) if is_first else -1
     print(f"rank {rank} starts at step {step} on {os.environ['SLURMD_NODENAME']}", flush=True)
     while step < int(options["steps"]):
         if kind and rank == 1 and step >= int(at):
             break_down(kind, directory)
+        while step == asked_at and not asked:
+            time.sleep(0.02)
         time.sleep(float(options.get("step_seconds", "0.02")))
         step, value = step + 1, fold(value, step)
         if lease is not None:

@@ -29,7 +29,7 @@ def test_a_run_completes(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
 def test_a_warned_run_saves_is_requeued_and_goes_on_at_the_same_step(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000",))
+    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000", "asked_at=30"))
     run.reach(30)
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
@@ -106,8 +106,9 @@ def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
     slurm_cluster: FakeCluster, tmp_path: Path, partition: str
 ) -> None:
     run = start(
-        slurm_cluster, tmp_path / "run", steps=300, options=("save_every=1000",), nodes=4, partition=partition
-    )
+        slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000", "asked_at=30"),
+        nodes=4, partition=partition,
+    )  # fmt: skip
     run.reach(30)
     other = slurm_cluster.client(
         "sbatch",
@@ -172,9 +173,8 @@ def test_three_lives_without_a_new_checkpoint_hold_the_run(
 def test_a_chain_goes_on_in_its_successor_and_leaves_none_behind(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
-    run = start(
-        slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000",), continuation="chain"
-    )
+    options = ("save_every=1000", "asked_at=30")
+    run = start(slurm_cluster, tmp_path / "run", steps=100, options=options, continuation="chain")
     run.reach(30)
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     slurm_cluster.wait_for(lambda: run.marker("done"), seconds=60, what="the end of the chain")
@@ -309,7 +309,7 @@ def test_a_time_limit_that_is_shortened_under_a_run_warns_it_in_time(
 def test_a_node_that_is_drained_while_its_job_saves_takes_no_other_life(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000",))
+    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000", "asked_at=10"))
     run.reach(10)
     drained = run.lives[0].nodes[0]
     try:

@@ -92,7 +92,7 @@ def test_the_installed_command_completes_with_the_same_bits_as_a_preloaded_one(
 def test_a_warned_run_saves_once_is_requeued_and_ends_with_the_same_bits(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "warned", shards, every="1000 steps")
+    run = begin(slurm_cluster, tmp_path / "warned", shards, until_told=True, every="1000 steps")
     assert status_of(run).state == "running"
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     assert finish(run, outcomes=["stopped", "done"]) == undisturbed
@@ -141,7 +141,14 @@ def test_a_warned_run_in_a_container_ends_with_the_same_bits(
 def test_a_preempted_run_ends_with_the_same_bits(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path, partition: str
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "preempted", shards, partition=partition, every="1000 steps")
+    run = begin(
+        slurm_cluster,
+        tmp_path / "preempted",
+        shards,
+        until_told=True,
+        partition=partition,
+        every="1000 steps",
+    )
     options = ["--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
     other = slurm_cluster.client("sbatch", "--parsable", *options).strip()
     slurm_cluster.wait_for_state(other, "COMPLETED")
@@ -153,7 +160,7 @@ def test_a_preempted_run_ends_with_the_same_bits(
 def test_scancel_saves_and_stays_until_it_is_submitted_again(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "scancel", shards, every="1000 steps")
+    run = begin(slurm_cluster, tmp_path / "scancel", shards, until_told=True, every="1000 steps")
     slurm_cluster.client("scancel", run.job_id)
     assert run.ends("CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED"
     assert status_of(run).state == "cancelled"
@@ -169,7 +176,7 @@ def test_scancel_saves_and_stays_until_it_is_submitted_again(
 def test_a_run_cancelled_by_coatnet_goes_on_only_when_it_is_released(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "cancelled", shards, every="1000 steps")
+    run = begin(slurm_cluster, tmp_path / "cancelled", shards, until_told=True, every="1000 steps")
     assert cancel_run(run.directory) == [run.job_id]
     assert run.ends("CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED"
     found = status_of(run)
@@ -288,7 +295,7 @@ def test_ranks_of_a_frozen_node_that_comes_back_are_fenced(
 def test_a_run_that_its_user_requeues_ends_with_the_same_bits(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "requeued", shards, every="1000 steps")
+    run = begin(slurm_cluster, tmp_path / "requeued", shards, until_told=True, every="1000 steps")
     slurm_cluster.client("scontrol", "requeue", run.job_id)
     slurm_cluster.wait_for(lambda: status_of(run).state == "requeued", seconds=30, what="state requeued")
     assert finish(run, lives=2) == undisturbed
@@ -298,7 +305,9 @@ def test_a_run_that_its_user_requeues_ends_with_the_same_bits(
 def test_a_chain_ends_with_the_same_bits_and_leaves_no_successor(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "chain", shards, every="1000 steps", continuation="chain")
+    run = begin(
+        slurm_cluster, tmp_path / "chain", shards, until_told=True, every="1000 steps", continuation="chain"
+    )
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     assert finish(run, outcomes=["stopped", "done"]) == undisturbed
     assert one_save_per_life(run)
@@ -369,7 +378,9 @@ def test_four_ranks_give_the_same_bits_on_two_nodes_and_warned_on_four(
 ) -> None:
     two = train(slurm_cluster, tmp_path / "two", shards, tasks_per_node=2, pace=0.0, steps=30)
     expected = finish(two, outcomes=["done"])
-    run = begin(slurm_cluster, tmp_path / "four", shards, nodes=4, every="1000 steps", steps=30)
+    run = begin(
+        slurm_cluster, tmp_path / "four", shards, until_told=True, nodes=4, every="1000 steps", steps=30
+    )
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     assert finish(run, outcomes=["stopped", "done"]) == expected
 
@@ -378,7 +389,7 @@ def test_four_ranks_give_the_same_bits_on_two_nodes_and_warned_on_four(
 def test_a_run_goes_on_at_another_number_of_nodes_with_every_sample_once(
     slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    run = begin(slurm_cluster, tmp_path / "moved", shards, continuation="none")
+    run = begin(slurm_cluster, tmp_path / "moved", shards, until_told=True, continuation="none")
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     slurm_cluster.wait_for(lambda: status_of(run).state == "stopped", seconds=60, what="state stopped")
     finish(train(slurm_cluster, run.directory, shards, nodes=4), outcomes=["stopped", "done"])
