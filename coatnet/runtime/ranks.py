@@ -63,12 +63,16 @@ class Ranks:
         allow_open_files()
         place = find_place()
         kind = _device_type()
+        # DeepSpeed and accelerate ask for the first, `norm.sync: node` for the second; srun sets neither.
+        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))
         if kind == "cuda":
-            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+            own = place.local_rank % torch.cuda.device_count()
+            torch.cuda.set_device(own)
+            # The former take it for the device's number: not so where srun shows each task one GPU alone.
+            os.environ["LOCAL_RANK"] = str(own)
             if deterministic:
                 _keep_the_bits()
-        # DeepSpeed asks for it, srun does not set it.
-        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
         choose_interface(os.environ["MASTER_ADDR"])
         timeout = timedelta(seconds=timeout_seconds)
         mailbox, rank, world_size = next(

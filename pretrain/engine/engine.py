@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.alone import stand_in, windows
 from pretrain.engine.flattening import moving_weights, stay
+from pretrain.engine.own_time import OwnTime
 from pretrain.engine.start import load_deepspeed
 
 # A micro-batch is turned into its loss by the caller's function, which runs the forward pass.
@@ -70,7 +70,7 @@ class Engine:
         self._zero, self._skeleton = zero, skeleton
         self.applied_steps = 0
         self._optimizer = optimizer
-        self.own_seconds = 0.0  # of the last step, until this rank began to wait for the others
+        self._own_time = OwnTime(device_type=ranks.device_type)
         self._choose_precision(model)
         told = deepspeed_config(zero, clip=optimizer.clip, precision=precision, parameters=_elements(model))
         deepspeed = load_deepspeed()
@@ -97,6 +97,11 @@ class Engine:
         return self._state.pieces
 
     @property
+    def own_seconds(self) -> float:
+        """The time of the last step until this rank began to wait for the others."""
+        return self._own_time.seconds()
+
+    @property
     def ema(self) -> Ema | None:
         """The moving average of this rank's pieces and of the buffers, where there is one."""
         return self._state.ema
@@ -115,7 +120,8 @@ class Engine:
             veto: asked with this rank's loss before the last backward pass; True on all ranks refuses the
                 step by the same road that non-finite gradients take.
         """
-        count, began = len(micro_batches), time.monotonic()
+        count = len(micro_batches)
+        self._own_time.begin()
         total = torch.zeros((), device=self.ranks.device)
         for number, micro_batch in enumerate(micro_batches):
             last = number == count - 1
@@ -123,7 +129,7 @@ class Engine:
             loss = loss_of(self._deepspeed, micro_batch) / count
             total += loss.detach()
             if last:
-                self.own_seconds = time.monotonic() - began
+                self._own_time.end()
             if last and veto is not None and veto(total):
                 loss = loss * float("nan")
             self._deepspeed.backward(loss)
