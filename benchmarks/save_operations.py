@@ -41,7 +41,7 @@ _COUNTED_STEP = 2
 class Linked(Ranks):
     """A rank beside others of the same process, none of which asks for a collective."""
 
-    def broadcast(self, value: Any, *, source: int = 0) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
 
