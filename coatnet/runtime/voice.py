@@ -34,11 +34,22 @@ class _Heedless:
         except OSError as error:
             self._drop(error)
 
+    def end(self) -> None:
+        """Write what is buffered, or never: a disk that is still full would give the process status 120."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._fall_silent()
+
     def _drop(self, error: OSError) -> None:
-        if error.errno in _GONE:  # for good: let what is buffered, and what libraries write, go nowhere
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        if error.errno in _GONE:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        """Let what is buffered, and what libraries write, go nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -48,13 +59,14 @@ class _Heedless:
 def heedless_voice() -> Iterator[None]:
     """Let stdout and stderr drop, inside, what cannot be written."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Heedless(streams[0]), _Heedless(streams[1])
+    voices = [_Heedless(stream) for stream in streams]
+    sys.stdout, sys.stderr = voices
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         sys.stdout, sys.stderr = streams
+        for voice in voices:
+            voice.end()
 
 
 def say_from_a_handler(text: str) -> None:

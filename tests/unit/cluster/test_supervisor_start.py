@@ -20,6 +20,9 @@ Machine = Any  # of conftest.py, which nothing can be imported from
 # The checks' tasks write what they find of each node; results is the last word of srun's command.
 FITNESS = 'for results; do :; done; word() {{ echo "{{\\"failures\\": [$2]}}" > $results/$1.json; }}; {}; '
 
+# As SLURM starts a batch script, whatever stands in the environment of these tests.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
 
 def checks(**failures: str) -> str:
     """Return what the preflight's tasks do: nodes with their failure, none where it is empty."""
@@ -221,8 +224,7 @@ def test_a_warning_that_comes_while_a_line_is_written_to_the_log_is_heard_and_en
     tmp_path: Path,
 ) -> None:
     command = [sys.executable, "-c", SLOW_LOG, str(tmp_path / "run")]
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(command, env=buffered, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=BUFFERED, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     told = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]
     assert told == ["USR1: telling the ranks to save and stop", "TERM: SLURM ends the job"]

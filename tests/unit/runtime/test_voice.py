@@ -39,6 +39,19 @@ def test_a_full_disk_under_the_log_ends_nothing() -> None:
     assert done.returncode == 7
 
 
+# As a shell or SLURM starts it, whatever stands in the environment of these tests.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_under_the_log_does_not_change_the_status_either() -> None:
+    program = TALKS.replace('os.write(1, b"a library")', "pass").replace("os._exit(7)", "sys.exit(7)")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=BUFFERED, stdout=full, stderr=full, timeout=60)
+    assert done.returncode == 7
+
+
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
