@@ -25,6 +25,7 @@ from coatnet.training.utilisation import peak_flops
 _RECORD_SECONDS = 0.5
 # Of the run's age, up to the longest: an hour is seen in full, and weeks leave 200,000 records, not millions.
 _RECORD_SHARE, _LONGEST_RECORD_SECONDS = 1e-4, 10.0
+_PAUSES = ("start", "compile", "evaluation")  # in which no step is taken: rates are of the time without
 FLUSH_RECORDS = 20
 _DRAW_SECONDS = 60.0
 _MOST_STRETCHES = 120
@@ -77,6 +78,7 @@ class Recorder:
         self._recorded_at = self._flushed_at = time.monotonic()
         self._record_seconds, self._record_next = _RECORD_SECONDS, False
         self._drawn_at = -_DRAW_SECONDS
+        self._paused_then = self._paused_seconds()
         self._samples = self._steps = 0
         self._data_wait_seconds = 0.0
         self._skipped = self._bad = 0
@@ -142,10 +144,10 @@ class Recorder:
         due = now - self._recorded_at >= self._record_seconds or self._record_next
         if due or state.samples_seen >= self._total:
             bar.note(f"loss {result.loss:.3f}")
-            self._metrics.scalars(
-                self._scalars(state, result, now - self._recorded_at), samples_seen=state.samples_seen
-            )
-            self._recorded_at, self._samples, self._steps = now, 0, 0
+            paused = self._paused_seconds()
+            seconds = now - self._recorded_at - (paused - self._paused_then)
+            self._metrics.scalars(self._scalars(state, result, seconds), samples_seen=state.samples_seen)
+            self._recorded_at, self._paused_then, self._samples, self._steps = now, paused, 0, 0
             age = sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
             self._record_seconds, self._record_next = seconds_between_records(age), False
         self._account.reached(state.samples_seen)
@@ -215,6 +217,11 @@ class Recorder:
     def close(self) -> None:
         """Close the event files."""
         self._metrics.close()
+
+    def _paused_seconds(self) -> float:
+        """Return for how long this life could take no steps so far."""
+        spent = self._account.seconds()
+        return sum(spent[name] for name in _PAUSES)
 
     def _scalars(self, state: RunState, result: StepResult, seconds: float) -> dict[str, float]:
         waited = self._account.seconds()["data_wait"]

@@ -40,8 +40,12 @@ WANTED = {
 }
 
 
-def make_recorder(run: RunDirectory, *, life: int, total: int = 16) -> Recorder:
-    account = TimeAccount(run.account, rank=0, life=life)
+def make_recorder(
+    run: RunDirectory, *, life: int = 1, total: int = 16, account: TimeAccount | None = None
+) -> Recorder:
+    if account is None:
+        account = TimeAccount(run.account, rank=0, life=life)
+        account.started()
     account.flush(samples_seen=0)
     return Recorder(
         run,
@@ -121,6 +125,27 @@ def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
     for row in read_lines(run.metrics):
         last.update(row)
     assert (last["train/loss"], last["train/loss_max"]) == (2.0, 3.0)
+
+
+def test_rates_are_of_the_time_in_which_steps_are_taken(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    account = TimeAccount(run.account, rank=0, life=1)
+    recorder, state = make_recorder(run, account=account), State()
+    clock[0] += 60  # of start
+    account.started()
+    for _ in range(2):
+        with account.measure("compute"):
+            clock[0] += 2
+        take_step(recorder, state)
+        with account.measure("evaluation"):
+            clock[0] += 30
+    recorder.flush(state)
+    rows = [row for row in read_lines(run.metrics) if "step_seconds" in row]
+    rates = [(row["images_per_second"], row["step_seconds"]) for row in rows]
+    assert rates == [(4.0, 2.0)] * 2
 
 
 def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: RunDirectory) -> None:
