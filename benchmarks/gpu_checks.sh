@@ -1,26 +1,79 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in ten minutes; every part has a time of its own and a log in the folder.
+# What only a GPU can show, in ten minutes, what decides most first; every part has a time of its own and a log
+# in the folder that grows as it goes, so that nothing of one part is lost by the next.
 #
-#     benchmarks/gpu_checks.sh runs/gpu h200      a folder, and the profile that the plan is compared by
+#     benchmarks/gpu_checks.sh runs/gpu h200                 a folder, and the profile that the plan is compared by
+#     benchmarks/gpu_checks.sh runs/gpu h200 kernels plan    these parts alone
 #
-# First runs by the command line over NCCL (kills compared in bits, fine-tuning), then the kernels against
-# float64, then the plan beside three compiled models of the family.
+# runs     pretraining and fine-tuning by the command line over NCCL, killed and resumed, compared in bits: ZeRO 0
+#          to 3, bf16, compiled, two ranks on the card; DDP and accelerate's DeepSpeed plug-in
+# kernels  the Triton kernels against float64
+# peers    a training step beside timm's, all compiled; they compile at once and are timed in turns
+# fused    whether recomputing and train.fused_mbconv pay
+# plan     the plan beside a compiled run
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?a folder for the logs} profile=${2:-h100} failed=0
+parts=("${@:3}")
+[ ${#parts[@]} -gt 0 ] || parts=(runs kernels peers fused plan)
+work=$(mktemp -d)
 mkdir -p "$out"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
 
 part() { # SECONDS NAME COMMAND…
     local limit=$1 name=$2 began=$SECONDS
     shift 2
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1
+    [[ " ${parts[*]} " == *" $name "* ]] || return 0
+    timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
     local status=$?
-    printf '%-10s %s after %d s: %s\n' "$name" "$([ $status = 0 ] && echo passed || echo "failed ($status)")" \
-        $((SECONDS - began)) "$(grep -v '^$' "$out/$name.log" | tail -n 1)"
+    printf '%-8s %s after %d s: %s\n' "$name" "$([ $status = 0 ] && echo passed || echo "failed ($status)")" \
+        $((SECONDS - began)) "$(grep -v '^$' "$out/$name.log" | tail -n 1)" | tee -a "$out/summary.txt"
     [ $status = 0 ] || failed=1
 }
 
-part 200 runs python3 -m pytest -x -q tests/gpu/test_runs.py tests/gpu/test_finetune.py
-part 60 kernels python3 -m pytest -q tests/gpu --ignore tests/gpu/test_runs.py --ignore tests/gpu/test_finetune.py
-part 330 plan python3 benchmarks/plan.py --hardware "$profile"
+together() { # COMMAND-LINE… each in the background; their lines are told apart by a number
+    local number=0 pids=() command
+    for command in "$@"; do
+        number=$((number + 1))
+        eval "$command" 2>&1 | sed -u "s/^/$number: /" &
+        pids+=($!)
+    done
+    wait "${pids[@]}"
+}
+
+lease() { # NUMBER ARGUMENTS… as a command line for `together`
+    local number=$1
+    shift
+    printf '%q ' "$python" benchmarks/gpu_lease.py --out "$work/lease-$number" "$@"
+}
+export -f together
+
+# A checkout names its commands only once it has been installed; this is the part of it that needs no network.
+"$python" -c 'from importlib.metadata import entry_points as p; exit(not p(group="coatnet.commands"))' >"$work/setup.log" ||
+    "$python" setup.py -q egg_info >"$work/setup.log" 2>&1 || { cat "$work/setup.log"; exit 1; }
+workers=-n$(($(nproc) < 12 ? $(nproc) : 12))
+"$python" -c 'import xdist' >"$work/setup.log" 2>&1 || workers=
+
+"$python" - <<'PY' >"$out/machine.txt" 2>&1
+import platform, torch
+print(platform.python_version(), torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())
+PY
+# On 80 GB three models in training have room at 32 images each.
+[ "$profile" = h200 ] && batch=64 || batch=32
+step="coatnet_4 b$batch" timm="coatnet_4_224 b$batch"
+tests=(tests/gpu/test_runs.py tests/gpu/test_finetune.py)
+
+part 190 runs "$python" -m pytest -q -rxX $workers --timeout 180 -k 'not cpu' "${tests[@]}"
+part 45 kernels "$python" -m pytest -q $workers --timeout 45 tests/gpu --ignore "${tests[0]}" --ignore "${tests[1]}"
+part 150 peers bash -c 'together "$@"' - \
+    "$(lease 1 --batch "$batch" --phases batches --only "$step")" \
+    "$(lease 2 --batch "$batch" --phases peer --only "$timm compiled NHWC" "$timm eager NHWC")" \
+    "$(lease 3 --batch "$batch" --phases peer --only "$timm products, compiled by block NCHW")"
+part 95 fused bash -c 'together "$@"' - \
+    "$(lease 4 --batch "$batch" --phases fused --only 'step stored')" \
+    "$(lease 5 --batch "$batch" --phases fused --only 'step apart')" \
+    "$(lease 6 --batch "$batch" --phases fused --only 'step joined' kernels)"
+part 105 plan "$python" benchmarks/plan.py --hardware "$profile" --only coatnet_4
+rm -rf "$work"
 exit $failed

@@ -74,15 +74,20 @@ def ceilings(bench: Bench) -> Iterator[Case]:
 
 
 def peer(bench: Bench) -> Iterator[Case]:
-    """timm's models, eager and compiled, in both layouts."""
+    """timm's models, eager and compiled, in both layouts.
+
+    Its fused attention cannot be compiled by block (its bias is laid out otherwise); with products it can.
+    """
     for name, batch in bench.sizes.peers:
-        for mode in ("eager", "compiled", "compiled by block"):
+        for mode in ("eager", "compiled", "compiled by block", "products, compiled by block"):
             for layout in ("NCHW", "NHWC"):
 
                 def run(name: str = name, batch: int = batch, mode: str = mode, layout: str = layout) -> Row:
                     form = torch.channels_last if layout == "NHWC" else torch.contiguous_format
-                    model = import_timm().create_model(name).to(bench.device, memory_format=form).train()
-                    if mode == "compiled by block":  # as ours: blocks of one shape share their code
+                    timm = import_timm()
+                    timm.layers.set_fused_attn(not mode.startswith("products"))
+                    model = timm.create_model(name).to(bench.device, memory_format=form).train()
+                    if mode.endswith("by block"):  # as ours: blocks of one shape share their code
                         torch._dynamo.config.recompile_limit = 64
                         for block in (model.stem, *(one for stage in model.stages for one in stage.blocks)):
                             block.compile(dynamic=False)
@@ -343,8 +348,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no CUDA device; --tiny runs the same logic on a CPU")
     device = torch.device("cpu" if options.tiny else "cuda")
     Ranks.single(deterministic=options.deterministic)
+    sizes = TINY if options.tiny else FULL
     bench = Bench(
-        TINY if options.tiny else FULL,
+        sizes.at_batch(options.batch) if options.batch else sizes,
         device,
         torch.float32 if options.tiny else torch.bfloat16,
         options.out if options.kernels else None,

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +37,11 @@ class Sizes:
     batches: tuple[int, ...]
     repeats: int
     compile: bool
+
+    def at_batch(self, batch: int) -> Sizes:
+        """Return the same with whole models at another batch, where a card has to hold several at once."""
+        peers, models = ({one: batch for one, _ in pairs} for pairs in (self.peers, self.models))
+        return replace(self, peers=tuple(peers.items()), models=tuple(models.items()), batches=(batch,))
 
 
 FULL = Sizes(

@@ -64,6 +64,7 @@ def make_parser(description: str, minutes: dict[str, float]) -> argparse.Argumen
     parser.add_argument(
         "--tiny", action="store_true", help="small shapes, fp32: try the script without a GPU"
     )
+    parser.add_argument("--batch", type=int, help="of whole models, instead of those of the lease")
     parser.add_argument("--kernels", action="store_true", help="list the kernels of the whole steps beside")
     parser.add_argument(
         "--deterministic", action="store_true", help="only kernels that give the same bits every time"

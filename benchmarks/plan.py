@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--precision", default="autocast", help="on a GPU")
     parser.add_argument("--recorded", type=Path, help="on a GPU: what was measured before; nothing is run")
     parser.add_argument("--stage", type=int, nargs="+", default=[1], help="ZeRO's; of several in turn")
-    parser.add_argument("--only", help="on cores: the cases whose name begins so")
+    parser.add_argument("--only", help="the cases whose name begins so")
     parser.add_argument("--finetune", action="store_true", help="on cores: fine-tune instead")
     parser.add_argument("--freeze", nargs="+", default=[], help="with --finetune: parts that do not learn")
     parser.add_argument("--rounds", type=int, default=1, help="how often to go through the cases")
@@ -134,13 +134,13 @@ def main() -> None:
     command = "finetune" if options.finetune else "pretrain"
     if options.hardware is None:
         compare: Compare = compare_cores
-        cases = tuple(case for case in CASES if case.name.startswith(options.only or ""))
     else:
         cases = tuple(
             replace(case, compile=not options.eager, precision=options.precision) for case in GPU_CASES
         )
         measured = measure_gpu if options.recorded is None else partial(recall, options.recorded)
         compare = partial(compare_gpu, hardware=options.hardware, measured=measured)
+    cases = tuple(case for case in cases if case.name.startswith(options.only or ""))
     folder = Path(tempfile.mkdtemp(prefix="plan-"))
     try:
         shards = make_corpus(folder)

@@ -21,13 +21,9 @@ from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    ],
-)
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+# DDP, and accelerate's DeepSpeed plug-in.
+GPU = [pytest.param(name, marks=ON_GPU) for name in ("cuda", "cuda zero=1", "cuda zero=2")]
 CPU = pytest.param("cpu")  # slow in bf16: a short run tells whether the words are right
 SIZES = {
     "cuda": {"widths": [16, 32, 64, 96, 128], "px": 96, "steps": 18, "every": 3},
@@ -51,15 +47,19 @@ launch: {{deterministic: true}}
 
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A folder named after the device, with a config, a model to begin with and the images."""
+    """A folder named after device and settings, with a config, a model to begin with and the images."""
     folder = tmp_path_factory.mktemp("finetune") / request.param
     folder.mkdir()
-    sizes = SIZES[request.param]
+    sizes = SIZES[device_of(folder)]
     model = ModelConfig(depths=[1, 1, 1, 1, 1], widths=sizes["widths"], num_classes=7, image_size=32)
     export_safetensors(Weights(model, dict(build_model(model, seed=1).state_dict())), folder / "pretrained")
     (folder / "config.yaml").write_text(CONFIG.format(**sizes))
     (folder / "images").symlink_to(images)
     return folder
+
+
+def device_of(place: Path) -> str:
+    return place.name.split()[0]
 
 
 def start(place: Path, run: str) -> subprocess.Popen[str]:
@@ -70,10 +70,11 @@ def start(place: Path, run: str) -> subprocess.Popen[str]:
         f"data.train=[{{path: {images}}}]",
         f"data.evaluate={images}",
         f"run.directory={place / run}",
+        *place.name.split()[1:],
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     words = [*torchrun, "-m", "coatnet.cli", "finetune", str(place / "config.yaml"), *settings]
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if place.name == "cpu" else {}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device_of(place) == "cpu" else {}
     return subprocess.Popen(
         words,
         cwd=ROOT,
@@ -92,12 +93,12 @@ def undisturbed(place: Path) -> Path:
     return place / "undisturbed"
 
 
-@pytest.mark.parametrize("place", [CPU, GPU], indirect=True, scope="module")
+@pytest.mark.parametrize("place", [CPU, *GPU], indirect=True, scope="module")
 def test_a_fine_tuning_run_learns_in_bf16_in_the_devices_own_process_group(
     undisturbed: Path, place: Path
 ) -> None:
     environment = json.loads((undisturbed / "environment.json").read_text())
-    assert environment["device"] == place.name and environment["world_size"] == 1
+    assert environment["device"] == device_of(place) and environment["world_size"] == 1
     losses = [
         row["evaluate/loss"] for row in read_lines(undisturbed / "metrics.jsonl") if "evaluate/loss" in row
     ]
@@ -105,7 +106,7 @@ def test_a_fine_tuning_run_learns_in_bf16_in_the_devices_own_process_group(
 
 
 @pytest.mark.parametrize(
-    "place", [pytest.param("cpu", marks=pytest.mark.campaign), GPU], indirect=True, scope="module"
+    "place", [pytest.param("cpu", marks=pytest.mark.campaign), *GPU], indirect=True, scope="module"
 )
 def test_a_killed_rank_leaves_no_trace_in_the_weights(
     undisturbed: Path, place: Path, assert_same_bits: Callable[[Path, Path], None]
