@@ -18,8 +18,8 @@ from data_pipeline.counter import betas, uniforms
 class Mixing:
     """Who is mixed with whom, and how.
 
-    Shape: every array (n,), boxes (n, 4) as (left, top, right, bottom); an image without cutmix has an empty
-    box, one without mixup has `blend` 1. `keep` is the share of the image's own label.
+    Shape: every array (n,), boxes (n, 4) as (left, top, right, bottom); an image without cutmix has a box
+    of zeros, one without mixup has `blend` 1. `keep` is the share of the image's own label.
     """
 
     partners: NDArray[np.int64]
@@ -47,7 +47,7 @@ def draw_mixing(
         shares = np.where(cuts, shares, betas(keys, "mixup", alpha=augment.mixup))
     if augment.cutmix:
         shares = np.where(cuts, betas(keys, "cutmix", alpha=augment.cutmix), shares)
-    boxes = _rectangles(keys, np.where(cuts, 1.0 - shares, 0.0), height=height, width=width)
+    boxes = np.where(cuts[:, None], _rectangles(keys, 1.0 - shares, height=height, width=width), 0)
     cut_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (height * width)
     return Mixing(
         partners=_partners(keys, group_images=group_images),

@@ -97,6 +97,36 @@ def test_every_image_gives_once_and_takes_once_within_its_group() -> None:
     assert (mixing.partners != np.arange(30)).all()
 
 
+def test_mixup_draws_each_images_share_from_its_beta_distribution() -> None:
+    keys = np.arange(20_000, dtype=np.int64)
+    mixing = draw_mixing(keys, AugmentConfig(mixup=0.2), group_images=2, height=8, width=8)
+    assert mixing.keep.mean() == pytest.approx(0.5, abs=0.01)
+    assert mixing.keep.var() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.005)
+    assert (mixing.blend == mixing.keep).all() and not mixing.boxes.any()
+
+
+def test_cutmix_cuts_rectangles_of_a_uniform_area_around_a_uniform_centre() -> None:
+    keys, height, width = np.arange(20_000, dtype=np.int64), 400, 800
+    mixing = draw_mixing(keys, AugmentConfig(cutmix=1.0), group_images=2, height=height, width=width)
+    left, top, right, bottom = mixing.boxes.T
+    # A side of √u cut off at the border keeps √u - u/4 of the image's, and u is uniform: 1/2 - 1/5 + 1/48.
+    assert 1 - mixing.keep.mean() == pytest.approx(0.3208, abs=0.01)
+    assert ((right - left) / width).mean() == pytest.approx(2 / 3 - 1 / 8, abs=0.01)
+    for before, behind, side in ((left, width - right, width), (top, height - bottom, height)):
+        assert before.min() == behind.min() == 0 and before.max() < side
+        assert before.mean() == pytest.approx(behind.mean(), rel=0.05)
+    assert (mixing.blend == 1).all()
+
+
+def test_mixup_and_cutmix_together_take_half_of_the_images_each() -> None:
+    keys = np.arange(20_000, dtype=np.int64)
+    mixing = draw_mixing(keys, AugmentConfig(mixup=0.2, cutmix=1.0), group_images=2, height=400, width=400)
+    cut = mixing.boxes.any(axis=1)
+    assert cut.mean() == pytest.approx(0.5, abs=0.02) and (mixing.blend[cut] == 1).all()
+    assert (mixing.blend < 1)[~cut].mean() > 0.95
+    assert mixing.keep[~cut].var() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.01)
+
+
 def test_mixing_refuses_groups_of_one() -> None:
     images, labels, keys = batch(2)
     with pytest.raises(ValueError, match="groups of 2 images or more, not 1"):
