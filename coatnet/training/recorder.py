@@ -194,10 +194,11 @@ class Recorder:
         if now - self._drawn_at < _DRAW_SECONDS and state.samples_seen < self._total:
             return
         self._drawn_at = now
-        if confusion is not None:
-            picture = confusion_figure(confusion, classes)
-            self._metrics.figure("evaluate/confusion", picture, samples_seen=state.samples_seen)
-        self._metrics.figure("account", account_figure(self._history), samples_seen=state.samples_seen)
+        with self._account.measure("evaluation"):
+            if confusion is not None:
+                picture = confusion_figure(confusion, classes)
+                self._metrics.figure("evaluate/confusion", picture, samples_seen=state.samples_seen)
+            self._metrics.figure("account", account_figure(self._history), samples_seen=state.samples_seen)
 
     def flush(self, state: RunState) -> None:
         """Hand metrics to the file system, and what the time account has come to."""
