@@ -1,9 +1,9 @@
 """A job that keeps a training run's protocol in 60 lines, so that the machine around it is tested in seconds.
 
-`stand_in.py train DIRECTORY steps=N step_seconds=S save_every=K fault=KIND@STEP` under srun. Its "weights"
-are a number folded over the steps, its "checkpoints" are folders with a manifest. Faults happen on rank 1,
-once per folder unless the kind ends in `!`. With `asked_at=STEP` the first life waits there until it is
-asked to stop, however late that comes on a busy machine.
+`stand_in.py train DIRECTORY steps=N step_seconds=S save_every=K fault=STATUS@STEP` under srun. Its "weights"
+are a number folded over the steps, its "checkpoints" are folders with a manifest. Rank 1 of every try ends
+with the fault's status. With `asked_at=STEP` the first life waits there until it is asked to stop, however
+late that comes on a busy machine.
 """
 
 from __future__ import annotations
@@ -40,15 +40,6 @@ def save(directory: Path, *, step: int, value: int) -> None:
     temporary.replace(target / "manifest.json")
 
 
-def break_down(kind: str, directory: Path) -> None:
-    """Let the fault happen."""
-    mark = directory / f"fault-{kind.rstrip('!')}"
-    if mark.exists() and not kind.endswith("!"):
-        return
-    mark.touch()
-    os._exit({"crash": 7, "mistake": 2}[kind.rstrip("!")])
-
-
 def main() -> int:
     directory = Path(sys.argv[2])
     options = dict(item.split("=", 1) for item in sys.argv[3:])
@@ -61,13 +52,13 @@ def main() -> int:
         )
     lease = Lease.acquire(directory) if rank == 0 and "lease" in options else None
     step, value = newest(directory)
-    kind, _, at = options.get("fault", "").partition("@")
+    status, _, at = options.get("fault", "").partition("@")
     is_first = os.environ["COATNET_ATTEMPT"].split(".")[1] == "1"
     asked_at = int(options.get("asked_at", -1)) if is_first else -1
     print(f"rank {rank} starts at step {step} on {os.environ['SLURMD_NODENAME']}", flush=True)
     while step < int(options["steps"]):
-        if kind and rank == 1 and step >= int(at):
-            break_down(kind, directory)
+        if status and rank == 1 and step >= int(at):
+            os._exit(int(status))
         while step == asked_at and not asked:
             time.sleep(0.02)
         time.sleep(float(options.get("step_seconds", "0.02")))

@@ -17,49 +17,6 @@ from runs import failing_on, start, start_array, start_pipeline
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
 
-@pytest.mark.every_scenario
-def test_a_run_completes(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=20)
-    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-    assert run.value == run.expected
-    assert [life.outcome for life in run.lives] == ["done"]
-
-
-@pytest.mark.every_scenario
-def test_a_warned_run_saves_is_requeued_and_goes_on_at_the_same_step(
-    slurm_cluster: FakeCluster, tmp_path: Path
-) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000", "asked_at=30"))
-    run.reach(30)
-    slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
-    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-    assert run.value == run.expected
-    assert [life.outcome for life in run.lives] == ["stopped", "done"]
-    assert run.lives[1].step >= 30
-    taken = [int(line.split()[0]) for line in (run.directory / "steps.log").read_text().splitlines()]
-    assert taken == list(range(1, 101)), "a step was lost or taken twice"
-
-
-@pytest.mark.slow
-@pytest.mark.every_scenario
-def test_a_run_longer_than_its_time_limit_takes_several_lives(
-    slurm_cluster: FakeCluster, tmp_path: Path
-) -> None:
-    run = start(
-        slurm_cluster,
-        tmp_path / "run",
-        steps=1000,
-        options=("step_seconds=0.1",),
-        time="00:01:00",
-        warning_seconds=30,
-    )
-    assert run.ends("COMPLETED", "FAILED", seconds=300) == "COMPLETED", run.log()
-    assert run.value == run.expected
-    assert len(run.lives) > 1 and [life.outcome for life in run.lives[:-1]] == ["stopped"] * (
-        len(run.lives) - 1
-    )
-
-
 def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
@@ -74,85 +31,19 @@ def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(
     assert read_status(run.directory, queue={}).state == "cancelled", "SLURM forgets; the job's log does not"
 
 
-@pytest.mark.every_scenario
-def test_a_rank_that_crashes_once_is_started_again_in_place(
-    slurm_cluster: FakeCluster, tmp_path: Path
-) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=60, options=("fault=crash@30",))
-    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-    assert run.value == run.expected
-    assert [(life.outcome, life.tries) for life in run.lives] == [("done", 2)]
-
-
 def test_a_rank_that_always_crashes_fails_the_job_after_three_tries(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=60, options=("fault=crash!@30",))
+    run = start(slurm_cluster, tmp_path / "run", steps=10_000, options=("fault=7@30",))
     assert run.ends("COMPLETED", "FAILED") == "FAILED"
     assert [(life.outcome, life.tries) for life in run.lives] == [("failed", 3)]
     assert "status 7" in run.lives[0].reason
 
 
 def test_a_mistake_in_the_config_is_never_tried_again(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=60, options=("fault=mistake!@30",))
+    run = start(slurm_cluster, tmp_path / "run", steps=10_000, options=("fault=2@30",))
     assert run.ends("COMPLETED", "FAILED") == "FAILED"
     assert [(life.outcome, life.tries) for life in run.lives] == [("failed", 1)]
-
-
-@pytest.mark.slow
-@pytest.mark.every_scenario
-@pytest.mark.parametrize("partition", ["batch", "patient"], ids=["without grace", "with grace"])
-def test_a_preempted_run_goes_on_when_the_nodes_are_free_again(
-    slurm_cluster: FakeCluster, tmp_path: Path, partition: str
-) -> None:
-    run = start(
-        slurm_cluster, tmp_path / "run", steps=100, options=("save_every=1000", "asked_at=30"),
-        nodes=4, partition=partition,
-    )  # fmt: skip
-    run.reach(30)
-    other = slurm_cluster.client(
-        "sbatch",
-        "--parsable",
-        "--partition=high",
-        "--nodes=4",
-        "--exclusive",
-        "--output=/dev/null",
-        "--wrap=sleep 1",
-    )
-    slurm_cluster.wait_for_state(other.strip(), "COMPLETED")
-    assert run.ends("COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", run.log()
-    assert run.value == run.expected
-    assert len(run.lives) == 2 and run.lives[1].step >= 30
-
-
-@pytest.mark.slow
-@pytest.mark.every_scenario
-def test_a_run_on_a_dead_node_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
-    run.reach(30)
-    victim = run.lives[0].nodes[1]
-    slurm_cluster.kill_node(victim)
-    try:
-        assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-        assert run.value == run.expected
-        assert victim not in run.lives[-1].nodes
-    finally:
-        slurm_cluster.restore_node(victim)
-
-
-@pytest.mark.slow
-@pytest.mark.every_scenario
-def test_a_run_on_a_node_set_down_goes_on_elsewhere(slurm_cluster: FakeCluster, tmp_path: Path) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=1500, nodes=2)
-    run.reach(30)
-    victim = run.lives[0].nodes[1]
-    slurm_cluster.client("scontrol", "update", f"nodename={victim}", "state=down", "reason=test")
-    try:
-        assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-        assert run.value == run.expected
-        assert victim not in run.lives[-1].nodes
-    finally:
-        slurm_cluster.restore_node(victim)
 
 
 @pytest.mark.slow
@@ -199,19 +90,6 @@ def test_a_second_job_on_the_same_run_is_refused(slurm_cluster: FakeCluster, tmp
     assert read_status(run.directory, queue=slurm.queue()).state == "running"
     slurm_cluster.client("scancel", run.job_id)
     run.ends("CANCELLED")
-
-
-@pytest.mark.slow
-@pytest.mark.every_scenario
-def test_a_node_that_fails_its_checks_is_excluded_with_the_reason(
-    slurm_cluster: FakeCluster, tmp_path: Path
-) -> None:
-    run = start(slurm_cluster, tmp_path / "run", steps=20, preflight=failing_on("fake1", tmp_path))
-    assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
-    first, second = run.lives
-    assert first.outcome == "excluded" and "fake1" in first.excluded
-    assert "this node is bad" in first.excluded["fake1"]
-    assert "fake1" not in second.nodes and second.outcome == "done"
 
 
 @pytest.mark.slow
