@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.distributed import distributed_c10d
+from waiting import wait_until
 
 from coatnet.checkpoint import store
 from coatnet.checkpoint.store import CheckpointStore
@@ -70,10 +70,10 @@ def pretrain_run(
         if stop_after and len(taken) == stop_after and self.engine.ranks.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
         if fill_after and len(taken) == fill_after and self.engine.ranks.is_main:
-            wait_for(Path(committed))
+            wait_until(Path(committed).exists, what=committed)
             fill(Path(ballast))
         if stale_after and len(taken) == stale_after and self.engine.ranks.rank == 1:
-            wait_for(Path(committed))
+            wait_until(Path(committed).exists, what=committed)
             lose_the_disk()
         result = take_step(self, *given, **options)
         if flip_after and len(taken) == flip_after and self.engine.ranks.rank == flipped_rank:
@@ -134,14 +134,6 @@ def kill_at_exclusions(path: Path, text: str) -> None:
     if path.name == "exclusions.json":
         os.kill(os.getpid(), signal.SIGKILL)
     write_atomically(path, text)
-
-
-def wait_for(checkpoint: Path) -> None:
-    """Return once the checkpoint that the writer is busy with is there."""
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists():
-        assert time.monotonic() < deadline, f"{checkpoint} never came"
-        time.sleep(0.01)
 
 
 def fill(ballast: Path) -> None:
@@ -247,7 +239,7 @@ def finetune_run(
         if len(taken) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if len(taken) == fill_after and self.ranks.is_main:
-            wait_for(Path(committed))
+            wait_until(Path(committed).exists, what=committed)
             fill(Path(ballast))
         return take_step(self, *given, **options)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.config import UserError
 from coatnet.runtime.launch import free_port, run_ranks
@@ -30,10 +31,10 @@ def launch(task: str, directory: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for(paths: list[Path]) -> None:
-    deadline = time.monotonic() + 60
-    while not all(path.exists() and (path.name.startswith("ready") or path.read_text()) for path in paths):
-        assert time.monotonic() < deadline, f"none of {paths} appeared"
-        time.sleep(0.02)
+    def are_there() -> bool:
+        return all(path.exists() and (path.name.startswith("ready") or path.read_text()) for path in paths)
+
+    wait_until(are_there, what=f"all of {paths}")
 
 
 def alive(pid: int) -> bool:
@@ -44,12 +45,12 @@ def alive(pid: int) -> bool:
 
 
 def test_ranks_talk_to_each_other_and_leave_with_status_zero(tmp_path: Path) -> None:
-    assert launch("talk", tmp_path).wait(timeout=90) == 0
+    assert launch("talk", tmp_path).wait(timeout=PATIENCE_SECONDS) == 0
 
 
 def test_a_mistake_that_all_ranks_meet_is_said_once_by_the_first(tmp_path: Path) -> None:
     process = launch("refused", tmp_path)
-    _, said = process.communicate(timeout=90)
+    _, said = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert b"error: what both ranks met" in said and b"rank 1" not in said
 
@@ -72,14 +73,16 @@ def test_a_mistake_is_told_although_the_first_rank_has_not_come_to_it_in_time(tm
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[1:] == ["error: what rank 0 would meet with as well"]
 
 
 def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_stacks(tmp_path: Path) -> None:
     process = launch("lacking", tmp_path)
-    said = process.communicate(timeout=90)[1].decode().splitlines()
+    said = process.communicate(timeout=PATIENCE_SECONDS)[1].decode().splitlines()
     assert process.returncode == 2 and "error: out of memory on rank 1" in said
     assert all(line.startswith("error: ") for line in said)
     assert sum("rank 0 lost another rank" in line for line in said) == 1
@@ -105,7 +108,7 @@ def test_of_what_all_ranks_met_the_first_speaks_and_under_srun_each_in_its_log(
         )
         for rank in (0, 1)
     ]
-    said = [one.communicate(timeout=90)[1].decode() for one in tasks]
+    said = [one.communicate(timeout=PATIENCE_SECONDS)[1].decode() for one in tasks]
     assert said == ["error: what every rank met\n", second]
     assert [one.returncode for one in tasks] == [2, 2]
 
@@ -119,10 +122,9 @@ def test_the_others_end_within_five_seconds_of_a_ranks_death(
 ) -> None:
     process = launch(task, tmp_path)
     wait_for([tmp_path / "pid0", tmp_path / "pid1"])
-    while alive(int((tmp_path / "pid1").read_text())):
-        time.sleep(0.02)
+    wait_until(lambda: not alive(int((tmp_path / "pid1").read_text())), what="the death of rank 1")
     began = time.monotonic()
-    assert process.wait(timeout=30) == status
+    assert process.wait(timeout=PATIENCE_SECONDS) == status
     assert time.monotonic() - began < 5
     assert process.stderr is not None and said in process.stderr.read()
     assert not alive(int((tmp_path / "pid0").read_text()))
@@ -132,7 +134,7 @@ def test_a_signal_reaches_every_rank_and_all_leave_cleanly(tmp_path: Path) -> No
     process = launch("stop", tmp_path)
     wait_for([tmp_path / "ready0", tmp_path / "ready1"])
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE_SECONDS) == 0
     assert {(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)} <= {"SIGTERM", "None"}
 
 
@@ -141,7 +143,9 @@ def test_a_signal_that_comes_while_the_ranks_start_reaches_all_of_them(tmp_path:
     early = "import os, signal\nfrom coatnet.runtime.stop import held_signals\nwith held_signals():\n"
     early += " os.kill(os.getpid(), signal.SIGUSR1)\n" + LAUNCH.replace("\n", "\n ")
     command = [sys.executable, "-c", early, "stop", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=90, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert b"SIGUSR1: asking 2 ranks to end" in done.stderr
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
@@ -159,10 +163,7 @@ def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, "a rank outlived its launcher"
-        time.sleep(0.02)
+    wait_until(lambda: not any(alive(pid) for pid in pids), what="the end of ranks without a launcher")
 
 
 PATIENT = """
@@ -193,5 +194,5 @@ def test_an_interruption_ends_ranks_that_heed_none_without_a_word(tmp_path: Path
     )
     wait_for([tmp_path / f"ready{rank}" for rank in range(2)])
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 130
+    assert process.communicate(timeout=PATIENCE_SECONDS)[1] == b"" and process.returncode == 130
     assert not any(alive(int((tmp_path / f"pid{rank}").read_text())) for rank in range(2))

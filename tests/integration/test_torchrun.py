@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waiting import wait_until
 
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.launch import free_port
@@ -64,10 +64,10 @@ def torchrun(config: Path, run: Path, *, nodes: int, ranks: int, port: int) -> s
 
 
 def wait_for_metrics(run: RunDirectory, machines: list[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + 300
-    while not run.metrics.exists():
-        assert time.monotonic() < deadline and all(one.poll() is None for one in machines)
-        time.sleep(0.05)
+    wait_until(
+        lambda: run.metrics.exists() or any(one.poll() is not None for one in machines), what=str(run.metrics)
+    )
+    assert all(one.poll() is None for one in machines)
 
 
 def assert_bit_equal(one: Path, other: Path) -> None:

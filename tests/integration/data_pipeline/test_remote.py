@@ -9,8 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 import xxhash
 from fault_server import FaultServer, seconds_of
 from PIL import Image
+from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.config import UserError
 from coatnet.runtime.endings import Unreachable
@@ -68,6 +67,11 @@ def server(shards: Path) -> Iterator[FaultServer]:
 
 def cache_config(tmp_path: Path, **changes) -> CacheConfig:
     return CacheConfig(directory=str(tmp_path / "cache"), **{"stall_seconds": 20, "attempts": 3, **changes})
+
+
+def shards_asked_for(server: FaultServer) -> dict[str, int]:
+    """Return how often; the server's threads may be counting just now."""
+    return {name: count for name, count in list(server.requests.items()) if name.endswith(".tar")}
 
 
 def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
@@ -219,13 +223,10 @@ def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Pa
         tail=tail,
     )
     loader = TrainLoader(open_train_corpora(data), data, AUGMENT, seed=0, global_batch=6)
-    deadline = time.monotonic() + 120
     with closing(loader.from_sample(0)) as stream:
         next(stream)
-        while sum(name.endswith(".tar") for name in server.requests) < 8 and time.monotonic() < deadline:
-            threading.Event().wait(0.02)
-    assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
-    assert sum(name.endswith(".tar") for name in server.requests) == 8
+        wait_until(lambda: len(shards_asked_for(server)) >= 8, what="eight shards")
+    assert shards_asked_for(server) == {f"shard-{number:06d}.tar": 1 for number in range(8)}
 
 
 def test_the_cache_stays_below_its_limit_and_still_serves(
@@ -296,7 +297,7 @@ def test_a_sample_that_its_shard_has_damaged_is_bad_and_its_shard_not_fetched_ag
     manifest["shards"][0]["xxh3"] = xxhash.xxh3_128_hexdigest(content)
     (served / "manifest.json").write_text(json.dumps(manifest))
     with FaultServer(served) as server:
-        corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+        corpus = open_corpus(server.url, cache=cache_config(tmp_path))
         with pytest.raises(BadSampleError, match="fails its checksum"):
             corpus.read(0, 0)
         assert server.requests[FIRST] == 1
@@ -312,7 +313,7 @@ def test_ranks_of_a_node_share_one_download(server: FaultServer, tmp_path: Path)
     )
     command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert len({rank.communicate(timeout=240)[0] for rank in ranks}) == 1
+    assert len({rank.communicate(timeout=PATIENCE_SECONDS)[0] for rank in ranks}) == 1
     assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
 
 
@@ -328,13 +329,13 @@ def test_a_download_killed_at_any_moment_is_resumed(
     server.faults[FIRST] = ["stall"]
     command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
     process = subprocess.Popen(command)
-    deadline = time.monotonic() + 120
     half = (shards / FIRST).stat().st_size // 2
-    while time.monotonic() < deadline:
+
+    def half_is_there() -> bool:
         parts = list((tmp_path / "cache").rglob("*.tar.*.part"))  # an index comes before it, and goes at once
-        if parts and parts[0].stat().st_size >= half:
-            break
-        time.sleep(0.02)
+        return bool(parts) and parts[0].stat().st_size >= half
+
+    wait_until(half_is_there, what="half a shard")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     corpus = open_corpus(server.url, cache=cache_config(tmp_path))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import xxhash
 from fault_server import FaultServer
+from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.config import UserError
 from coatnet.runtime.endings import Unreachable, endings_in_a_line
@@ -177,9 +178,7 @@ def test_a_store_that_is_asked_ahead_survives_what_one_request_meets(
     server.faults["shard-000000.index.npy"] = ["503"] * 3
     files = files_of(server, tmp_path)
     files.prepare([NAME])
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.rglob(NAME)) and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
+    wait_until(lambda: list(tmp_path.rglob(NAME)), what=NAME)
     assert server.requests == {"shard-000000.index.npy": 3, NAME: 1}
 
 
@@ -257,7 +256,7 @@ def test_two_nodes_may_share_a_cache_where_neither_sees_the_other_s_locks(
 ) -> None:
     monkeypatch.setattr(remote_cache.fcntl, "flock", lambda *_: None)
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename=threading.current_thread().name))
-    arrived, both = [], threading.Barrier(2, timeout=30)
+    arrived, both = [], threading.Barrier(2, timeout=PATIENCE_SECONDS)
 
     def read(files: RemoteFiles) -> None:
         both.wait()

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from waiting import wait_until
 
 from coatnet.checkpoint.fragments import KINDS
 from coatnet.checkpoint.reader import Checkpoint
@@ -51,11 +51,8 @@ def assert_equal_to_the_bit(first: Path, second: Path) -> None:
 
 def kill_after_a_checkpoint(words: list[str], directory: Path, *, steps: int) -> None:
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any((directory / "checkpoints").glob(f"step-{steps:08d}")):
-            break
-        time.sleep(0.01)
+    checkpoint = directory / "checkpoints" / f"step-{steps:08d}"
+    wait_until(lambda: checkpoint.exists() or process.poll() is not None, what=str(checkpoint))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert any((directory / "checkpoints").glob("step-*")), "killed before the first checkpoint"

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -39,19 +39,21 @@ def long_run(place: Path, tmp_path: Path) -> Iterator[tuple[RunDirectory, Comman
     run = RunDirectory(tmp_path / "run")
     command = start(*arguments(place, str(run.path), *LONG))
     try:
-        wait_until(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+        begun(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
         yield run, command
     finally:
         command.kill()
         command.wait()
 
 
-def wait_until(command: Command, is_so: Callable[[], bool], *, seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
+def begun(command: Command, is_so: Callable[[], bool]) -> None:
+    """Wait until something is so of a command that goes on."""
+
+    def happened() -> bool:
         assert command.poll() is None, command.communicate()[1].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return is_so()
+
+    wait_until(happened, what="the beginning of a run")
 
 
 def ranks_of(command: Command) -> list[psutil.Process]:
@@ -63,9 +65,9 @@ def ranks_of(command: Command) -> list[psutil.Process]:
 def test_a_signal_while_torch_loads_ends_the_run_before_its_first_step(place: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     command = start(*arguments(place, str(run.path), *LONG))
-    wait_until(command, lambda: len(psutil.Process(command.pid).children()) == 2)
+    begun(command, lambda: len(psutil.Process(command.pid).children()) == 2)
     command.send_signal(signal.SIGUSR1)
-    errors = command.communicate(timeout=200)[1].decode()
+    errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
     assert command.returncode == 0, errors
     assert "SIGUSR1: asking 2 ranks to end" in errors
     assert run.marker("stopped") is not None and not run.has_begun
@@ -85,7 +87,7 @@ def test_ctrl_c_twice_saves_once_and_until_then_a_second_start_hears_who_holds_t
 
     command.send_signal(signal.SIGINT)
     command.send_signal(signal.SIGINT)
-    errors = command.communicate(timeout=200)[1].decode()
+    errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
     assert command.returncode == 0, errors
     assert run.marker("stopped") is not None and run.marker("done") is None
     (saved,) = run.checkpoints.glob("step-*")
@@ -96,7 +98,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(long_run: tuple[RunDirectory, C
     run, command = long_run
     ranks = ranks_of(command)
     ranks[1].kill()
-    errors = command.communicate(timeout=60)[1].decode()
+    errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
     assert command.returncode == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in errors
     assert not any(one.is_running() for one in ranks)
@@ -107,7 +109,7 @@ def test_no_rank_outlives_a_killed_launcher(long_run: tuple[RunDirectory, Comman
     ranks = ranks_of(command)
     command.kill()
     # A container's first process may wait for nobody.
-    _, alive = psutil.wait_procs(ranks, timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=PATIENCE_SECONDS)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
