@@ -223,8 +223,23 @@ def test_an_array_without_a_job_tells_what_became_of_each_task(array: Path) -> N
     assert read_status(array / "task-0002", queue={}).state == "timeout"
 
 
+def test_an_array_tells_the_trouble_of_the_task_that_it_is_named_by_and_leaves_out_what_did_not_happen(
+    array: Path,
+) -> None:
+    (array / "submissions" / "0001" / "job.json").write_text('{"array": 3}')
+    for number, outcome in enumerate(("node_fail", "failed", "failed")):
+        end(array / f"task-{number:04d}", outcome, f"trouble {number}")
+    assert read_status(array / "task-0000", queue={}).detail == "trouble 0"
+    found = read_status(array, queue={})
+    assert found.state == "failed"
+    assert found.detail.startswith("0 of 3 tasks done, ") and "never began" not in found.detail
+    assert found.detail.endswith(" (task 1: trouble 1); submit again for the others")
+
+
 def test_the_successors_of_tasks_are_jobs_of_the_array(array: Path) -> None:
     History(array / "task-0001").note("successor", job_id="20")
+    held = {"20": QueuedJob("20_1", "PENDING", "JobHeldUser", "20")}
+    assert read_status(array, queue=held).detail == "JobHeldUser: held; let it begin: scontrol release 20"
     waits = {"20": QueuedJob("20_1", "PENDING", "Dependency", "20")}
     assert read_status(array, queue=waits).state == "pending"
     runs = {"22": QueuedJob("20_1", "RUNNING", "", "20"), **waits}
