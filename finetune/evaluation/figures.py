@@ -100,7 +100,8 @@ def per_class(predictions: Predictions, *, names: Sequence[str]) -> list[dict[st
     count = len(names)
     samples = np.bincount(predictions.label, minlength=count)
     hits = np.bincount(predictions.label[predictions.correct], minlength=count)
-    guessed = np.bincount(np.maximum(predictions.top[:, 0], 0)[predictions.top[:, 0] >= 0], minlength=count)
+    guesses = predictions.top[:, 0]
+    guessed = np.bincount(guesses[guesses >= 0], minlength=count)
     return [
         {
             "class": name,

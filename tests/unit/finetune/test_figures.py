@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from finetune.evaluation.figures import (
     figures,
     most_confused,
     per_class,
+    plain_values,
     wilson_interval,
 )
 from finetune.evaluation.judging import full_report
@@ -42,7 +44,7 @@ FOUR = predictions([0, 0, 1, 2], [[0, 1], [1, 0], [1, 2], [0, 1]], [0.95, 0.55, 
 
 def test_figures_of_four_samples() -> None:
     found = figures(FOUR, classes=3)
-    assert (found.top1, found.top5, found.samples) == (0.5, 0.75, 4)
+    assert (found.top1, found.top5, found.samples, found.non_finite) == (0.5, 0.75, 4, 0)
     assert found.balanced_top1 == pytest.approx((0.5 + 1 + 0) / 3)
     assert found.ece == pytest.approx((0.05 * 2 + 0.55 * 2) / 4)
     assert [row["guessed"] for row in per_class(FOUR, names=["a", "b", "c"])] == [2, 2, 0]
@@ -101,6 +103,8 @@ def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() 
     lost = predictions([0], [[-1, -1]], [0.0])
     found = figures(lost, classes=2)
     assert (found.top1, found.non_finite) == (0.0, 1)
+    values = plain_values(replace(found, loss=float("inf"), ece=float("nan")))
+    assert values == {**asdict(found), "loss": None, "ece": None}, "JSON has no such numbers"
     assert confusion(lost, classes=2).tolist() == []
     rows = per_class(lost, names=["a", "b"])
     assert [(row["samples"], row["top1"], row["guessed"]) for row in rows] == [(1, 0.0, 0), (0, None, 0)]
