@@ -344,7 +344,7 @@ def main() -> int:
         kind = PipelineTrial if seed % 3 == 0 else RunTrial
         print(f"trial {seed}", flush=True)
         with tempfile.TemporaryDirectory(prefix="operators-") as folder:
-            cluster = FakeCluster()
+            cluster = FakeCluster(deadly=True)
             os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
             try:
                 cluster.start()

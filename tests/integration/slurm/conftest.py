@@ -28,12 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest, since several run at once, and leave most of them to their own command."""
     items.sort(key=lambda item: not any(words in item.name for words in _LONGEST))
-    if os.environ.get("COATNET_SLURM") == "all":
+    if _every_scenario():
         return
     skip = pytest.mark.skip(reason="a long scenario; COATNET_SLURM=all runs the whole table")
     for item in items:
         if item.get_closest_marker("every_scenario"):
             item.add_marker(skip)
+
+
+def _every_scenario() -> bool:
+    return os.environ.get("COATNET_SLURM") == "all"
 
 
 def _missing() -> list[str]:
@@ -50,7 +54,7 @@ def slurm_cluster() -> Iterator[FakeCluster]:
         pytest.skip(f"no SLURM here ({', '.join(_missing())} missing) and it cannot be installed")
     if not os.access("/etc/hosts", os.W_OK):
         pytest.skip("the nodes' names cannot be written to /etc/hosts")
-    cluster = FakeCluster()
+    cluster = FakeCluster(deadly=_every_scenario())
     try:
         cluster.start()
         yield cluster

@@ -24,7 +24,8 @@ from pathlib import Path
 from preloaded import Preloaded
 
 _HOSTS = Path("/etc/hosts")
-_CLIENT_SECONDS = 20
+_CLIENT_SECONDS = 120
+_BUSY = 4  # how much slower a machine may be than one on which nothing else runs, for which waits are given
 _POLL_SECONDS = 0.2  # asking SLURM takes 20 ms of a core
 _PLACES, _JOBS_APART = 4, 2500
 _FIRST_PORT, _PORTS_APART = 6820, 40  # SLURM's own, and behind
@@ -59,12 +60,12 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=0
 SlurmctldTimeout=10
-SlurmdTimeout=10
+SlurmdTimeout={node_seconds}
 KillWait=10
 UnkillableStepTimeout=20
 MinJobAge=600
-MessageTimeout=5
-TCPTimeout=2
+MessageTimeout={message_seconds}
+TCPTimeout={connection_seconds}
 InactiveLimit=0
 Waittime=0
 CompleteWait=0
@@ -89,13 +90,14 @@ class FakeCluster:
     Args:
         nodes: number of nodes, called fake1, fake2, …
         cpus: cores that each of them claims.
+        deadly: nodes die or freeze, which SLURM finds out in seconds; elsewhere a busy one is waited for.
     """
 
-    def __init__(self, *, nodes: int = 4, cpus: int = 4) -> None:
+    def __init__(self, *, nodes: int = 4, cpus: int = 4, deadly: bool = False) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: sockets allow 107 characters
         self._tag = f"# {self.root.name}"
         self.names = [f"fake{number}" for number in range(1, nodes + 1)]
-        self._cpus = cpus
+        self._cpus, self._deadly = cpus, deadly
         self._place, self._lock = _take_place()
         self.preloaded = Preloaded(self.root, tag=self.root.name[-5:])
         self.environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}
@@ -157,12 +159,19 @@ class FakeCluster:
     def wait_for(
         self, happened: Callable[[], object], *, seconds: float, what: str, ask: bool = True
     ) -> None:
-        """Poll until `happened`; a cluster gives no events. `ask` shows the queue if it does not."""
-        deadline = time.monotonic() + seconds
+        """Poll until `happened`; a cluster gives no events.
+
+        Args:
+            happened: is true when it has.
+            seconds: how long it may take where nothing else runs.
+            what: it is, for the error.
+            ask: show the queue if it does not happen.
+        """
+        deadline = time.monotonic() + seconds * _BUSY
         while not happened():
             if time.monotonic() > deadline:
                 known = f"{self.client('squeue', check=False)}\n{self._last_words()}" if ask else ""
-                raise AssertionError(f"waited {seconds:g} s for {what}\n{known}")
+                raise AssertionError(f"waited {seconds * _BUSY:g} s for {what}\n{known}")
             time.sleep(_POLL_SECONDS)
 
     def _last_words(self) -> str:
@@ -330,6 +339,9 @@ class FakeCluster:
             user=os.environ.get("USER") or "root",
             root=self.root,
             nodes="\n".join(nodes),
+            node_seconds=10 if self._deadly else 120,
+            message_seconds=5 if self._deadly else 30,
+            connection_seconds=2 if self._deadly else 10,
         )
         (self.root / "slurm.conf").write_text(text)
 

@@ -14,7 +14,7 @@ from coatnet.config import UserError
 from fake_cluster import FakeCluster
 from runs import failing_on, start, start_array, start_pipeline
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_a_cancelled_run_stays_cancelled_and_keeps_its_state(

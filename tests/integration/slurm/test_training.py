@@ -22,7 +22,7 @@ from fake_cluster import FakeCluster
 from runs import Run, failing_on
 from training import BATCH, final_digest, make_corpus, samples_seen, train
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2400)]
 every_scenario = pytest.mark.every_scenario
 
 
