@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; i
 from fake_cluster import DAEMONS, FakeCluster
 
 ROOT = Path(__file__).parents[3]
-_LONGEST = ("time_limit", "a_pipeline_goes", "four_ranks", "warned_run_saves_once")
+_LONGEST = ("time_limit", "a_pipeline_goes", "four_ranks", "warned_run_saves_once", "three_lives")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -51,7 +51,7 @@ def test_three_lives_without_a_new_checkpoint_hold_the_run(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
     run = start(
-        slurm_cluster, tmp_path / "run", steps=10_000, options=("save_every=100000", "deaf=1"), nodes=1
+        slurm_cluster, tmp_path / "run", steps=10_000, options=("save_every=100000", "careless=1"), nodes=1
     )
     for life in (1, 2, 3):
         run.cluster.wait_for(lambda life=life: len(run.lives) == life, seconds=60, what=f"life {life}")
