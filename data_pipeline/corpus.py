@@ -21,7 +21,7 @@ from data_pipeline.index import (
     parse_array,
 )
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
-from data_pipeline.record import BadSampleError, Record
+from data_pipeline.record import BadSampleError, LostSampleError, Record
 from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles
 from data_pipeline.tar_format import BLOCK, member_name
 
@@ -106,6 +106,8 @@ class Corpus:
         """
         try:
             return self._read(shard, index)
+        except LostSampleError:
+            raise
         except BadSampleError:
             if not self._shards.renew(self._files_of(shard)):
                 raise

@@ -34,6 +34,10 @@ class BadSampleError(Exception):
     """A sample cannot be used: its bytes, its index or its shard are damaged or gone."""
 
 
+class LostSampleError(BadSampleError):
+    """Its file cannot be had at all: nothing that was read is to blame."""
+
+
 class SampleSource(Protocol):
     """A corpus as loaders see it: shards of samples, known by (shard, index)."""
 

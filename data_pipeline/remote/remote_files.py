@@ -18,7 +18,7 @@ from coatnet.runtime.endings import Unreachable
 from data_pipeline.config import CacheConfig, parse_bytes
 from data_pipeline.index import index_path, labels_path, size_and_hash
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
-from data_pipeline.record import BadSampleError
+from data_pipeline.record import LostSampleError
 from data_pipeline.remote.address import check_url, join, without_secrets
 from data_pipeline.remote.cache import Cache, is_full
 from data_pipeline.remote.download import Expected, download, fetch_bytes
@@ -53,7 +53,7 @@ class RemoteFiles:
         disk, and what was cleared away is fetched again.
 
         Raises:
-            BadSampleError: the server has no such file, or another one.
+            LostSampleError: the server has no such file, or another one.
             UserError: the cache keeps failing.
             Unreachable: the server does not answer.
         """
@@ -61,7 +61,7 @@ class RemoteFiles:
             try:
                 return self._cached(name)
             except DownloadError as error:
-                raise BadSampleError(str(error)) from None
+                raise LostSampleError(str(error)) from None
             except OSError as error:
                 reason = error
                 if failures < _CACHE_TRIES:

@@ -284,6 +284,23 @@ def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again_and_costs_no_samp
     assert capsys.readouterr().err.count("was damaged") == 3
 
 
+def test_a_lost_index_costs_no_look_at_its_shards_copy_for_each_of_its_samples(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+    corpus.read(0, 0)
+    (index,) = (tmp_path / "cache").rglob("shard-000000.index.npy")
+    index.unlink()
+    server.faults[index.name] = ["404"]
+    looked_at = []
+    monkeypatch.setattr(remote_files, "size_and_hash", looked_at.append)
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+    for number in range(10):
+        with pytest.raises(BadSampleError, match=r"index\.npy.* 404"):
+            corpus.read(0, number)
+    assert not looked_at and server.requests[index.name] == 2
+
+
 def test_a_sample_that_its_shard_has_damaged_is_bad_and_its_shard_not_fetched_again(
     shards: Path, tmp_path: Path
 ) -> None:
