@@ -15,6 +15,7 @@ from cluster.planning.speed import Step, predict_step
 from cluster.planning.whole_run import decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import Work, workload
 from coatnet.config.batches import cut
+from coatnet.config.overlap import can_overlap
 
 ALL_STAGES = ("S1", "S2", "S3", "S4")  # whose activations can be checkpointed
 MOST_GPUS = 1024  # where nobody says how many
@@ -111,7 +112,7 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
                 plan.layout,
                 zero_stage=stage,
                 checkpointing=ALL_STAGES if checkpointing else (),
-                overlap=recipe.overlap and stage > 0,
+                overlap=recipe.overlap and can_overlap(zero_stage=stage, precision=recipe.precision),
                 is_ddp=stage == 0 and not recipe.is_pretraining,
             )
             memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)

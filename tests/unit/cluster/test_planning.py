@@ -125,6 +125,16 @@ def test_every_profile_gives_a_plan(name: str, config: Path) -> None:
     assert choices[0].largest_micro_batch < choices[1].largest_micro_batch < choices[7].largest_micro_batch
 
 
+def test_the_rows_of_stages_that_cannot_overlap_are_those_of_no_overlap(config: Path) -> None:
+    given = ["zero.stage=2", "nodes=2"]
+    (_, apart), (_, beside) = (
+        plan_of("pretrain", config, [*given, f"zero.overlap_communication={word}"])
+        for word in ("false", "true")
+    )
+    same = [(one.zero_stage, one.memory == other.memory) for one, other in zip(apart, beside, strict=True)]
+    assert dict(same[:6]) == {0: True, 1: True, 2: False}, "with bf16 weights stage 1 cannot"
+
+
 def test_days_follow_from_the_epochs_length(config: Path) -> None:
     plan, _ = plan_of("pretrain", config, ["nodes=8", "epoch_samples=1281167", "train.duration=300 epochs"])
     assert plan.total_samples == pytest.approx(300 * 1_281_167, rel=1e-4)
