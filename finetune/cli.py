@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from coatnet.config import UserError
 from coatnet.config.checks import no_url
 from coatnet.config.keys import keys_option
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.stop import held_signals
 from data_pipeline.augment_config import EVALUATE_RESIZES
 from finetune.choices import FORMS, PRECISIONS, WEIGHTS
@@ -278,4 +278,4 @@ def demo(
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+    print(json_text(value, indent=2))

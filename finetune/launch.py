@@ -12,6 +12,7 @@ from typing import Any
 from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_init
 from coatnet.config import UserError, load_config
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.launch import launch_run
 from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
@@ -47,7 +48,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
             return status
     summary = summarise([json.loads((each / "summary.json").read_text()) for each in directories.values()])
     summary["seeds"] = [*directories]
-    write_atomically(whole / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(whole / "summary.json", json_text(summary, indent=2) + "\n")
     name = next(iter(summary))  # what evaluations are judged by; without any, the seconds
     print(f"{whole}: {name} {summary[name]:.4f} ± {summary['deviation'][name]:.4f}", file=sys.stderr)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ from data_pipeline.open_corpus import open_evaluation_corpus, open_train_corpora
 from data_pipeline.stream import Stream
 from finetune.config import FinetuneConfig
 from finetune.engine import Engine
-from finetune.evaluation.figures import plain_values
 from finetune.evaluation.judging import judge, shares_of
 from finetune.evaluation.measure import measure
 from finetune.start import starting_model
@@ -137,7 +136,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
                 breathe=self.watchdog.breathe,
             )
             found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))
-        state.evaluation = {**plain_values(found), "at": state.samples_seen, "image_size": self._image_size}
+        state.evaluation = {**asdict(found), "at": state.samples_seen, "image_size": self._image_size}
         state.figures = {name: getattr(found, name) for name in (*self._shares, "loss", "ece")}
         self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size}, bad=measured.bad)
         state.stale += self._image_size == self.calendar.phases[-1].image_size  # others are there to be left

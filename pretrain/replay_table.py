@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.launch import free_port
 from pretrain.bundles import bundle_path, find_bundles
 
@@ -33,7 +34,7 @@ def run_replay(run: Path, *, step: int | None = None) -> dict[str, Any]:
 def print_replay(found: dict[str, Any], *, as_json: bool) -> None:
     """Print the comparison: steps, the worst samples, the verdict."""
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found, indent=2))
         return
     from rich.markup import escape
     from rich.table import Table

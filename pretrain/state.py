@@ -50,6 +50,10 @@ class State(RunState):
     spike_step: int = 0
     spike_begin: int = 0
 
+    def __post_init__(self) -> None:
+        """Read back what is text in a checkpoint, since JSON has no such number."""
+        self.losses, self.gradient_norms = [*map(float, self.losses)], [*map(float, self.gradient_norms)]
+
     def enter_phase(self, begin: int) -> None:
         """Forget what was normal where another global batch or image size begins."""
         if begin != self.phase_begin:

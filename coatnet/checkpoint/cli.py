@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from coatnet.config.plain_text import json_text
 
 if TYPE_CHECKING:
     from coatnet.checkpoint.reader import Checkpoint
@@ -34,7 +35,7 @@ def inspect_checkpoint(
     description["verified"] = not quick
     description["verify_seconds"] = round(time.monotonic() - began, 3)
     if as_json:
-        print(json.dumps(description, indent=2))
+        print(json_text(description, indent=2))
     else:
         _print(description)
 
@@ -95,7 +96,7 @@ def _print(description: dict[str, Any]) -> None:
     for kind, counted in description["kinds"].items():
         table.add_row(kind, f"{counted['tensors']:,} tensors, {counted['elements']:,} elements")
     for key, value in description["facts"].items():
-        text = json.dumps(value)
+        text = json_text(value)
         table.add_row(escape(key), escape(text if len(text) <= 100 else f"{text[:97]}…"))
     verdict = f"every byte verified in {description['verify_seconds']:.2f} s"
     table.add_row("verified", verdict if description["verified"] else "[yellow]not asked for[/yellow]")

@@ -19,6 +19,7 @@ import xxhash
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MAX_MANIFEST_BYTES
 from coatnet.config import UserError
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.regular_files import read_regular
 
 FORMAT = 1
@@ -123,7 +124,7 @@ def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document that carries its own checksum, and fsync it."""
-    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    text = json_text(value, separators=(",", ":"), sort_keys=True)
     sealed = json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "body": text})
     with path.open("xb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(sealed.encode()))

@@ -10,6 +10,7 @@ A failed save never fails the run: the older checkpoint stays.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -358,8 +359,8 @@ class CheckpointStore:
             if step not in self._figure_of:
                 facts = read_json(self.path(step) / MANIFEST).get("facts", {})
                 self._figure_of[step] = facts.get("figures", {}).get(name)
-        known = {step: self._figure_of[step] for step in steps}
-        return {step: float(value) for step, value in known.items() if value is not None}
+        known = {step: float(self._figure_of[step]) for step in steps if self._figure_of[step] is not None}
+        return {step: value for step, value in known.items() if math.isfinite(value)}
 
     def _require_space(self, own_bytes: int) -> None:
         """Fail before writing rather than in the middle; ranks are taken to write alike."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from coatnet.checkpoint.inspection import (
 )
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError, from_dict, to_dict
+from coatnet.config.plain_text import json_text
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.run_directory import write_atomically
 from coatnet.runtime.whole_files import whole_file
@@ -91,7 +91,7 @@ def export_safetensors(weights: Weights, destination: Path | str) -> Path:
     destination.mkdir(parents=True, exist_ok=True)
     config = {"model": to_dict(weights.model), "classes": weights.classes, "facts": weights.facts}
     write_tensors(weights.tensors, destination / TENSORS, described_by=destination / CONFIG)
-    write_atomically(destination / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_atomically(destination / CONFIG, json_text(config, indent=2) + "\n")
     return destination
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from coatnet.config.errors import UserError
 
@@ -32,6 +34,27 @@ def number_of(count: int, one: str, several: str | None = None) -> str:
 def json_number(value: float) -> float | str:
     """Return a number for JSON, which has none that is not finite: such a one becomes text."""
     return value if math.isfinite(value) else str(value)
+
+
+def json_text(value: Any, **style: Any) -> str:
+    """Write values as JSON that every reader takes: Python's own writes words that JSON does not have.
+
+    Args:
+        value: plain containers; a number that is not finite becomes text, which `float` reads back.
+        style: of `json.dumps`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **style)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **style)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return json_number(value) if isinstance(value, float) else value
 
 
 def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:

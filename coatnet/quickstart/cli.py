@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from coatnet.config.plain_text import json_text
 
 
 def quickstart(
@@ -32,6 +33,6 @@ def quickstart(
 
     summary = run_quickstart(directory, configs=configs, fresh=fresh, quiet=as_json)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print(json_text(summary, indent=2))
     else:
         print_summary(summary)

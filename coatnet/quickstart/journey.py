@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import json_text
 from coatnet.config.shipped import find_config
 from coatnet.quickstart.digits import write_digits
 from coatnet.runtime.run_directory import read_lines
@@ -60,7 +61,7 @@ class Journey:
         finished = Step(title, round(time.monotonic() - began, 2), images)
         self.steps[title] = finished
         with self._log.open("a") as log:
-            log.write(json.dumps(asdict(finished)) + "\n")
+            log.write(json_text(asdict(finished)) + "\n")
 
     def command(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
         """Start `coatnet ARGUMENTS…`, showing the command as a user would type it, or copy it."""
@@ -208,7 +209,7 @@ def _summarise(journey: Journey, summary_file: Path) -> dict[str, Any]:
             "exported model": str(root / "export"),
         },
     }
-    write_whole(summary_file, (json.dumps(summary, indent=2) + "\n").encode())
+    write_whole(summary_file, (json_text(summary, indent=2) + "\n").encode())
     return summary
 
 

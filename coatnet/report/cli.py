@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from coatnet.config.plain_text import json_text
 
 
 def report(
@@ -25,7 +26,7 @@ def report(
     from coatnet.report.write import figures, write_report
 
     if as_json:
-        print(json.dumps(figures(read_run(run)), indent=2))
+        print(json_text(figures(read_run(run)), indent=2))
         return
     page = write_report(run, destination=destination)
     typer.echo(f"{page}\n{page.with_suffix('.md')}")

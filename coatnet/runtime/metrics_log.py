@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from coatnet.config.plain_text import json_number
 from coatnet.runtime.run_directory import RunDirectory
 
 
@@ -25,10 +24,9 @@ class MetricsLog:
         """Record numbers at a position of the run. What is not finite is kept as text in the JSON line."""
         if not self._enabled:
             return
-        plain = {name: json_number(value) for name, value in values.items()}
         lost = {"lost_records": self._run.lost_records} if self._run.lost_records else {}
         self._run.append(
-            self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **plain, **lost}
+            self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **values, **lost}
         )
         with self._survived():
             for name, value in values.items():

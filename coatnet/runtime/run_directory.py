@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError, load_config, to_dict
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.whole_files import name_file, write_whole
 
 _MOST_TOLD = 4  # keys
@@ -156,7 +157,7 @@ class RunDirectory:
     def mark(self, name: str, **fields: Any) -> None:
         """Write a marker file whole or not at all."""
         assert name in MARKERS, name
-        write_atomically(self.path / name, json.dumps({"time": time.time(), **fields}) + "\n")
+        write_atomically(self.path / name, json_text({"time": time.time(), **fields}) + "\n")
 
     def marker(self, name: str) -> dict[str, Any] | None:
         """Return a marker's fields (none if a person made it by `touch`), or None where it is absent."""
@@ -214,7 +215,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     Raises:
         OSError: it could not be written as a whole.
     """
-    line = (json.dumps(record, separators=(",", ":"), allow_nan=True) + "\n").encode()
+    line = (json_text(record, separators=(",", ":")) + "\n").encode()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
     try:
         size = os.fstat(descriptor).st_size

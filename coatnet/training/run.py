@@ -5,7 +5,6 @@ Both stages derive theirs; `coatnet.training.loop` calls it. Knows no data, and 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from coatnet.config import UserError, to_dict
+from coatnet.config.plain_text import json_text
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.data_wait import DataWait
@@ -272,7 +272,7 @@ class TrainingRun(Generic[State, Result]):
         if finished:
             self.checkpoints.require(state)
         if self.ranks.is_main and finished:
-            write_atomically(self.run.summary, json.dumps(self.summary(state), indent=2) + "\n")
+            write_atomically(self.run.summary, json_text(self.summary(state), indent=2) + "\n")
             self.run.mark("done", samples_seen=state.samples_seen)
             total = self.calendar.total
             early = f" of {total:,}, since evaluations brought nothing better"

@@ -6,7 +6,6 @@ load nothing from elsewhere (Content-Security-Policy), and uploads need a header
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import json_text
 
 LOOPBACK = "127.0.0.1"
 MAX_UPLOAD_BYTES = 32 * 1024 * 1024
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _send_json(self, status: HTTPStatus, value: dict[str, Any]) -> None:
-        self._send(status, json.dumps(value).encode(), "application/json")
+        self._send(status, json_text(value).encode(), "application/json")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
         self.send_response(status)

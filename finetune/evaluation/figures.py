@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,6 @@ class Figures:
     loss: float
     ece: float
     non_finite: int
-
-
-def plain_values(of: Any) -> dict[str, Any]:
-    """Return a dataclass's fields for JSON; a float that is not finite becomes null."""
-    values = asdict(of)
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
 def figures(predictions: Predictions, *, classes: int) -> Figures:

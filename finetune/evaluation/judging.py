@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from coatnet.training.sections import FIGURES
 from data_pipeline.record import SampleSource
-from finetune.evaluation.figures import Figures, confusion, figures, most_confused, per_class, plain_values
+from finetune.evaluation.figures import Figures, confusion, figures, most_confused, per_class
 from finetune.evaluation.measure import AnyPredictions
 from finetune.evaluation.multi_label import (
     RESAMPLES,
@@ -45,12 +46,12 @@ def full_report(
     if isinstance(predictions, MultiLabelPredictions):
         found = multi_label_figures(predictions, resamples=RESAMPLES, show_progress=show_progress)
         return {
-            **plain_values(found),
+            **asdict(found),
             "per_class": classes_of_multi_label(predictions, names=names),
         }
     pairs = confusion(predictions, classes=len(names))
     return {
-        **plain_values(figures(predictions, classes=len(names))),
+        **asdict(figures(predictions, classes=len(names))),
         "per_class": per_class(predictions, names=names),
         "most_confused": most_confused(pairs, names=names, limit=_CONFUSED_SHOWN),
         "confusion": pairs.tolist() if with_confusion else None,

@@ -60,7 +60,7 @@ def _figures(report: dict[str, Any], shares: Iterable[str]) -> tuple[str, ...]:
         str(report["image_size"]),
         f"[bold]{first}[/bold]",
         *others,
-        "–" if report["loss"] is None else f"{report['loss']:.3f}",
+        f"{report['loss']:.3f}",
         f"{report['ece']:.3f}",
         f"{report['images_per_second']:,.0f}",
         f"{report['gmacs']:.2f}",

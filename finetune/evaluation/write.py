@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.drawing import make_figure
 from finetune.evaluation.figures import confusion_table
 
@@ -27,7 +27,7 @@ def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
     """
     destination.mkdir(parents=True, exist_ok=True)
     plain = [{key: value for key, value in one.items() if key != "confusion"} for one in reports]
-    (destination / "evaluation.json").write_text(json.dumps(plain, indent=2) + "\n")
+    (destination / "evaluation.json").write_text(json_text(plain, indent=2) + "\n")
     for report in reports:
         px, names = report["image_size"], [row["class"] for row in report["per_class"]]
         columns = list(report["per_class"][0])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetensors
 from coatnet.config import UserError, to_dict
+from coatnet.config.plain_text import json_text
 from coatnet.runtime.console import make_console
 from coatnet.runtime.run_directory import write_atomically
 from finetune.choices import FORMS
@@ -56,7 +57,7 @@ def export_model(
         certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
         files, answers, notes = _WRITERS[form](classifier, destination)
         certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
-        write_atomically(certified, json.dumps(certificate, indent=2) + "\n")
+        write_atomically(certified, json_text(certificate, indent=2) + "\n")
         certificates.append(certificate)
     card = model_card(classifier, [*certificates, *_earlier(destination, certificates)])
     write_atomically(destination / CARD, card)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_only_superfluous_checkpoints_are_deleted(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_the_figure_is_not_the_best(tmp_path: Path) -> None:
     store, alarms = make_store(tmp_path, retention=Retention(last=2, best="top1"))
-    for step, figures in enumerate([{}, {"top1": 0.1}, {"loss": 3.0}, {}], start=1):
+    for step, figures in enumerate([{"top1": math.nan}, {"top1": 0.1}, {"loss": 3.0}, {}], start=1):
         save(store, step, figures=figures)
     assert store.steps() == [2, 3, 4] and alarms == []
 
