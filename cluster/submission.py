@@ -178,7 +178,15 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         except slurm.SlurmError as error:
             shutil.rmtree(prepared.folder)  # what SLURM refused was not submitted
             raise UserError(f"{error}{_remedy(str(error))}") from None
-        history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=lives)
+        try:
+            history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=lives)
+        except OSError as error:  # neither cancel nor a second submission would find it
+            slurm.cancel_job(job_id)
+            shutil.rmtree(prepared.folder)
+            raise UserError(
+                f"{directory}: {error.strerror}; job {job_id}, which could not be recorded, was cancelled; "
+                "make room, then submit again"
+            ) from None
     return job_id
 
 

@@ -76,6 +76,19 @@ def test_what_would_wait_for_ever_is_refused(
     assert not (tmp_path / "run" / "submissions").exists()
 
 
+def test_a_job_that_cannot_be_recorded_is_taken_back(programs: Path, tmp_path: Path) -> None:
+    cancelled = tmp_path / "cancelled"
+    write_program(
+        programs / "sbatch", f"rm {tmp_path}/run/lives.jsonl; mkdir {tmp_path}/run/lives.jsonl; echo 7"
+    )
+    write_program(programs / "scancel", f"echo $1 > {cancelled}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lives.jsonl").touch()
+    with pytest.raises(UserError, match="Is a directory; job 7, which could not be recorded, was cancelled"):
+        try_to_submit(tmp_path)
+    assert cancelled.read_text() == "7\n" and not (tmp_path / "run/submissions/0001").exists()
+
+
 def test_of_several_partitions_one_that_fits_suffices(programs: Path, tmp_path: Path) -> None:
     assert try_to_submit(tmp_path, partition="small,gpu") == "7"
 
