@@ -72,6 +72,11 @@ class Calendar:
             Change(round(total * sum(shares[:number]) / sum(shares)), batch, phase.image_size)
             for number, phase in enumerate(config.train.phases)
         ]
+        if progressive and progressive[-1].at >= total > 0:
+            raise UserError(
+                f"train.phases: the last one's share, {shares[-1]:g} of {sum(shares):g}, is none of the "
+                f"{total:,} images of train.duration; give it a larger one, or leave it out"
+            )
         first = Change(0, batch, config.augment.image_size)
         phases = _phases(first, [*progressive, *changes], total, whole_steps=whole_steps)
         save = Duration.parse(config.save.every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,7 +41,7 @@ def test_events_and_metrics_are_json_whatever_a_loss_was(tmp_path: Path) -> None
 
 def test_a_checkpoint_whose_figures_are_not_finite_is_json_and_resumes(tmp_path: Path) -> None:
     state = State(losses=[1.0, math.inf], figures={"loss": math.nan})
-    write_json(tmp_path / "manifest.json", {"progress": state.to_json()})
+    write_json(tmp_path / "manifest.json", {"progress": asdict(state)})
     strictly(json.loads((tmp_path / "manifest.json").read_text())["body"])
     resumed = State(**read_json(tmp_path / "manifest.json")["progress"])
     assert resumed.losses == state.losses and math.isnan(float(resumed.figures["loss"]))

@@ -62,6 +62,14 @@ def test_batch_changes_out_of_order_or_behind_the_end_are_refused(changes: list[
         calendar(train=PretrainTrainConfig("320 images", 16, batch_changes=changes))
 
 
+def test_a_last_phase_whose_share_is_none_of_the_images_is_refused_by_it() -> None:
+    phases = [PhaseConfig(128, 1.0), PhaseConfig(224, 1e-9)]
+    with pytest.raises(
+        UserError, match=r"train\.phases: the last one's share, 1e-09 of 1, is none of the 320 "
+    ):
+        calendar(train=PretrainTrainConfig("320 images", 16, phases=phases))
+
+
 def test_resolutions_share_the_duration() -> None:
     grown = [PhaseConfig(128, 3), PhaseConfig(224, 1)]
     made = calendar(train=PretrainTrainConfig("320 images", 16, phases=grown))
