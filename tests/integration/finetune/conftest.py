@@ -51,8 +51,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command(photos: Path) -> Callable[..., list[str]]:
-    """Return the words of `coatnet finetune` for a directory, with the tiny settings and others."""
+def arguments(photos: Path) -> Callable[..., list[str]]:
+    """Return what stands behind `coatnet finetune` for a directory: the tiny settings, and others."""
 
     def words(directory: Path, *, init: str = "null", ranks: int = 1, **changes: str) -> list[str]:
         values = {
@@ -67,7 +67,17 @@ def command(photos: Path) -> Callable[..., list[str]]:
         config = directory.parent / f"{directory.name}.yaml"
         config.write_text("{}\n")
         settings = [f"{key}={value}" for key, value in values.items() if value is not None]
-        return [sys.executable, "-m", "coatnet.cli", "finetune", str(config), *settings]
+        return [str(config), *settings]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def command(arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """Return the whole command with these arguments."""
+
+    def words(directory: Path, **given: Any) -> list[str]:
+        return [sys.executable, "-m", "coatnet.cli", "finetune", *arguments(directory, **given)]
 
     return words
 
@@ -95,11 +105,11 @@ def coatnet() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def trained(
-    command: Callable[..., list[str]],
+    arguments: Callable[..., list[str]],
     on_ranks: Callable[..., list[Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A finished run, trained from scratch without interruption."""
     directory = tmp_path_factory.mktemp("runs") / "trained"
-    on_ranks("finetune_run", world_size=1, arguments=command(directory)[4:])
+    on_ranks("finetune_run", world_size=1, arguments=arguments(directory))
     return directory

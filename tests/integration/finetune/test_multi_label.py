@@ -16,7 +16,7 @@ from PIL import Image
 from coatnet.report.write import write_report
 from data_pipeline.sharding.sharder import shard_corpus
 
-Command = Callable[..., list[str]]
+Arguments = Callable[..., list[str]]
 OnRanks = Callable[..., list[Any]]
 CLASSES = ("amber", "blue", "green")
 
@@ -54,10 +54,10 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def finetune(
-    command: Command, on_ranks: OnRanks, directory: Path, *, ranks: int = 1, **changes: str
+    arguments: Arguments, on_ranks: OnRanks, directory: Path, *, ranks: int = 1, **changes: str
 ) -> dict[str, Any]:
-    words = command(directory, ranks=ranks, **changes)
-    on_ranks("finetune_run", world_size=ranks, arguments=words[words.index("finetune") + 1 :])
+    words = arguments(directory, ranks=ranks, **changes)
+    on_ranks("finetune_run", world_size=ranks, arguments=words)
     return json.loads((directory / "summary.json").read_text())
 
 
@@ -65,7 +65,7 @@ def finetune(
 @pytest.mark.parametrize(("ema", "weights", "ranks"), [("0.9", "ema", 1), ("0", "raw", 2)])
 def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
     tagged: dict[str, str],
-    command: Command,
+    arguments: Arguments,
     on_ranks: OnRanks,
     tmp_path: Path,
     ema: str,
@@ -73,7 +73,7 @@ def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
     ranks: int,
 ) -> None:
     run = tmp_path / "run"
-    summary = finetune(command, on_ranks, run, ranks=ranks, ema=ema, **tagged)
+    summary = finetune(arguments, on_ranks, run, ranks=ranks, ema=ema, **tagged)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = [row["evaluate/map"] for row in rows if "evaluate/map" in row]
     assert len(curve) == 2 and curve[-1] == summary["map"] and summary["best_map"] == max(curve)
@@ -102,7 +102,7 @@ def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
 
 @pytest.mark.slow
 def test_patience_ends_a_run_whose_map_does_not_rise_and_the_best_checkpoint_stays(
-    tagged: dict[str, str], command: Command, on_ranks: OnRanks, tmp_path: Path
+    tagged: dict[str, str], arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
     settings = {
         **tagged,
@@ -113,6 +113,6 @@ def test_patience_ends_a_run_whose_map_does_not_rise_and_the_best_checkpoint_sta
         "norm__momentum": "0.000001",
         "save__every": "3 steps",
     }
-    summary = finetune(command, on_ranks, tmp_path / "run", **settings)
+    summary = finetune(arguments, on_ranks, tmp_path / "run", **settings)
     assert summary["steps"] < 40 and summary["best_step"] < summary["steps"]
     assert (tmp_path / "run" / "checkpoints" / f"step-{summary['best_step']:08d}").is_dir()

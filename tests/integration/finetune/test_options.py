@@ -15,15 +15,15 @@ from coatnet.checkpoint.weights import load_weights
 from coatnet.report.record import read_run
 from coatnet.report.write import comparison
 
-Command = Callable[..., list[str]]
+Arguments = Command = Callable[..., list[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.slow
 def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing_else(
-    trained: Path, command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
+    trained: Path, arguments: Arguments, on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    words = command(
+    words = arguments(
         tmp_path / "probe",
         init=str(trained),
         freeze="[S0,S1,S2,S3,S4,dense]",
@@ -33,7 +33,7 @@ def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing
         precision="bf16",
         loss__class_weights="balanced",
     )
-    on_ranks("finetune_run", world_size=1, arguments=words[words.index("finetune") + 1 :])
+    on_ranks("finetune_run", world_size=1, arguments=words)
     before, after = load_weights(trained).tensors, load_weights(tmp_path / "probe").tensors
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.logits.weight", "head.logits.bias"}
@@ -44,11 +44,11 @@ def test_a_linear_probe_at_another_resolution_changes_the_last_layer_and_nothing
 
 @pytest.mark.slow
 def test_deepspeed_does_not_switch_bf16_off_on_a_gpu(
-    command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
+    arguments: Arguments, on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     def train(name: str, scenario: str, **changes: str) -> dict[str, torch.Tensor]:
-        words = command(tmp_path / name, zero="1", train__duration="3 steps", **changes)
-        on_ranks(scenario, world_size=1, arguments=words[words.index("finetune") + 1 :])
+        words = arguments(tmp_path / name, zero="1", train__duration="3 steps", **changes)
+        on_ranks(scenario, world_size=1, arguments=words)
         return load_weights(tmp_path / name).tensors
 
     known = train("known", "finetune_run_as_on_a_gpu", precision="bf16")
@@ -60,18 +60,18 @@ def test_deepspeed_does_not_switch_bf16_off_on_a_gpu(
 
 @pytest.mark.campaign
 def test_masked_tails_make_whole_epochs_and_the_same_weights_on_one_rank_and_two(
-    command: Command, on_ranks: Callable[..., list[Any]], tmp_path: Path
+    arguments: Arguments, on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     tensors = []
     for world_size in (1, 2):
-        words = command(
+        words = arguments(
             tmp_path / f"masked-{world_size}",
             data__tail="mask",
             train__global_batch="48",  # 48 and 24 of 72 images
             train__duration="2 epochs",
             evaluate__every="1 epoch",
         )
-        on_ranks("finetune_run", world_size=world_size, arguments=words[words.index("finetune") + 1 :])
+        on_ranks("finetune_run", world_size=world_size, arguments=words)
         summary = json.loads((tmp_path / f"masked-{world_size}" / "summary.json").read_text())
         assert summary["samples"] == summary["evaluation"]["at"] == 144 and summary["steps"] == 4
         tensors.append(load_weights(tmp_path / f"masked-{world_size}").tensors)

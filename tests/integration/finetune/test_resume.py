@@ -20,14 +20,9 @@ from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import read_lines
 
 ROOT = Path(__file__).parents[3]
-Command = Callable[..., list[str]]
+Arguments = Command = Callable[..., list[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 OnRanks = Callable[..., list[Any]]
-
-
-def arguments(words: list[str]) -> list[str]:
-    """Return what the worker gets of a command line."""
-    return words[words.index("finetune") + 1 :]
 
 
 def last_checkpoint(directory: Path) -> Checkpoint:
@@ -73,9 +68,9 @@ def test_a_killed_command_resumes_to_the_same_bits(
 
 @pytest.mark.slow
 def test_a_run_killed_twice_resumes_to_the_same_bits(
-    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
+    trained: Path, arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
-    words = arguments(command(tmp_path / "killed"))
+    words = arguments(tmp_path / "killed")
     # In the fifth step: the fourth's save has begun, and so the second's is committed.
     for life in ({"kill_after": 5, "dies": True}, {"kill_after": 5, "dies": True}, {}):
         on_ranks("finetune_run", world_size=1, arguments=words, **life)
@@ -86,9 +81,9 @@ def test_a_run_killed_twice_resumes_to_the_same_bits(
 
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
-    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
+    trained: Path, arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
-    words = arguments(command(tmp_path / "stopped", save__every="6 steps"))
+    words = arguments(tmp_path / "stopped", save__every="6 steps")
     on_ranks("finetune_run", world_size=1, arguments=words, stop_after=3)
     assert (tmp_path / "stopped" / "stopped").exists() and last_checkpoint(tmp_path / "stopped").step == 4
     on_ranks("finetune_run", world_size=1, arguments=words)
@@ -97,9 +92,9 @@ def test_a_run_stopped_by_sigterm_saves_and_goes_on_to_the_same_bits(
 
 @pytest.mark.slow
 def test_a_run_told_to_stop_while_it_evaluates_ends_after_the_next_step_and_goes_on_to_the_same_bits(
-    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
+    trained: Path, arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
-    words = arguments(command(tmp_path / "stopped", save__every="50 steps"))
+    words = arguments(tmp_path / "stopped", save__every="50 steps")
     on_ranks("finetune_run", world_size=1, arguments=words, stop_in_evaluation=True)
     assert (tmp_path / "stopped" / "stopped").exists()
     stopped = last_checkpoint(tmp_path / "stopped")
@@ -110,10 +105,10 @@ def test_a_run_told_to_stop_while_it_evaluates_ends_after_the_next_step_and_goes
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
-    trained: Path, command: Command, on_ranks: OnRanks, small_disk: Path
+    trained: Path, arguments: Arguments, on_ranks: OnRanks, small_disk: Path
 ) -> None:
     run, ballast = small_disk / "run", small_disk / "ballast"
-    words = arguments(command(run))
+    words = arguments(run)
     full = {"fill_after": 6, "ballast": str(ballast), "committed": str(run / "checkpoints/step-00000004")}
     (ending,) = on_ranks("finetune_run", world_size=1, arguments=words, **full)
     assert "could not be saved" in ending and not (run / "done").exists()
@@ -138,18 +133,18 @@ def test_a_second_start_hears_at_once_who_holds_the_run(
 
 @pytest.mark.campaign
 def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_is_waited_for(
-    command: Command, on_ranks: OnRanks, tmp_path: Path
+    arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
-    words = arguments(command(tmp_path / "suspended"))
+    words = arguments(tmp_path / "suspended")
     on_ranks("suspended_run", world_size=2, worker="finetune", arguments=words)
     assert (tmp_path / "suspended" / "done").exists()
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
-    command: Command, ask_ranks: Callable[..., Any], tmp_path: Path
+    arguments: Arguments, ask_ranks: Callable[..., Any], tmp_path: Path
 ) -> None:
-    words = arguments(command(tmp_path / "hanging"))
+    words = arguments(tmp_path / "hanging")
     answers = ask_ranks("hanging_run", world_size=2, worker="finetune", arguments=words)
     assert all("error" in answer for answer in answers)
     stacks = [(tmp_path / "hanging" / "logs" / f"stacks-rank{rank}.txt").read_text() for rank in (0, 1)]
@@ -158,10 +153,10 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
 
 @pytest.mark.slow
 def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_zero(
-    trained: Path, command: Command, on_ranks: OnRanks, tmp_path: Path
+    trained: Path, arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:
     def train(name: str, **changes: str) -> Path:
-        words = arguments(command(tmp_path / name, **changes))
+        words = arguments(tmp_path / name, **changes)
         for life in ({"kill_after": 7, "dies": True}, {}) if "killed" in name else ({},):
             on_ranks("finetune_run", world_size=2, arguments=words, **life)
         return tmp_path / name
