@@ -89,18 +89,20 @@ def test_the_state_of_a_job_is_one_word_or_unknown(program: Program, answer: str
     assert slurm.job_state("7") == state
 
 
-@pytest.mark.parametrize("words", ["Invalid job id specified", "Job/step already completing or completed"])
-def test_a_job_that_is_gone_needs_no_cancelling(program: Program, words: str) -> None:
-    program("scancel", f"echo 'scancel: error: Kill job error on job id 7: {words}' >&2; exit 1")
-    slurm.cancel_job("7")
-
-
 @pytest.mark.parametrize(
-    "words", ["Job has already finished for job 7", "Invalid job id specified for job 7"]
+    ("command", "ask", "words"),
+    [
+        ("scancel", slurm.cancel_job, "Kill job error on job id 7: Invalid job id specified"),
+        ("scancel", slurm.cancel_job, "Kill job error on job id 7: Job/step already completing or completed"),
+        ("scontrol", slurm.release, "Job has already finished for job 7"),
+        ("scontrol", slurm.release, "Invalid job id specified for job 7"),
+    ],
 )
-def test_a_job_that_is_gone_needs_no_release(program: Program, words: str) -> None:
-    program("scontrol", f"echo '{words}' >&2; echo 'slurm_suspend error' >&2; exit 1")
-    slurm.release("7")
+def test_a_job_that_is_gone_needs_no_cancelling_and_no_release(
+    program: Program, command: str, ask: Callable[[str], None], words: str
+) -> None:
+    program(command, f"echo '{command}: error: {words}' >&2; echo 'slurm_suspend error' >&2; exit 1")
+    ask("7")
 
 
 def test_a_job_that_may_not_be_cancelled_is_told(program: Program) -> None:

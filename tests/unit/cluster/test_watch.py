@@ -77,6 +77,7 @@ def test_why_a_job_could_not_even_begin_stands_in_its_log(run: Path) -> None:
     assert read_status(run, queue=None).state == "failed", "off the cluster it may wait"
 
 
+BEGIN = "2026-11-26 15:15:30 life 1 on n1, from step 0\n"
 NOTICE = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-26T15:15:39{} ***\n"
 
 
@@ -98,16 +99,14 @@ def test_how_slurm_ended_a_job_stands_in_its_log_where_nothing_else_knows(
     history = History(run)
     if outcome:
         history.end(history.lives()[0], outcome=outcome, reason="SLURM", tries=1, excluded={})
-    lines = f"2026-11-26 15:15:30 life 1 on n1, from step 0\n{NOTICE.format(reason)}srun: forcing it\n"
-    (run / "logs" / "job-7.log").write_text(lines)
+    (run / "logs" / "job-7.log").write_text(f"{BEGIN}{NOTICE.format(reason)}srun: forcing it\n")
     found = read_status(run, queue={})
     told = "SLURM" if outcome else "life 1 has no end; so the job's log says"
     assert (found.state, found.detail) == (expected, "scancel" if expected == "cancelled" else told)
 
 
 def test_a_notice_of_an_earlier_life_says_nothing_of_the_last_one(run: Path) -> None:
-    log = run / "logs" / "job-7.log"
-    log.write_text(NOTICE.format(" DUE TO PREEMPTION") + "2026-11-26 15:16:00 life 1 on n1, from step 0\n")
+    (run / "logs" / "job-7.log").write_text(NOTICE.format(" DUE TO PREEMPTION") + BEGIN)
     assert read_status(run, queue={}).state == "lost"
 
 
@@ -169,6 +168,7 @@ def test_the_rate_is_that_of_this_life_and_tells_when_the_run_ends(
         {"samples_seen": 800 * number, "time": began + at, "progress": number / 4}
         for number, at in enumerate(times, start=4 - len(times))
     ]
+    rows.append({"time": began + times[-1], "samples_seen": 2400, "evaluate/top1": 0.5})  # tells no progress
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_status(run, queue=queued("RUNNING"))
     assert (found.samples_seen, found.total_samples) == (2400, 3200)
@@ -211,9 +211,7 @@ def test_an_array_without_a_job_tells_what_became_of_each_task(array: Path) -> N
     end(array / "task-0001", "failed", "a rank on n1 ended: boom")
     found = read_status(array, queue={})
     assert found.state == "lost", "a task without an end may still run elsewhere"
-    (array / "logs" / "job-7_2.log").write_text(
-        "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format(" DUE TO TIME LIMIT")
-    )
+    (array / "logs" / "job-7_2.log").write_text(BEGIN + NOTICE.format(" DUE TO TIME LIMIT"))
     found = read_status(array, queue={})
     assert found.state == "failed"
     assert found.detail == (
@@ -245,9 +243,7 @@ def test_the_successors_of_tasks_are_jobs_of_the_array(array: Path) -> None:
     runs = {"22": QueuedJob("20_1", "RUNNING", "", "20"), **waits}
     found = read_status(array, queue=runs)
     assert (found.state, found.job_id) == ("running", "20_1")
-    (array / "logs" / "job-20_1.log").write_text(
-        "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format(" DUE TO TIME LIMIT")
-    )
+    (array / "logs" / "job-20_1.log").write_text(BEGIN + NOTICE.format(" DUE TO TIME LIMIT"))
     assert read_status(array / "task-0001", queue={}).state == "timeout"
 
 
@@ -261,9 +257,7 @@ def test_a_folder_that_only_looks_like_a_task_is_none(array: Path) -> None:
 def test_an_array_that_was_cancelled_is_no_ended_one(array: Path) -> None:
     for number in range(3):
         end(array / f"task-{number:04d}", "ended", "SLURM is ending the job")
-        (array / "logs" / f"job-7_{number}.log").write_text(
-            "2026-11-26 15:15:30 life 1 on n1, from step 0\n" + NOTICE.format("")
-        )
+        (array / "logs" / f"job-7_{number}.log").write_text(BEGIN + NOTICE.format(""))
     assert read_status(array, queue={}).state == "cancelled"
 
 
@@ -272,16 +266,6 @@ def test_a_broken_job_file_leaves_an_array_the_tasks_that_began(array: Path, tex
     (array / "submissions" / "0001" / "job.json").write_text(text)
     RunDirectory(array / "task-0000").mark("done")
     assert read_status(array, queue={}).detail.startswith("1 of 3 tasks done, 2 lost")
-
-
-def test_progress_rate_and_remaining_time_come_from_the_metrics(run: Path) -> None:
-    began = History(run).lives()[0].started
-    rows = [{"time": began + n, "samples_seen": 100 * n, "progress": n / 100} for n in range(1, 11)]
-    rows.append({"time": began + 10, "samples_seen": 1000, "evaluate/top1": 0.5})  # not every record has it
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_status(run, queue=queued("RUNNING"))
-    assert (found.samples_seen, found.total_samples) == (1000, 10_000)
-    assert found.images_per_second == pytest.approx(100) and found.remaining_seconds == pytest.approx(90)
 
 
 def test_runs_are_found_below_a_folder(run: Path) -> None:

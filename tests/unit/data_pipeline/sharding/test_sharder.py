@@ -69,6 +69,7 @@ def test_the_webdataset_library_and_tar_read_the_shards(shard_folder: Path) -> N
     assert {(member.mtime, member.uid, member.type) for member in members} == {(0, 0, tarfile.REGTYPE)}
 
 
+@pytest.mark.slow
 def test_equal_sources_give_equal_bytes_whatever_the_number_of_processes(
     image_folder: Path, tmp_path: Path
 ) -> None:
