@@ -1,0 +1,82 @@
+"""Batches come in order and in time, whichever of their chunks is done first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import pytest
+
+from data_pipeline.prefetch import chunks_of, made_ahead
+
+
+@dataclass
+class Numbered:
+    """A batch of chunks that wait for what they are given, and then do it."""
+
+    number: int
+    work: list[Callable[[], object]] = field(default_factory=list)
+    done: int = 0
+
+    def chunks(self) -> list[Callable[[], None]]:
+        return [lambda one=one: self._do(one) for one in self.work]  # type: ignore[misc]
+
+    def _do(self, one: Callable[[], object]) -> None:
+        one()
+        self.done += 1
+
+    def finish(self) -> int:
+        assert self.done == len(self.work), "a chunk is still under way"
+        return self.number
+
+
+@pytest.mark.parametrize(
+    ("rows", "threads", "sizes"),
+    [(100, 2, [32, 32, 32, 4]), (10, 4, [3, 3, 3, 1]), (3, 8, [1, 1, 1]), (32, 1, [32]), (0, 2, [])],
+)
+def test_a_batch_is_cut_so_that_all_threads_have_a_part_of_it(
+    rows: int, threads: int, sizes: list[int]
+) -> None:
+    spans: list[tuple[int, int]] = []
+    for chunk in chunks_of(lambda begin, end: spans.append((begin, end)), rows=rows, threads=threads):
+        chunk()
+    assert [end - begin for begin, end in spans] == sizes
+    assert [row for span in spans for row in range(*span)] == list(range(rows))
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_so_many_batches_are_begun_before_the_one_that_is_taken(ahead: int) -> None:
+    begun: list[int] = []
+
+    def plans() -> Iterator[Numbered]:
+        for number in range(6):
+            begun.append(number)
+            yield Numbered(number)
+
+    with closing(made_ahead(plans(), threads=1, ahead=ahead)) as batches:
+        for taken in range(6):
+            assert next(batches) == taken
+            assert begun == list(range(min(taken + 1 + ahead, 6)))
+        assert next(batches, None) is None
+
+
+def test_a_batch_whose_chunks_were_slow_still_comes_before_the_next() -> None:
+    later_done = threading.Event()
+    slow = Numbered(0, [lambda: later_done.wait(60)])
+    quick = Numbered(1, [later_done.set])
+    with closing(made_ahead(iter([slow, quick]), threads=2, ahead=1)) as batches:
+        assert list(batches) == [0, 1]
+
+
+def test_an_error_in_a_chunk_is_raised_in_its_batchs_turn_and_ends_the_threads() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    before = threading.active_count()
+    batches = made_ahead(iter([Numbered(0), Numbered(1, [fail]), Numbered(2)]), threads=2, ahead=2)
+    assert next(batches) == 0
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+    assert threading.active_count() == before
