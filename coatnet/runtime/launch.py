@@ -48,8 +48,8 @@ def run_ranks(
     Args:
         module: its ranks, whose arguments and number follow.
         log_directory: the ranks but the first write into it.
-        heeding: the ranks end in their own way: SIGTERM, SIGUSR1 and SIGINT are passed on, each once; one
-            that comes while the ranks are being started reaches all of them. Otherwise Ctrl-C ends them.
+        heeding: the ranks end in their own way: what asks for a stop is passed on, each signal once; one that
+            comes while the ranks are being started reaches all of them. Otherwise Ctrl-C ends them.
 
     Raises:
         UserError: the folder for the logs cannot be written.

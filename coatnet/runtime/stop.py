@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A terminal that goes away sends the last; nohup, which ignores it for whatever it starts, is to be believed.
+_HEEDS_HANGUP = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, *([signal.SIGHUP] if _HEEDS_HANGUP else []))
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def held_signals() -> Iterator[None]:
 
 
 class StopFlag:
-    """A context in which SIGTERM, SIGUSR1 and SIGINT mean "stop at the next step boundary".
+    """A context in which each of SIGNALS means "stop at the next step boundary".
 
     A second signal changes nothing: it must not abort the save that the first one asked for. Children that
     are forked inside get the default handlers back. Where signals were held they have no effect afterwards

@@ -11,16 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from coatnet.runtime.stop import StopFlag
+from coatnet.runtime.stop import SIGNALS, StopFlag
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_sets_the_flag_and_a_second_one_changes_nothing(number: signal.Signals) -> None:
     with StopFlag() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         assert stop.requested and stop.reason == number.name
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    code = (
+        "import os, signal\nfrom coatnet.runtime.stop import StopFlag\n"
+        "with StopFlag() as stop:\n    os.kill(os.getpid(), signal.SIGHUP)\n    print(stop.requested)"
+    )
+    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_handlers_are_put_back_afterwards() -> None:

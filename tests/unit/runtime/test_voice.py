@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -57,7 +58,8 @@ import os, signal, sys, time
 from pathlib import Path
 place = Path(sys.argv[1])
 asked = []
-signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, lambda *_: asked.append(1))
 (place / f"ready-{os.environ['RANK']}").touch()
 while not asked:
     time.sleep(0.01)
@@ -65,18 +67,37 @@ while not asked:
 """
 
 
-def test_a_run_saves_on_ctrl_c_although_tee_has_ended_by_it(tmp_path: Path) -> None:
+LAUNCHER = """
+import sys
+from pathlib import Path
+from coatnet.runtime.launch import launch_run
+place = Path(sys.argv[1])
+sys.exit(launch_run("rank", [str(place)], directory=place / "run", ranks=2))
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command that starts two ranks, which end when they are asked to."""
     (tmp_path / "rank.py").write_text(RANK)
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom coatnet.runtime.launch import launch_run\n"
-        "place = Path(sys.argv[1])\n"
-        "sys.exit(launch_run('rank', [str(place)], directory=place / 'run', ranks=2))"
-    )
-    root = Path(__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, env=environment
-    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}")
+    return [sys.executable, "-c", LAUNCHER, str(tmp_path)]
+
+
+def test_a_run_saves_when_its_terminal_goes_away(launcher: list[str], tmp_path: Path) -> None:
+    process, terminal = pty.fork()
+    if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execv(launcher[0], launcher)
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
+    os.close(terminal)
+    assert os.waitpid(process, 0)[1] == 0
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_run_saves_on_ctrl_c_although_tee_has_ended_by_it(launcher: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(launcher, stderr=subprocess.PIPE)
     assert process.stderr is not None and b"starting 2 ranks" in process.stderr.readline()
     while len(list(tmp_path.glob("ready-*"))) < 2:
         assert process.poll() is None
