@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cluster.site import PreflightConfig, SiteConfig
 from cluster.supervisor import Supervisor
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
+Program = Callable[[str, str], None]
 # A requeue ends the job that asks for it; jobs run unless a file tells another state.
 _SCONTROL = """\
 case "$*" in
@@ -38,13 +39,13 @@ class Machine:
     DONE = "echo {} > $run/done"
     STOPPED = 'echo "{\\"attempt\\": \\"$COATNET_ATTEMPT\\"}" > $run/stopped'
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Program) -> None:
         self.run = RunDirectory(folder / "run")
         self.history = History(self.run.path)
         self.nodes = ["n1", "n2"]
-        self._programs, self._states = folder / "programs", folder / "states"
+        self._make, self._states = program, folder / "states"
         self._heard, self._job_file = folder / "heard", folder / "job.json"
-        for path in (self._programs, self._states, self.run.logs):
+        for path in (self._states, self.run.logs):
             path.mkdir(parents=True)
         self._program("sbatch", "echo 8")
         self._program("scancel", "")
@@ -122,16 +123,27 @@ class Machine:
 
     def _program(self, name: str, text: str, *, tells: bool = True) -> None:
         tell = f'echo "{name} $*" >> {self._heard}\n' if tells else ""
-        path = self._programs / name
-        path.write_text(f"#!/bin/sh\n{tell}{text}\n")
-        path.chmod(0o755)
+        self._make(name, tell + text)
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """Return a machine whose commands come first in the path; the signal handlers come back afterwards."""
-    made = Machine(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path / "programs"), prepend=":")
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Return what makes a command from shell; such commands come first in the path."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def made(name: str, text: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+    return made
+
+
+@pytest.fixture
+def machine(tmp_path: Path, program: Program) -> Iterator[Machine]:
+    """Return a machine; the signal handlers come back afterwards."""
+    made = Machine(tmp_path, program)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     yield made
     for number, handler in handlers.items():

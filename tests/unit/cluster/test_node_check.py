@@ -187,17 +187,10 @@ def test_only_all_nodes_in_one_and_the_same_way_are_nobodys_fault(tmp_path: Path
 
 
 @pytest.fixture
-def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def srun(tmp_path: Path, program: Callable[[str, str], None]) -> Callable[[str], None]:
     """Return what makes srun from shell; `$results` is where the nodes write."""
-
-    def made(text: str) -> None:
-        path = tmp_path / "srun"
-        path.write_text(f"#!/bin/sh\nfor results; do :; done\n{text}\n")
-        path.chmod(0o755)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     (tmp_path / "logs").mkdir()
-    return made
+    return lambda text: program("srun", f"for results; do :; done\n{text}")
 
 
 def checked(folder: Path, **limits: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,25 @@ from cluster.status import read_status
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
+Program = Callable[[str, str], None]
 PARTITION = "PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP TotalNodes=16"
 
 
 class Cluster:
     """A SLURM that numbers its jobs from 10 and writes down what it hears, and a pipeline file."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, program: Program) -> None:
         self.folder, self.path = folder, folder / "pipeline.yaml"
         self.site = SiteConfig(gpus_per_node=0)
-        self._heard, self._programs = folder / "heard", folder / "programs"
-        self._programs.mkdir()
+        self._heard, self._make = folder / "heard", program
         (folder / "next").write_text("10")
         self.program("sbatch", f"read id < {folder}/next; echo $((id + 1)) > {folder}/next; echo $id")
         self.program("scontrol", f'[ "$2" != show ] || echo "{PARTITION}"')
         self.program("scancel", "")
         self.queue()
-        monkeypatch.setenv("PATH", str(self._programs), prepend=":")
-        monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # a copy of everything takes a while
 
     def program(self, name: str, text: str) -> None:
-        (self._programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {self._heard}\n{text}\n')
-        (self._programs / name).chmod(0o755)
+        self._make(name, f'echo "{name} $*" >> {self._heard}\n{text}')
 
     def queue(self, *jobs: str) -> None:
         """Let the queue hold these jobs, all pending."""
@@ -91,8 +89,9 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return Cluster(tmp_path, monkeypatch)
+def cluster(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # a copy of everything takes a while
+    return Cluster(tmp_path, program)
 
 
 def test_stages_wait_for_those_before_them_by_slurms_own_dependencies(cluster: Cluster) -> None:

@@ -15,17 +15,10 @@ Program = Callable[[str, str], None]
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
 
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Return what makes one of the commands from shell; nobody waits between two questions."""
-
-    def made(name: str, text: str) -> None:
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait between two questions."""
     monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
-    return made
 
 
 def after_refusals(folder: Path, words: str) -> str:

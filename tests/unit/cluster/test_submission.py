@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,25 +24,18 @@ PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP Tot
 PartitionName=small Default=NO MaxNodes=2 MaxTime=UNLIMITED State=UP TotalNodes=16
 PartitionName=old Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=DOWN TotalNodes=16
 """
+Program = Callable[[str, str], None]
 SITE = SiteConfig(nodes=4, gpus_per_node=8, time="12:00:00")
 
 
 @pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put SLURM's commands, as shell scripts, first into the path."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    write_program(folder / "scontrol", f"cat <<'END'\n{_PARTITIONS}END")
-    write_program(folder / "squeue", """echo '{"jobs": []}'""")
-    write_program(folder / "sbatch", "echo 7")
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
+def programs(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Put SLURM's commands, as shell scripts, first into the path, and return what makes them anew."""
+    program("scontrol", f"cat <<'END'\n{_PARTITIONS}END")
+    program("squeue", """echo '{"jobs": []}'""")
+    program("sbatch", "echo 7")
     monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # copied in milliseconds
-    return folder
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return program
 
 
 def request(folder: Path, site: SiteConfig) -> Request:
@@ -69,19 +62,17 @@ def try_to_submit(folder: Path, **site: object) -> str:
     ],
 )
 def test_what_would_wait_for_ever_is_refused(
-    programs: Path, tmp_path: Path, site: dict[str, object], message: str
+    programs: Program, tmp_path: Path, site: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         try_to_submit(tmp_path, **site)
     assert not (tmp_path / "run" / "submissions").exists()
 
 
-def test_a_job_that_cannot_be_recorded_is_taken_back(programs: Path, tmp_path: Path) -> None:
+def test_a_job_that_cannot_be_recorded_is_taken_back(programs: Program, tmp_path: Path) -> None:
     cancelled = tmp_path / "cancelled"
-    write_program(
-        programs / "sbatch", f"rm {tmp_path}/run/lives.jsonl; mkdir {tmp_path}/run/lives.jsonl; echo 7"
-    )
-    write_program(programs / "scancel", f"echo $1 > {cancelled}")
+    programs("sbatch", f"rm {tmp_path}/run/lives.jsonl; mkdir {tmp_path}/run/lives.jsonl; echo 7")
+    programs("scancel", f"echo $1 > {cancelled}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lives.jsonl").touch()
     with pytest.raises(UserError, match="Is a directory; job 7, which could not be recorded, was cancelled"):
@@ -89,11 +80,11 @@ def test_a_job_that_cannot_be_recorded_is_taken_back(programs: Path, tmp_path: P
     assert cancelled.read_text() == "7\n" and not (tmp_path / "run/submissions/0001").exists()
 
 
-def test_of_several_partitions_one_that_fits_suffices(programs: Path, tmp_path: Path) -> None:
+def test_of_several_partitions_one_that_fits_suffices(programs: Program, tmp_path: Path) -> None:
     assert try_to_submit(tmp_path, partition="small,gpu") == "7"
 
 
-def test_a_submission_leaves_everything_that_the_job_needs(programs: Path, tmp_path: Path) -> None:
+def test_a_submission_leaves_everything_that_the_job_needs(programs: Program, tmp_path: Path) -> None:
     assert try_to_submit(tmp_path, hardware="h100") == "7"
     folder = tmp_path / "run" / "submissions" / "0001"
     assert (tmp_path / "run" / "logs").is_dir(), "without it SLURM fails the job and leaves no log"
@@ -103,7 +94,7 @@ def test_a_submission_leaves_everything_that_the_job_needs(programs: Path, tmp_p
     assert History(tmp_path / "run").job_ids() == ["7"]
 
 
-def test_the_script_that_is_shown_is_the_one_that_is_submitted(programs: Path, tmp_path: Path) -> None:
+def test_the_script_that_is_shown_is_the_one_that_is_submitted(programs: Program, tmp_path: Path) -> None:
     prepared = prepare(request(tmp_path, SITE))
     shown = preview(prepared)
     assert not (tmp_path / "run").exists() and "export PYTHONPATH=" in shown
@@ -112,10 +103,10 @@ def test_the_script_that_is_shown_is_the_one_that_is_submitted(programs: Path, t
 
 
 def test_a_job_that_begins_before_its_submission_is_noted_is_awaited_no_more(
-    programs: Path, tmp_path: Path
+    programs: Program, tmp_path: Path
 ) -> None:
     begin = json.dumps({"event": "begin", "time": 1, "life": 1, "job_id": "7", "nodes": ["n1"], "step": -1})
-    write_program(programs / "sbatch", f"echo '{begin}' >> {tmp_path}/run/lives.jsonl; echo 7")
+    programs("sbatch", f"echo '{begin}' >> {tmp_path}/run/lives.jsonl; echo 7")
     try_to_submit(tmp_path)
     history = History(tmp_path / "run")
     assert not history.awaits_a_life() and history.lives_without_progress(step=-1) == 1
@@ -137,7 +128,7 @@ def test_what_srun_would_refuse_is_refused_before_the_queue(
         prepare(request(tmp_path, inside))
 
 
-def test_two_submissions_at_once_queue_one_job(programs: Path, tmp_path: Path) -> None:
+def test_two_submissions_at_once_queue_one_job(programs: Program, tmp_path: Path) -> None:
     prepared = prepare(request(tmp_path, SITE))
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".submitting").open("w") as other:
@@ -150,17 +141,17 @@ def test_two_submissions_at_once_queue_one_job(programs: Path, tmp_path: Path) -
         submit(twin)
 
 
-def test_what_slurm_refuses_is_told_in_its_own_words(programs: Path, tmp_path: Path) -> None:
-    write_program(programs / "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+def test_what_slurm_refuses_is_told_in_its_own_words(programs: Program, tmp_path: Path) -> None:
+    programs("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(UserError, match="sbatch: Invalid account; give one that is yours by --account"):
         try_to_submit(tmp_path)
     assert find_runs([tmp_path]) == [], "what was refused is no run"
-    write_program(programs / "sbatch", "echo 7")
+    programs("sbatch", "echo 7")
     assert try_to_submit(tmp_path) == "7" and find_runs([tmp_path]) == [tmp_path / "run"]
 
 
 @pytest.mark.parametrize("marker", ["held", "cancelled"])
-def test_a_held_or_cancelled_run_needs_a_word(programs: Path, tmp_path: Path, marker: str) -> None:
+def test_a_held_or_cancelled_run_needs_a_word(programs: Program, tmp_path: Path, marker: str) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.mark(marker, reason="three lives")
@@ -170,7 +161,7 @@ def test_a_held_or_cancelled_run_needs_a_word(programs: Path, tmp_path: Path, ma
     assert submit(prepared, release=True) == "7" and run.marker(marker) is None
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_the_queue(programs: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_before_the_queue(programs: Program, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="allowed with 24 ranks: multiples of 24"):
         try_to_submit(tmp_path, nodes=3, hardware="h100")
 
@@ -217,7 +208,7 @@ def test_a_training_without_a_run_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_code_goes_with_the_job_and_the_submission_into_the_history(
-    programs: Path, tmp_path: Path
+    programs: Program, tmp_path: Path
 ) -> None:
     submit(prepare(request(tmp_path, SITE)))
     folder = tmp_path / "run" / "submissions"
@@ -230,11 +221,11 @@ def test_the_code_goes_with_the_job_and_the_submission_into_the_history(
 
 @pytest.mark.parametrize(("array", "told"), [(0, "7"), (5, "5")])
 def test_a_run_whose_job_is_queued_is_not_submitted_again(
-    programs: Path, tmp_path: Path, array: int, told: str
+    programs: Program, tmp_path: Path, array: int, told: str
 ) -> None:
     try_to_submit(tmp_path)
     job = f'{{"job_id": 7, "job_state": "PENDING", "array_job_id": {array}, "array_task_id": 0}}'
-    write_program(programs / "squeue", f"""echo '{{"jobs": [{job}]}}'""")
+    programs("squeue", f"""echo '{{"jobs": [{job}]}}'""")
     with pytest.raises(UserError, match=f"has job {told} already; watch it, or end it by: coatnet cancel"):
         try_to_submit(tmp_path)
 
@@ -244,18 +235,18 @@ def test_tasks_of_an_array_do_not_train_in_one_run_directory(tmp_path: Path) -> 
         prepare(replace(request(tmp_path, SITE), array=3))
 
 
-def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Path, tmp_path: Path) -> None:
+def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Program, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.mark("held", reason="three lives")
     before = run.marker("held")
     prepared = prepare(request(tmp_path, SITE))
-    write_program(programs / "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    programs("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(UserError, match="Invalid account"):
         submit(prepared, release=True)
     assert run.marker("held") == before
     History(run.path).note("submitted", job_id="7", folder="0001", lives=0)
-    write_program(programs / "squeue", """echo '{"jobs": [{"job_id": 7, "job_state": "COMPLETING"}]}'""")
+    programs("squeue", """echo '{"jobs": [{"job_id": 7, "job_state": "COMPLETING"}]}'""")
     with pytest.raises(UserError, match="has job 7 already"):
         submit(prepared, release=True)
     assert run.marker("held") == before, "its last life still ends"

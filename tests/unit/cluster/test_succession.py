@@ -16,19 +16,16 @@ Heard = Callable[[], list[str]]
 
 
 @pytest.fixture
-def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Heard:
+def heard(tmp_path: Path, program: Callable[[str, str], None]) -> Heard:
     """Return what SLURM's commands have heard so far. Job 6 was cancelled, every other one runs."""
-    folder, log = tmp_path / "programs", tmp_path / "heard"
-    folder.mkdir()
+    log = tmp_path / "heard"
     answers = {
         "sbatch": "echo 8",
         "scancel": "",
         "scontrol": 'case "$4" in 6) echo JobState=CANCELLED;; *) echo JobState=RUNNING;; esac',
     }
     for name, answer in answers.items():
-        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{answer}\n')
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
+        program(name, f'echo "{name} $*" >> {log}\n{answer}')
     return lambda: log.read_text().splitlines() if log.exists() else []
 
 

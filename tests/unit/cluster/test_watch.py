@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +22,8 @@ from cluster.tables import print_status
 from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory
+
+Program = Callable[[str, str], None]
 
 
 def queued(state: str, *, job_id: str = "7", reason: str = "") -> dict[str, QueuedJob]:
@@ -285,7 +287,7 @@ def test_the_table_of_runs_fits_the_terminal(
 
 
 def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, program: Program
 ) -> None:
     History(run).note("successor", job_id="8")
     called = tmp_path / "called"
@@ -294,9 +296,8 @@ def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
         {"job_id": 8, "job_state": "PENDING"},
         {"job_id": 9, "job_state": "RUNNING"},
     ]
-    program(tmp_path / "squeue", f"echo '{json.dumps({'jobs': jobs})}'")
-    program(tmp_path / "scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program("squeue", f"echo '{json.dumps({'jobs': jobs})}'")
+    program("scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
     assert slurm.available()
     assert cancel_run(run) == ["8", "7"]
     assert called.read_text().split() == ["8", "7"]
@@ -310,11 +311,6 @@ def test_a_finished_run_or_another_folder_cannot_be_cancelled(run: Path, tmp_pat
     RunDirectory(run).mark("done")
     with pytest.raises(UserError, match="is done"):
         cancel_run(run)
-
-
-def program(path: Path, line: str) -> None:
-    path.write_text(f"#!/bin/sh\n{line}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 @pytest.mark.parametrize(
@@ -331,12 +327,10 @@ def test_status_reads_the_directories_when_the_queue_says_nothing_of_use(
     line: str,
     said: str,
     run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    program: Program,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    program(tmp_path / "squeue", line)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program("squeue", line)
     status([run], as_json=True)
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["state"], found["detail"]) == ("lost", "life 1 has no end")
@@ -378,10 +372,9 @@ def test_a_job_that_waits_in_vain_is_told_with_the_remedy(
 
 
 def test_a_run_that_is_marked_while_the_queue_is_away_is_to_be_cancelled_again(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, program: Program
 ) -> None:
-    program(tmp_path / "squeue", "echo unreachable >&2; exit 1")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program("squeue", "echo unreachable >&2; exit 1")
     with pytest.raises(UserError, match=r"is marked as cancelled, but not .* unreachable; cancel it again"):
         cancel_run(run)
     assert read_status(run, queue={}).state == "cancelled"
