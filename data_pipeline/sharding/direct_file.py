@@ -36,9 +36,7 @@ class DirectFile:
         self._direct = bool(_DIRECT)
         try:
             self._descriptor = os.open(path, flags | _DIRECT, 0o666)
-        except OSError as error:
-            if error.errno not in _REFUSALS:
-                raise
+        except OSError:  # it knows no other way, or the next line says what is wrong
             self._direct = False
             self._descriptor = os.open(path, flags, 0o666)
         # Memory that begins at a page, as the disk wants it; private, since shared memory gets no huge pages.
@@ -94,8 +92,6 @@ class DirectFile:
         Raises:
             OSError: the disk is full or fails.
         """
-        if self._filled % _ALIGNED_BYTES:
-            self._use_the_cache()
         self._write(self._filled)
         os.fsync(self._descriptor)
 
@@ -113,7 +109,7 @@ class DirectFile:
     def _write(self, size: int) -> None:
         done = 0
         while done < size:  # a nearly full disk takes less than asked; the next write says why
-            try:
+            try:  # the end of a file, no whole block, is refused past the cache
                 done += os.write(self._descriptor, self._piece[done:size])
             except OSError as error:
                 if error.errno not in _REFUSALS or not self._direct:

@@ -31,6 +31,12 @@ def test_a_rank_that_is_slow_in_most_steps_is_named_and_one_slow_step_is_not() -
     assert found == [{"straggler": 2, "seconds": 0.2, "usual": 0.1}]
 
 
+def test_a_resumed_run_judges_nobody_by_fewer_steps_than_a_whole_window() -> None:
+    health = Health(GuardConfig(), ranks=Ranks(world_size=2), stage=1)
+    found = [health.after_step(step, [0.1, 0.3]) for step in range(31, 101)]
+    assert [bool(one) for one in found] == [False] * 69 + [True]
+
+
 def test_of_two_ranks_the_slow_one_is_compared_with_the_other_and_not_with_both() -> None:
     health, found = Health(GuardConfig(), ranks=Ranks(world_size=2), stage=1), []
     for step in range(1, 51):

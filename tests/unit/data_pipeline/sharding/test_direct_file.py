@@ -101,3 +101,14 @@ def test_a_disk_that_takes_less_than_asked_gets_the_rest_again(
         patch.setattr(direct_file.os, "write", lambda descriptor, piece: real(descriptor, piece[:1000]))
         whole = write(tmp_path / "file", [5000] * 5)
     assert (tmp_path / "file").read_bytes() == whole
+
+
+def test_a_file_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere/file"):
+        DirectFile(tmp_path / "nowhere" / "file")
+
+
+def test_a_closed_file_holds_no_descriptor(tmp_path: Path) -> None:
+    held = len(os.listdir("/proc/self/fd"))
+    write(tmp_path / "file", [5000] * 9)
+    assert len(os.listdir("/proc/self/fd")) == held

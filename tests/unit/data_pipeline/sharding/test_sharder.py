@@ -309,3 +309,35 @@ def test_hostile_file_names_become_harmless_keys(tmp_path: Path) -> None:
         assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.(jpg|cls)", name) for name in tar.getnames())
     shard_file = str(tmp_path / "out" / "shard-000000.tar")
     assert len(list(webdataset.WebDataset(shard_file, shardshuffle=False))) == 5
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_counts_as_done(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut loses what was not synced: the journal must never vouch for it."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> Path:
+        calls.append(f"name {target.name}")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    shard_corpus(image_folder, tmp_path / "shards", options=ShardOptions(shard_samples=60), quiet=True)
+
+    def content(name: str) -> int:
+        return calls.index(f"sync .{name}.{os.getpid()}.tmp")
+
+    def committed(name: str, *, folder: str = "shards") -> int:
+        """Return when a file's name was on the disk, its content before."""
+        return calls.index(f"sync {folder}", calls.index(f"name {name}", content(name)))
+
+    for shard in ("shard-000000", "shard-000001"):
+        assert max(committed(f"{shard}.tar"), committed(f"{shard}.index.npy")) < content(f"{shard}.json")
+        assert committed(f"{shard}.json", folder=".sharding") < content("manifest.json")
+    assert committed("manifest.json")
