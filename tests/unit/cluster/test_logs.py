@@ -31,6 +31,24 @@ def test_logs_come_in_the_order_of_lives_and_one_rank_at_a_time(run: Path) -> No
     assert [line[-1] for line in read_logs(run, rank=1, tail=0, follow=False, finished=finished)] == ["c"]
 
 
+def test_a_run_by_hand_has_a_log_per_rank_beside_its_reports_and_one_can_be_chosen(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / "logs").mkdir()
+    for rank in range(2):
+        (tmp_path / "logs" / f"rank{rank}.log").write_text(f"of {rank}\n")
+    run.append(run.metrics, {"samples_seen": 64, "train/loss": 1.25})
+    with run.metrics.open("a") as file:
+        file.write('[1]\n"no record"\n{cut')
+
+    def told(rank: int | None) -> list[str]:
+        return list(read_logs(tmp_path, rank=rank, tail=0, follow=False, finished=lambda: True))
+
+    assert told(1) == ["rank1: of 1"]
+    assert told(None) == ["metrics: 64 images, train/loss 1.25", "rank0: of 0", "rank1: of 1"]
+    History(tmp_path).note("submitted", job_id="7", folder="0001", lives=0)
+    assert told(None) == ["rank0: of 0", "rank1: of 1"], "its ranks' logs tell that"
+
+
 def test_following_ends_after_the_last_lines_of_a_finished_run(run: Path) -> None:
     path = run / "logs" / "life-001.try-1.rank-0.log"
     path.write_text("first\n")
