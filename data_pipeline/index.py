@@ -37,6 +37,7 @@ SAMPLE = np.dtype(
     ]
 )
 LABEL = np.dtype([("label", "<i4"), ("weight", "<f4")])
+# By number in the column `format`; what is none of these is not decoded.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # The header as numpy's save writes it. numpy's load parses it as Python, which in several threads can end in
 # a SystemError of CPython 3.11, when the garbage collector runs in between.

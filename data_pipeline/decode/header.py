@@ -15,8 +15,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from data_pipeline.decode.errors import DecodeError, check_bytes, check_size
 from data_pipeline.decode.jpeg_header import check_effort, is_jpeg, read_jpeg_header
 from data_pipeline.decode.png_chunks import check_chunks, is_png
+from data_pipeline.index import FORMATS
 
-PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION_TAG = 0x0112
 _TIFF_BITS_TAG = 258
 _PNG_BITS_AT = 24
@@ -33,7 +33,7 @@ class ImageInfo(NamedTuple):
     """A header's facts.
 
     Attributes:
-        format: a name in `PILLOW_FORMATS`.
+        format: a name in `FORMATS`.
         width, height: of the stored pixels, whatever the orientation says.
         components: channels as stored (1 gray, 3 colour, 4 CMYK or alpha); a palette has 1 or 3.
         bits: per channel as stored.
@@ -92,7 +92,7 @@ def open_with_pillow(payload: bytes) -> Image.Image:
         DecodeError: Pillow knows no such file, or its header is broken.
     """
     try:
-        return Image.open(io.BytesIO(payload), formats=PILLOW_FORMATS)
+        return Image.open(io.BytesIO(payload), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise DecodeError("not_an_image", _describe(payload)) from None
     except Image.DecompressionBombError as error:
