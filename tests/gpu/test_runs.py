@@ -73,8 +73,8 @@ def command(place: Path, run: str, *words: str) -> list[str]:
 
 
 def environment(*words: str) -> dict[str, str]:
-    """Let two ranks share the card: NCCL refuses, and gloo carries their words instead."""
-    if not any("ranks=2" in word for word in words):
+    """Let two ranks share the card: NCCL refuses, and gloo carries their words instead, as on the host's."""
+    if "HOST_GPU" in os.environ or "launch.ranks=2" not in words:
         return {**os.environ}
     path = os.pathsep.join([str(Path(__file__).with_name("one_card")), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path}
