@@ -106,9 +106,11 @@ class Lease:
         """Look at what the beating thread saw last, which costs nothing.
 
         Raises:
-            LeaseLost: a newer job has the run.
+            LeaseLost: a newer job has the run, or its directory is gone.
         """
         if self._lost.is_set():
+            if not self._path.parent.is_dir():
+                raise LeaseLost(f"{self._directory}: was moved or removed")
             known = _read(self._path.with_name(f"{_PREFIX}{newest_epoch(self._directory):08d}"))
             by = f"process {known['pid']} on {known['host']}" if known else "another job"
             raise LeaseLost(f"{self._directory}: taken over by {by}")

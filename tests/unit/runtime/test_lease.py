@@ -313,9 +313,12 @@ def test_a_file_system_that_does_not_answer_is_no_successor(
 
 
 def test_who_took_a_run_over_need_not_be_known_and_its_folder_may_be_gone(tmp_path: Path) -> None:
-    lease = Lease.acquire(tmp_path)
-    shutil.rmtree(tmp_path / "lease")
+    lease = Lease.acquire(tmp_path / "run")
+    next((tmp_path / "run" / "lease").iterdir()).unlink()
     with pytest.raises(LeaseLost, match="taken over by another job"):
+        lease.check()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(LeaseLost, match=r"/run: was moved or removed$"):
         lease.check()
     lease.release()
 
