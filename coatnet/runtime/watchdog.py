@@ -20,7 +20,8 @@ _LEAST_STEPS = 20
 _POLL_SECONDS = 0.5
 _P99_FACTOR = 5.0
 _LIKE_THE_FIRST = 1.5  # on cores a step of a large model may take longer than any bound
-_DOUBTS_AFTER = 1 / 3  # of `hang_seconds`: before that no rank says or asks anything
+# Of `hang_seconds`, and at most: before that no rank says or asks anything.
+_DOUBTS_AFTER, _MOST_SECONDS_WITHOUT_DOUBT = 1 / 3, 30.0
 _SAID_AGAIN_SECONDS = 600.0
 _PROMPT_SECONDS = 5.0  # to write the stacks; longer says that the run's file system hung
 # Other ranks' watchdogs look at other moments. An end of this one breaks their collectives: they write first.
@@ -119,7 +120,7 @@ class Watchdog:
         while not self._stopped.wait(_POLL_SECONDS):
             self._beaten_at += absence.seconds()
             silence = time.monotonic() - self._beaten_at
-            if self._data_wait is not None and self._is_excused(self._data_wait, silence):
+            if self._data_wait and not self._held and self._is_excused(self._data_wait, silence):
                 continue
             patient = self._held or self._lenient
             if silence > (self._start_seconds if patient else self._patience_seconds):
@@ -127,7 +128,7 @@ class Watchdog:
 
     def _is_excused(self, data_wait: DataWait, silence_seconds: float) -> bool:
         """Tell whether a rank waits for data, and begin to count anew if so."""
-        if silence_seconds < _DOUBTS_AFTER * self._hang_seconds:
+        if silence_seconds < min(_DOUBTS_AFTER * self._hang_seconds, _MOST_SECONDS_WITHOUT_DOUBT):
             data_wait.forget()
             return False
         reason = data_wait.excuse()

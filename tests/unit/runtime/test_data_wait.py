@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -82,18 +83,21 @@ def test_a_rank_alone_is_excused_by_its_own_words() -> None:
     assert looks(DataWait(Ranks(), lambda: WAITING), times=2) == [None]
 
 
-def test_the_watchdog_counts_anew_while_a_rank_waits_and_says_so_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hang_seconds", "doubts"), [(30.0, 10.0), (math.inf, 30.0)])
+def test_the_watchdog_counts_anew_while_a_rank_waits_and_says_so_once(
+    tmp_path: Path, hang_seconds: float, doubts: float
+) -> None:
     words, said = dict(WAITING | FETCHING), list[str]()
     wait = DataWait(Ranks(), lambda: words)
     watchdog = Watchdog(
-        tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0, data_wait=wait, say=said.append
+        tmp_path / "stacks", hang_seconds=hang_seconds, start_seconds=1800.0, data_wait=wait, say=said.append
     )
     for _ in range(3):
-        assert not watchdog._is_excused(wait, 9.0)
-        assert not watchdog._is_excused(wait, 11.0)
+        assert not watchdog._is_excused(wait, doubts - 1)
+        assert not watchdog._is_excused(wait, doubts + 1)
         wait._thread.join()
-        assert watchdog._is_excused(wait, 12.0)
-    assert said == [f"no step for 12 s, since {EXCUSE}"]
+        assert watchdog._is_excused(wait, doubts + 2)
+    assert said == [f"no step for {doubts + 2:.0f} s, since {EXCUSE}"]
     words.clear()
     assert not watchdog._is_excused(wait, 1.0)
-    assert not any(watchdog._is_excused(wait, 12.0) for _ in range(3))
+    assert not any(watchdog._is_excused(wait, doubts + 2) for _ in range(3))

@@ -6,7 +6,6 @@ import errno
 import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
