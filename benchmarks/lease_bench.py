@@ -40,8 +40,12 @@ class Sizes:
 
     def at_batch(self, batch: int) -> Sizes:
         """Return the same with whole models at another batch, where a card has to hold several at once."""
-        peers, models = ({one: batch for one, _ in pairs} for pairs in (self.peers, self.models))
-        return replace(self, peers=tuple(peers.items()), models=tuple(models.items()), batches=(batch,))
+        return replace(
+            self,
+            peers=tuple({name: (name, batch) for name, _ in self.peers}.values()),
+            models=tuple((config, batch) for config, _ in self.models),
+            batches=(batch,),
+        )
 
 
 FULL = Sizes(

@@ -37,6 +37,7 @@ save: {every: 4 steps}
 launch: {deterministic: true}
 """
 PROFILE = "profile.steps=6..8"
+COMPILED = ["compile=true", "data.evaluate=null"]  # not twice, for evaluation too
 # Whatever can change what a step computes, or how its state is cut and put together again.
 CASES = {
     "ZeRO 0": ["zero.stage=0"],
@@ -46,8 +47,8 @@ CASES = {
     "bf16 weights": ["precision=bf16"],
     "bf16 weights, ZeRO 3": ["precision=bf16", "zero.stage=3"],
     "overlap": ["zero.stage=2", "zero.overlap_communication=true"],
-    "compiled": ["compile=true"],
-    "compiled, fused": ["compile=true", "train.fused_mbconv=true"],
+    "compiled": COMPILED,
+    "compiled, fused": [*COMPILED, "train.fused_mbconv=true"],
     "checkpointed": ["train.activation_checkpointing=[S1,S3]"],
     "two ranks": ["launch.ranks=2"],
 }

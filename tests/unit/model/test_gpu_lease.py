@@ -33,6 +33,15 @@ def test_every_phase_writes_its_rows_in_the_leases_order(lease: ModuleType, tmp_
     assert text.count("## ") == 7 and "forward share of copy" in text
 
 
+def test_whole_models_are_measured_at_the_batch_that_a_card_has_room_for(
+    lease: ModuleType, tmp_path: Path
+) -> None:
+    lease.main(["--tiny", "--batch", "1", "--phases", "batches", "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "lease.json").read_text())["phases"]["batches"]
+    assert row["case"].endswith(" b1") and row["images_per_second"] > 0
+    assert {batch for _, batch in lease.FULL.at_batch(32).peers + lease.FULL.at_batch(32).models} == {32}
+
+
 def test_what_fails_or_comes_too_late_is_a_row_that_says_so(lease: ModuleType) -> None:
     now = iter([0.0, 1.0, 2.0])
 
