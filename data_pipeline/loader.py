@@ -104,6 +104,7 @@ class TrainLoader:
             "seed": self._seed,
             "corpora": [[corpus.digest, entry.weight] for corpus, entry in corpora],
             "order": [self._data.lanes, self._data.window, self._data.tail],
+            "epoch_samples": self._order.epoch_samples,
             "excluded": _ranges(sorted(self._filler.excluded)),
         }
 
@@ -120,6 +121,13 @@ class TrainLoader:
                     f"{name}: the checkpoint has {state.get(key)}, this run {own[key]}: the order of samples "
                     "would not go on; use the former value, or start a new run"
                 )
+        epoch = state.get("epoch_samples", own["epoch_samples"])  # not kept by those who wrote before
+        if epoch != own["epoch_samples"]:
+            raise UserError(
+                f"train.global_batch: with data.tail=drop an epoch of the checkpoint has {epoch:,} samples, "
+                f"one of this run {own['epoch_samples']:,}: the order of samples would not go on; use the "
+                "former value, or start a new run"
+            )
         self.exclude([position for first, end in state["excluded"] for position in range(first, end)])
 
     def _plans(self, samples_seen: int) -> Iterator[PendingBatch]:

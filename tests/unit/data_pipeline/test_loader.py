@@ -210,6 +210,16 @@ def test_a_state_of_another_order_is_refused(shard_folder: Path, image_folder: P
         loader(shard_folder).restore({**state, "version": 0})
 
 
+def test_another_global_batch_is_refused_where_it_drops_another_tail(shard_folder: Path) -> None:
+    state = json.loads(json.dumps(loader(shard_folder, batch=50, tail="drop").state()))
+    loader(shard_folder, batch=25, world_size=5, tail="drop").restore(state)
+    with pytest.raises(UserError, match=r"^train\.global_batch: .* has 100 samples, one of this run 120:"):
+        loader(shard_folder, batch=40, tail="drop").restore(state)
+    del state["epoch_samples"]  # as it was written before
+    loader(shard_folder, batch=50, tail="drop").restore(state)
+    loader(shard_folder, batch=40).restore(loader(shard_folder, batch=50).state())
+
+
 def test_excluded_positions_are_replaced_at_any_world_size_alike_and_not_counted(shard_folder: Path) -> None:
     def run(world_size: int, excluded: list[int]) -> tuple[dict[int, str], int]:
         found, bad = {}, 0
