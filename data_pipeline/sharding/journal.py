@@ -16,6 +16,7 @@ from types import TracebackType
 
 from coatnet.config import UserError
 from coatnet.runtime.whole_files import write_whole
+from data_pipeline.index import index_path
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.job import Oddity, ShardResult
 
@@ -68,7 +69,8 @@ class Journal:
             values = json.loads(path.read_text())
             entry = ShardEntry(**values["entry"])
             shard = self._folder.parent / entry.name
-            if shard.exists() and shard.stat().st_size == entry.bytes:
+            is_there = shard.exists() and index_path(shard).exists()
+            if is_there and shard.stat().st_size == entry.bytes:
                 found[entry.name] = ShardResult(entry, [Oddity(**odd) for odd in values["odd"]])
         return found
 

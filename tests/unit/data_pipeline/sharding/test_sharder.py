@@ -137,11 +137,14 @@ def test_an_interrupted_sharding_goes_on_and_ends_equal(
         shard(image_folder, tmp_path / "cut")
     assert not (tmp_path / "cut" / MANIFEST).exists()
     (tmp_path / "cut" / ".shard-000005.tar.1.tmp").write_bytes(b"half a shard")
+    (tmp_path / "cut" / "shard-000000.tar").unlink()
+    os.truncate(tmp_path / "cut" / "shard-000001.tar", 1000)
+    (tmp_path / "cut" / "shard-000002.index.npy").unlink()
     begun = Mock(wraps=collecting.progress)
     monkeypatch.setattr(collecting, "progress", begun)
     shard(image_folder, tmp_path / "cut")
-    assert begun.call_args.args[0] == 120 and begun.call_args.kwargs["done"] == 50  # no part of the rate
-    assert len(calls) == 6 + 7
+    assert begun.call_args.args[0] == 120 and begun.call_args.kwargs["done"] == 20  # no part of the rate
+    assert len(calls) == 6 + 3 + 7, "what was lost or cut short meanwhile is written again"
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
