@@ -60,9 +60,18 @@ stacks = Path(sys.argv[1]) / "stacks"
 os.mkfifo(stacks)  # to open it waits, as a file system does whose server is down
 watchdog = Watchdog(stacks, hang_seconds=1.0, start_seconds=1.0)
 watchdog.start()
-time.sleep(3.5)  # a step that waits for the same server
+
+def writes_stacks():
+    frame = sys._current_frames().get(watchdog._thread.ident)
+    while frame is not None and frame.f_code.co_name != "_give_up":
+        frame = frame.f_back
+    return frame is not None
+
+while not writes_stacks():  # a step that waits for the same server
+    time.sleep(0.05)
+time.sleep(1.2)  # too long to be prompt
 words = stacks.open()
-for _ in range(30):
+for _ in range(25):
     watchdog.beat()
     time.sleep(0.1)
 print("went on after", words.readline(), flush=True)
