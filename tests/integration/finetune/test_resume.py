@@ -45,7 +45,8 @@ def assert_equal_to_the_bit(first: Path, second: Path) -> None:
 
 
 def kill_after_a_checkpoint(words: list[str], directory: Path, *, steps: int) -> None:
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # bits depend on it
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     checkpoint = directory / "checkpoints" / f"step-{steps:08d}"
     wait_until(lambda: checkpoint.exists() or process.poll() is not None, what=str(checkpoint))
     process.send_signal(signal.SIGKILL)
