@@ -184,8 +184,9 @@ def read_run(directory: Path) -> dict[str, Any]:
     """Read what a finished run reports, and top-1 after each evaluation as [samples seen, top-1]."""
     summary = json.loads((directory / "summary.json").read_text())
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    curve = [[row["samples_seen"], row["evaluate/top1"]] for row in rows if "evaluate/top1" in row]
-    return {**{key: summary[key] for key in ("top1", "top5", "samples")}, "curve": curve}
+    # Of a killed run some are there twice.
+    curve = {row["samples_seen"]: row["evaluate/top1"] for row in rows if "evaluate/top1" in row}
+    return {**{key: summary[key] for key in ("top1", "top5", "samples")}, "curve": sorted(curve.items())}
 
 
 def write(runs: Path, arguments: argparse.Namespace) -> None:
