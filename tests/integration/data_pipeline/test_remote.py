@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 import xxhash
+from far_corpora import FIRST, cache_config, everything
 from fault_server import FaultServer, seconds_of
-from PIL import Image
 from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.config import UserError
@@ -27,56 +24,18 @@ from data_pipeline.config import CacheConfig, CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
-from data_pipeline.record import BadSampleError, SampleSource
-from data_pipeline.remote import cache as remote_cache
-from data_pipeline.remote import remote_files, request
+from data_pipeline.record import BadSampleError
 from data_pipeline.remote.cache import part_path
 from data_pipeline.remote.download import Expected, download
 from data_pipeline.remote.request import Patience, backoff_seconds
-from data_pipeline.sharding.options import ShardOptions
-from data_pipeline.sharding.sharder import shard_corpus
 
-FIRST = "shard-000000.tar"
 AUGMENT = AugmentConfig(image_size=16)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight shards of ten images of about 20 kB."""
-    root = tmp_path_factory.mktemp("remote")
-    draw = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (root / "images" / name).mkdir(parents=True)
-        for number in range(40):
-            pixels = draw.integers(0, 255, (100, 120, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "images" / name / f"{number}.jpg", quality=90)
-    shard_corpus(root / "images", root / "shards", options=ShardOptions(shard_samples=10), quiet=True)
-    return root / "shards"
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "_FIRST_BACKOFF_SECONDS", 0.01)
-
-
-@pytest.fixture
-def server(shards: Path) -> Iterator[FaultServer]:
-    with FaultServer(shards) as running:
-        yield running
-
-
-def cache_config(tmp_path: Path, **changes) -> CacheConfig:
-    return CacheConfig(directory=str(tmp_path / "cache"), **{"stall_seconds": 20, "attempts": 3, **changes})
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 def shards_asked_for(server: FaultServer) -> dict[str, int]:
     """Return how often; the server's threads may be counting just now."""
     return {name: count for name, count in list(server.requests.items()) if name.endswith(".tar")}
-
-
-def everything(corpus: SampleSource) -> list[tuple[bytes, int]]:
-    records = [corpus.read(s, i) for s, count in enumerate(corpus.counts) for i in range(count)]
-    return [(bytes(record.payload), record.label) for record in records]
 
 
 def test_a_remote_corpus_reads_as_the_local_one_and_each_file_is_fetched_once(
@@ -229,97 +188,6 @@ def test_the_stream_is_prefetched_in_its_order(server: FaultServer, tmp_path: Pa
     assert shards_asked_for(server) == {f"shard-{number:06d}.tar": 1 for number in range(8)}
 
 
-def test_the_cache_stays_below_its_limit_and_still_serves(
-    server: FaultServer, shards: Path, tmp_path: Path
-) -> None:
-    size = max(path.stat().st_size for path in shards.glob("*.tar"))
-    limit = 3 * size + (2 << 20)
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit)))
-    draw = np.random.default_rng(0)
-    for _ in range(60):
-        corpus.read(int(draw.integers(8)), int(draw.integers(10)))
-        used = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
-        assert used <= limit
-
-
-def test_shards_that_left_the_cache_do_not_fill_the_disk_unseen(
-    server: FaultServer, shards: Path, tmp_path: Path
-) -> None:
-    """A removed file takes its room until it is closed; one that is still read is not closed for that."""
-    limit = (1 << 20) + 2 * max(path.stat().st_size for path in shards.glob("*.tar"))
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, limit=str(limit)))
-    for shard in (0, 1, 2, 3, 4):
-        for _ in range(100):
-            corpus.read(0, 0)
-            corpus.read(shard, 1)
-    corpus.read(5, 0)
-    links = []
-    for path in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the server's threads close theirs
-            links.append(os.readlink(path))
-    removed = [link for link in links if str(tmp_path) in link and link.endswith("(deleted)")]
-    assert {Path(link).name.partition(".")[0] for link in removed} == {"shard-000000"}
-    assert server.requests[FIRST] == 1
-
-
-def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again_and_costs_no_sample(
-    server: FaultServer, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = cache_config(tmp_path, stall_seconds=20)
-    first, good = open_corpus(server.url, cache=config), everything(Corpus.open(shards))
-    assert everything(first) == good
-    for name in (FIRST, "shard-000001.index.npy"):
-        (copy,) = (tmp_path / "cache").rglob(name)
-        content = bytearray(copy.read_bytes())
-        content[len(content) // 2] ^= 1
-        copy.write_bytes(content)
-    (cut_short,) = (tmp_path / "cache").rglob("shard-000002.tar")
-    os.truncate(cut_short, 5000)
-    assert everything(first) == good, "one that has the files open"
-    assert everything(open_corpus(server.url, cache=config)) == good
-    fetched = {
-        name: count for name, count in server.requests.items() if count > 1 and name != "manifest.json"
-    }
-    assert fetched == {FIRST: 2, "shard-000001.index.npy": 2, "shard-000002.tar": 2}
-    assert capsys.readouterr().err.count("was damaged") == 3
-
-
-def test_a_lost_index_costs_no_look_at_its_shards_copy_for_each_of_its_samples(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
-    corpus.read(0, 0)
-    (index,) = (tmp_path / "cache").rglob("shard-000000.index.npy")
-    index.unlink()
-    server.faults[index.name] = ["404"]
-    looked_at = []
-    monkeypatch.setattr(remote_files, "size_and_hash", looked_at.append)
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
-    for number in range(10):
-        with pytest.raises(BadSampleError, match=r"index\.npy.* 404"):
-            corpus.read(0, number)
-    assert not looked_at and server.requests[index.name] == 2
-
-
-def test_a_sample_that_its_shard_has_damaged_is_bad_and_its_shard_not_fetched_again(
-    shards: Path, tmp_path: Path
-) -> None:
-    """The manifest vouches for the shard's bytes, and the index for the sample's: they can disagree."""
-    served = tmp_path / "served"
-    shutil.copytree(shards, served)
-    content = bytearray((served / FIRST).read_bytes())
-    content[1000] ^= 1
-    (served / FIRST).write_bytes(content)
-    manifest = json.loads((served / "manifest.json").read_text())
-    manifest["shards"][0]["xxh3"] = xxhash.xxh3_128_hexdigest(content)
-    (served / "manifest.json").write_text(json.dumps(manifest))
-    with FaultServer(served) as server:
-        corpus = open_corpus(server.url, cache=cache_config(tmp_path))
-        with pytest.raises(BadSampleError, match="fails its checksum"):
-            corpus.read(0, 0)
-        assert server.requests[FIRST] == 1
-
-
 def test_ranks_of_a_node_share_one_download(server: FaultServer, tmp_path: Path) -> None:
     script = (
         "import sys, json\n"
@@ -393,23 +261,6 @@ def test_what_a_server_asks_for_is_waited_and_more_so_that_ranks_do_not_return_i
     with pytest.raises(Unreachable):
         download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
     assert len(set(pauses)) == len(pauses) == 3 and all(2 < pause < 5 for pause in pauses)
-
-
-@pytest.mark.parametrize("full_for", [3, 1000])
-def test_a_disk_that_is_full_costs_no_sample(
-    server: FaultServer, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_for: int
-) -> None:
-    """Other ranks may give room back; if they do not, the run stops, since no sample is to blame."""
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
-    asked = itertools.count()
-    monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 0 if next(asked) < full_for else 1 << 40)
-    monkeypatch.setattr(remote_files, "backoff_seconds", lambda _: 0.0)
-    if full_for < 1000:
-        assert bytes(corpus.read(0, 0).payload) == bytes(Corpus.open(shards).read(0, 0).payload)
-        return
-    with pytest.raises(UserError, match=r"no room on the disk of data\.cache\.directory, .*/cache, "):
-        corpus.read(0, 0)
-    assert set(server.requests) == {"manifest.json"}  # no transfer that has no room
 
 
 def test_an_s3_corpus_reads_as_the_local_one(
