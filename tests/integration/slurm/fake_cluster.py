@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from preloaded import Preloaded
+from processes import environment_of, is_python, open_files, read, send_signal
 
 _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 120
@@ -127,7 +128,7 @@ class FakeCluster:
             self.wait_for(lambda: not self.client("squeue", "-h", check=False).strip(), seconds=15, what="")
         self.preloaded.stop()
         for pid in self._pids(lambda command, environment: self._is_ours(command, environment)):
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         self._name_nodes([])
         shutil.rmtree(self.root, ignore_errors=True)
         os.close(self._lock)
@@ -190,7 +191,7 @@ class FakeCluster:
             lambda: saved.exists() and saved.stat().st_mtime > changed, seconds=30, what="the saved state"
         )
         pid = int((self.root / "run" / "slurmctld.pid").read_text())
-        _signal(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL)
 
     def start_controller(self) -> None:
         """Start the controller again, with the state that it left."""
@@ -205,13 +206,13 @@ class FakeCluster:
     def kill_node(self, name: str) -> None:
         """Cut a node's power: everything on it dies at once."""
         for pid in self._stop_node(name):
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         (self.root / "run" / f"slurmd.{name}.pid").unlink(missing_ok=True)
 
     def kill_ranks(self, name: str) -> None:
         """Kill the ranks on a node, as a crash would; its daemons and a batch script stay."""
         for pid in self._ranks(name):
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
 
     def has_ranks(self, name: str) -> bool:
         """Return whether ranks live on a node, frozen or not."""
@@ -220,8 +221,8 @@ class FakeCluster:
     def kill_batch_script(self, name: str) -> None:
         """Kill the batch script of the job that began on a node."""
         for pid in self._node_pids(name):
-            if "cluster.supervisor" in _read(f"/proc/{pid}/cmdline").decode().split("\0"):
-                _signal(pid, signal.SIGKILL)
+            if "cluster.supervisor" in read(f"/proc/{pid}/cmdline").decode().split("\0"):
+                send_signal(pid, signal.SIGKILL)
 
     def freeze_node(self, name: str) -> None:
         """Cut a node off: everything on it stands still, until `thaw_node`."""
@@ -230,18 +231,18 @@ class FakeCluster:
     def thaw_node(self, name: str, *, daemons: bool = True) -> None:
         """Let a frozen node go on, unaware of what happened meanwhile; without `daemons` only its ranks."""
         for pid in self._node_pids(name) if daemons else self._ranks(name):
-            _signal(pid, signal.SIGCONT)
+            send_signal(pid, signal.SIGCONT)
 
     def _ranks(self, name: str) -> list[int]:
         """Return the ranks on a node: what srun started, and what that had forked by the preloaded server."""
         return [
             pid for pid in self._node_pids(name)
             if self._is_forked_for(pid, name)
-            or (_environment(pid).get("SLURM_STEP_ID") is not None and _is_python(pid))
+            or (environment_of(pid).get("SLURM_STEP_ID") is not None and is_python(pid))
         ]  # fmt: skip
 
     def _is_forked_for(self, pid: int, name: str) -> bool:
-        return _read(f"/proc/{pid}/comm").decode(errors="replace").strip() == f"{self.preloaded.tag}@{name}"
+        return read(f"/proc/{pid}/comm").decode(errors="replace").strip() == f"{self.preloaded.tag}@{name}"
 
     def revive_node(self, name: str) -> None:
         """Start a node again that died, was cut off or drained, whatever runs on it."""
@@ -263,7 +264,7 @@ class FakeCluster:
         seen: set[int] = set()
         while new := [pid for pid in self._node_pids(name) if pid not in seen]:
             for pid in new:
-                _signal(pid, signal.SIGSTOP)
+                send_signal(pid, signal.SIGSTOP)
             seen.update(new)
         return seen
 
@@ -283,13 +284,13 @@ class FakeCluster:
 
         daemons = [pid for pid in self._pids(is_daemon) if self._is_of_this_cluster(pid)]
         # a step daemon does not say its node, but it holds the node's log open
-        steps = [pid for pid in self._pids(is_step) if log in _open_files(pid)]
+        steps = [pid for pid in self._pids(is_step) if log in open_files(pid)]
         tasks = [pid for pid in self._pids(is_task) if pid not in {*daemons, *steps}]
         forked = [pid for pid in self._pids(lambda *_: True) if self._is_forked_for(pid, name)]
         return [*daemons, *steps, *tasks, *forked]
 
     def _is_of_this_cluster(self, pid: int) -> bool:
-        return _environment(pid).get("SLURM_CONF") == self.environment["SLURM_CONF"]
+        return environment_of(pid).get("SLURM_CONF") == self.environment["SLURM_CONF"]
 
     def _is_ours(self, command: list[str], environment: dict[str, str]) -> bool:
         mine = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
@@ -299,8 +300,8 @@ class FakeCluster:
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
-                command = _read(f"/proc/{entry}/cmdline").decode(errors="replace").split("\0")
-                if command[0] and wanted(command, _environment(int(entry))):
+                command = read(f"/proc/{entry}/cmdline").decode(errors="replace").split("\0")
+                if command[0] and wanted(command, environment_of(int(entry))):
                     found.append(int(entry))
         return found
 
@@ -366,34 +367,6 @@ def _take_place() -> tuple[int, int]:
                 return number, lock
             os.close(lock)
         time.sleep(1.0)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
-
-
-def _environment(pid: int) -> dict[str, str]:
-    pairs = _read(f"/proc/{pid}/environ").decode(errors="replace").split("\0")
-    return {name: value for name, equals, value in (pair.partition("=") for pair in pairs) if equals}
-
-
-def _is_python(pid: int) -> bool:
-    return os.path.basename(_read(f"/proc/{pid}/cmdline").split(b"\0")[0]).startswith(b"python")
-
-
-def _open_files(pid: int) -> set[str]:
-    try:
-        return {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    except OSError:
-        return set()
 
 
 def _free_ports(count: int, *, place: int) -> list[int]:

@@ -5,16 +5,12 @@ import json
 import re
 import threading
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from coatnet.config import UserError
-from coatnet.runtime.account import TimeAccount
-from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.config import CorpusConfig, DataConfig
@@ -24,7 +20,6 @@ from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import BadSampleError, Record
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
-from data_pipeline.stream import Stream
 
 AUGMENT = AugmentConfig(image_size=16)
 BATCH = 336  # shared equally by 24, 16, 48 and 7 ranks
@@ -175,25 +170,6 @@ def test_the_state_is_small_and_resumes_exclusions(shard_folder: Path) -> None:
     second = loader(shard_folder, world_size=2, rank=1)
     second.restore(state)
     assert second.state() == first.state()
-
-
-def test_a_stream_that_checks_a_checkpoint_takes_over_what_it_excludes(shard_folder: Path) -> None:
-    @dataclass
-    class Run:
-        data: DataConfig
-        augment: AugmentConfig
-        seed: int = 5
-
-    config = Run(DataConfig(train=[CorpusConfig(str(shard_folder))]), AUGMENT)
-    phases = [SimpleNamespace(end=4 * BATCH, global_batch=BATCH, image_size=16)]
-    account = TimeAccount(shard_folder, rank=0, life=0)
-    first, second = (
-        Stream(open_train_corpora(config.data), config, phases=phases, ranks=Ranks(), account=account)
-        for _ in range(2)
-    )
-    first.exclude(range(10, 40))
-    second.check(json.loads(json.dumps(first.state())))  # as a replay of a bundle does
-    assert second.state() == first.state() and second.state()["excluded"] == [[10, 40]]
 
 
 def test_a_state_of_another_order_is_refused(shard_folder: Path, image_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,12 +25,16 @@ PHASES = [
 ]
 
 
-@pytest.fixture
-def stream(shard_folder: Path, tmp_path: Path) -> Stream:
+def make_stream(shard_folder: Path, tmp_path: Path) -> Stream:
     data = DataConfig(train=[CorpusConfig(str(shard_folder))])
     config = SimpleNamespace(seed=5, data=data, augment=AugmentConfig(image_size=224))
     account = TimeAccount(tmp_path, rank=0, life=1)
     return Stream([open_corpus(shard_folder)], config, phases=PHASES, ranks=Ranks(), account=account)
+
+
+@pytest.fixture
+def stream(shard_folder: Path, tmp_path: Path) -> Stream:
+    return make_stream(shard_folder, tmp_path)
 
 
 @pytest.fixture
@@ -109,3 +114,12 @@ def test_a_sample_is_named_by_its_place_in_the_corpus(stream: Stream, shard_fold
     corpus = open_corpus(shard_folder)
     names = {corpus.name(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)}
     assert {stream.name(position) for position in range(120)} == names
+
+
+def test_a_stream_that_checks_a_checkpoint_takes_over_what_it_excludes(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    first, second = (make_stream(shard_folder, tmp_path) for _ in range(2))
+    first.exclude(range(10, 40))
+    second.check(json.loads(json.dumps(first.state())))  # as a replay of a bundle does
+    assert second.state() == first.state() and second.state()["excluded"] == [[10, 40]]
