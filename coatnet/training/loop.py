@@ -13,7 +13,7 @@ STOP, SAVE = 1, 2
 
 def train_to_end(run: TrainingRun[State, Result], stop: StopFlag) -> None:
     """Train, and leave the summary and a marker."""
-    state = None
+    run.stop, state = stop, None
     try:
         state = train(run, stop)
     finally:

@@ -23,6 +23,7 @@ from coatnet.runtime.lives import read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.runtime.stop import StopFlag
 from coatnet.runtime.watchdog import Watchdog
 from coatnet.training.calendar import Calendar
 from coatnet.training.checkpoints import Checkpoints, Engine, State, Stream
@@ -64,6 +65,7 @@ class TrainingRun(Generic[State, Result]):
     Attributes:
         kind: of the checkpoints.
         account, recorder, checkpoints, watchdog: of the run.
+        stop: tells that this rank is to stop, once the loop has begun.
     """
 
     kind: str
@@ -95,10 +97,15 @@ class TrainingRun(Generic[State, Result]):
             run.logs / f"stacks-rank{ranks.rank}.txt",
             hang_seconds=hang_seconds or usual[0],
             start_seconds=start_seconds or usual[1],
-            data_wait=DataWait(ranks, lambda: self.stream.words()),
+            data_wait=DataWait(ranks, self.words),
             say=lambda text: self.recorder.alarm(text),
         )
+        self.stop: StopFlag | None = None
         self._redone_until = 0
+
+    def words(self) -> dict[str, str]:
+        """Return what excuses that no step gets done; nothing once this rank was told to stop after one."""
+        return {} if self.stop is not None and self.stop.requested else self.stream.words()
 
     def equip(
         self,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+from coatnet.runtime.data_wait import WAITS
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.stop import StopFlag
 from coatnet.training.run import TrainingRun
 from pretrain.state import State
 from pretrain.trainer import PretrainResult
@@ -25,4 +28,15 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
         assert not met
     assert met == [(1, True)]
     assert run.watchdog._held == 0 and not run.watchdog._lenient
+    run.account.close()
+
+
+def test_a_rank_that_was_told_to_stop_asks_nobody_to_wait_for_its_data(tmp_path: Path) -> None:
+    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks())
+    run.stream = SimpleNamespace(words=lambda: {WAITS: "rank 0 waits"})  # type: ignore[assignment]
+    assert run.words() == {WAITS: "rank 0 waits"}
+    run.stop = StopFlag()
+    assert run.words() == {WAITS: "rank 0 waits"}
+    run.stop.request("SIGUSR1")
+    assert run.words() == {}
     run.account.close()
