@@ -33,9 +33,15 @@ class Distrusted(RuntimeError):
 
 
 def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a rank's main with the process's arguments."""
-    with endings_in_a_line():
-        main(sys.argv[1:])
+    """Run a rank's main with the process's arguments, and end the process."""
+    try:
+        with endings_in_a_line():
+            main(sys.argv[1:])
+    except SystemExit as error:
+        _leave(error.code if isinstance(error.code, int) else 1)
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        _leave(1)
     sys.exit(0)
 
 

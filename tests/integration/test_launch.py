@@ -80,6 +80,25 @@ def test_a_mistake_is_told_although_the_first_rank_has_not_come_to_it_in_time(tm
     assert done.stderr.splitlines()[1:] == ["error: what rank 0 would meet with as well"]
 
 
+CRASHING = """
+import atexit, os, sys
+from coatnet.runtime.endings import run_rank
+atexit.register(os.abort)  # as gloo's threads do in their destructors, now and then
+def main(arguments):
+    sys.exit(3) if arguments else print(1 // 0)
+run_rank(main)
+"""
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [([], 1, "ZeroDivisionError"), (["exit"], 3, "")])
+def test_a_crash_keeps_its_status_whatever_libraries_do_at_the_end(
+    words: list[str], status: int, said: str
+) -> None:
+    command = [sys.executable, "-c", CRASHING, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert done.returncode == status and said in done.stderr
+
+
 def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_stacks(tmp_path: Path) -> None:
     process = launch("lacking", tmp_path)
     said = process.communicate(timeout=PATIENCE_SECONDS)[1].decode().splitlines()
