@@ -85,17 +85,13 @@ def install(library: str) -> None:
     device = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     device.host_gpu_held.restype = device.host_gpu_peak.restype = ctypes.c_int64
     import torch
-    import torch.amp.autocast_mode as autocast
 
+    answer_for_card()
     cuda: Any = torch.cuda
-    for name, answer in _ANSWERS.items():
-        setattr(cuda, name, lambda *_, answer=answer, **__: answer)
-    cuda.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
     cuda.get_rng_state_all = lambda: [cuda.get_rng_state()]
     cuda.default_generators = (torch.default_generator,)
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: 0
     torch._C._cuda_getCurrentRawStream = lambda *_: 0  # type: ignore[attr-defined]
-    autocast.amp_definitely_not_available = cuda.amp.common.amp_definitely_not_available = lambda: False
     for place in (cuda, cuda.memory):
         _answer_for_memory(place, device)
     _name_streams(torch)
@@ -105,6 +101,18 @@ def install(library: str) -> None:
         _carry_by_gloo(torch.distributed)
     find = importlib.util.find_spec  # there is no card that Triton could compile for
     importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+
+
+def answer_for_card() -> None:
+    """Let torch know one card, an H100."""
+    import torch
+    import torch.amp.autocast_mode as autocast
+
+    cuda: Any = torch.cuda
+    for name, answer in _ANSWERS.items():
+        setattr(cuda, name, lambda *_, answer=answer, **__: answer)
+    cuda.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
+    autocast.amp_definitely_not_available = cuda.amp.common.amp_definitely_not_available = lambda: False
 
 
 def _answer_for_memory(place: Any, device: Any) -> None:
