@@ -34,9 +34,8 @@ def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
             result = run.step(state, batch, wish=wish)
             verdict = run.judge(state, result)
             run.recorder.step(state, batch, result, bar, event=verdict.event, score=verdict.score)
-            if verdict.event is not None:
-                run.keep_for_replay(state, result, verdict)
             if verdict.rollback:
+                run.keep_for_replay(state, result, verdict)
                 reached = state.samples_seen
                 run.roll_back(state, verdict)
                 bar.advance(state.samples_seen - reached)
@@ -45,6 +44,8 @@ def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
 
             if run.calendar.evaluation_due(before=before, after=state.samples_seen):
                 run.evaluate(state)
+            if verdict.event is not None:  # now: it may save, with what the evaluation found
+                run.keep_for_replay(state, result, verdict)
             stopping = any(wish & STOP for wish in result.wishes)
             finished = run.is_finished(state)
             saving = any(wish & SAVE for wish in result.wishes)

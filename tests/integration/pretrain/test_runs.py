@@ -248,6 +248,17 @@ def test_a_refused_step_is_kept_and_comes_out_alike_on_one_device(place: Path, o
     assert len(found["steps"]) == 1 and found["step"] == found["checkpoint_step"]
 
 
+def test_a_refused_step_after_which_is_evaluated_is_saved_with_what_was_found(
+    place: Path, tmp_path: Path, on_ranks: OnRanks
+) -> None:
+    options = arguments(place, str(tmp_path / "run"), "train.duration=2 steps")
+    assert on_ranks("failing_run", world_size=2, arguments=options, rate=1e30) == ["finished"] * 2
+    progress = last(tmp_path / "run").facts["progress"]
+    assert (progress["step"], progress["applied_steps"]) == (2, 1)
+    (found,) = [row for row in read_lines(tmp_path / "run/metrics.jsonl") if "evaluate/top1" in row]
+    assert progress["figures"]["top1"] == found["evaluate/top1"]
+
+
 def test_a_step_of_one_rank_comes_out_to_the_bit_when_it_is_taken_again(
     place: Path, tmp_path: Path, on_ranks: OnRanks
 ) -> None:
