@@ -105,7 +105,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             own = torch.tensor([float(loss), wish, len(batch.bad)], device=self.ranks.device)
         with self.account.measure(label), self.account.measure("communication", inside="compute"):
             losses, wishes, bad = self.ranks.table(own).T.tolist()
-        state.count(samples=samples, applied=applied)
+        state.count(samples=samples, applied=applied, bad=int(sum(bad)))
         state.figures = {}  # of this step: another one's must not make its checkpoint the best
         return StepResult(
             samples=samples,

@@ -118,7 +118,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             veto=self.guard.veto(state),
             label=self.label(before),
         )
-        state.advance(samples=result.samples, applied=result.applied, digest=result.digest)
+        state.advance(samples=result.samples, applied=result.applied, digest=result.digest, bad=result.bad)
         return result
 
     def judge(self, state: State, result: PretrainResult) -> Verdict:

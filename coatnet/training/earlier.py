@@ -21,30 +21,25 @@ class Earlier:
 
     Attributes:
         reached: the furthest position that any of them recorded.
-        counts: the last counts of skipped steps and bad samples.
         ahead: records beyond the position where the new life begins.
         accounts: what the time account had come to, now and then.
     """
 
     reached: int = 0
-    counts: dict[str, Any] = field(default_factory=dict)
     ahead: list[dict[str, Any]] = field(default_factory=list)
     accounts: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_earlier(metrics: Path, *, after: int) -> Earlier:
     """Read the records of a run's earlier lives; the new one begins at position `after`."""
-    found, counts = Earlier(), b""
+    found = Earlier()
     if not metrics.exists():
         return found
     with metrics.open("rb") as file:
         for line in file:
             position = _POSITION.search(line)
             samples_seen = int(position[1]) if position else 0
-            counting = b'"skipped_steps"' in line and line.endswith(b"}\n")
             accounting = b'"account/' in line
-            if counting:
-                counts = line
             if samples_seen <= after and not accounting:
                 found.reached = max(found.reached, samples_seen)
                 continue
@@ -58,7 +53,6 @@ def read_earlier(metrics: Path, *, after: int) -> Earlier:
                 found.accounts.append(row)
                 if len(found.accounts) > 2 * _MOST_ACCOUNTS:
                     del found.accounts[1:-1:2]
-    found.counts = _parse(counts) or {}
     return found
 
 

@@ -81,15 +81,12 @@ class Recorder:
         self._paused_then = self._paused_seconds()
         self._samples = self._steps = 0
         self._data_wait_seconds = 0.0
-        self._skipped = self._bad = 0
         self._unread: set[str] = set()
         self._history = [dict.fromkeys(CLASSES, 0.0)]
         self._earlier_seconds = dict.fromkeys(CLASSES, 0.0)
 
     def remember(self, earlier: Earlier, lives: list[LifeAccount]) -> None:
-        """Go on counting where the metrics and accounts of earlier lives end."""
-        self._skipped = int(earlier.counts.get("skipped_steps", 0))
-        self._bad = int(earlier.counts.get("bad_samples", 0))
+        """Go on counting where the accounts of earlier lives end."""
         self._history += [
             {name: float(row[f"account/{name}"]) for name in CLASSES} for row in earlier.accounts
         ]
@@ -128,13 +125,11 @@ class Recorder:
             self._show_pictures = False
             pictures = self._augmented(batch)
             self._metrics.images("train/images_as_augmented", pictures, samples_seen=state.samples_seen)
-        self._bad += result.bad
         for sample in batch.bad:
             self._run.record_event(
                 "bad_sample", writer=self._ranks.rank, rank=self._ranks.rank, **sample.to_dict()
             )
         if event is not None:
-            self._skipped += not result.applied
             self.say(f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}")
             self._name_samples(state, batch, result, event=event, score=score)
         self._samples += result.samples
@@ -237,8 +232,8 @@ class Recorder:
             "images_per_second": self._samples / seconds,
             "step_seconds": seconds / self._steps,
             "data_wait_share": share,
-            "skipped_steps": self._skipped,
-            "bad_samples": self._bad,
+            "skipped_steps": state.step - state.applied_steps,
+            "bad_samples": state.bad_samples,
             **_memory(),
             **({} if self._mfu_per_rate is None else {"mfu": self._samples / seconds * self._mfu_per_rate}),
             "progress": state.samples_seen / self._total,

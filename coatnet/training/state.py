@@ -14,6 +14,7 @@ class RunState:
         step: optimizer steps tried, skipped ones included.
         applied_steps: those that changed the weights.
         skipped_in_a_row: until now.
+        bad_samples: that could not be used in the steps up to here.
         figures: of the last evaluation.
     """
 
@@ -21,14 +22,16 @@ class RunState:
     step: int = 0
     applied_steps: int = 0
     skipped_in_a_row: int = 0
+    bad_samples: int = 0
     figures: dict[str, float] = field(default_factory=dict)
 
-    def count(self, *, samples: int, applied: bool) -> None:
+    def count(self, *, samples: int, applied: bool, bad: int) -> None:
         """Move on by one step."""
         self.samples_seen += samples
         self.step += 1
         self.applied_steps += applied
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+        self.bad_samples += bad
 
     def become(self, other: RunState) -> None:
         """Take over another state, keeping the object that everyone holds."""

@@ -31,13 +31,13 @@ def after_steps(guard: Guard, count: int) -> State:
     state = State()
     for number in range(count):
         taken = result(1.0 + 0.01 * (number % 7))
-        state.advance(samples=taken.samples, applied=True, digest=0)
+        state.advance(samples=taken.samples, applied=True, digest=0, bad=0)
         assert guard.judge(taken, state).event is None
     return state
 
 
 def step(guard: Guard, state: State, taken: PretrainResult):  # type: ignore[no-untyped-def]
-    state.advance(samples=taken.samples, applied=taken.applied, digest=0)
+    state.advance(samples=taken.samples, applied=taken.applied, digest=0, bad=0)
     return guard.judge(taken, state)
 
 

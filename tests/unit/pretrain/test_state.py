@@ -22,7 +22,7 @@ def test_the_digest_is_the_same_in_any_order_and_notices_a_lost_or_doubled_sampl
 
 def test_a_state_survives_json() -> None:
     state = State(losses=[0.1, 0.2], figures={"top1": 0.5})
-    state.advance(samples=8, applied=False, digest=1 << 60)
+    state.advance(samples=8, applied=False, digest=1 << 60, bad=0)
     assert State(**json.loads(json.dumps(asdict(state)))) == state
     assert (state.step, state.applied_steps, state.skipped_in_a_row) == (1, 0, 1)
 

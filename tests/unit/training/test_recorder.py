@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_images_that_no_evaluation_can_read_are_named_once(
 
 
 def take_step(recorder: Recorder, state: State, *, bad: int = 0, applied: bool = True) -> None:
-    state.advance(samples=8, applied=applied, digest=0)
+    state.advance(samples=8, applied=applied, digest=0, bad=bad)
     event = None if applied else "skipped_step"
     with progress(None, "test", "images", enabled=False) as bar:
         recorder.step(state, batch(bad=bad), result(bad=bad, applied=applied), bar, event=event)
@@ -148,19 +149,21 @@ def test_rates_are_of_the_time_in_which_steps_are_taken(
     assert rates == [(4.0, 2.0)] * 2
 
 
-def test_bad_samples_and_skipped_steps_are_named_and_counted_over_restarts(run: RunDirectory) -> None:
+def test_a_life_that_goes_back_names_bad_samples_and_skipped_steps_again_and_counts_them_once(
+    run: RunDirectory,
+) -> None:
     first, state = make_recorder(run, life=1), State()
     take_step(first, state, bad=2)
-    take_step(first, state, applied=False)
+    saved = replace(state)
+    take_step(first, state, bad=1, applied=False)
     first.flush(state)
     second = make_recorder(run, life=2)
-    second.remember(read_earlier(run.metrics, after=0), read_lives(run.account))
-    state.samples_seen = 8
-    take_step(second, state, bad=1)
+    second.remember(read_earlier(run.metrics, after=8), read_lives(run.account))
+    take_step(second, saved, bad=1, applied=False)
     rows = [row for row in read_lines(run.metrics) if "bad_samples" in row]
-    assert (rows[-1]["bad_samples"], rows[-1]["skipped_steps"]) == (3, 1)
+    assert [(row["bad_samples"], row["skipped_steps"]) for row in rows] == [(3, 1)] * 2
     kinds = [event["kind"] for event in read_lines(run.events)]
-    assert kinds.count("bad_sample") == 3 and kinds.count("skipped_step") == 1
+    assert kinds.count("bad_sample") == 4 and kinds.count("skipped_step") == 2
 
 
 @pytest.mark.parametrize(
