@@ -79,6 +79,7 @@ class CheckpointStore:
     ) -> None:
         self.directory = Path(directory)
         self._ranks, self._lease = ranks, lease
+        self._check_lease = lease.check if lease else lambda: None
         self._retention = retention or Retention()
         self._timeout_seconds = timeout_seconds
         self._alarm = alarm or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
@@ -86,7 +87,7 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._saves = 0
         self._verified: set[int] = set()
-        self._figure_of: dict[int, Any] = {}  # a manifest of a thousand ranks is a megabyte
+        self._figure_of: dict[int, float] = {}  # a manifest of a thousand ranks is a megabyte
         self.directory.mkdir(parents=True, exist_ok=True)
         self._epoch = lease.epoch if lease else 0
         if ranks.is_main:
@@ -159,7 +160,8 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"{self.directory}: {error.strerror}; make it readable") from None
         found = (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
-        return sorted(int(digits) for digits in found if digits.isdigit())
+        steps = {int(digits) for digits in found if digits.isdecimal()}
+        return sorted(step for step in steps if self.path(step).name in names)
 
     def path(self, step: int) -> Path:
         """Return where a step's checkpoint lies."""
@@ -243,6 +245,8 @@ class CheckpointStore:
     ) -> None:
         rank = self._ranks.rank
         try:
+            if self._ranks.is_main:
+                self._clear_failed_saves(_save_number(temporary))
             for one in snapshot:
                 if not torch.isfinite(one.data).all():
                     raise SaveFailed(f"{one.kind} {one.name} is not finite at step {step}")
@@ -262,7 +266,7 @@ class CheckpointStore:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             try:
-                self._retain(step, save=_save_number(temporary))
+                self._retain(step)
             except OSError as error:
                 raise NotCleared(
                     f"checkpoint {step} is saved, older ones could not be deleted: {error}"
@@ -297,14 +301,12 @@ class CheckpointStore:
         write_json(temporary / MANIFEST, asdict(manifest))
         sync_folder(temporary)
         Checkpoint(temporary)  # every file that the manifest names is there, in its size
-        if self._lease is not None:
-            self._lease.check()
+        self._check_lease()
         try:
             # Never over another: what is at this place can only be a successor's, if we were frozen just now.
             temporary.rename(self.path(step))
         except OSError:
-            if self._lease is not None:
-                self._lease.check()
+            self._check_lease()
             raise
         sync_folder(self.directory)
 
@@ -324,30 +326,31 @@ class CheckpointStore:
             raise SaveFailed(f"rank {rank}: {told['fault']}")
         return rank_file_from_json(told["file"])
 
-    def _retain(self, step: int, *, save: int) -> None:
+    def _retain(self, step: int) -> None:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
         Checkpoint(self.path(step)).verify()
         self._verified.add(step)
         self._figure_of.pop(step, None)  # of one that was given up
-        for old in self._retention.superfluous(
-            self.steps(), verified=self._verified, figures=self._figures()
-        ):
+        figures = self._figures()
+        for old in self._retention.superfluous(self.steps(), verified=self._verified, figures=figures):
+            if self._retention.best is not None and old not in self._figure_of:
+                continue  # it cannot be read now, and may be the best
+            self._check_lease()
             remove_folder(self.path(old), grave=self.directory / f".deleted-{old:08d}.{time.time_ns()}")
         for pattern in (".deleted-*", f".broken-{_PREFIX}*", f".abandoned-{_PREFIX}*"):
             for left in self.directory.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
-        # A rank that was too slow for a failed save may have made its directory anew; one that is quick may
-        # have begun with the next save, whose directory must stay.
+
+    def _clear_failed_saves(self, save: int) -> None:
+        """Remove what ranks wrote for a save that had failed by then: the next one needs the room."""
         for left in self.directory.glob(f".{_PREFIX}*.epoch{self._epoch}.save*.tmp"):
-            if _save_number(left) < save:
+            if _save_number(left) < save:  # a rank that is quick may have begun with a later one
                 shutil.rmtree(left, ignore_errors=True)
 
     def _set_aside(self, steps: Iterable[int], *, name: str) -> None:
         for step in steps:
-            if self._lease is not None:
-                self._lease.check()
-            aside = f".{name}-{self.path(step).name}.{time.time_ns()}"
-            move_folder(self.path(step), self.directory / aside)
+            self._check_lease()
+            move_folder(self.path(step), self.directory / f".{name}-{self.path(step).name}.{time.time_ns()}")
             self._verified.discard(step)
 
     def _figures(self) -> dict[int, float] | None:
@@ -357,10 +360,15 @@ class CheckpointStore:
         steps = self.steps()
         for step in steps:
             if step not in self._figure_of:
-                facts = read_json(self.path(step) / MANIFEST).get("facts", {})
-                self._figure_of[step] = facts.get("figures", {}).get(name)
-        known = {step: float(self._figure_of[step]) for step in steps if self._figure_of[step] is not None}
-        return {step: value for step, value in known.items() if math.isfinite(value)}
+                try:
+                    facts = read_json(self.path(step) / MANIFEST).get("facts", {})
+                except CheckpointError as error:
+                    self._alarm(f"{error}; it stays, and nobody knows whether it is the best")
+                    continue
+                figure = facts.get("figures", {}).get(name)
+                self._figure_of[step] = math.nan if figure is None else float(figure)
+        known = {step: self._figure_of[step] for step in steps if step in self._figure_of}
+        return {step: figure for step, figure in known.items() if math.isfinite(figure)}
 
     def _require_space(self, own_bytes: int) -> None:
         """Fail before writing rather than in the middle; ranks are taken to write alike."""
@@ -378,10 +386,9 @@ class CheckpointStore:
         Each is renamed first: the other job's rename comes either before, of a whole checkpoint, or too late.
         """
         for left in self.directory.glob(f".{_PREFIX}*.tmp"):
-            if f".epoch{self._epoch}." not in left.name or self._lease is None:
-                grave = self.directory / f".deleted-{left.name.lstrip('.')}.{time.time_ns()}"
-                with suppress(FileNotFoundError):  # committed, or cleared, this very moment
-                    remove_folder(left, grave=grave)
+            grave = self.directory / f".deleted-{left.name.lstrip('.')}.{time.time_ns()}"
+            with suppress(FileNotFoundError):  # committed, or cleared, this very moment
+                remove_folder(left, grave=grave)
 
 
 def _save_number(temporary: Path) -> int:

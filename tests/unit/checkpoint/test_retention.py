@@ -6,19 +6,22 @@ import errno
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.ranks import Ranks
 
 
-def make_store(directory: Path, *, retention: Retention | None = None) -> tuple[CheckpointStore, list[str]]:
+def make_store(directory: Path, **options: Any) -> tuple[CheckpointStore, list[str]]:
     alarms: list[str] = []
-    return CheckpointStore(directory, ranks=Ranks(), alarm=alarms.append, retention=retention), alarms
+    return CheckpointStore(directory, ranks=Ranks(), alarm=alarms.append, **options), alarms
 
 
 def save(store: CheckpointStore, step: int, **facts: object) -> None:
@@ -44,6 +47,43 @@ def test_a_checkpoint_without_the_figure_is_not_the_best(tmp_path: Path) -> None
     for step, figures in enumerate([{"top1": math.nan}, {"top1": 0.1}, {"loss": 3.0}, {}], start=1):
         save(store, step, figures=figures)
     assert store.steps() == [2, 3, 4] and alarms == []
+
+
+def test_one_that_cannot_be_read_may_be_the_best_and_stays_while_the_others_go(tmp_path: Path) -> None:
+    retention = Retention(last=1, best="top1")
+    store, _ = make_store(tmp_path, retention=retention)
+    for step, top1 in ((1, 0.9), (2, 0.1)):
+        save(store, step, figures={"top1": top1})
+    manifest = tmp_path / "step-00000001" / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_text("torn")
+    store, alarms = make_store(tmp_path, retention=retention)  # it knows no figure yet
+    for step in (3, 4):
+        save(store, step, figures={"top1": 0.2})
+    assert store.steps() == [1, 3, 4]
+    assert len(alarms) == 2 and f"{manifest}: not a sealed JSON document" in alarms[0]
+    assert all("saved" not in one for one in alarms)
+    manifest.write_bytes(whole)
+    save(store, 5, figures={"top1": 0.3})
+    assert store.steps() == [1, 4, 5] and len(alarms) == 2
+
+
+def test_a_fenced_writer_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease.acquire(tmp_path)
+    store, _ = make_store(tmp_path / "checkpoints", retention=Retention(last=1), lease=lease)
+    save(store, 1)
+    save(store, 2)
+    verify = Checkpoint.verify
+
+    def slowly(checkpoint: Checkpoint) -> None:
+        verify(checkpoint)
+        (tmp_path / "lease" / "epoch-00000002").touch()  # a newer job, while this one was frozen
+
+    monkeypatch.setattr(Checkpoint, "verify", slowly)
+    with pytest.raises(LeaseLost):
+        save(store, 3)
+    assert store.steps() == [1, 2, 3]
+    lease.release()
 
 
 def test_what_the_disk_did_not_keep_of_a_new_checkpoint_is_told_before_older_ones_go(
@@ -111,6 +151,16 @@ def test_abandoned_checkpoints_verify_nothing_and_are_deleted_after_the_next_sav
     save(store, 25)
     assert store.steps() == [20, 25], "one newer one is verified, and not two"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000025"]
+
+
+def test_the_figure_of_a_step_is_that_of_its_last_checkpoint(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path, retention=Retention(last=2, best="top1"))
+    for step, top1 in ((1, 0.5), (2, 0.9)):
+        save(store, step, figures={"top1": top1})
+    store.abandon(after=1)
+    for step in (2, 3, 4):
+        save(store, step, figures={"top1": 0.2})
+    assert store.steps() == [1, 3, 4]
 
 
 def test_what_a_start_has_read_counts_as_verified(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_broken_newest_is_named_and_the_older_one_taken(tmp_path: Path) -> Non
 def test_names_that_are_no_checkpoints_are_none(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path)
     save(store, 1)
-    for name in ("step-copy", "step-", "7", "old-step-00000009"):
+    for name in ("step-copy", "step-", "7", "old-step-00000009", "step-2", "step-000000003", "step-²"):
         (tmp_path / name).mkdir()
     assert store.steps() == [1]
 
@@ -294,13 +294,13 @@ def test_two_snapshots_are_never_held_at_once(tmp_path: Path) -> None:
     saved_before = []
 
     def pieces() -> Iterator[Fragment]:
-        saved_before.append(store.steps())
+        saved_before.append((store._pending, store.steps()))
         yield from fragments()
 
     for step in (1, 2):
         store.save(step=step, samples_seen=8, fragments=pieces(), facts={})
     store.wait()
-    assert saved_before == [[], [1]]
+    assert saved_before == [(None, []), (None, [1])]
 
 
 def test_what_a_quick_rank_writes_for_the_next_save_is_left_alone(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed import HashStore
 
+from coatnet.checkpoint import store as store_module
 from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
@@ -119,6 +122,41 @@ def test_a_rank_whose_save_failed_is_named_by_the_first_at_once(tmp_path: Path) 
     assert newest_step(tmp_path) == 2 and len(alarms) == 2
 
 
+def test_what_other_ranks_wrote_for_a_save_that_had_failed_makes_room_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarms: list[str] = []
+    stores = open_stores(tmp_path, alarms=alarms)
+    for rank, value in enumerate((float("nan"), 1.0)):  # the first one has given up when the other begins
+        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.full((8,), value))
+        stores[rank].save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["rank-00001.safetensors"] and len(alarms) == 1
+    asked = threading.Event()
+
+    def full(folder: Path) -> Any:
+        asked.set()
+        return SimpleNamespace(f_bavail=0 if [*folder.glob("*.save1.tmp")] else 1, f_frsize=2**20)
+
+    monkeypatch.setattr(os, "statvfs", full)
+    for rank, store in enumerate(stores):
+        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.full((8,), 2.0))
+        store.save(step=2, samples_seen=2, fragments=[piece], facts={})
+        assert asked.wait(60.0)
+    for store in stores:
+        store.wait()
+    assert newest_step(tmp_path) == 2 and len(alarms) == 1
+
+
+def test_a_rank_whose_write_fails_leaves_no_file_where_the_first_one_waits_no_more(
+    tmp_path: Path, faults: Faults
+) -> None:
+    _, second = open_stores(tmp_path, alarms=[])
+    faults.arm(first=2, last=2, number=errno.EIO)  # the file's first write
+    piece = Fragment("weight", "a", (8 * RANKS,), 8, torch.ones(8))
+    second.save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
+    assert [*tmp_path.glob("*/*")] == []
+
+
 def test_a_rank_that_never_writes_is_given_up_after_a_while(tmp_path: Path) -> None:
     alarms: list[str] = []
     first, _ = open_stores(tmp_path, alarms=alarms, timeout_seconds=0.05)
@@ -148,6 +186,39 @@ def test_a_slow_rank_is_waited_for(tmp_path: Path) -> None:
     stores = open_stores(tmp_path, alarms=alarms, mailbox=Mailbox())
     save(stores, 1)
     assert stores[0].steps() == [1] and alarms == []
+
+
+def test_a_rank_that_was_suspended_with_the_first_one_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "Absence", lambda **_: SimpleNamespace(seconds=lambda: 3600.0))
+    alarms: list[str] = []
+    stores = open_stores(tmp_path, alarms=alarms, timeout_seconds=-1800.0, mailbox=Mailbox())
+    save(stores, 1)
+    assert stores[0].steps() == [1] and alarms == []
+
+
+def test_a_rank_that_is_quicker_than_the_first_one_keeps_what_it_wrote(tmp_path: Path) -> None:
+    alarms: list[str] = []
+    stores = open_stores(tmp_path, alarms=alarms)
+    for rank in (1, 0):
+        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.ones(8))
+        stores[rank].save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
+    assert newest_step(tmp_path) == 1 and alarms == []
+
+
+def test_a_save_needs_room_for_what_all_ranks_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mebibytes, fits in ((8 * RANKS, False), (8 * RANKS + 1, True)):
+        room = SimpleNamespace(f_bavail=mebibytes, f_frsize=2**20)
+        monkeypatch.setattr(os, "statvfs", lambda _, room=room: room)
+        alarms: list[str] = []
+        stores = open_stores(tmp_path, alarms=alarms)
+        for rank, store in enumerate(stores):
+            piece = Fragment("weight", "a", (RANKS << 21,), rank << 21, torch.ones(1 << 21))
+            store.save(step=1, samples_seen=1, fragments=[piece], facts={})
+        for store in stores:
+            store.wait()
+        assert (stores[0].steps() == [1]) is fits and len(alarms) == (0 if fits else RANKS)
 
 
 def test_who_waits_for_a_rank_sees_that_a_newer_job_removed_what_was_written(tmp_path: Path) -> None:

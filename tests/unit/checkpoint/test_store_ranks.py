@@ -19,6 +19,7 @@ from coatnet.checkpoint.format import CheckpointError, RankFile
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 
 RANKS = 2
@@ -55,14 +56,21 @@ class Linked(Ranks):
 class Pair:
     """The stores of both ranks."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, lease: Lease | None = None) -> None:
         mailbox, exchange = HashStore(), Exchange()
         self.alarms: list[str] = []
         ranks = [Linked(rank, RANKS, mailbox=mailbox, exchange=exchange) for rank in range(RANKS)]
         self._threads = ThreadPoolExecutor(RANKS)
         self.stores = list(
             self._threads.map(
-                lambda own: CheckpointStore(directory, ranks=own, alarm=self.alarms.append), ranks
+                lambda own: CheckpointStore(
+                    directory,
+                    ranks=own,
+                    lease=lease if own.is_main else None,
+                    alarm=self.alarms.append,
+                    timeout_seconds=60.0,
+                ),
+                ranks,
             )
         )
 
@@ -130,3 +138,31 @@ def test_of_the_files_each_rank_looks_at_its_share_alone(pair: Pair, monkeypatch
     found = pair.both(lambda store: store.newest())
     assert [one.step for one in found] == [2, 2]
     assert sorted(seen) == ["rank-00000.safetensors", "rank-00001.safetensors"]
+
+
+def test_all_ranks_write_under_the_epoch_of_the_lease_that_the_first_one_holds(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        lease = Lease.acquire(tmp_path)
+        pair = Pair(tmp_path / "checkpoints", lease=lease)
+        pair.save(epoch)
+        lease.release()
+        assert pair.alarms == []
+        assert Checkpoint(pair.stores[0].path(epoch)).manifest.epoch == epoch
+
+
+def test_a_rank_that_opens_the_store_late_removes_nothing_of_the_save_under_way(tmp_path: Path) -> None:
+    under_way = tmp_path / ".step-00000001.epoch0.save1.tmp"
+    under_way.mkdir()
+    CheckpointStore(tmp_path, ranks=Ranks(1, RANKS))
+    assert under_way.exists()
+
+
+def test_a_directory_of_an_earlier_job_is_removed_though_it_bears_our_epoch(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".step-00000001.epoch1.save1.tmp"
+    left.mkdir(parents=True)
+    (left / "rank-00000.safetensors").touch()
+    lease = Lease.acquire(tmp_path)  # a power cut took the earlier one's file
+    pair = Pair(tmp_path / "checkpoints", lease=lease)
+    pair.save(1)
+    assert pair.stores[0].steps() == [1] and pair.alarms == []
+    lease.release()
