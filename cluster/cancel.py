@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from cluster import slurm
-from cluster.array import job_ids
-from cluster.history import History
+from cluster.history import was_submitted
 from cluster.job import filed_job
+from cluster.run_jobs import jobs_of_run, users_of
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -23,10 +23,8 @@ def cancel_run(directory: Path) -> list[str]:
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder")
-    if not History(directory).events():
-        raise UserError(
-            f"{directory} was never submitted: it has no lives.jsonl; stop it where it was started"
-        )
+    if not was_submitted(directory):
+        raise UserError(f"{directory} was never submitted; stop it where it was started")
     run = RunDirectory(directory)
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; there is nothing to cancel")
@@ -35,18 +33,19 @@ def cancel_run(directory: Path) -> list[str]:
     if not slurm.available():
         return []
     try:
-        queue = slurm.queue()
-        ended = _end(job_ids(directory), queue)
+        queue = slurm.queue(users=users_of([directory]))
+        ended = _end(jobs_of_run(directory, queue))
         job = filed_job(directory)
-        return ended + (_end([*job.dependents, *job.later], queue) if job is not None else [])
+        behind = [*job.dependents, *job.later] if job is not None else []
+        return ended + _end(slurm.jobs_of(behind, queue))
     except slurm.SlurmError as error:
         raise UserError(
             f"{directory} is marked as cancelled, but not all of its jobs are ended: {error}; cancel it again"
         ) from None
 
 
-def _end(ids: Collection[str], queue: Mapping[str, slurm.QueuedJob]) -> list[str]:
-    jobs = [job for job in slurm.jobs_of(ids, queue) if job.is_alive]
+def _end(found: Iterable[slurm.QueuedJob]) -> list[str]:
+    jobs = [job for job in found if job.is_alive]
     jobs.sort(key=lambda job: job.state != "PENDING")  # a successor would start when the job before it ends
     for job in jobs:
         slurm.cancel_job(job.job_id)

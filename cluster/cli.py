@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -288,18 +287,11 @@ def _known_jobs(runs: list[Path]) -> dict[str, Any]:
     """Return the queue's jobs, and from the accounting those that it no longer knows."""
     from cluster import slurm
     from cluster.history import History
+    from cluster.run_jobs import users_of
 
-    queue = slurm.queue(users=_owners(runs))
+    queue = slurm.queue(users=users_of(runs))
     gone = [job_id for run in runs for job_id in _job_ids(History(run))[-1:] if job_id not in queue]
     return {**slurm.accounted(gone), **queue}
-
-
-def _owners(runs: list[Path]) -> set[int]:
-    owners = set()
-    for run in runs:
-        with suppress(OSError):  # told as the run's state
-            owners.add(run.stat().st_uid)
-    return owners
 
 
 def _job_ids(history: History) -> list[str]:

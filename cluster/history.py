@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.job import JOB_FILES
 from coatnet.runtime.run_directory import read_lines
 
 LIVES_FILE = "lives.jsonl"
@@ -47,8 +48,11 @@ class Life:
 
 
 def was_submitted(directory: Path) -> bool:
-    """Return whether this is the directory of a run that was submitted, or of an array's task."""
-    return (directory / LIVES_FILE).exists()
+    """Return whether this is the directory of a run that was submitted, or of an array's task.
+
+    A command that was killed while it submitted leaves a job file at most.
+    """
+    return (directory / LIVES_FILE).exists() or any(directory.glob(JOB_FILES))
 
 
 class History:
@@ -109,6 +113,10 @@ class History:
                 break
             counted += 1
         return counted
+
+    def has_submission(self, folder: str) -> bool:
+        """Return whether the submission of a folder below `submissions` is recorded."""
+        return any(entry["event"] == "submitted" and entry.get("folder") == folder for entry in self.events())
 
     def awaits_a_life(self) -> bool:
         """Return whether the run was submitted and no life has begun since."""

@@ -17,6 +17,8 @@ from coatnet.config import ConfigError, UserError, from_dict
 
 # How the end of a command is told: by the markers of a training run, or by its exit status alone.
 MARKERS, STATUS = "markers", "status"
+SUBMISSIONS, SCRIPT = "submissions", "script.sh"  # in the run directory; in a submission's folder
+JOB_FILES = f"{SUBMISSIONS}/[0-9]*/job.json"
 
 
 @dataclass
@@ -80,7 +82,7 @@ def read_job(path: Path) -> Job:
 
 def newest_job_file(directory: Path) -> Path | None:
     """Return the job file of a run's last submission, None where it was never submitted."""
-    return max(directory.glob("submissions/[0-9]*/job.json"), default=None)
+    return max(directory.glob(JOB_FILES), default=None)
 
 
 def filed_job(directory: Path) -> Job | None:

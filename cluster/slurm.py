@@ -34,7 +34,7 @@ _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection r
          "Slurm backup controller in standby")  # fmt: skip
 # How squeue says that it was built without JSON, or is older than 21.08; what is read then.
 _NO_JSON = ("serializer", "unrecognized option")
-_COLUMNS = "%A|%F|%K|%T|%r"
+_COLUMNS = "%A|%F|%K|%T|%r|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
 _GONE = ("Invalid job id", "already completing or completed", "already finished")
@@ -45,6 +45,10 @@ class SlurmError(UserError):
     """A SLURM command failed: the message is its own first line."""
 
 
+class PerhapsSubmitted(SlurmError):
+    """Sbatch failed in a way that does not tell whether SLURM has taken the job."""
+
+
 @dataclass(frozen=True)
 class QueuedJob:
     """One job as the queue or the accounting tells it.
@@ -53,12 +57,14 @@ class QueuedJob:
         job_id: "12", or "12_3" for a task of an array; scancel takes either.
         reason: why it waits or ended, empty where SLURM has none.
         array_job_id: the array that a task belongs to, empty for ordinary jobs.
+        script: the path that sbatch was given, empty where it is not known.
     """
 
     job_id: str
     state: str
     reason: str = ""
     array_job_id: str = ""
+    script: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -71,8 +77,11 @@ def available() -> bool:
     return which("squeue") is not None
 
 
-def run_command(argv: Sequence[str]) -> str:
+def run_command(argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> str:
     """Run one of SLURM's commands and return what it printed.
+
+    Args:
+        keep_open: descriptors that it holds as well, for as long as it runs.
 
     Raises:
         SlurmError: it is not installed, failed, or did not answer in time.
@@ -80,7 +89,7 @@ def run_command(argv: Sequence[str]) -> str:
     try:
         done = subprocess.run(
             list(argv), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=_environment(),
-            stdin=subprocess.DEVNULL, check=False,
+            stdin=subprocess.DEVNULL, check=False, pass_fds=keep_open,
         )  # fmt: skip
     except FileNotFoundError:
         raise SlurmError(
@@ -100,14 +109,28 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in given if name in _KEPT or not name.startswith(_LEAKING)}
 
 
-def sbatch(script: str, *options: str) -> str:
-    """Submit the script at the path `script` and return the job's id."""
-    printed = run_command(["sbatch", "--parsable", *options, script]).strip()
+def sbatch(script: str, *options: str, keep_open: Sequence[int] = ()) -> str:
+    """Submit the script at the path `script` and return the job's id.
+
+    Args:
+        keep_open: descriptors that sbatch holds as well: it goes on if this process is killed.
+
+    Raises:
+        PerhapsSubmitted: it did not say a job's id, or no controller answered that may have heard it.
+        SlurmError: it was refused.
+    """
+    try:
+        printed = run_command(["sbatch", "--parsable", *options, script], keep_open=keep_open).strip()
+    except SlurmError as error:
+        words = str(error)
+        if any(one in words for one in _AWAY) and not any(one in words for one in _UNHEARD):
+            raise PerhapsSubmitted(words) from None
+        raise
     for line in reversed(printed.splitlines()):  # a site's wrapper may say more, before it and behind
         found = _JOB_ID.fullmatch(line.strip())
         if found:
             return found[1]
-    raise SlurmError(f"sbatch printed {printed[:200]!r} instead of a job id")
+    raise PerhapsSubmitted(f"sbatch printed {printed[:200]!r} instead of a job id")
 
 
 def patient_sbatch(script: str, *options: str) -> str:
@@ -292,6 +315,7 @@ def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
             # the words say more: one that no node could start is held by its user, by the reason alone
             reason=_reason(str(entry.get("state_description") or entry.get("state_reason") or "")),
             array_job_id=str(array) if array else "",
+            script=str(entry.get("command") or ""),
         )
     return jobs
 
@@ -300,12 +324,13 @@ def parse_table(printed: str) -> dict[str, QueuedJob]:
     """Read squeue's lines in the format of `_COLUMNS`."""
     jobs = {}
     for line in printed.splitlines():
-        own_id, array, task, state, reason = line.split("|", 4)
+        own_id, array, task, state, reason, script = line.split("|", 5)
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if task.isdecimal() else own_id,
             state=state,
             reason=_reason(reason.strip()),
             array_job_id="" if task == "N/A" else array,
+            script=script,
         )
     return jobs
 

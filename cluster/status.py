@@ -14,10 +14,11 @@ from typing import Any
 
 from cluster.array import array_state, is_task, job_ids, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life, was_submitted
-from cluster.job import filed_job
+from cluster.job import JOB_FILES, filed_job
 from cluster.notice import ending_notice
 from cluster.progress import last_lines, last_records, newest_step
-from cluster.slurm import QueuedJob, jobs_of
+from cluster.run_jobs import jobs_of_run
+from cluster.slurm import QueuedJob
 from cluster.waiting import why_it_waits
 from coatnet.runtime.lease import Lease, LeaseHeld
 from coatnet.runtime.lives import add_up, read_lives
@@ -63,9 +64,16 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
 
     Runs that were started by hand may lie two folders below, as those of several seeds do.
     """
-    patterns = [f"{depth}{LIVES_FILE}" for depth in ("", "*/")]
-    patterns += [f"{depth}{IDENTITY}" for depth in ("", "*/", "*/*/")]
-    return sorted({path.parent for root in roots for pattern in patterns for path in root.glob(pattern)})
+    shapes = [(LIVES_FILE, ("", "*/")), (JOB_FILES, ("", "*/")), (IDENTITY, ("", "*/", "*/*/"))]
+    return sorted(
+        {
+            path.parents[shape.count("/")]
+            for root in roots
+            for shape, depths in shapes
+            for depth in depths
+            for path in root.glob(f"{depth}{shape}")
+        }
+    )
 
 
 def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> RunStatus:
@@ -126,7 +134,7 @@ def _continues(directory: Path) -> bool:
 
 
 def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
-    known = [job for job_id in job_ids(directory) for job in jobs_of([job_id], queue)]
+    known = jobs_of_run(directory, queue)
     alive = sorted((job for job in known if job.is_alive), key=lambda job: job.state != "RUNNING")
     return next(iter(alive or known[-1:]), None)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.array import job_ids
 from cluster.history import History
-from cluster.job import MARKERS, STATUS, Job, write_job
+from cluster.job import MARKERS, SCRIPT, STATUS, SUBMISSIONS, Job, write_job
 from cluster.launch import Attempt, rank_command
 from cluster.names import check_name, check_path
 from cluster.planning.estimate import make_plan
@@ -24,6 +23,7 @@ from cluster.planning.hardware import load_hardware
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import view
 from cluster.recipe import is_pretraining, lookup, mixes_images, read_recipe, schema_names
+from cluster.run_jobs import jobs_of_run, users_of
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code, snapshot_folder
@@ -163,7 +163,7 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         read_secrets(Path(site.secrets_file))
     # Without this folder SLURM fails the job and leaves no log.
     (directory / "logs").mkdir(parents=True, exist_ok=True)
-    with _submitting(directory):
+    with _submitting(directory) as lock:
         _check_run(directory, release=release)
         if _next_folder(directory) != prepared.folder:
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
@@ -174,7 +174,12 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
             with _released(RunDirectory(directory)):
-                job_id = slurm.sbatch(str(script), *options)
+                job_id = slurm.sbatch(str(script), *options, keep_open=[lock])
+        except slurm.PerhapsSubmitted as error:
+            raise UserError(
+                f"{error}; whether SLURM took the job is not known: look at coatnet status {directory} in a "
+                "minute, and submit again if it tells of no job"
+            ) from None
         except slurm.SlurmError as error:
             shutil.rmtree(prepared.folder)  # what SLURM refused was not submitted
             raise UserError(f"{error}{_remedy(str(error))}") from None
@@ -198,7 +203,7 @@ def _write(prepared: Prepared) -> Path:
     write_job(prepared.job, folder / "job.json")
     if prepared.config_yaml is not None:
         (folder / "config.yaml").write_text(prepared.config_yaml)
-    script = folder / "script.sh"
+    script = folder / SCRIPT
     script.write_text(prepared.script)
     return script
 
@@ -211,6 +216,8 @@ def _released(run: RunDirectory) -> Iterator[None]:
         run.clear(name)
     try:
         yield
+    except slurm.PerhapsSubmitted:
+        raise
     except slurm.SlurmError:
         for name, fields in found.items():
             run.mark(name, **fields)
@@ -218,8 +225,10 @@ def _released(run: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def _submitting(directory: Path) -> Iterator[None]:
+def _submitting(directory: Path) -> Iterator[int]:
     """Let one submission of a run at a time look at the queue and add to it.
+
+    Yields the lock: whoever has its descriptor holds it.
 
     Raises:
         UserError: another one is under way.
@@ -231,7 +240,7 @@ def _submitting(directory: Path) -> Iterator[None]:
             raise UserError(f"{directory}: another submission is under way; wait for it") from None
         except OSError:
             pass  # a file system without locks
-        yield
+        yield file.fileno()
 
 
 def _plan(prepared: Prepared) -> Plan | None:
@@ -282,7 +291,7 @@ def check_batches(prepared: Prepared) -> None:
 
 def queued_job(directory: Path) -> str | None:
     """Return the job of this run that waits or runs, None where there is none."""
-    jobs = slurm.jobs_of(job_ids(directory), slurm.queue())
+    jobs = jobs_of_run(directory, slurm.queue(users=users_of([directory])))
     return next((job.array_job_id or job.job_id for job in jobs if job.is_alive), None)
 
 
@@ -338,7 +347,7 @@ def _single_task(request: Request) -> SiteConfig:
 
 
 def _next_folder(directory: Path) -> Path:
-    folder = directory / "submissions"
+    folder = directory / SUBMISSIONS
     taken = (
         [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
     )

@@ -70,7 +70,7 @@ class Supervisor:
     """
 
     def __init__(self, job: Job, *, job_file: Path, environment: dict[str, str]) -> None:
-        self.job, self.environment = job, environment
+        self.job, self.job_file, self.environment = job, job_file, environment
         self.job_id = environment["SLURM_JOB_ID"]
         self.directory = Path(job.directory)
         self.task = int(environment["SLURM_ARRAY_TASK_ID"]) if job.array else None
@@ -90,6 +90,7 @@ class Supervisor:
         signal.signal(signal.SIGUSR1, self._on_warning)
         signal.signal(signal.SIGTERM, self._on_terminate)
         refresh_view(self.run.checkpoints)
+        self._file_submission()
         settled = self._settled()
         if settled is not None:
             return settled
@@ -102,6 +103,13 @@ class Supervisor:
         except slurm.SlurmError as error:  # there is time until this life's end
             say(f"no successor yet: {error}")
         return self._act(self._live(nodes, life=life), life=life)
+
+    def _file_submission(self) -> None:
+        """Note this job's submission, if the command that submitted it was killed before it could."""
+        history, folder = History(Path(self.job.directory)), self.job_file.parent.name
+        if not history.has_submission(folder):
+            job_id = self.environment.get("SLURM_ARRAY_JOB_ID", self.job_id)
+            history.note("submitted", job_id=job_id, folder=folder, lives=len(history.lives()))
 
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.array import job_ids
 from cluster.job import filed_job
-from cluster.slurm import QueuedJob, jobs_of
+from cluster.run_jobs import jobs_of_run
+from cluster.slurm import QueuedJob
 from coatnet.runtime.run_directory import RunDirectory
 
 _HELD_BY_USER = "JobHeldUser"
@@ -47,7 +47,7 @@ def _why_behind(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob])
     for before in map(Path, filed.held_behind if filed else ()):
         if RunDirectory(before).marker("done") is not None:
             return f"held although {before} is done; let it begin: scontrol release {job.job_id}"
-        if not any(one.is_alive for one in jobs_of(job_ids(before), queue)):
+        if not any(one.is_alive for one in jobs_of_run(before, queue)):
             return (
                 f"held behind {before}, of which no job is left; submit the pipeline again, or give up: "
                 f"coatnet cancel {directory}"

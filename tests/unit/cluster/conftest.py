@@ -47,9 +47,15 @@ class Machine:
         self._heard, self._job_file = folder / "heard", folder / "job.json"
         for path in (self._states, self.run.logs):
             path.mkdir(parents=True)
+        self.history.note("submitted", job_id="7", folder=folder.name, lives=0)
         self._program("sbatch", "echo 8")
         self._program("scancel", "")
         self._program("scontrol", _SCONTROL.format(states=self._states))
+
+    def submit_anew(self) -> None:
+        """Let the next job be one whose submission nobody has noted."""
+        self._job_file = self._job_file.parent / "0002" / "job.json"
+        self._job_file.parent.mkdir()
 
     @staticmethod
     def ended(node: str, words: str, *, task: int = 0, says: str = "") -> str:

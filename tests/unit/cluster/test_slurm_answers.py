@@ -7,7 +7,13 @@ import pytest
 from cluster import slurm
 from cluster.launch import Attempt, Failure, first_failure
 
-_RUNNING = {"job_id": 12, "state_reason": "None", "name": "first", "nodes": "fake[1-2]", "restart_cnt": 1}
+_RUNNING = {
+    "job_id": 12,
+    "state_reason": "None",
+    "name": "first",
+    "nodes": "fake[1-2]",
+    "command": "/a/script.sh",
+}
 _PENDING = {"job_id": 14, "state_reason": "Priority", "name": "shards", "nodes": "", "restart_cnt": 0}
 OLD = {
     "jobs": [
@@ -37,7 +43,7 @@ NEW = {
 def test_the_queue_reads_the_same_in_old_and_new_forms(answer: dict) -> None:
     jobs = slurm.parse_queue(answer)
     assert jobs == {
-        "12": slurm.QueuedJob("12", "RUNNING"),
+        "12": slurm.QueuedJob("12", "RUNNING", script="/a/script.sh"),
         "13": slurm.QueuedJob("13", "PENDING", "Priority", "13"),  # the tasks that still wait, as one
         "14": slurm.QueuedJob("13_0", "PENDING", "Priority", "13"),
     }

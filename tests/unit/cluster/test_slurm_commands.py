@@ -166,18 +166,18 @@ def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
 )
 def test_a_squeue_without_json_is_read_as_a_table(program: Program, words: str) -> None:
     rows = [
-        "2501|2501|1-2%1|PENDING|JobArrayTaskLimit",
-        "2502|2502|N/A|PENDING|JobHeldUser",
-        "2503|2501|0|RUNNING|None",
+        "2501|2501|1-2%1|PENDING|JobArrayTaskLimit|/a/script.sh",
+        "2502|2502|N/A|PENDING|JobHeldUser|/b/x|y.sh",
+        "2503|2501|0|RUNNING|None|/a/script.sh",
     ]  # as 22.05 prints them
     table = "; ".join(f"echo '{row}'" for row in rows)
-    asked = "--noheader --format=%A|%F|%K|%T|%r --user="
+    asked = "--noheader --format=%A|%F|%K|%T|%r|%o --user="
     refusal = f'echo "squeue: {words}" >&2; exit 1'
     program("squeue", f"""case "$*" in '{asked}'*) ;; *) {refusal};; esac; {table}""")
     assert slurm.queue() == {
-        "2501": QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501"),
-        "2502": QueuedJob("2502", "PENDING", "JobHeldUser"),
-        "2503": QueuedJob("2501_0", "RUNNING", "", "2501"),
+        "2501": QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501", "/a/script.sh"),
+        "2502": QueuedJob("2502", "PENDING", "JobHeldUser", "", "/b/x|y.sh"),
+        "2503": QueuedJob("2501_0", "RUNNING", "", "2501", "/a/script.sh"),
     }
 
 

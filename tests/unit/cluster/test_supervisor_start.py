@@ -228,3 +228,12 @@ def test_a_warning_that_comes_while_a_line_is_written_to_the_log_is_heard_and_en
     assert done.returncode == 0, done.stderr
     told = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]
     assert told == ["USR1: telling the ranks to save and stop", "TERM: SLURM ends the job"]
+
+
+def test_a_job_whose_submission_was_not_noted_notes_it_before_it_counts_lives(machine: Machine) -> None:
+    for _ in range(3):
+        machine.history.begin(job_id="6", nodes=["n1"], step=-1)
+    machine.submit_anew()
+    assert machine.live(machine.DONE) == 0, "counting has begun anew"
+    told = [one for one in machine.history.events() if one["event"] == "submitted"]
+    assert [(one["job_id"], one["folder"], one["lives"]) for one in told[1:]] == [("7", "0002", 3)]
