@@ -1,4 +1,4 @@
-"""Works off the shards that are not finished: results into the journal, the progress and the budget.
+"""Works off the shards that are not finished, and commits: journal, progress and budget.
 
 Knows neither what a job does nor how shards are planned.
 """
@@ -6,12 +6,15 @@ Knows neither what a job does nor how shards are planned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from coatnet.runtime.progress import progress
-from data_pipeline.sharding.commit import SkipBudget
-from data_pipeline.sharding.job import ShardResult
+from data_pipeline.manifest import Manifest
+from data_pipeline.sharding.commit import SkipBudget, commit, finished_before
+from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.journal import Journal
+from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.workers import run_jobs
 
@@ -19,41 +22,56 @@ J = TypeVar("J")
 _FEW_BYTES = 64_000_000  # below, starting worker processes costs more than it saves
 
 
-def collect(
+def make_corpus(
+    destination: Path,
+    listing: Listing,
     names: Sequence[str],
     job_of: Callable[[int], J],
     work: Callable[[J], ShardResult],
     *,
-    journal: Journal,
     options: ShardOptions,
+    plan: str,
+    source: dict[str, Any],
     images: int,
-    source_bytes: int,
+    dropped: Sequence[Oddity] = (),
     label: str,
     quiet: bool,
-) -> list[ShardResult]:
-    """Work off what the journal does not hold yet, and return the results of all shards in their order.
+) -> Manifest:
+    """Work off what the destination's journal does not hold yet, and commit the results of all shards.
 
     Args:
-        names: of the shards.
+        names: of the shards, in their order.
         job_of: makes the job of a shard, given its number among them.
         work: does it, in any process.
-        images, source_bytes: in all, finished ones included.
+        plan: names what is done; finished work of another plan is refused.
+        source: what the manifest says of it beside the listing's own.
+        images: in all, finished ones included.
+        dropped: what the listing holds and no shard.
         label: of the progress.
 
     Raises:
-        UserError: too many images have to be skipped, or a worker died.
+        UserError: too many images have to be skipped, a worker died, or the destination holds something else.
     """
-    results = journal.finished()
-    missing = [number for number, name in enumerate(names) if name not in results]
-    budget = SkipBudget(options.bad_budget, total=images)
-    for result in results.values():
-        budget.count(result)
-    workers = options.workers or (1 if source_bytes < _FEW_BYTES else 0)
-    done = sum(result.images for result in results.values())
-    with progress(images, label, "images", done=done, enabled=not quiet) as bar:
-        for result in run_jobs(work, map(job_of, missing), workers=workers, count=len(missing)):
-            journal.add(result)
-            results[result.entry.name] = result
-            bar.advance(result.images)
+    present = finished_before(destination, plan=plan)
+    if present is not None:
+        return present
+    destination.mkdir(parents=True, exist_ok=True)
+    with Journal(destination, plan=plan) as journal:
+        results = journal.finished()
+        missing = [number for number, name in enumerate(names) if name not in results]
+        budget = SkipBudget(options.bad_budget, total=images)
+        for result in results.values():
             budget.count(result)
-    return [results[name] for name in names]
+        workers = options.workers or (1 if int(listing.size.sum()) < _FEW_BYTES else 0)
+        done = sum(result.images for result in results.values())
+        with progress(images, label, "images", done=done, enabled=not quiet) as bar:
+            for result in run_jobs(work, map(job_of, missing), workers=workers, count=len(missing)):
+                journal.add(result)
+                results[result.entry.name] = result
+                bar.advance(result.images)
+                budget.count(result)
+        in_order = [results[name] for name in names]
+        source = {**source, "plan": plan}
+        manifest = commit(destination, listing, in_order, dropped=dropped, source=source)
+        journal.close()
+    return manifest

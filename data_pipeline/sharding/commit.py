@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +50,7 @@ def commit(
     listing: Listing,
     results: list[ShardResult],
     *,
-    dropped: list[Oddity],
+    dropped: Sequence[Oddity],
     source: dict[str, Any],
 ) -> Manifest:
     """Write the report, then the manifest, which makes the corpus exist.

@@ -12,17 +12,16 @@ from coatnet.config import UserError
 from coatnet.runtime.progress import progress
 from data_pipeline.index import size_and_hash
 from data_pipeline.manifest import Manifest, ShardEntry
-from data_pipeline.sharding.collecting import collect
-from data_pipeline.sharding.commit import commit, disk_errors, finished_before
+from data_pipeline.sharding.collecting import make_corpus
+from data_pipeline.sharding.commit import disk_errors
 from data_pipeline.sharding.index_rows import IndexRows
 from data_pipeline.sharding.inspection import judge
 from data_pipeline.sharding.job import Oddity, ShardResult
-from data_pipeline.sharding.journal import Journal
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
-from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.tar_source import list_tars, tars_in, walk_samples
-from data_pipeline.sharding.vocabulary import read_classes, read_hierarchy
+from data_pipeline.sharding.payloads import Payloads
+from data_pipeline.sharding.sources import SourceOptions, list_source
+from data_pipeline.sharding.tar_source import tars_in, walk_samples
 from data_pipeline.tar_format import walk_members
 
 
@@ -54,64 +53,45 @@ def index_in_place(
             "--in-place moves nothing; --tile-jpeg, --validation, --deduplicate and --root need a DESTINATION"
         )
     folder = Path(folder)
-    tars = tars_in(folder)
-    if not tars:
+    if not tars_in(folder):
         raise UserError(f"{folder}: holds no tars (*.tar)")
-    classes = None if source_options.classes is None else read_classes(source_options.classes)
     with disk_errors(folder):
         with progress(None, f"list {folder.name}", "images", enabled=not quiet) as bar:
-            listing = list_tars(
-                tars,
-                classes=classes,
-                only=source_options.only,
-                multi=source_options.multi_label,
-                done=bar.advance,
-            )
-        if source_options.hierarchy is not None:
-            listing.hierarchy = read_hierarchy(source_options.hierarchy, listing.classes)
-        plan = f"in-place-{listing.digest()}"
-        present = finished_before(folder, plan=plan)
-        if present is not None:
-            return present
-        with Journal(folder, plan=plan) as journal:
-            multi = listing.rows is not None
-            results = collect(
-                [path.name for path in tars],
-                lambda number: IndexJob(str(tars[number]), _labels_of(listing, number), options, multi),
-                run_index_job,
-                journal=journal,
-                options=options,
-                images=len(listing),
-                source_bytes=int(listing.size.sum()),
-                label=f"index {folder.name}",
-                quiet=quiet,
-            )
-            inside = len(listing) - sum(one.images for one in results)
-            if inside:
-                raise UserError(
-                    f"{folder}: {inside} of {len(listing)} images lie in tars within tars, which cannot be "
-                    "read where they are; give a DESTINATION to pack them anew"
-                )
-            manifest = commit(folder, listing, results, dropped=[], source={"in_place": True, "plan": plan})
-            journal.close()
-    return manifest
+            listing = list_source(folder, source_options, payloads=Payloads(folder), done=bar.advance)
+        multi = listing.label_kind == "multi"
+        return make_corpus(
+            folder,
+            listing,
+            [Path(tar).name for tar in listing.files],
+            lambda number: IndexJob(listing.files[number], _labels_of(listing, number), options, multi),
+            run_index_job,
+            options=options,
+            plan=f"in-place-{listing.digest()}",
+            source={"in_place": True},
+            images=len(listing),
+            label=f"index {folder.name}",
+            quiet=quiet,
+        )
 
 
 def run_index_job(job: IndexJob) -> ShardResult:
     """Index one tar.
 
     Raises:
+        UserError: an image lies in a tar within it, or would have to be converted.
         TarError: it is damaged.
         OSError: it cannot be read, or its index not be written.
     """
     path = Path(job.path)
     index = IndexRows(multi=job.multi)
     odd: list[Oddity] = []
+    found = 0
     with path.open("rb") as file:
         for sample in walk_samples(walk_members(path)):
             image = sample.image
             if image is None or image.data not in job.labels:
                 continue
+            found += 1
             file.seek(sample.start)
             record = file.read(sample.end - sample.start)
             at = image.data - sample.start
@@ -130,6 +110,11 @@ def run_index_job(job: IndexJob) -> ShardResult:
             index.add(
                 judged, label, rows, offset=sample.start, checksum=checksum, size=len(record), image_at=at
             )
+    if found < len(job.labels):
+        raise UserError(
+            f"{path}: {len(job.labels) - found} of {len(job.labels)} images lie in tars within tars, which "
+            "cannot be read where they are; give a DESTINATION to pack them anew"
+        )
     hashes = index.write(path)
     entry = ShardEntry(path.name, len(index), *size_and_hash(path), *hashes)
     return ShardResult(entry, odd)

@@ -17,11 +17,10 @@ from coatnet.runtime.progress import progress
 from data_pipeline import tile
 from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
-from data_pipeline.sharding.collecting import collect
-from data_pipeline.sharding.commit import commit, disk_errors, finished_before
+from data_pipeline.sharding.collecting import make_corpus
+from data_pipeline.sharding.commit import disk_errors
 from data_pipeline.sharding.duplicates import without_duplicates
-from data_pipeline.sharding.job import Oddity, ShardJob, ShardResult, run_job
-from data_pipeline.sharding.journal import Journal
+from data_pipeline.sharding.job import Oddity, ShardJob, run_job
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
@@ -89,30 +88,7 @@ def _shard_part(
     *,
     quiet: bool,
 ) -> Manifest:
-    plan = _plan_name(listing, chosen, options)
-    present = finished_before(destination, plan=plan)
-    if present is not None:
-        return present
-    destination.mkdir(parents=True, exist_ok=True)
-    with Journal(destination, plan=plan) as journal:
-        shards = plan_shards(listing, chosen, options)
-        results = _write_shards(listing, shards, destination, options, journal, quiet=quiet)
-        source = {"options": options.what_counts(), "plan": plan}
-        manifest = commit(destination, listing, results, dropped=dropped, source=source)
-        journal.close()
-    return manifest
-
-
-def _write_shards(
-    listing: Listing,
-    shards: list[NDArray[np.int64]],
-    destination: Path,
-    options: ShardOptions,
-    journal: Journal,
-    *,
-    quiet: bool,
-) -> list[ShardResult]:
-    """Write what is not yet written, and return all shards' results in their order."""
+    shards = plan_shards(listing, chosen, options)
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     firsts = np.cumsum([0, *map(len, shards)])
     multi = listing.label_kind == "multi"
@@ -121,14 +97,17 @@ def _write_shards(
         items = listing.items(shards[number])
         return ShardJob(str(destination / names[number]), int(firsts[number]), items, options, multi)
 
-    return collect(
+    return make_corpus(
+        destination,
+        listing,
         names,
         job_of,
         run_job,
-        journal=journal,
         options=options,
-        images=int(firsts[-1]),
-        source_bytes=int(listing.size.sum()),
+        plan=_plan_name(listing, chosen, options),
+        source={"options": options.what_counts()},
+        images=len(chosen),
+        dropped=dropped,
         label=f"shard {destination.name}",
         quiet=quiet,
     )

@@ -154,7 +154,7 @@ def test_the_beginning_of_another_sharding_is_not_mixed_in(
     def stops(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sharder, "commit", stops)
+    monkeypatch.setattr(collecting, "commit", stops)
     with pytest.raises(KeyboardInterrupt):
         shard(image_folder, tmp_path / "out")
     with pytest.raises(UserError, match="holds the beginning of a sharding"):
