@@ -44,6 +44,7 @@ from coatnet.model.network import build_model
 from coatnet.model.norm import commit_statistics, defer_statistics
 from coatnet.runtime.launch import free_port
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.rendezvous import local_variables
 from coatnet.training.losses import make_loss
 from coatnet.training.optimizer import parameter_groups
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
@@ -96,7 +97,7 @@ def serve_steps(line: Connection, name: str, options: argparse.Namespace) -> Non
 
     The end is answered by what the engine's saves cost.
     """
-    os.environ.update(rank_environment(0, ranks=1, port=free_port()))
+    os.environ.update(local_variables(0, ranks=1, port=free_port()))
     ranks = Ranks.start()
     model = ModelConfig(options.model, num_classes=1000, image_size=options.image_size)
     images = torch.randn(options.batch, 3, options.image_size, options.image_size)
@@ -148,7 +149,7 @@ def memory_by_stage(options: argparse.Namespace) -> dict[str, Any]:
         group = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **rank_environment(rank, ranks=options.ranks, port=port)},
+                env={**os.environ, **local_variables(rank, ranks=options.ranks, port=port)},
                 stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                 text=True,
             )
@@ -210,13 +211,6 @@ def tensor_bytes() -> int:
     tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     return sum(storages.values())
-
-
-def rank_environment(rank: int, *, ranks: int, port: int) -> dict[str, str]:
-    """Return what tells a process its rank on this machine."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    place |= {"MASTER_PORT": port}
-    return {"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in place.items()}}
 
 
 def make_engine(

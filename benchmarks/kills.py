@@ -203,17 +203,13 @@ def start_warm(folder: Path, run: Path) -> Process:
         return Forked(supervise)
 
 
-def forked_rank(
-    module: str, arguments: Sequence[str], *, rank: int, ranks: int, port: int, **_: Any
-) -> Forked:
+def forked_rank(module: str, arguments: Sequence[str], *, place: dict[str, str], **_: Any) -> Forked:
     """Stand in for the launcher's own start of a rank."""
     parent = os.getpid()
 
     def work() -> int:
         die_with_parent(parent)
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        os.environ.update({key: str(value) for key, value in place.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(place)
         worker(arguments)
         return 0
 

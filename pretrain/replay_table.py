@@ -12,6 +12,7 @@ from typing import Any
 from coatnet.config import UserError
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.launch import free_port
+from coatnet.runtime.rendezvous import local_variables
 from pretrain.bundles import bundle_path, find_bundles
 
 
@@ -22,8 +23,7 @@ def run_replay(run: Path, *, step: int | None = None) -> dict[str, Any]:
         UserError: there is no such bundle, or the replay failed; the message is the replay's own.
     """
     folder = _folder(run, step)
-    one_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    environment = {**os.environ, **one_rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, **local_variables(0, ranks=1, port=free_port())}
     command = [sys.executable, "-m", "pretrain.replay", str(folder)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from coatnet.runtime.endings import OWN_LOG, STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.parent import die_with_parent
-from coatnet.runtime.rendezvous import already_launched
+from coatnet.runtime.rendezvous import already_launched, local_variables
 from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
 from coatnet.runtime.voice import heedless_voice, say_from_a_handler
@@ -62,16 +62,8 @@ def run_ranks(
     previous = {number: signal.signal(number, _forward_to(group)) for number in passed_on}
     try:
         for rank, log in enumerate(logs):
-            started = _start_rank(
-                module,
-                arguments,
-                rank=rank,
-                ranks=ranks,
-                port=port,
-                mask=mask,
-                log=log,
-            )
-            group.append(started)
+            place = local_variables(rank, ranks=ranks, port=port)
+            group.append(_start_rank(module, arguments, place=place, mask=mask, log=log))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return _wait(group, logs=log_directory)
     finally:
@@ -179,29 +171,13 @@ def device_count() -> int:
 
 
 def _start_rank(
-    module: str,
-    arguments: Sequence[str],
-    *,
-    rank: int,
-    ranks: int,
-    port: int,
-    mask: set[int],
-    log: BinaryIO | None,
+    module: str, arguments: Sequence[str], *, place: dict[str, str], mask: set[int], log: BinaryIO | None
 ) -> subprocess.Popen[bytes]:
-    variables = {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        **({} if log is None else {OWN_LOG: "1"}),
-    }
+    own_log = {} if log is None else {OWN_LOG: "1"}
     launcher = os.getpid()
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env=variables,
+        env={**os.environ, **place, **own_log},
         stdout=log,
         stderr=log,
         start_new_session=True,

@@ -52,6 +52,12 @@ def find_place() -> Place:
     )
 
 
+def local_variables(rank: int, *, ranks: int, port: int) -> dict[str, str]:
+    """Return the variables that give a process its place among this machine's ranks."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **{key: str(place[key]) for key in place}}
+
+
 def slurm_port(job_id: int) -> int:
     """Return the rendezvous port of a SLURM job: every rank computes the same."""
     return _SLURM_PORT_BASE + job_id % _SLURM_PORT_SPAN
