@@ -23,60 +23,42 @@ from data_pipeline.counter import uniforms
 
 _Floats = NDArray[np.float64]
 _Operation = Callable[[Tensor, Tensor], Tensor]
+_Amounts = Callable[[float, _Floats], _Floats]
 _DRAWS = 4  # operation, sign, and cutout's centre
 _SIDE = 224.0  # of the images for which the lineage's pixel distances were chosen
 
 
-def _rotate_degrees(level: float, signs: _Floats) -> _Floats:
-    return level * 30.0 * signs
+def _either_way(strength: Callable[[float], float]) -> _Amounts:
+    return lambda level, signs: strength(level) * signs
 
 
-def _shear(level: float, signs: _Floats) -> _Floats:
-    return level * 0.3 * signs
+def _alike(strength: Callable[[float], float]) -> _Amounts:
+    return lambda level, signs: np.full_like(signs, strength(level))
 
 
-def _translate(level: float, signs: _Floats) -> _Floats:
-    return level * 100.0 / _SIDE * signs
+_NOTHING = _alike(lambda level: 0.0)
+_ENHANCE = _alike(lambda level: level * 1.8 + 0.1)
+_SHEAR = _either_way(lambda level: level * 0.3)
+_TRANSLATE = _either_way(lambda level: level * 100.0 / _SIDE)
 
-
-def _enhance(level: float, signs: _Floats) -> _Floats:
-    return np.full_like(signs, level * 1.8 + 0.1)
-
-
-def _posterize_bits(level: float, signs: _Floats) -> _Floats:
-    return np.full_like(signs, min(max(int(level * 4.0), 1), 8))
-
-
-def _solarize_threshold(level: float, signs: _Floats) -> _Floats:
-    return np.full_like(signs, min(int(level * 256.0), 256))
-
-
-def _solarize_addition(level: float, signs: _Floats) -> _Floats:
-    return np.full_like(signs, min(int(level * 110.0), 255))
-
-
-def _nothing(level: float, signs: _Floats) -> _Floats:
-    return signs
-
-
-# The operation, and its amount from a level (m / 10) and the images' random signs. The order is part of the
+# The operation, and its amounts from a level (m / 10) and the images' random signs. The order is part of the
 # random stream: append only.
-OPERATIONS: dict[str, tuple[_Operation, Callable[[float, _Floats], _Floats]]] = {
-    "autocontrast": (ops.autocontrast, _nothing),
-    "equalize": (ops.equalize, _nothing),
-    "invert": (ops.invert, _nothing),
-    "rotate": (ops.rotate, _rotate_degrees),
-    "posterize": (ops.posterize, _posterize_bits),
-    "solarize": (ops.solarize, _solarize_threshold),
-    "color": (ops.color, _enhance),
-    "contrast": (ops.contrast, _enhance),
-    "brightness": (ops.brightness, _enhance),
-    "sharpness": (ops.sharpness, _enhance),
-    "shear_x": (ops.shear_x, _shear),
-    "shear_y": (ops.shear_y, _shear),
-    "translate_x": (ops.translate_x, _translate),
-    "translate_y": (ops.translate_y, _translate),
-    "solarize_add": (ops.solarize_add, _solarize_addition),
+OPERATIONS: dict[str, tuple[_Operation, _Amounts]] = {
+    "autocontrast": (ops.autocontrast, _NOTHING),
+    "equalize": (ops.equalize, _NOTHING),
+    "invert": (ops.invert, _NOTHING),
+    "rotate": (ops.rotate, _either_way(lambda level: level * 30.0)),  # degrees
+    "posterize": (ops.posterize, _alike(lambda level: min(max(int(level * 4.0), 1), 8))),  # bits kept
+    "solarize": (ops.solarize, _alike(lambda level: min(int(level * 256.0), 256))),
+    "color": (ops.color, _ENHANCE),
+    "contrast": (ops.contrast, _ENHANCE),
+    "brightness": (ops.brightness, _ENHANCE),
+    "sharpness": (ops.sharpness, _ENHANCE),
+    "shear_x": (ops.shear_x, _SHEAR),
+    "shear_y": (ops.shear_y, _SHEAR),
+    "translate_x": (ops.translate_x, _TRANSLATE),
+    "translate_y": (ops.translate_y, _TRANSLATE),
+    "solarize_add": (ops.solarize_add, _alike(lambda level: min(int(level * 110.0), 255))),
 }
 CUTOUT = "cutout"  # the sixteenth: it needs a place instead of an amount
 NAMES = (*OPERATIONS, CUTOUT)
@@ -102,9 +84,9 @@ def randaugment(images: Tensor, keys: NDArray[np.int64], *, n: int, m: float) ->
 def _apply(name: str, images: Tensor, draws: _Floats, *, level: float) -> Tensor:
     if name == CUTOUT:
         return _cutout(images, draws[:, 2:4], level=level)
-    operation, amount = OPERATIONS[name]
+    operation, amounts = OPERATIONS[name]
     signs = np.where(draws[:, 1] < 0.5, -1.0, 1.0)
-    return operation(images, torch.from_numpy(amount(level, signs)).to(images.device))
+    return operation(images, torch.from_numpy(amounts(level, signs)).to(images.device))
 
 
 def _cutout(images: Tensor, centres: _Floats, *, level: float) -> Tensor:
