@@ -33,18 +33,15 @@ def judge(predictions: AnyPredictions, *, classes: int) -> Figures | MultiLabelF
     return figures(predictions, classes=classes)
 
 
-def full_report(
-    predictions: AnyPredictions, *, names: Sequence[str], with_confusion: bool, show_progress: bool
-) -> dict[str, Any]:
+def full_report(predictions: AnyPredictions, *, names: Sequence[str], with_confusion: bool) -> dict[str, Any]:
     """Return figures, intervals and the tables behind them as plain values.
 
     Args:
         predictions, names: of what, and of its classes.
         with_confusion: all pairs of label and guess too, which only a single label has.
-        show_progress: of what may take long.
     """
     if isinstance(predictions, MultiLabelPredictions):
-        found = multi_label_figures(predictions, resamples=RESAMPLES, show_progress=show_progress)
+        found = multi_label_figures(predictions, resamples=RESAMPLES)
         return {
             **asdict(found),
             "per_class": classes_of_multi_label(predictions, names=names),

@@ -54,15 +54,13 @@ class MultiLabelFigures:
     non_finite: int
 
 
-def multi_label_figures(
-    predictions: MultiLabelPredictions, *, resamples: int = 0, show_progress: bool = False
-) -> MultiLabelFigures:
+def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 0) -> MultiLabelFigures:
     """Compute the figures of a whole evaluation, with the intervals of so many resamples."""
     count, classes = predictions.present.shape
     draws = _draws(count, resamples=resamples) if resamples else None
     each, spread, gaps = [], [], np.zeros(CALIBRATION_BINS)
     passes = [None, *_shares_of(draws, steps=int(predictions.present.sum()))]
-    shown = show_progress and count * classes >= _PROGRESS_FROM
+    shown = bool(resamples) and count * classes >= _PROGRESS_FROM
     pooled = []
     with progress((1 + len(passes)) * classes, "figures", "steps", enabled=shown) as bar:
         for scores, present in _columns(predictions):

@@ -61,7 +61,7 @@ def run_request(request: EvaluationRequest, *, ranks: int = 1) -> list[dict[str,
 
 
 def evaluate(request: EvaluationRequest, *, ranks: Ranks) -> list[dict[str, Any]]:
-    """Evaluate on this rank's share; every rank returns the whole."""
+    """Evaluate on this rank's share; the main rank returns the whole, the others empty reports."""
     classifier = open_classifier(
         request.model, weights=request.weights, resize=request.resize, device=ranks.device
     )
@@ -92,6 +92,8 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         threads=request.threads,
         label=f"evaluate at {px} px",
     )
+    if not ranks.is_main:  # intervals take long, and the cores are shared
+        return {}
     return {
         "model": request.model,
         "data": request.data,
@@ -99,10 +101,7 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         "resize": classifier.augment.evaluate_resize,
         "label_kind": corpus.label_kind,
         **full_report(
-            result.predictions,
-            names=corpus.classes,
-            with_confusion=request.destination is not None,
-            show_progress=ranks.is_main,
+            result.predictions, names=corpus.classes, with_confusion=request.destination is not None
         ),
         **_work_done(result, classifier),
         "judged_among": None if columns is None else len(columns),
@@ -143,6 +142,7 @@ def main(arguments: Sequence[str]) -> None:
     """Be one rank of an evaluation: the request as JSON, and the file that rank 0 writes."""
     request = EvaluationRequest(**json.loads(arguments[0]))
     ranks = Ranks.start()
+    ranks.wait_patiently()  # for the main rank's figures; the launcher ends what lost a peer
     reports = evaluate(request, ranks=ranks)
     if ranks.is_main:
         Path(arguments[1]).write_text(json.dumps(reports))

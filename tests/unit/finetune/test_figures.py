@@ -59,7 +59,7 @@ def test_of_many_classes_the_pairs_that_occur_are_told_and_no_table_is_made(tmp_
     label[:3], guess[:3] = 7, 9
     many = predictions(label.tolist(), guess[:, None].tolist(), [0.5] * 5000)
     names = [f"class {number}" for number in range(classes)]
-    report = full_report(many, names=names, with_confusion=True, show_progress=False)
+    report = full_report(many, names=names, with_confusion=True)
     write_reports([{**report, "image_size": 32}], tmp_path)
     assert len(report["confusion"]) <= 5000, "the whole table has 477 million entries"
     assert report["most_confused"][0] == {"class": "class 7", "taken_for": "class 9", "count": 3}
@@ -69,7 +69,7 @@ def test_of_many_classes_the_pairs_that_occur_are_told_and_no_table_is_made(tmp_
 
 
 def test_a_class_named_class_keeps_its_column_of_the_confusion(tmp_path: Path) -> None:
-    report = full_report(FOUR, names=["ant", "class", "bee"], with_confusion=True, show_progress=False)
+    report = full_report(FOUR, names=["ant", "class", "bee"], with_confusion=True)
     write_reports([{**report, "image_size": 32}], tmp_path)
     assert (tmp_path / "confusion-32.csv").read_text().splitlines()[:2] == [
         "class,ant,class,bee",
