@@ -10,6 +10,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,8 @@ class History:
 
     def lives_without_progress(self, *, step: int) -> int:
         """Count the last lives in a row that began at `step`, since the last submission."""
-        first = 0
-        for entry in self.events():
-            if entry["event"] == "submitted":
-                first = entry["lives"]
-        counted = 0
-        for life in reversed(self.lives()[first:]):
-            if life.step != step:
-                break
-            counted += 1
-        return counted
+        since = self.lives()[self._lives_at_submission() or 0 :]
+        return sum(1 for _ in takewhile(lambda life: life.step == step, reversed(since)))
 
     def has_submission(self, folder: str) -> bool:
         """Return whether the submission of a folder below `submissions` is recorded."""
@@ -120,8 +113,7 @@ class History:
 
     def awaits_a_life(self) -> bool:
         """Return whether the run was submitted and no life has begun since."""
-        submitted = [entry["lives"] for entry in self.events() if entry["event"] == "submitted"]
-        return bool(submitted) and submitted[-1] == len(self.lives())
+        return self._lives_at_submission() == len(self.lives())
 
     def excluded(self) -> dict[str, str]:
         """Return every node that was excluded so far, with the reason."""
@@ -131,6 +123,11 @@ class History:
         """Return every job of this run, oldest first: submitted ones, successors and those that lived."""
         found = [str(entry["job_id"]) for entry in self.events() if entry.get("job_id")]
         return list(dict.fromkeys(found))
+
+    def _lives_at_submission(self) -> int | None:
+        """Return how many lives there were at the last submission; None if there was none."""
+        submitted = [entry["lives"] for entry in self.events() if entry["event"] == "submitted"]
+        return submitted[-1] if submitted else None
 
     def _append(self, entry: dict[str, Any]) -> None:
         text = json.dumps({"time": time.time(), **entry}) + "\n"
