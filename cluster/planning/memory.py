@@ -88,19 +88,8 @@ class Memory:
 
     def components(self) -> dict[str, float]:
         """Return every component by its name, the activations in one."""
-        return {
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
-            "EMA": self.ema,
-            "casts": self.casts,
-            "activations": sum(self.activations.values()),
-            "buckets": self.buckets,
-            "snapshot": self.snapshot,
-            "input": self.input,
-            "process": self.process,
-            "reserve": self.reserve,
-        }
+        named = {"EMA" if name == "ema" else name: value for name, value in vars(self).items()}
+        return {**named, "activations": sum(self.activations.values())}
 
 
 def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware, image_size: int) -> Memory:
