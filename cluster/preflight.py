@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.job import Job
 from cluster.launch import Attempt, check_command, rank_environment
-from cluster.progress import last_lines
+from cluster.progress import last_line
 
 _KILL_SECONDS = 5.0
 _MOST_CHARACTERS = 200
@@ -81,18 +81,13 @@ def judge(nodes: Sequence[str], *, results: Path, logs: Path, label: str) -> dic
             unfit[node] = "; ".join(found["failures"])
     alike = len(unfit) == len(nodes) > 1 and len(set(unfit.values())) == 1
     for task, node in enumerate(nodes):
-        words = _last_line(logs / f"{label}.preflight-{task}.log") if unfit.get(node) == silent else ""
+        # A container that does not start is told by SLURM's own lines.
+        words = last_line(logs / f"{label}.preflight-{task}.log") if unfit.get(node) == silent else ""
         if words:
-            unfit[node] = f"{silent}: {words}"
+            unfit[node] = f"{silent}: {words[:_MOST_CHARACTERS]}"
     if alike:
         raise PreflightError(f"all {len(nodes)} nodes: {unfit[nodes[0]]}")
     return unfit
-
-
-def _last_line(log: Path) -> str:
-    """Return what a check said last; a container that does not start is told by SLURM's own lines."""
-    lines = [line.strip() for line in last_lines(log, count=50)]
-    return next((line[:_MOST_CHARACTERS] for line in reversed(lines) if line), "")
 
 
 def _wait(process: subprocess.Popen[bytes], *, seconds: float) -> None:

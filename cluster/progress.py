@@ -33,6 +33,12 @@ def last_lines(path: Path, *, count: int) -> list[str]:
         return file.read().decode(errors="replace").splitlines()[-count:]
 
 
+def last_line(path: Path) -> str:
+    """Return what a log says last; empty if it says nothing."""
+    lines = (line.strip() for line in reversed(last_lines(path, count=50)))
+    return next(filter(None, lines), "")
+
+
 def last_records(path: Path, *, count: int) -> list[dict[str, Any]]:
     """Return the last JSON lines of a file, torn ones left out."""
     records = []

@@ -16,7 +16,7 @@ from cluster.array import array_state, is_task, job_ids, log_names, task_folders
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life, was_submitted
 from cluster.job import JOB_FILES, filed_job
 from cluster.notice import ending_notice
-from cluster.progress import last_lines, last_records, newest_step
+from cluster.progress import last_line, last_records, newest_step
 from cluster.run_jobs import jobs_of_run
 from cluster.slurm import QueuedJob
 from cluster.waiting import why_it_waits
@@ -202,8 +202,7 @@ def _by_hand(run: RunDirectory) -> tuple[str, str]:
 def _end_of_log(directory: Path, job: QueuedJob | None) -> str:
     """Return what a job said last of which the run's history knows no end: why it could not begin."""
     job_id = job.job_id if job is not None else next(reversed(job_ids(directory)), "")
-    lines = [line.strip() for line in last_lines(directory / "logs" / f"job-{job_id}.log", count=20)]
-    said = next((line for line in reversed(lines) if line), "")
+    said = last_line(directory / "logs" / f"job-{job_id}.log")
     return f"; its log ends: {said[:_LOG_CHARACTERS]}" if said else ""
 
 
