@@ -37,17 +37,19 @@ from cluster.planning.request import plan_of
 COATNET = [sys.executable, "-m", "coatnet.cli"]
 Compare = Callable[..., list[str]]
 Measure = Callable[..., tuple[float, float]]
-CONFIG = """\
-model: {{name: {model}, depths: {depths}, widths: {widths}}}
+COMMON = """\
 norm: {{group_images: {group_images}}}
 data: {{train: [{{path: {shards}}}], threads: {threads}}}
 augment: {{image_size: {image_size}}}
-schedule: {{warmup: 2 steps}}
 train: {{duration: {steps} steps, global_batch: {global_batch}, micro_batch: {micro_batch}}}
 save: {{every: 100000 steps}}
 evaluate: {{every: 1000 epochs}}
 run: {{directory: {directory}}}
 launch: {{ranks: {ranks}}}
+"""
+PRETRAIN = """\
+model: {{name: {model}, depths: {depths}, widths: {widths}}}
+schedule: {{warmup: 2 steps}}
 precision: {precision}
 compile: {compile}
 zero: {{stage: {stage}}}
@@ -55,14 +57,6 @@ zero: {{stage: {stage}}}
 # The model is left to the checkpoint, from which it is planned too.
 FINETUNE = """\
 init: {checkpoint}
-norm: {{group_images: {group_images}}}
-data: {{train: [{{path: {shards}}}], threads: {threads}}}
-augment: {{image_size: {image_size}}}
-train: {{duration: {steps} steps, global_batch: {global_batch}, micro_batch: {micro_batch}}}
-save: {{every: 100000 steps}}
-evaluate: {{every: 1000 epochs}}
-run: {{directory: {directory}}}
-launch: {{ranks: {ranks}}}
 freeze: {freeze}
 """
 
@@ -163,7 +157,8 @@ def write_config(case: Case, folder: Path, shards: Path, *, command: str) -> tup
     values = {**asdict(case), "global_batch": case.global_batch, "shards": shards, "directory": directory}
     if command == "finetune":
         values["checkpoint"] = write_checkpoint(case, folder / "checkpoint")
-    config.write_text((FINETUNE if command == "finetune" else CONFIG).format(**values))
+    own = FINETUNE if command == "finetune" else PRETRAIN
+    config.write_text((own + COMMON).format(**values))
     return config, directory
 
 
