@@ -59,7 +59,6 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         self.calendar, self.stream = assembly.calendar, assembly.stream
         self._group_images = group_images
         self._exposed = ExposedCommunication(self.account)
-        self._exposed.attach()
         self._activations = ActivationStatistics(assembly.model)
         self._classes = assembly.classes
         self.equip(

@@ -30,18 +30,14 @@ class ExposedCommunication:
     """
 
     def __init__(self, account: TimeAccount) -> None:
+        """Wrap the collectives of DeepSpeed in this process, which has begun."""
+        from deepspeed.comm import comm
+
         self._account = account
         self._events: list[tuple[Any, Any]] = []
-
-    def attach(self, backend: Any = None) -> None:
-        """Wrap the collectives of a backend: by default the one of DeepSpeed in this process."""
-        if backend is None:
-            from deepspeed.comm import comm
-
-            backend = comm.cdb
         for name in _COLLECTIVES:
-            if hasattr(backend, name):
-                setattr(backend, name, self._timed(getattr(backend, name)))
+            if hasattr(comm.cdb, name):
+                setattr(comm.cdb, name, self._timed(getattr(comm.cdb, name)))
 
     def settle(self) -> None:
         """Move the finished events' time from `compute`; call it where the GPU has been waited for."""
