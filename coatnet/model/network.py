@@ -161,12 +161,8 @@ class CoAtNet(nn.Module):
             if isinstance(block, MBConv):
                 block.fuse()
 
-    def compile_blocks(self, *, fullgraph: bool = False) -> None:
-        """Compile every block in place; blocks of one shape share the compiled code.
-
-        Args:
-            fullgraph: make a graph break an error.
-        """
+    def compile_blocks(self) -> None:
+        """Compile every block in place; blocks of one shape share the compiled code."""
         # Six shapes of MBConv, in training and in evaluation: more than dynamo's default of 8 variants, after
         # which it would go on uncompiled. Dynamic shapes would come from one block to the next, slow and
         # refused by inductor (its strides of 1×1 maps become symbols that it cannot order).
@@ -174,7 +170,7 @@ class CoAtNet(nn.Module):
         config.recompile_limit = max(config.recompile_limit, _RECOMPILE_LIMIT)
         options = RECOMPUTING if torch.cuda.is_available() else None
         for part in (self.stem, *(block for _, block in self.blocks()), self.head):
-            part.compile(fullgraph=fullgraph, dynamic=False, options=options)
+            part.compile(dynamic=False, options=options)
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop parts from learning, of `PARTS`: their running statistics stay, and no branch is dropped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,17 +27,19 @@ def test_blocks_compile_without_graph_breaks_and_share_their_code(monkeypatch: p
 
     counter = CompileCounter()
     compile_module = torch.nn.Module.compile
-    # Dynamo alone traces here: inductor's code would take a minute and adds no graph breaks.
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **options: compile_module(self, backend=counter, **options)
-    )
+
+    def traced(part: torch.nn.Module, **options: Any) -> None:
+        # Dynamo alone: inductor's code would take a minute and adds no graph breaks, which are errors here.
+        compile_module(part, backend=counter, fullgraph=True, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
     config = ModelConfig(
         depths=[1, 3, 2, 4, 3], widths=[8, 8, 16, 32, 32], stochastic_depth=0.2, image_size=64, num_classes=5
     )
     compiled, plain = (build_model(config, seed=0).train() for _ in range(2))
     defer_statistics(compiled)
     defer_statistics(plain)
-    compiled.compile_blocks(fullgraph=True)  # a graph break is an error
+    compiled.compile_blocks()
     images, keys = torch.randn(2, 3, 64, 64), torch.arange(2)
     assert torch.allclose(compiled(images, sample_keys=keys), plain(images, sample_keys=keys), atol=1e-5)
     # Stem, head, and for each of the four stages its first block and all others.
