@@ -20,7 +20,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 import tracemalloc
@@ -39,6 +38,7 @@ import torch
 from data_peers import Reader
 from in_turn import least_cpu_seconds
 
+from coatnet.runtime.environment import code_commit
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
@@ -336,19 +336,12 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "processor": names[0].partition(":")[2].strip() if names else platform.machine(),
         "load": round(os.getloadavg()[0], 1),
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": code_commit(),
         "versions": {"python": platform.python_version(), **data_peers.versions()},
     }
 

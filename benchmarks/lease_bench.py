@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model import PEAK_FLOPS
 
 from coatnet.model.config import ModelConfig
+from coatnet.training.utilisation import peak_flops
 
 _TURN = Path(tempfile.gettempdir()) / "gpu_lease.turn"  # several processes compile at once but time in turns
 
@@ -120,8 +120,7 @@ class Bench:
 
     def mfu(self, flops_per_second: float) -> float | None:
         """Return the share of the datasheet's dense bf16 rate, None where it is not known."""
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
-        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+        peak = peak_flops()
         return None if peak is None else flops_per_second / peak
 
     def peak_bytes(self) -> int | None:

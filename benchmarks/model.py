@@ -32,12 +32,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from timm_peer import import_timm
 
 from coatnet.model.config import ModelConfig
-from coatnet.model.cost import model_cost
 from coatnet.model.network import build_model
+from coatnet.training.utilisation import flops_per_image, peak_flops
 
 _CLASSES = 1000
 _WARM_UP = 2
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by datasheet
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -159,13 +158,13 @@ def measure(
 def show(found: list[Variant], options: argparse.Namespace, device: torch.device) -> None:
     """Print medians, rates and ratios."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    peak = peak_flops()
     median = {variant.title: statistics.median(variant.seconds) for variant in found}
     macs = {"coatnet": options.name, "timm": f"{options.name}_dconv"}
     rows = []
     for variant in found:
         rate = options.batch / median[variant.title]
-        flops = 6 * model_cost(ModelConfig(name=macs[variant.who]), 224).macs * rate
+        flops = flops_per_image(ModelConfig(name=macs[variant.who]), 224) * rate
         row = {key: value for key, value in asdict(variant).items() if key != "seconds"}
         mfu = None if peak is None else flops / peak
         rows.append({**row, "step_seconds": median[variant.title], "images_per_second": rate, "mfu": mfu})

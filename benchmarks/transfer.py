@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coatnet.runtime.environment import code_commit
+
 PRETRAIN_PX, SIZES, SEEDS = 64, (96, 128), (0, 1, 2)
 # One size within 3 %: 0.72 M parameters and 13.0 M multiply-adds at 64 px, and 0.70 M and 12.6 M.
 DEPTHS = {"C-C-T-T": [1, 1, 2, 3, 1], "C-T-T-T": [1, 1, 1, 3, 1]}
@@ -190,9 +192,8 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 def write(runs: Path, arguments: argparse.Namespace) -> None:
-    words = ["git", "rev-parse", "--short", "HEAD"]
     record = {
-        "commit": subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": code_commit(),
         "pretrain_epochs": arguments.pretrain_epochs,
         "epochs": arguments.epochs,
         "pretrained": {layout: read_run(runs / f"pretrained-{layout}") for layout in DEPTHS},
