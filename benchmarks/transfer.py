@@ -136,46 +136,33 @@ def model(layout: str) -> str:
 
 
 def pretrain(runs: Path, data: dict[str, Path], layout: str, *, epochs: int) -> None:
-    directory = runs / f"pretrained-{layout}"
-    run(
-        "pretrain",
-        model(layout),
-        *SHARED,
-        *PRETRAIN,
-        f"train.duration={epochs} epochs",
-        f"data.train=[{{path: {data['caltech101'] / 'train'}}}]",
-        f"data.evaluate={data['caltech101'] / 'val'}",
-        f"evaluate.transfer={data['clothing10'] / 'train'}",
-        f"run.directory={directory}",
-        directory=directory,
-    )
+    settings = [*PRETRAIN, f"evaluate.transfer={data['clothing10'] / 'train'}"]
+    splits = data["caltech101"] / "train", data["caltech101"] / "val"
+    run("pretrain", runs / f"pretrained-{layout}", layout, settings, splits=splits, epochs=epochs)
 
 
 def finetune(runs: Path, data: dict[str, Path], trial: Trial, *, epochs: int) -> None:
-    directory = runs / trial.name
-    run(
-        "finetune",
-        model(trial.layout),
-        *SHARED,
+    settings = [
         *FINETUNE,
         f"init={runs / f'pretrained-{trial.layout}' if trial.way == 'finetuned' else 'null'}",
         f"seed={trial.seed}",
         f"augment.image_size={trial.px}",
         f"optimizer.learning_rate={RATES[trial.way]}",
-        f"train.duration={epochs} epochs",
-        f"data.train=[{{path: {data['clothing10'] / 'train'}}}]",
-        f"data.evaluate={data['clothing10'] / 'test'}",
-        f"run.directory={directory}",
-        directory=directory,
-    )
+    ]
+    splits = data["clothing10"] / "train", data["clothing10"] / "test"
+    run("finetune", runs / trial.name, trial.layout, settings, splits=splits, epochs=epochs)
 
 
-def run(command: str, *settings: str, directory: Path) -> None:
+def run(
+    command: str, directory: Path, layout: str, settings: list[str], *, splits: tuple[Path, Path], epochs: int
+) -> None:
     if (directory / "done").exists():
         return
     config = directory.with_name(f"{directory.name}.yaml")
     config.write_text("{}\n")
-    words = [sys.executable, "-m", "coatnet.cli", command, str(config), *settings]
+    words = [sys.executable, "-m", "coatnet.cli", command, str(config), model(layout), *SHARED, *settings]
+    words += [f"train.duration={epochs} epochs", f"run.directory={directory}"]
+    words += [f"data.train=[{{path: {splits[0]}}}]", f"data.evaluate={splits[1]}"]
     print(f"$ coatnet {' '.join(words[3:])}", flush=True)
     subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if not (directory / "done").exists():
