@@ -35,7 +35,9 @@ class Corpus:
         manifest: what the corpus consists of.
         classes: names, by label.
         label_kind: "single" or "multi".
+        counts, samples: of each shard, and in all.
         digest: names the content; part of a run's state.
+        remote: shards are fetched over a network.
     """
 
     def __init__(self, manifest: Manifest, files: ShardFiles) -> None:
@@ -45,7 +47,9 @@ class Corpus:
         self.digest = manifest.digest()
         self._files = files
         self._shards = OpenShards(files)
-        self._counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
+        self.remote = files.remote
+        self.counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
+        self.samples = manifest.samples
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -67,16 +71,6 @@ class Corpus:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is no JSON: {error}") from None
         return cls(parse_manifest(text, origin=str(path)), LocalFiles(Path(folder)))
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Samples of each shard."""
-        return self._counts
-
-    @property
-    def samples(self) -> int:
-        """Samples in all shards."""
-        return int(self._counts.sum())
 
     def index(self, shard: int) -> ShardIndex:
         """Return a shard's index, verified.
@@ -137,7 +131,7 @@ class Corpus:
             BadSampleError: one of them is gone or does not match the manifest.
         """
         counts = np.zeros(len(self.classes), dtype=np.int64)
-        for shard in range(len(self._counts)):
+        for shard in range(len(self.counts)):
             counts += np.bincount(self.load_index(shard).samples["label"], minlength=len(counts))
         return counts
 
@@ -151,11 +145,6 @@ class Corpus:
             return f"{entry.name}[{index}] {member_name(header)}"
         except BadSampleError:
             return f"{entry.name}[{index}]"
-
-    @property
-    def remote(self) -> bool:
-        """True when shards are fetched over a network."""
-        return self._files.remote
 
     @property
     def fetching(self) -> str:

@@ -94,6 +94,7 @@ class FolderCorpus:
         """Take files as (path relative to the folder, label)."""
         self._folder, self._files = folder, files
         self.classes, self.label_kind, self.digest = classes, "single", digest
+        self.counts, self.samples = np.array([len(files)], dtype=np.int64), len(files)
 
     @classmethod
     def open(cls, folder: Path) -> FolderCorpus:
@@ -105,16 +106,6 @@ class FolderCorpus:
         classes, files = list_image_folder(folder)
         digest = xxhash.xxh3_64_hexdigest(repr((classes, files)).encode())
         return cls(folder, classes=classes, files=[(path, label) for path, label, _ in files], digest=digest)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """All files as one shard."""
-        return np.array([len(self._files)], dtype=np.int64)
-
-    @property
-    def samples(self) -> int:
-        """Files in all."""
-        return len(self._files)
 
     def read(self, shard: int, index: int) -> Record:
         """Read a file and its header.

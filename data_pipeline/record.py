@@ -39,19 +39,19 @@ class LostSampleError(BadSampleError):
 
 
 class SampleSource(Protocol):
-    """A corpus as loaders see it: shards of samples, known by (shard, index)."""
+    """A corpus as loaders see it: shards of samples, known by (shard, index).
+
+    Attributes:
+        counts, samples: of each shard, and in all.
+        remote: reading waits for a network, so that `prepare` is worth its price.
+    """
 
     classes: list[str]
     label_kind: str
     digest: str
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Samples of each shard."""
-        ...
-
-    @property
-    def samples(self) -> int: ...
+    counts: NDArray[np.int64]
+    samples: int
+    remote: bool
 
     def read(self, shard: int, index: int) -> Record:
         """Return a sample.
@@ -71,11 +71,6 @@ class SampleSource(Protocol):
 
     def name(self, shard: int, index: int) -> str:
         """Name a sample for reports; never fails."""
-        ...
-
-    @property
-    def remote(self) -> bool:
-        """True when reading waits for a network, so that `prepare` is worth its price."""
         ...
 
     @property

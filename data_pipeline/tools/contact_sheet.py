@@ -39,14 +39,7 @@ class _Chosen:
     def __init__(self, corpus: SampleSource, places: list[tuple[int, int]]) -> None:
         self._corpus, self._places = corpus, places
         self.classes, self.label_kind, self.digest = corpus.classes, corpus.label_kind, corpus.digest
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        return np.array([len(self._places)], dtype=np.int64)
-
-    @property
-    def samples(self) -> int:
-        return len(self._places)
+        self.counts, self.samples = np.array([len(places)], dtype=np.int64), len(places)
 
     def read(self, shard: int, index: int) -> Record:
         return self._corpus.read(*self._places[index])
