@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class Checkpoint:
         share, shares: look at the sizes of the rank files share, share + shares, … alone: where each of a
             thousand ranks asks after a thousand files, the file system answers a million times.
 
+    Attributes:
+        step, samples_seen: optimizer steps taken, and the run's clock.
+        facts: what the application wrote beside the tensors.
+
     Raises:
         CheckpointError: no manifest, another format, a file missing or of the wrong size.
     """
@@ -45,6 +49,8 @@ class Checkpoint:
         self.directory = Path(directory)
         origin = self.directory / MANIFEST
         self.manifest = manifest_from_json(read_json(origin), origin=origin)
+        self.step, self.samples_seen = self.manifest.step, self.manifest.samples_seen
+        self.facts = self.manifest.facts
         self._pieces: dict[tuple[str, str], list[tuple[RankFile, Piece]]] = defaultdict(list)
         for file in self.manifest.files:
             self._check_name(file)
@@ -55,21 +61,6 @@ class Checkpoint:
         for pieces in self._pieces.values():
             pieces.sort(key=lambda pair: pair[1].start)
         self._verified: set[tuple[str, int]] = set()
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return self.manifest.step
-
-    @property
-    def samples_seen(self) -> int:
-        """The run's clock."""
-        return self.manifest.samples_seen
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the application wrote beside the tensors."""
-        return self.manifest.facts
 
     @property
     def bytes(self) -> int:
