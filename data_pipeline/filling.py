@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +61,8 @@ class BatchFiller:
     """Reads and decodes what a plan names.
 
     Attributes:
-        excluded: positions whose samples are replaced without being counted as bad.
+        excluded: positions whose samples are replaced without being counted as bad, and how often they were
+            excluded: again means that the substitute was no better, and the next one is taken.
     """
 
     def __init__(self, corpora: Sequence[SampleSource], assembler: Assembler, *, seed: int) -> None:
@@ -68,7 +70,7 @@ class BatchFiller:
         self._assembler = assembler
         self._seed = seed
         self._numberings = [Numbering(corpus.counts) for corpus in corpora]
-        self.excluded: set[int] = set()
+        self.excluded: Counter[int] = Counter()
 
     def plan(
         self,
@@ -132,6 +134,7 @@ class BatchFiller:
         position, number = int(batch.positions[row]), int(batch.places.corpus[row])
         corpus = self._corpora[number]
         name = corpus.name(int(batch.places.shard[row]), int(batch.places.index[row]))
+        refused = self.excluded[position] - 1
         candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), np.arange(_SUBSTITUTES))
         for candidate in (candidates % np.uint64(corpus.samples)).tolist():
             shard, index = self._numberings[number].place(candidate)
@@ -141,7 +144,7 @@ class BatchFiller:
                 record = corpus.read(shard, index)
             except BadSampleError:
                 continue
-            if self._decode_one(record, row, batch) is None:
+            if self._decode_one(record, row, batch) is None and (refused := refused - 1) < 0:
                 self._assembler.put_label(batch.labels, row, record)
                 if reason is not None and (batch.tail is None or batch.tail.weights[row] > 0):
                     batch.bad.append(BadSample(position, name, reason, corpus.name(shard, index)))

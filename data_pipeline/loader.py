@@ -6,7 +6,8 @@ process and, for the set of samples in a step, the world size do not matter. Kno
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,17 @@ class TrainLoader:
         finally:
             batches.close()
 
-    def exclude(self, positions: Sequence[int]) -> None:
-        """Replace the samples at some positions from now on, as if they were bad, without counting them."""
-        self._filler.excluded.update(int(position) for position in positions)
+    def exclude(self, positions: Iterable[int]) -> None:
+        """Replace the samples at some positions from now on, as if they were bad, without counting them.
+
+        What has replaced them is replaced where they come again.
+        """
+        self._filler.excluded.update(positions)
+
+    @property
+    def excluded(self) -> Counter[int]:
+        """How often each position was excluded."""
+        return self._filler.excluded
 
     def name(self, position: int) -> str:
         """Name the sample at a position of the order, for people; what replaced it is not told."""
@@ -99,13 +108,14 @@ class TrainLoader:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside `samples_seen`; the same on every rank."""
         corpora = zip(self._corpora, self._data.train, strict=True)
+        most = max(self.excluded.values(), default=0)
         return {
             "version": _STATE_VERSION,
             "seed": self._seed,
             "corpora": [[corpus.digest, entry.weight] for corpus, entry in corpora],
             "order": [self._data.lanes, self._data.window, self._data.tail],
             "epoch_samples": self._order.epoch_samples,
-            "excluded": _ranges(sorted(self._filler.excluded)),
+            "excluded": [one for often in range(most) for one in _ranges(often, self.excluded)],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -128,7 +138,8 @@ class TrainLoader:
                 f"one of this run {own['epoch_samples']:,}: the order of samples would not go on; use the "
                 "former value, or start a new run"
             )
-        self.exclude([position for first, end in state["excluded"] for position in range(first, end)])
+        saved = (position for first, end in state["excluded"] for position in range(first, end))
+        self._filler.excluded |= Counter(saved)
 
     def _plans(self, samples_seen: int) -> Iterator[PendingBatch]:
         ahead = None
@@ -151,10 +162,10 @@ class TrainLoader:
             samples_seen = end
 
 
-def _ranges(positions: list[int]) -> list[list[int]]:
-    """Compress sorted positions to [first, end) ranges."""
+def _ranges(often: int, excluded: Counter[int]) -> list[list[int]]:
+    """Compress the positions that were excluded more often to [first, end) ranges."""
     ranges: list[list[int]] = []
-    for position in positions:
+    for position in sorted(position for position, times in excluded.items() if times > often):
         if ranges and ranges[-1][1] == position:
             ranges[-1][1] += 1
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -62,7 +63,7 @@ class Stream:
         self._data: DataConfig = config.data
         self._augment: AugmentConfig = config.augment
         self._phases, self._ranks, self._account = phases, ranks, account
-        self._excluded: list[int] = []
+        self._excluded: Counter[int] = Counter()
         if ranks.is_main:
             self._look_at_cache()
 
@@ -71,9 +72,9 @@ class Stream:
         while position.samples_seen < self._phases[-1].end:
             phase = next(phase for phase in self._phases if position.samples_seen < phase.end)
             batches = self._loader(phase).from_sample(position.samples_seen)
-            expected, excluded = position.samples_seen, len(self._excluded)
+            expected, excluded = position.samples_seen, self._excluded.total()
             try:
-                while position.samples_seen == expected < phase.end and excluded == len(self._excluded):
+                while position.samples_seen == expected < phase.end and excluded == self._excluded.total():
                     with self._account.measure("data_wait"):
                         batch = next(batches)
                     yield batch
@@ -104,8 +105,8 @@ class Stream:
             print(warning, file=sys.stderr, flush=True)
 
     def exclude(self, positions: Sequence[int]) -> None:
-        """Replace the samples at these positions from now on."""
-        self._excluded += positions
+        """Replace the samples at these positions from now on, or what has replaced them."""
+        self._excluded.update(positions)
 
     def next_excluded(self, position: int) -> float:
         """Return the first excluded position from another on; infinite where none is left."""
@@ -127,9 +128,7 @@ class Stream:
         """
         loader = self._loader(self._phases[0])
         loader.restore(saved)
-        self._excluded = [
-            position for first, end in loader.state()["excluded"] for position in range(first, end)
-        ]
+        self._excluded = loader.excluded
 
     def _loader(self, phase: Phase) -> TrainLoader:
         loader = TrainLoader(
@@ -141,5 +140,5 @@ class Stream:
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
         )
-        loader.exclude(self._excluded)
+        loader.exclude(self._excluded.elements())
         return loader

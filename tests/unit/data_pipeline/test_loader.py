@@ -215,6 +215,26 @@ def test_excluded_positions_are_replaced_at_any_world_size_alike_and_not_counted
     assert {position for position in plain if plain[position] != replaced[position]} == {3, 4, 5}
 
 
+def test_a_position_that_is_excluded_again_has_another_substitute_and_the_same_after_a_resume(
+    shard_folder: Path,
+) -> None:
+    def taken(one: TrainLoader) -> dict[int, str]:
+        with closing(one.from_sample(0)) as stream:
+            return digest([next(stream)])
+
+    once, twice, resumed = (loader(shard_folder) for _ in range(3))
+    for one in (once, twice, twice):
+        one.exclude(range(2, 6))
+    twice.exclude([8])
+    state = json.loads(json.dumps(twice.state()))
+    assert state["excluded"] == [[2, 6], [8, 9], [2, 6]]
+    resumed.exclude([2])  # known before
+    resumed.restore(state)
+    found = taken(twice)
+    assert taken(resumed) == found and resumed.state() == state
+    assert {position for position, image in taken(once).items() if image != found[position]} >= {2, 3, 4, 5}
+
+
 def test_evaluation_sees_every_sample_once_and_a_short_last_batch(shard_folder: Path) -> None:
     corpus = open_corpus(shard_folder)
     for world_size in (1, 3, 7):
