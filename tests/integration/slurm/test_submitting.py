@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
+from cluster.cancel import cancel_run
+from cluster.cli import status
 from cluster.history import History
 from cluster.site import SiteConfig
 from cluster.status import find_runs, read_status
@@ -17,7 +20,7 @@ from cluster.submission import Request, prepare, submit
 from coatnet.config import UserError
 
 from fake_cluster import FakeCluster
-from runs import Run
+from runs import Run, start
 from training import make_photos
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -54,3 +57,32 @@ def test_a_submission_that_is_killed_right_after_sbatch_has_its_job_found(
     assert run.ends("COMPLETED", "FAILED") == "COMPLETED", run.log()
     assert History(run.directory).job_ids() == [job_id]
     assert read_status(run.directory, queue=slurm.queue()).state == "done"
+
+
+def test_while_the_controller_is_away_no_run_is_called_lost_and_none_cancelled(
+    slurm_cluster: FakeCluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", options=("asked_at=1",))
+    run.reach(1)
+    configured = Path(slurm_cluster.environment["SLURM_CONF"]).read_text()
+    impatient = tmp_path / "slurm.conf"
+    impatient.write_text(re.sub(r"(MessageTimeout|TCPTimeout)=\d+", r"\1=2", configured))
+    monkeypatch.setenv("SLURM_CONF", str(impatient))
+    slurm_cluster.kill_controller(job_id=run.job_id)
+    try:
+        status([run.directory])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "states are read from the run directories alone: squeue: " in printed
+        assert "SLURM knows no job" not in printed
+        with pytest.raises(UserError, match="marked as cancelled, but not all of its jobs are ended"):
+            cancel_run(run.directory)
+        with pytest.raises(UserError, match="Unable to contact slurm controller"):
+            submit(prepare(Request("shard", "a", ("b",), SiteConfig(), directory=tmp_path / "other")))
+        assert find_runs([tmp_path / "other"]) == []
+    finally:
+        slurm_cluster.start_controller()
+    assert cancel_run(run.directory) == [run.job_id]
+    assert run.ends("COMPLETED", "CANCELLED", "FAILED") == "CANCELLED"

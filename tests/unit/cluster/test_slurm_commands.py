@@ -181,6 +181,15 @@ def test_a_squeue_without_json_is_read_as_a_table(program: Program, words: str) 
     }
 
 
+def test_an_answer_of_errors_is_not_an_empty_queue(program: Program) -> None:
+    errors = '{"errors": [{"description": "Failed while looking for jobs"}], "jobs": []}'  # as 22.05 prints
+    program("squeue", f"""[ "$1" = --json ] && echo '{errors}' || {{ echo '{AWAY}' >&2; exit 1; }}""")
+    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+        slurm.queue()
+    program("squeue", f"""[ "$1" = --json ] && echo '{errors}' || echo '7|7|N/A|RUNNING|None|/a.sh'""")
+    assert slurm.queue() == {"7": QueuedJob("7", "RUNNING", script="/a.sh")}
+
+
 def test_the_jobs_of_others_are_asked_for_with_ones_own(program: Program) -> None:
     whose = ",".join(map(str, sorted({7, os.getuid(), 70000})))
     program("squeue", f"""[ "$2" = --user={whose} ] && echo '{{"jobs": []}}'""")
