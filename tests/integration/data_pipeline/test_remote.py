@@ -67,7 +67,7 @@ def test_equal_bytes_arrive_whatever_the_server_does(
     server: FaultServer, shards: Path, tmp_path: Path, faults: list[str]
 ) -> None:
     server.faults[FIRST] = list(faults)
-    stall_seconds = 0.4 if "stall" in faults else 20
+    stall_seconds = 0.4 if "stall" in faults else PATIENCE_SECONDS
     corpus = open_corpus(server.url, cache=cache_config(tmp_path, attempts=5, stall_seconds=stall_seconds))
     assert [corpus.read(0, i).payload for i in range(10)] == [
         Corpus.open(shards).read(0, i).payload for i in range(10)
@@ -209,10 +209,11 @@ def test_a_download_killed_at_any_moment_is_resumed(
         "import sys\n"
         "from data_pipeline.config import CacheConfig\n"
         "from data_pipeline.open_corpus import open_corpus\n"
-        "open_corpus(sys.argv[1], cache=CacheConfig(directory=sys.argv[2], stall_seconds=20)).read(0, 0)\n"
+        "cache = CacheConfig(directory=sys.argv[2], stall_seconds=float(sys.argv[3]))\n"
+        "open_corpus(sys.argv[1], cache=cache).read(0, 0)\n"
     )
     server.faults[FIRST] = ["stall"]
-    command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
+    command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache"), str(PATIENCE_SECONDS)]
     process = subprocess.Popen(command)
     half = (shards / FIRST).stat().st_size // 2
 
@@ -237,14 +238,14 @@ def test_a_server_that_ignores_ranges_is_served_from_the_beginning(
     part_path(target).write_bytes(content[:1000])
     server.faults[FIRST] = ["changed"]
     expected = Expected(xxhash.xxh3_128_hexdigest(content), len(content))
-    download(f"{server.url}/{FIRST}", target, expected, patience=Patience(stall_seconds=20))
+    download(f"{server.url}/{FIRST}", target, expected, patience=Patience(stall_seconds=PATIENCE_SECONDS))
     assert target.read_bytes() == content
 
 
 def test_pauses_grow_with_jitter_and_end(server: FaultServer, tmp_path: Path) -> None:
     pauses: list[float] = []
     server.faults[FIRST] = ["503"] * 20
-    patience = Patience(stall_seconds=20, attempts=8, pause=pauses.append)
+    patience = Patience(stall_seconds=PATIENCE_SECONDS, attempts=8, pause=pauses.append)
     with pytest.raises(Unreachable, match=r"answers 503, after 8 attempts without progress"):
         download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
     assert len(pauses) == 7
@@ -257,7 +258,7 @@ def test_what_a_server_asks_for_is_waited_and_more_so_that_ranks_do_not_return_i
 ) -> None:
     pauses: list[float] = []
     server.faults[FIRST] = ["503 Retry-After: 2"] * 4
-    patience = Patience(stall_seconds=20, attempts=4, pause=pauses.append)
+    patience = Patience(stall_seconds=PATIENCE_SECONDS, attempts=4, pause=pauses.append)
     with pytest.raises(Unreachable):
         download(f"{server.url}/{FIRST}", tmp_path / "x", Expected("0" * 32, 5), patience=patience)
     assert len(set(pauses)) == len(pauses) == 3 and all(2 < pause < 5 for pause in pauses)

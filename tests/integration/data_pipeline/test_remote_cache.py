@@ -61,7 +61,7 @@ def test_shards_that_left_the_cache_do_not_fill_the_disk_unseen(
 def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again_and_costs_no_sample(
     server: FaultServer, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = cache_config(tmp_path, stall_seconds=20)
+    config = cache_config(tmp_path)
     first, good = open_corpus(server.url, cache=config), everything(Corpus.open(shards))
     assert everything(first) == good
     for name in (FIRST, "shard-000001.index.npy"):
@@ -83,14 +83,14 @@ def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again_and_costs_no_samp
 def test_a_lost_index_costs_no_look_at_its_shards_copy_for_each_of_its_samples(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
     corpus.read(0, 0)
     (index,) = (tmp_path / "cache").rglob("shard-000000.index.npy")
     index.unlink()
     server.faults[index.name] = ["404"]
     looked_at = []
     monkeypatch.setattr(remote_files, "size_and_hash", looked_at.append)
-    corpus = open_corpus(server.url, cache=cache_config(tmp_path, stall_seconds=20))
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
     for number in range(10):
         with pytest.raises(BadSampleError, match=r"index\.npy.* 404"):
             corpus.read(0, number)

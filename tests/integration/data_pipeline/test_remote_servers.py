@@ -54,7 +54,7 @@ def server(folder: Path) -> Iterator[FaultServer]:
 def fetch(url: str, target: Path, *, expected: Expected = EXPECTED, attempts: int = 3) -> list[float]:
     """Fetch, and return the pauses."""
     pauses: list[float] = []
-    patience = Patience(stall_seconds=20, attempts=attempts, pause=pauses.append)
+    patience = Patience(stall_seconds=PATIENCE_SECONDS, attempts=attempts, pause=pauses.append)
     download(url, target, expected, patience=patience)
     assert target.read_bytes() == CONTENT
     return pauses
@@ -64,7 +64,7 @@ def files_of(server: FaultServer, folder: Path, **patience: object) -> RemoteFil
     """Return the files of a corpus of one shard, in a cache."""
     shard = ShardEntry(NAME, 1, len(CONTENT), EXPECTED.xxh3, file_hash(INDEX))
     cache = Cache(folder, limit_bytes=1 << 30)
-    waits = {"stall_seconds": 20, "attempts": 3, "pause": lambda _: None, **patience}
+    waits = {"stall_seconds": PATIENCE_SECONDS, "attempts": 3, "pause": lambda _: None, **patience}
     return RemoteFiles(server.url, Manifest(["a"], [shard]), cache, patience=Patience(**waits))  # type: ignore[arg-type]
 
 
