@@ -142,11 +142,9 @@ class TrainLoader:
         self._filler.excluded |= Counter(saved)
 
     def _plans(self, samples_seen: int) -> Iterator[PendingBatch]:
-        ahead = None
-        if any(corpus.remote for corpus in self._corpora):
-            ahead = Lookahead(
-                self._order, self._corpora, self._steps, ahead_shards=self._data.cache.ahead_shards
-            )
+        ahead, ahead_shards = None, self._data.cache.ahead_shards
+        if ahead_shards and any(corpus.remote for corpus in self._corpora):
+            ahead = Lookahead(self._order, self._corpora, self._steps, ahead_shards=ahead_shards)
         while True:
             if ahead is not None:
                 ahead.at(samples_seen)

@@ -15,7 +15,11 @@ _Shard = tuple[int, int]
 
 
 class Lookahead:
-    """Keeps remote corpora informed of the next shards, up to `ahead_shards` beyond those in use."""
+    """Keeps remote corpora informed of the next shards, up to `ahead_shards` beyond those in use.
+
+    In use is what a step has read lately: one of few samples reads but a few of the shards that are open, and
+    the others would count as those ahead of it.
+    """
 
     def __init__(
         self,
@@ -30,6 +34,8 @@ class Lookahead:
         self._ahead = ahead_shards
         self._steps: deque[set[_Shard]] = deque()
         self._wanted: Counter[_Shard] = Counter()
+        self._last_turns: dict[_Shard, int] = {}  # of those in use
+        self._turn = 0
         self._cursor = -1
         self._all = sum(len(corpus.counts) for corpus in corpora if corpus.remote)
 
@@ -38,21 +44,36 @@ class Lookahead:
         if self._steps:
             self._wanted.subtract(self._steps.popleft())
             self._wanted += Counter()  # drops those no longer wanted
-        else:
+        if not self._steps:
             self._cursor = samples_seen
-        in_use = len(self._steps[0]) if self._steps else 0
-        while len(self._wanted) < min(in_use + self._ahead, self._all) and len(self._steps) < _MOST_STEPS:
-            places = self._order.locate(self._rank_steps.positions(self._cursor))
-            shards = {
-                (int(corpus), int(shard))
-                for corpus, shard in zip(places.corpus, places.shard, strict=True)
-                if self._corpora[corpus].remote
-            }
-            for number, corpus in enumerate(self._corpora):
-                new = sorted(shard for owner, shard in shards - set(self._wanted) if owner == number)
-                if new:
-                    corpus.prepare(new)
-            self._wanted.update(shards)
-            self._steps.append(shards)
-            self._cursor = self._rank_steps.end(self._cursor)
-            in_use = len(self._steps[0])
+            self._walk()
+        self._begin()
+        while self._is_short():
+            self._walk()
+
+    def _begin(self) -> None:
+        """Take the first step's shards into use, and those out of it that no step has read for long."""
+        self._turn += 1
+        turns = self._last_turns | dict.fromkeys(self._steps[0], self._turn)
+        self._last_turns = {shard: turn for shard, turn in turns.items() if turn > self._turn - _MOST_STEPS}
+
+    def _is_short(self) -> bool:
+        ahead = self._wanted.keys() - self._last_turns.keys()
+        more = len(self._wanted) < self._all and len(self._steps) < _MOST_STEPS
+        return more and len(ahead) < self._ahead
+
+    def _walk(self) -> None:
+        """Look one step further, and announce what is new in it."""
+        places = self._order.locate(self._rank_steps.positions(self._cursor))
+        shards = {
+            (int(corpus), int(shard))
+            for corpus, shard in zip(places.corpus, places.shard, strict=True)
+            if self._corpora[corpus].remote
+        }
+        for number, corpus in enumerate(self._corpora):
+            new = sorted(shard for owner, shard in shards - self._wanted.keys() if owner == number)
+            if new:
+                corpus.prepare(new)
+        self._wanted.update(shards)
+        self._steps.append(shards)
+        self._cursor = self._rank_steps.end(self._cursor)
