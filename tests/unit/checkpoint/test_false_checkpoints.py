@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,53 @@ def saved(tmp_path: Path) -> Path:
     return store.path(1)
 
 
-@pytest.mark.parametrize("left_out", [0, 1])
-def test_bytes_that_no_piece_claims_are_not_taken_for_verified(saved: Path, left_out: int) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("torn", "not a sealed JSON document"),
+        ("[]", "not a sealed JSON document"),
+        ("{}", "not a sealed JSON document"),
+        ('{"xxh3": "", "body": 3}', "not a sealed JSON document"),
+        ('{"xxh3": "", "body": "{}"}', "its checksum does not match"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(saved: Path, content: str, told: str) -> None:
+    (saved / MANIFEST).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{MANIFEST}: {told}"):
+        Checkpoint(saved)
+
+
+def forget(pieces: list[dict[str, Any]], *, left_out: int) -> None:
+    del pieces[left_out]
+
+
+def claim_one_twice(pieces: list[dict[str, Any]]) -> None:
+    pieces[1]["offset"] = pieces[0]["offset"]  # what is there is equal
+
+
+@pytest.mark.parametrize(
+    "change",
+    [partial(forget, left_out=0), partial(forget, left_out=1), claim_one_twice],
+    ids=["first", "second", "twice"],
+)
+def test_bytes_that_no_piece_claims_are_not_taken_for_verified(
+    saved: Path, change: Callable[[list[dict[str, Any]]], None]
+) -> None:
     body = read_json(saved / MANIFEST)
-    del body["files"][0]["pieces"][left_out]
+    change(body["files"][0]["pieces"])
     (saved / MANIFEST).unlink()
     write_json(saved / MANIFEST, body)
     with pytest.raises(CheckpointError, match="pieces do not cover the file"):
         Checkpoint(saved).verify()
+
+
+def test_what_is_read_is_checked_piece_by_piece_though_nobody_verified_the_file(saved: Path) -> None:
+    file = saved / "rank-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    checkpoint = Checkpoint(saved)
+    assert torch.equal(checkpoint.tensor("weight", "a"), torch.ones(4))
+    with pytest.raises(CheckpointError, match="weight b does not match its checksum"):
+        checkpoint.tensor("weight", "b")
 
 
 def test_a_tensor_and_a_file_that_are_not_there_are_named(saved: Path) -> None:

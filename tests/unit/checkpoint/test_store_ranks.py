@@ -128,16 +128,33 @@ def test_what_the_first_rank_cannot_list_stops_all(pair: Pair, monkeypatch: pyte
 
 
 def test_of_the_files_each_rank_looks_at_its_share_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    look, seen = Checkpoint._check_size, []
+    seen: list[tuple[str, str]] = []
+    for name in ("_check_size", "_verify_file"):
+        look = getattr(Checkpoint, name)
 
-    def noting(self: Checkpoint, file: RankFile) -> None:
-        seen.append(file.name)
-        look(self, file)
+        def noting(own: Checkpoint, file: RankFile, *given: Any, look: Any = look, name: str = name) -> None:
+            seen.append((name, file.name))
+            look(own, file, *given)
 
-    monkeypatch.setattr(Checkpoint, "_check_size", noting)
+        monkeypatch.setattr(Checkpoint, name, noting)
     found = pair.both(lambda store: store.newest())
     assert [one.step for one in found] == [2, 2]
-    assert sorted(seen) == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    files = ("rank-00000.safetensors", "rank-00001.safetensors")
+    assert sorted(seen) == [(name, file) for name in ("_check_size", "_verify_file") for file in files]
+
+
+def test_who_reads_alone_looks_at_the_files_of_all_ranks(pair: Pair) -> None:
+    folder = pair.stores[0].path(2)
+    file = folder / "rank-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    checkpoint = Checkpoint(folder)
+    assert (checkpoint.read("weight", "a", 0, 8) == 2.0).all()
+    for use in (lambda: checkpoint.read("weight", "a", 8, 16), checkpoint.verify):
+        with pytest.raises(CheckpointError, match=rf"{file.name}: weight a does not match its checksum"):
+            use()
+    os.truncate(file, 100)
+    with pytest.raises(CheckpointError, match=f"{file.name}: 100 bytes"):
+        Checkpoint(folder)
 
 
 def test_all_ranks_write_under_the_epoch_of_the_lease_that_the_first_one_holds(tmp_path: Path) -> None:
