@@ -80,7 +80,7 @@ class Manifest:
 
 
 def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
-    """Write fragments as a safetensors file, fsync it, and return what the manifest must know.
+    """Write fragments that lie in host memory as a safetensors file; fsync it; tell what the manifest holds.
 
     Raises:
         OSError: the file system refused; the caller removes what was written.
@@ -102,7 +102,7 @@ def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
     with path.open("xb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(head))
         for fragment in fragments:
-            data = _bytes_of(fragment.data)
+            data = fragment.data.view(torch.uint8).numpy().data
             _write_all(file.fileno(), data)
             pieces.append(
                 Piece(
@@ -179,10 +179,6 @@ def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
         return Manifest(**{**value, "files": files})
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{origin}: not a manifest ({error})") from None
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
