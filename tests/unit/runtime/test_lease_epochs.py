@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from coatnet.runtime.lease import Lease, LeaseHeld
+from coatnet.runtime import lease as lease_module
+from coatnet.runtime.lease import Lease, LeaseHeld, LeaseLost
 
 
 def test_a_released_lease_is_free_and_epochs_only_grow(tmp_path: Path) -> None:
@@ -36,3 +38,22 @@ def test_an_epoch_that_another_took_after_the_look_is_never_passed_over(
         Lease.acquire(tmp_path)
     others[0].check()
     others[0].release()
+
+
+def test_a_holder_whose_file_its_successor_cannot_remove_finds_the_lease_lost_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease.acquire(tmp_path)
+    monkeypatch.setattr(lease_module, "_is_alive", lambda *_: False)
+
+    def refused(path: Path, **_: bool) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    second = Lease.acquire(tmp_path)
+    assert second.epoch == 2 and (tmp_path / "lease" / "epoch-00000001").exists()
+    second.check()
+    with pytest.raises(LeaseLost):
+        first.check()
+    first.release()
+    second.release()

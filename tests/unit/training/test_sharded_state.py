@@ -16,6 +16,7 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.ema import Ema
 from coatnet.training.optimizer import ClippedAdamW, MasterAdamW
 from coatnet.training.sharded_state import ShardedState
 
@@ -115,6 +116,26 @@ def test_what_was_loaded_goes_on_as_what_was_saved(tmp_path: Path, bf16: bool) -
     for engine, own in ((first, state), (second, again)):
         take_step(engine, own, step=4)
     assert_equal(whole([*again.fragments()]), whole([*state.fragments()]))
+
+
+def learning_and_statistics(state: ShardedState) -> dict[str, Tensor]:
+    tensors = whole([*state.fragments()])
+    averaged = {name for kind, name in tensors if kind == "ema"}
+    return {
+        name: tensor
+        for (kind, name), tensor in tensors.items()
+        if kind in ("weight", "buffer") and name in averaged
+    }
+
+
+def test_the_average_follows_the_weights_and_the_statistics() -> None:
+    engine, state = begin(seed=1)
+    reference = Ema(0.9, learning_and_statistics(state))
+    for step in (1, 2, 3):
+        take_step(engine, state, step=step)
+        reference.update(learning_and_statistics(state), step=step)
+    found = {name: tensor for (kind, name), tensor in whole([*state.fragments()]).items() if kind == "ema"}
+    assert_equal(found, reference.tensors)
 
 
 def test_an_average_that_is_asked_for_later_begins_at_the_weights(tmp_path: Path) -> None:
