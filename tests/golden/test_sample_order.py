@@ -100,6 +100,9 @@ def test_a_corpus_is_gone_through_as_recorded(options: dict[str, Any], expected:
 def test_a_mixture_is_gone_through_as_recorded() -> None:
     mixture = Mixture([Order(COUNTS, seed=1), Order([30] * 5, seed=2), Order([7], seed=3)], [5, 2, 1], seed=4)
     assert places_of(mixture, np.arange(123_000, 126_000)) == MIXED
+    assert mixture.quotas.tolist() == [625, 250, 125]
+    thirds = Mixture([Order(COUNTS, seed=1), Order([7], seed=2)], [2, 1], seed=4)
+    assert thirds.quotas.tolist() == [668, 334]
     shares = [Steps(mixture, 960, rank, 3).positions(777) for rank in range(3)]
     assert digest(np.concatenate(shares)) == SHARED
 

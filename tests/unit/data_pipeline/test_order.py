@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import order as order_module
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order, PositionOrder
 from data_pipeline.steps import Steps
@@ -127,6 +128,23 @@ def test_the_order_of_300_million_samples_is_known_at_once_and_costs_little_memo
     assert peak < 10_000_000
 
 
+def test_an_epochs_shards_are_put_in_order_once_and_those_of_former_epochs_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step at an epoch's end needs two of them; 33,000 shards are 0.5 MB an epoch."""
+    shuffles: list[int] = []
+    shuffled = order_module.shuffled
+    monkeypatch.setattr(order_module, "shuffled", lambda *args: shuffles.append(1) or shuffled(*args))
+    order = Order([2] * 1000, seed=0)
+    tracemalloc.start()
+    for begin in range(0, 20 * order.samples, 800):
+        order.locate(np.arange(begin, begin + 800, 100))
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(shuffles) == 20
+    assert kept < 10 * 16 * 1000
+
+
 def test_a_mixture_holds_exact_quotas_in_every_block() -> None:
     orders = [Order([100] * 20, seed=1), Order([30] * 5, seed=2), Order([7], seed=3)]
     mixture = Mixture(orders, [0.7, 0.25, 0.05], seed=4)
@@ -177,6 +195,7 @@ def test_a_mixture_is_shared_equally_too() -> None:
 def test_weights_that_fit_no_block_are_rounded_and_a_corpus_that_never_comes_is_refused() -> None:
     orders = [Order([10], seed=number) for number in range(3)]
     assert Mixture(orders, [0.123451, 0.123459, 0.75309], seed=0).quotas.tolist() == [1234, 1235, 7531]
+    assert Mixture(orders, [0.123541, 0.123461, 0.752998], seed=0).quotas.tolist() == [1235, 1235, 7530]
     with pytest.raises(ValueError, match="would never come"):
         Mixture(orders, [1.0, 1.0, 0.0000001], seed=0)
 
@@ -184,5 +203,7 @@ def test_weights_that_fit_no_block_are_rounded_and_a_corpus_that_never_comes_is_
 def test_what_is_empty_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples"):
         Order([0, 0], seed=0)
-    with pytest.raises(ValueError, match="allowed: 1 to 10"):
-        Order([10], seed=0, epoch_samples=11)
+    for epoch_samples in (0, 11):
+        with pytest.raises(ValueError, match="allowed: 1 to 10"):
+            Order([10], seed=0, epoch_samples=epoch_samples)
+    assert [Order([10], seed=0, epoch_samples=allowed).epoch_samples for allowed in (1, 10)] == [1, 10]

@@ -1,0 +1,103 @@
+"""Descriptors of open shards: how many there are, when they are closed, what becomes of a stale one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline import shard_files
+from data_pipeline.corpus import Corpus
+from data_pipeline.record import BadSampleError
+from data_pipeline.shard_files import LocalFiles, OpenShards
+
+
+class CacheFiles(LocalFiles):
+    """A folder that is taken for a cache: its files may leave while they are open."""
+
+    remote = True
+
+
+@pytest.fixture
+def copied(shard_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+
+
+def open_shards(folder: Path) -> set[int]:
+    """Return the numbers of the folder's shards that this process has open, removed ones as well."""
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            links.append(os.readlink(path))
+    return {int(Path(link).name[6:12]) for link in links if link.startswith(f"{folder}/shard-")}
+
+
+def test_only_so_many_shards_stay_open_and_those_that_were_read_last(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_files, "_OPEN_SHARDS", 3)
+    corpus = Corpus.open(copied)
+    for shard in (0, 1, 2, 0, 3, 4):
+        corpus.read(shard, 0)
+    assert open_shards(copied) == {0, 3, 4}
+
+
+def test_a_shard_that_left_the_cache_is_closed_once_it_idles_and_no_sooner(copied: Path) -> None:
+    corpus = Corpus(Corpus.open(copied).manifest, CacheFiles(copied))
+    corpus.read(0, 0)
+    (copied / "shard-000000.tar").unlink()
+    for number in range(30):
+        corpus.read(1, number % 15)
+    corpus.read(2, 0)
+    assert open_shards(copied) == {0, 1, 2}
+    for number in range(40):
+        corpus.read(1, number % 15)
+    corpus.read(3, 0)
+    assert open_shards(copied) == {1, 2, 3}
+
+
+def test_who_cannot_open_a_shard_closes_what_it_opened_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shard-000001.tar").write_bytes(b"short")
+    closed: list[int] = []
+    unheard: list[Any] = []
+    pauses: list[float] = []
+    close = os.close
+    monkeypatch.setattr(os, "close", lambda descriptor: closed.append(descriptor) or close(descriptor))
+    monkeypatch.setattr(sys, "unraisablehook", unheard.append)
+    monkeypatch.setattr(shard_files.time, "sleep", pauses.append)
+    shards = OpenShards(LocalFiles(tmp_path))
+    with pytest.raises(BadSampleError, match="No such file"):
+        shards.read("shard-000000.tar", 0, 1, expected_bytes=1)
+    assert not closed
+    with pytest.raises(BadSampleError, match="has 5 bytes, the manifest says 6"):
+        shards.read("shard-000001.tar", 0, 1, expected_bytes=6)
+    assert len(closed) == 1 and not open_shards(tmp_path) and not unheard and not pauses
+
+
+def test_a_stale_descriptor_is_let_go_of_and_not_tried_again_for_each_sample(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a server was exchanged: what was opened before fails for good, what is opened now does not."""
+    corpus = Corpus.open(copied)
+    whole = [bytes(corpus.read(0, number).payload) for number in range(15)]
+    failures = []
+    (stale,) = corpus._shards._open.values()
+    read = shard_files.OpenShard.read
+
+    def read_or_fail(shard: shard_files.OpenShard, start: int, size: int) -> bytes:
+        if shard is stale:
+            failures.append(start)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(shard, start, size)
+
+    monkeypatch.setattr(shard_files.OpenShard, "read", read_or_fail)
+    assert [bytes(corpus.read(0, number).payload) for number in range(15)] == whole
+    assert len(failures) == 1
