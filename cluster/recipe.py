@@ -6,51 +6,55 @@ Packages declare their root schemas as entry points of the group `coatnet.schema
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError, load_config, to_dict, to_yaml
+from coatnet.config import UserError, load_config
 
 _GROUP = "coatnet.schemas"
 
 
 def schema_names() -> list[str]:
     """Return the commands that read a config."""
-    return sorted(point.name for point in entry_points(group=_GROUP))
+    return sorted(_schemas())
 
 
-def read_recipe(command: str, path: Path, *, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Return a command's config with its defaults, as plain containers and as YAML.
+@functools.cache
+def _schemas() -> Mapping[str, EntryPoint]:
+    """Return who owns each schema; every question to the installed packages reads all their files."""
+    return {point.name: point for point in entry_points(group=_GROUP)}
+
+
+def read_recipe(command: str | None, path: Path, *, overrides: Sequence[str]) -> Any:
+    """Return a config with its defaults, as its owner's dataclass.
+
+    Args:
+        command: whose config it is; None takes the first schema that fits, that of its folder's name being
+            tried first.
 
     Raises:
-        ConfigError: the config is wrong.
+        ConfigError: the config is wrong; where no schema takes it, the error is that of the first.
         UserError: the command reads no config.
     """
-    points = {point.name: point for point in entry_points(group=_GROUP)}
-    if command not in points:
-        raise UserError(f"{command} reads no config; those that do: {', '.join(points) or 'none installed'}")
-    config = load_config(points[command].load(), path, overrides=overrides)
-    return to_dict(config), to_yaml(config)
-
-
-def find_command(path: Path, *, overrides: Sequence[str]) -> str:
-    """Return whose config this is: of the command whose schema takes it, its folder's name being tried first.
-
-    Raises:
-        ConfigError: no schema takes it; the error is that of the first.
-    """
-    names = sorted(schema_names(), key=lambda name: (name != path.resolve().parent.name, name != "pretrain"))
+    names = [command] if command else sorted(schema_names(), key=lambda name: _unlikely(name, path))
     trouble: UserError | None = None
     for name in names:
+        if name not in _schemas():
+            raise UserError(
+                f"{name} reads no config; those that do: {', '.join(_schemas()) or 'none installed'}"
+            )
         try:
-            read_recipe(name, path, overrides=overrides)
+            return load_config(_schemas()[name].load(), path, overrides=overrides)
         except UserError as error:
             trouble = trouble or error
-        else:
-            return name
     raise trouble or UserError(f"{path}: no installed command reads a config")
+
+
+def _unlikely(name: str, path: Path) -> tuple[bool, bool]:
+    return name != path.resolve().parent.name, name != "pretrain"
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:

@@ -27,7 +27,7 @@ from cluster.run_jobs import jobs_of_run, users_of
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code, snapshot_folder
-from coatnet.config import UserError
+from coatnet.config import UserError, to_dict, to_yaml
 from coatnet.config.batches import cut
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
@@ -125,15 +125,14 @@ def _read_config(request: Request) -> tuple[dict[str, Any], str, Path]:
             f"--array {request.array}: tasks of an array would train in one run directory; submit runs"
         )
     given = [f"run.directory={request.directory}"] if request.directory else []
-    recipe, config_yaml = read_recipe(
-        request.command, Path(request.target), overrides=[*request.arguments, *given]
-    )
+    config = read_recipe(request.command, Path(request.target), overrides=[*request.arguments, *given])
+    recipe = to_dict(config)
     directory = Path(lookup(recipe, "run.directory") or "")
     if not str(directory).strip("."):
         raise UserError(
             f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
         )
-    return recipe, config_yaml, directory
+    return recipe, to_yaml(config), directory
 
 
 def preview(prepared: Prepared) -> str:

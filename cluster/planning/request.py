@@ -16,8 +16,8 @@ from cluster.planning.hardware import hardware_names, load_hardware
 from cluster.planning.plan import MemoryChoice, Plan
 from cluster.planning.recipe_view import RecipeView, view
 from cluster.planning.remedies import quicker, remedies
-from cluster.recipe import find_command, read_recipe
-from coatnet.config import UserError
+from cluster.recipe import read_recipe
+from coatnet.config import UserError, to_dict
 
 _OWN = ("nodes", "gpus_per_node", "hardware", "epoch_samples")
 _MOST_LAYOUTS = 200
@@ -180,8 +180,7 @@ def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[Reci
         hardware=own.get("hardware", "h100"),
         epoch_samples=_count(own["epoch_samples"], name="epoch_samples") if "epoch_samples" in own else None,
     )
-    command = command or find_command(config, overrides=rest)
-    resolved, _ = read_recipe(command, config, overrides=rest)
+    resolved = to_dict(read_recipe(command, config, overrides=rest))
     return view(resolved, origin=str(config), epoch_samples=machine.epoch_samples), machine
 
 

@@ -14,7 +14,7 @@ from cluster.planning.request import calibrated_words, plan_of, plan_run
 from cluster.planning.speed import predict_step
 from cluster.planning.workload import Work
 from cluster.recipe import read_recipe
-from coatnet.config import UserError
+from coatnet.config import UserError, to_dict
 from coatnet.model.rates import Rate, measure_rates
 
 BASE = load_hardware("cpu2")
@@ -81,7 +81,7 @@ def test_of_several_ranks_the_mean_counts() -> None:
 
 
 def test_a_run_is_planned_by_what_its_ranks_attain(config: Path) -> None:
-    resolved, _ = read_recipe("pretrain", config, overrides=["train.micro_batch=1"])
+    resolved = to_dict(read_recipe("pretrain", config, overrides=["train.micro_batch=1"]))
     slow = [{**one, "seconds": 2 * one["seconds"]} for one in RATES]
     found = [plan_run(resolved, world_size=2, device="cpu", rates=[rates] * 2) for rates in (RATES, slow)]
     quick, tired = (one for one in found if one is not None)

@@ -17,7 +17,7 @@ from cluster.planning.speed import predict_step
 from cluster.planning.tables import plot_scaling, print_comparison, print_plan
 from cluster.planning.workload import workload
 from cluster.recipe import read_recipe
-from coatnet.config import UserError
+from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.cost import model_cost
 from coatnet.training.deepspeed_config import deepspeed_config
@@ -223,7 +223,7 @@ def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Pa
 def test_a_run_that_begins_is_planned_for_the_device_that_it_has(
     device: str, profile: str | None, config: Path
 ) -> None:
-    resolved, _ = read_recipe("pretrain", config, overrides=["train.micro_batch=1"])
+    resolved = to_dict(read_recipe("pretrain", config, overrides=["train.micro_batch=1"]))
     plan = plan_run(resolved, world_size=2, device=device)
     assert (plan or {}).get("hardware") == profile
     if plan is not None:
