@@ -90,7 +90,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # a copy of everything takes a while
+    monkeypatch.setattr(snapshot, "PACKAGES", ("coatnet.doctor",))  # a copy of everything takes a while
     return Cluster(tmp_path, program)
 
 

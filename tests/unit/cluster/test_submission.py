@@ -34,7 +34,7 @@ def programs(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
     program("scontrol", f"cat <<'END'\n{_PARTITIONS}END")
     program("squeue", """echo '{"jobs": []}'""")
     program("sbatch", "echo 7")
-    monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # copied in milliseconds
+    monkeypatch.setattr(snapshot, "PACKAGES", ("coatnet.doctor",))  # copied in milliseconds
     return program
 
 
@@ -213,7 +213,7 @@ def test_the_code_goes_with_the_job_and_the_submission_into_the_history(
     submit(prepare(request(tmp_path, SITE)))
     folder = tmp_path / "run" / "submissions"
     job = read_job(folder / "0001" / "job.json")
-    assert Path(job.code).parent == folder and (Path(job.code) / "cluster" / "job.py").exists()
+    assert Path(job.code).parent == folder and (Path(job.code) / "doctor" / "checks.py").exists()
     (event,) = History(tmp_path / "run").events()
     told = (event["event"], event["job_id"], event["folder"], event["lives"])
     assert told == ("submitted", "7", "0001", 0)
