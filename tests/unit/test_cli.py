@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import typer
 import typer.main
 from PIL import Image
 
+from coatnet.cli import main
 from finetune.image_files import print_predictions
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +26,28 @@ COMMANDS = sorted(point.name for point in entry_points(group="coatnet.commands")
 TABLES = ("doctor", "evaluate", "plan", "predict", "quickstart", "replay", "report", "shard", "status")
 
 
+Typed = Callable[..., subprocess.CompletedProcess[str]]
+
+
 def coatnet(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coatnet.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
+    """Run a command as `coatnet` above does, in this process."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["coatnet", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
+
+    handler = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -68,38 +89,37 @@ def test_a_wrong_config_is_one_line_on_stderr_and_status_two() -> None:
     )
 
 
-def test_a_misspelled_key_names_the_nearest_one() -> None:
-    done = coatnet("pretrain", "configs/quickstart_pretrain.yaml", "data.trian=x")
+def test_a_misspelled_key_names_the_nearest_one(typed: Typed) -> None:
+    done = typed("pretrain", "configs/quickstart_pretrain.yaml", "data.trian=x")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "did you mean data.train?" in done.stderr
 
 
-def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Path, typed: Typed) -> None:
     (tmp_path / "in_the_way").touch()
     (tmp_path / "images").mkdir()
     model = tmp_path / "model"
     (model / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "images" / "a").mkdir()
     (tmp_path / "images" / "a" / "0.jpg").touch()
-    done = coatnet(
+    done = typed(
         "evaluate", str(model), str(tmp_path / "images"), "--destination", str(tmp_path / "in_the_way")
     )
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path / 'in_the_way'}: File exists\n"
 
 
-def test_an_unknown_command_is_refused() -> None:
-    done = coatnet("pretran")
+def test_an_unknown_command_is_refused(typed: Typed) -> None:
+    done = typed("pretran")
     assert done.returncode == 2 and "pretran" in done.stderr
 
 
-def test_an_unknown_command_names_the_nearest_one() -> None:
-    done = coatnet("inspect", "modle")
+def test_an_unknown_command_names_the_nearest_one(typed: Typed) -> None:
+    done = typed("inspect", "modle")
     assert done.returncode == 2
     assert done.stderr == "error: coatnet inspect has no command modle; did you mean model?\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -108,25 +128,25 @@ def test_an_unknown_command_names_the_nearest_one() -> None:
         (("pretrain", "a.yaml", "--train.duration=5"), "config keys go without dashes, train.duration=VALUE"),
     ],
 )
-def test_a_mistake_in_the_options_is_one_line(words: tuple[str, ...], said: str) -> None:
-    done = coatnet(*words)
+def test_a_mistake_in_the_options_is_one_line(words: tuple[str, ...], said: str, typed: Typed) -> None:
+    done = typed(*words)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and said in done.stderr
 
 
 @pytest.mark.parametrize("words", [(), ("inspect",)])
-def test_a_command_without_words_shows_its_help(words: tuple[str, ...]) -> None:
-    done = coatnet(*words)
+def test_a_command_without_words_shows_its_help(words: tuple[str, ...], typed: Typed) -> None:
+    done = typed(*words)
     assert done.returncode == 2 and "Commands" in done.stdout and done.stderr == ""
 
 
-def test_the_version_is_the_installed_one() -> None:
-    done = coatnet("--version")
+def test_the_version_is_the_installed_one(typed: Typed) -> None:
+    done = typed("--version")
     assert (done.returncode, done.stdout) == (0, f"coatnet {version('coatnet')}\n")
 
 
-def test_help_has_a_short_name() -> None:
-    done = coatnet("inspect", "model", "-h")
+def test_help_has_a_short_name(typed: Typed) -> None:
+    done = typed("inspect", "model", "-h")
     assert done.returncode == 0 and "Usage: coatnet inspect model [OPTIONS]" in done.stdout
 
 
