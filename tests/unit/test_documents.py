@@ -24,6 +24,7 @@ DOCUMENTS = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part.startswith(".") or part in {"runs", "build"} for part in path.relative_to(ROOT).parts)
 )
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 POINTS = {point.name: point for point in entry_points(group="coatnet.commands")}
 _FENCE = re.compile(r"^ *```(?:sh|bash|console)\n(.*?)^ *```", re.M | re.S)
@@ -78,21 +79,20 @@ def test_the_command_in_a_configs_head_parses(path: Path) -> None:
         parse(words)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
-def test_every_relative_link_of_a_document_leads_to_a_file(path: Path) -> None:
-    for target in _LINK.findall(path.read_text()):
-        if "://" not in target and not target.startswith("mailto:"):
-            assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+def test_every_relative_link_of_a_document_leads_to_a_file() -> None:
+    links = [(path, target) for path, text in TEXTS.items() for target in _LINK.findall(text)]
+    inside = [(path, to) for path, to in links if "://" not in to and not to.startswith("mailto:")]
+    assert not [(str(path), target) for path, target in inside if not (path.parent / target).exists()]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
-def test_every_link_to_a_section_leads_to_its_heading(path: Path) -> None:
-    for target, section in _SECTION_LINK.findall(path.read_text()):
-        page = path.parent / target if target else path
-        if page.exists():
-            titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
-            headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert section in headings, f"{target}#{section}"
+def test_every_link_to_a_section_leads_to_its_heading() -> None:
+    for path, text in TEXTS.items():
+        for target, section in _SECTION_LINK.findall(text):
+            page = path.parent / target if target else path
+            if page.exists():
+                titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+                headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert section in headings, f"{path.relative_to(ROOT)} links to {target}#{section}"
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -101,13 +101,14 @@ def test_every_page_is_in_the_index() -> None:
     assert pages <= set(_LINK.findall(index)), pages - set(_LINK.findall(index))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
-def test_every_config_key_that_a_document_names_exists(path: Path) -> None:
+def test_every_config_key_that_a_document_names_exists() -> None:
     known = config_keys(PretrainConfig) | config_keys(FinetuneConfig) | config_keys(SiteConfig)
     sections = {key.partition(".")[0] for key in known if "." in key}
-    named = {one or other for one, other in _KEY.findall(path.read_text())}
-    files = {name for name in named if re.search(r"\.(safetensors|onnx|onnx\.data|py|md|json|yaml)$", name)}
-    assert not {name for name in named - files if name.partition(".")[0] in sections} - known
+    file = re.compile(r"\.(safetensors|onnx|onnx\.data|py|md|json|yaml)$")
+    named = {(path.name, one or other) for path, text in TEXTS.items() for one, other in _KEY.findall(text)}
+    keys = {(page, name) for page, name in named if not file.search(name)}
+    unknown = {(page, name) for page, name in keys if name not in known}
+    assert not {(page, name) for page, name in unknown if name.partition(".")[0] in sections}
 
 
 def config_keys(schema: type, *, prefix: str = "") -> set[str]:
@@ -121,10 +122,9 @@ def config_keys(schema: type, *, prefix: str = "") -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
-def test_every_file_of_the_repository_that_a_document_names_is_there(path: Path) -> None:
-    missing = {name for name in _FILE.findall(path.read_text()) if not (ROOT / name).exists()}
-    assert not missing
+def test_every_file_of_the_repository_that_a_document_names_is_there() -> None:
+    named = {(path.name, name) for path, text in TEXTS.items() for name in _FILE.findall(text)}
+    assert not {(page, name) for page, name in named if not (ROOT / name).exists()}
 
 
 def test_every_commit_that_a_document_names_is_in_the_history() -> None:
@@ -138,5 +138,5 @@ def test_every_commit_that_a_document_names_is_in_the_history() -> None:
     if known.returncode or shallow.stdout.strip() != "false":
         pytest.skip("no whole history here")
     commits = set(known.stdout.split())
-    named = {(path.name, commit) for path in DOCUMENTS for commit in _COMMIT.findall(path.read_text())}
+    named = {(path.name, commit) for path, text in TEXTS.items() for commit in _COMMIT.findall(text)}
     assert not {(name, commit) for name, commit in named if commit not in commits}
