@@ -67,6 +67,7 @@ def test_a_pass_calls_as_many_operators_as_the_dispatcher_sees(
     assert forward / (forward + backward) == pytest.approx(FORWARD_SHARE, abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(rows.name(device_type="cpu") != "rows", reason="the C extension is not built")
 def test_what_calibration_times_calls_as_many_as_it_says() -> None:
     for shape, call in _probes():

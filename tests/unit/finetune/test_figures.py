@@ -77,6 +77,7 @@ def test_a_class_named_class_keeps_its_column_of_the_confusion(tmp_path: Path) -
     ]
 
 
+@pytest.mark.slow  # by the import of scipy.stats
 def test_wilson_intervals_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     for hits, count in ((0, 7), (1, 7), (3, 7), (6, 7), (7, 7), (612, 1000)):

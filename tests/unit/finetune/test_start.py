@@ -65,6 +65,7 @@ def test_rows_cannot_be_kept_where_no_class_is_known(pretrained: Path) -> None:
         starting_model(config, classes=["n09999999"])
 
 
+@pytest.mark.slow
 def test_weights_in_timms_form_are_taken_as_they_are_by_the_models_name(tmp_path: Path) -> None:
     theirs = timm_config("coatnet_0_224", num_classes=7, image_size=224)
     state = build_model(theirs, seed=2).state_dict()

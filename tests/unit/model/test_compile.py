@@ -50,6 +50,7 @@ def test_blocks_compile_without_graph_breaks_and_share_their_code(monkeypatch: p
     assert counter.frame_count == 2 * (2 + 4 * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_the_kernel_for_gpus_traces_without_a_graph_break() -> None:
     from coatnet.model.attention import fused_attention

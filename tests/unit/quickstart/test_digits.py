@@ -10,9 +10,12 @@ from PIL import Image
 
 from coatnet.quickstart.digits import write_digits
 
-pytestmark = pytest.mark.skipif(
-    find_spec("sklearn") is None, reason="scikit-learn (extra `quickstart`) holds the digits"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("sklearn") is None, reason="scikit-learn (extra `quickstart`) holds the digits"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
