@@ -9,6 +9,8 @@ WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
 # Tests that start ranks of their own wait a good deal, for time-outs and for processes to start.
 PAIR := --numprocesses 2 --dist loadfile
 export DS_BUILD_OPS = 0
+# Compiled tests are kept: to rewrite their assertions takes longer than to collect them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help quickstart test campaigns slurm-scenarios test-unit lint types install clean system-packages
 help:
