@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 IMAGENET_IMAGES = 1_281_167
 
 
+@functools.cache
 def load(name: str, *overrides: str) -> FinetuneConfig:
     return load_config(FinetuneConfig, FOLDER / name, overrides=["init=runs/pretrained", *overrides])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,20 @@ TABLE_10 = {
 }
 
 
+@functools.cache
+def load(name: str) -> PretrainConfig:
+    return load_config(PretrainConfig, FOLDER / name)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_names_its_command(name: str) -> None:
-    load_config(PretrainConfig, FOLDER / name)
+    assert load(name)
     assert "coatnet pretrain configs/pretrain/" in (FOLDER / name).read_text()
 
 
 @pytest.mark.parametrize("name", TABLE_10)
 def test_a_recipe_is_the_one_of_table_10(name: str) -> None:
-    config = load_config(PretrainConfig, FOLDER / f"{name}.yaml")
+    config = load(f"{name}.yaml")
     augment, optimizer, schedule = config.augment, config.optimizer, config.schedule
     found = (
         config.model.stochastic_depth,

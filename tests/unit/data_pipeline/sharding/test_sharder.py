@@ -78,15 +78,16 @@ def test_equal_sources_give_equal_bytes_whatever_the_number_of_processes(
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-@pytest.mark.parametrize("piece_bytes", [4096, 12288, 32768])
 @pytest.mark.parametrize("tile_jpeg", [False, pytest.param(True, marks=needs_kernel)])
 def test_shards_are_equal_whether_a_record_fits_into_a_piece_or_not(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int, tile_jpeg: bool
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile_jpeg: bool
 ) -> None:
     shard(image_folder, tmp_path / "whole", tile_jpeg=tile_jpeg)
-    monkeypatch.setattr(direct_file, "_PIECE_BYTES", piece_bytes)
-    shard(image_folder, tmp_path / "pieces", tile_jpeg=tile_jpeg)
-    assert files(tmp_path / "pieces") == files(tmp_path / "whole")
+    for piece_bytes in (4096, 12288, 32768):
+        monkeypatch.setattr(direct_file, "_PIECE_BYTES", piece_bytes)
+        pieces = tmp_path / f"pieces-{piece_bytes}"
+        shard(image_folder, pieces, tile_jpeg=tile_jpeg)
+        assert files(pieces) == files(tmp_path / "whole"), piece_bytes
 
 
 @pytest.mark.parametrize("behind", [b"", b"\0", bytes(5000)])
