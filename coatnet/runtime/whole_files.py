@@ -59,8 +59,11 @@ def _becoming(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def name_file(error: BaseException, path: Path) -> None:
-    """Let an error say which file it was about: one of `write`, as on a full disk, does not know."""
-    if isinstance(error, OSError) and error.filename is None:
+    """Let an error say which file it was about: one of `write`, as on a full disk, does not know.
+
+    One without a number has words of its own, which a name would take the place of.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = str(path)
 
 
