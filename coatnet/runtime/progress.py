@@ -13,39 +13,31 @@ _LEAST_BAR = 4  # characters
 
 
 class Progress:
-    """What `progress` hands out: say how far it went, and optionally what should stand beside the bar."""
+    """What `progress` hands out: say how far it went, and optionally what should stand beside the bar.
+
+    This one shows nothing.
+    """
+
+    _note = ""
 
     def advance(self, amount: int = 1) -> None:
         """Count `amount` more units as done."""
-        raise NotImplementedError
 
     def note(self, text: str) -> None:
         """Show a few words beside the rate."""
-        raise NotImplementedError
-
-
-class _Silent(Progress):
-    def advance(self, amount: int = 1) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
+        self._note = text
 
 
 class _Lines(Progress):
     def __init__(self, total: int | None, label: str, unit: str, done: int) -> None:
         self._total, self._label, self._unit = total, label, unit
         self._done = self._first = done
-        self._note = ""
         self._began = self._shown = time.monotonic()
 
     def advance(self, amount: int = 1) -> None:
         self._done += amount
         if time.monotonic() - self._shown >= _LINE_EVERY_SECONDS:
             self.show()
-
-    def note(self, text: str) -> None:
-        self._note = text
 
     def show(self) -> None:
         self._shown = time.monotonic()
@@ -72,7 +64,7 @@ class _Bar(Progress):
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
-        self._unit, self._began, self._first, self._note = unit, time.monotonic(), done, ""
+        self._unit, self._began, self._first = unit, time.monotonic(), done
         self._task = self._bar.add_task(label, total=total, completed=done, rate="", note="")
 
     def advance(self, amount: int = 1) -> None:
@@ -82,9 +74,6 @@ class _Bar(Progress):
         left = f"{clock((task.total - task.completed) / rate)} left" if task.total and rate > 0 else ""
         shown = f"{rate:,.0f} {self._unit}/s {left}"
         self._bar.update(self._task, rate=shown, note=self._fitting(shown))
-
-    def note(self, text: str) -> None:
-        self._note = text
 
     def _fitting(self, rate: str) -> str:
         """Return what a narrow terminal has room for beside the rest, which would be cut as well."""
@@ -99,7 +88,7 @@ def progress(
 ) -> Iterator[Progress]:
     """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere, and with NO_COLOR."""
     if not enabled:
-        yield _Silent()
+        yield Progress()
     elif sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
         bar = _Bar(total, label, unit, done)
         with bar._bar:
