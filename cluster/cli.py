@@ -79,12 +79,11 @@ def _show_comparison(command: str | None, config: Path, given: list[str], *, as_
 def _show_plan(command: str | None, config: Path, given: list[str], *, as_json: bool) -> None:
     import json
 
-    from cluster.planning.request import plan_of, quicker_words, remedies_of
+    from cluster.planning.request import advice_of, plan_of
     from cluster.planning.tables import print_plan
 
     plan, choices = plan_of(command, config, given)
-    remedies = remedies_of(command, config, given, plan=plan)
-    quicker = quicker_words(command, config, given, plan=plan)
+    remedies, quicker = advice_of(command, config, given, plan=plan)
     if as_json:
         advice = {
             "choices": [choice.to_dict() for choice in choices],

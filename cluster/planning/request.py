@@ -64,24 +64,18 @@ def plan_of(command: str | None, config: Path, given: Sequence[str]) -> tuple[Pl
     return plan, memory_choices(recipe, plan=plan, hardware=hardware)
 
 
-def remedies_of(command: str | None, config: Path, given: Sequence[str], *, plan: Plan) -> list[str]:
-    """Return words under which the plan of the same words would fit; none for one that fits."""
+def advice_of(
+    command: str | None, config: Path, given: Sequence[str], *, plan: Plan
+) -> tuple[list[str], dict[str, float]]:
+    """Return words under which the plan of the same words would fit, and under which it would be quicker.
+
+    The former where it does not fit; the latter where it does, with the share of a step that each spares.
+    """
+    recipe, machine = _read(command, config, given)
+    hardware, per_node = load_hardware(machine.hardware), plan.world_size // plan.nodes
     if plan.fits:
-        return []
-    recipe, machine = _read(command, config, given)
-    return remedies(
-        recipe, plan=plan, hardware=load_hardware(machine.hardware), per_node=plan.world_size // plan.nodes
-    )
-
-
-def quicker_words(command: str | None, config: Path, given: Sequence[str], *, plan: Plan) -> dict[str, float]:
-    """Return words under which a step would take less, and the share of it that each spares."""
-    if not plan.fits:
-        return {}
-    recipe, machine = _read(command, config, given)
-    return quicker(
-        recipe, plan=plan, hardware=load_hardware(machine.hardware), per_node=plan.world_size // plan.nodes
-    )
+        return [], quicker(recipe, plan=plan, hardware=hardware, per_node=per_node)
+    return remedies(recipe, plan=plan, hardware=hardware, per_node=per_node), {}
 
 
 def plan_run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.request import plan_of, quicker_words, remedies_of
+from cluster.planning.request import advice_of, plan_of
 from coatnet.commands import run
 
 LAYOUTS = [
@@ -42,7 +42,7 @@ def test_what_is_said_to_fit_fits_when_it_is_planned(
     given = [f"hardware={hardware}", f"gpus_per_node={gpus}"]
     plan, _ = plan_of(command, config, given)
     assert not plan.fits
-    found = remedies_of(command, config, given, plan=plan)
+    found, _ = advice_of(command, config, given, plan=plan)
     assert found and len(set(found)) == len(found)
     for words in found:
         mended, _ = plan_of(command, config, [*given, *words.split()])
@@ -56,14 +56,14 @@ def test_what_is_said_to_fit_fits_when_it_is_planned(
 def test_nothing_is_said_of_what_fits_and_of_what_nothing_mends(tmp_path: Path) -> None:
     config = written("pretrain", 7, 8, gpus=8, folder=tmp_path)
     plan, _ = plan_of("pretrain", config, ["hardware=h200"])
-    assert plan.fits and remedies_of("pretrain", config, ["hardware=h200"], plan=plan) == []
+    assert plan.fits and advice_of("pretrain", config, ["hardware=h200"], plan=plan)[0] == []
     small = tmp_path / "small.yaml"
     small.write_text(
         "name: small\nmemory_bytes: 2.5e9\nmatmul_flops: {bf16: 1.0e14, fp32: 1.0e13}\n"
         "copy_bytes_per_second: 1.0e12\n"
     )
     plan, _ = plan_of("pretrain", config, [f"hardware={small}"])
-    assert not plan.fits and remedies_of("pretrain", config, [f"hardware={small}"], plan=plan) == []
+    assert not plan.fits and advice_of("pretrain", config, [f"hardware={small}"], plan=plan) == ([], {})
 
 
 def test_the_command_prints_the_remedies_and_lists_them_as_json(
@@ -90,7 +90,7 @@ def test_what_is_said_to_be_quicker_is_by_as_much_when_it_is_planned(tmp_path: P
     config, given = tmp_path / "config.yaml", ["hardware=h100", "nodes=8"]
     config.write_text(SLOW + "precision: autocast\nzero: {stage: 2}\n")
     plan, _ = plan_of("pretrain", config, given)
-    found = quicker_words("pretrain", config, given, plan=plan)
+    _, found = advice_of("pretrain", config, given, plan=plan)
     assert set(found) >= {
         "zero.overlap_communication=true", "compile=true", "train.micro_batch=64", "zero.stage=1",
     }  # fmt: skip
@@ -98,12 +98,8 @@ def test_what_is_said_to_be_quicker_is_by_as_much_when_it_is_planned(tmp_path: P
     for words, spared in found.items():
         mended, _ = plan_of("pretrain", config, [*given, words])
         assert mended.fits and mended.step_seconds == pytest.approx((1 - spared) * plan.step_seconds)
-    assert (
-        quicker_words(
-            "pretrain", config, [*given, *found], plan=plan_of("pretrain", config, [*given, *found])[0]
-        )
-        == {}
-    )
+    quickest, _ = plan_of("pretrain", config, [*given, *found])
+    assert advice_of("pretrain", config, [*given, *found], plan=quickest) == ([], {})
 
 
 def test_nothing_is_said_to_be_quicker_where_deepspeed_could_not_or_batch_norm_would_change(
@@ -113,6 +109,6 @@ def test_nothing_is_said_to_be_quicker_where_deepspeed_could_not_or_batch_norm_w
     config.write_text(SLOW + "precision: bf16\nzero: {stage: 1}\ncompile: true\n")
     for given in (["nodes=8", "train.activation_checkpointing=[]"], ["nodes=1", "norm.group_images=null"]):
         plan, _ = plan_of("pretrain", config, given)
-        found = quicker_words("pretrain", config, given, plan=plan)
+        _, found = advice_of("pretrain", config, given, plan=plan)
         assert not any("overlap" in words or "zero.stage" in words for words in found)
         assert ("train.micro_batch=64" in found) == (given[0] == "nodes=8")
