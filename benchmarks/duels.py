@@ -124,9 +124,6 @@ class Job:
         os._exit(DONE)
 
     def _save(self, run: Path, lease: Lease, *, aimed: bool) -> None:
-        store = CheckpointStore(run / "checkpoints", ranks=Ranks(), lease=lease, retention=Retention(10**6))
-        known = store.steps()
-        self.seen.put(known)
         check, checks = lease.check, itertools.count(1)
 
         def checked() -> None:
@@ -134,7 +131,10 @@ class Job:
             if aimed and next(checks) == 3:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-        lease.check = checked  # type: ignore[method-assign]
+        lease.check = checked  # type: ignore[method-assign]  # before the store takes it
+        store = CheckpointStore(run / "checkpoints", ranks=Ranks(), lease=lease, retention=Retention(10**6))
+        known = store.steps()
+        self.seen.put(known)
         data = torch.arange(50_000, dtype=torch.float32)
         for step in itertools.count(max(known, default=0) + 1):
             fragment = Fragment("weight", "w", tuple(data.shape), 0, data + lease.epoch)

@@ -71,7 +71,7 @@ class Job:
         return f"saved {step}" if newest == number else f"failed: {newest} is the newest"
 
     def freeze(self, step: str) -> str:
-        assert self._lease is not None
+        assert self._lease is not None and self._store is not None
         check, checks = self._lease.check, count(1)
 
         def checked() -> None:
@@ -81,11 +81,11 @@ class Job:
                 # To this thread: one to the process may be taken by another, and this one renames meanwhile.
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
-        self._lease.check = checked  # type: ignore[method-assign]
+        self._store._check_lease = checked
         try:
             return self.save(step)
         finally:
-            self._lease.check = check  # type: ignore[method-assign]
+            self._store._check_lease = check
 
     def endless(self) -> str:
         assert self._store is not None
