@@ -23,12 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from patience import until
 
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
@@ -151,7 +152,7 @@ def same_moment(run: Path, table: Table) -> None:
     jobs = [Job(run, life=1) for _ in range(2)]
     for job in jobs:
         job.gate.set()
-    until(lambda: all(job.owns.is_set() or job.process.exitcode is not None for job in jobs))
+    until(lambda: all(job.owns.is_set() or job.process.exitcode is not None for job in jobs), what="a start")
     statuses = finish(jobs)
     table.owners(statuses)
     table.refusals += [
@@ -169,13 +170,13 @@ def frozen(run: Path, table: Table, *, chance: random.Random, aimed: bool) -> No
     if not aimed:
         time.sleep(chance.uniform(0.0, 0.2))
         os.kill(first.process.pid, signal.SIGSTOP)
-    until(lambda: state_of(first) == "T")
+    until(lambda: state_of(first) == "T", what="a freeze")
     second = Job(run, life=2)
     second.gate.set()
     assert second.owns.wait(_PATIENCE_SECONDS)
     time.sleep(chance.uniform(0.0, 0.1))
     os.kill(first.process.pid, signal.SIGCONT)
-    until(lambda: first.process.exitcode is not None)
+    until(lambda: first.process.exitcode is not None, what="the end of a job that has lost")
     table.owners([first.process.exitcode, *finish([second])])
     judge(run, table, allowed={1: set(second.seen.get()), 2: None})
 
@@ -227,19 +228,6 @@ def finish(jobs: Sequence[Job]) -> list[int | None]:
 def state_of(job: Job) -> str:
     """Return the letter that the kernel has for a process's state."""
     return Path(f"/proc/{job.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so.
-
-    Raises:
-        TimeoutError: it is not within a minute.
-    """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a duel does not end")
-        time.sleep(0.002)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 import torch
+from patience import until
 from PIL import Image
 
 import coatnet.runtime.launch
@@ -168,7 +169,8 @@ def live(
     for process in targets[victim]:
         os.kill(process, signal.SIGKILL)
     launcher.wait()
-    wait_until_gone(ranks)
+    # Those that survived end by themselves.
+    until(lambda: not any(map(psutil.pid_exists, ranks)), what=f"the end of ranks {ranks}", seconds=10)
     return "killed", recovery if before else None
 
 
@@ -296,19 +298,6 @@ def wait_for_save(run: Path, launcher: Process) -> None:
     """Wait until a save is under way."""
     while launcher.poll() is None and not any((run / "checkpoints").glob(".step-*.tmp")):
         time.sleep(_POLL_SECONDS)
-
-
-def wait_until_gone(processes: list[int], *, seconds: float = 10.0) -> None:
-    """The ranks that survived the kill must end by themselves.
-
-    Raises:
-        TimeoutError: they do not.
-    """
-    deadline = time.monotonic() + seconds
-    while any(psutil.pid_exists(process) for process in processes):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"ranks {processes} outlived the kill by {seconds:.0f} s")
-        time.sleep(_POLL_SECONDS * 10)
 
 
 def final_state(run: Path) -> dict[str, Any]:

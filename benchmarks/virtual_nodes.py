@@ -18,13 +18,14 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 import tty
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+
+from patience import until
 
 KERNEL, SWITCH = "linux.uml", "uml_switch"
 ANSWER = "> "  # how a program on a node marks what it says to us; libraries print what they like
@@ -53,7 +54,7 @@ class Switch:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until(self.socket.exists, seconds=10)
+        until(self.socket.exists, what=str(self.socket), seconds=10)
 
     def close(self) -> None:
         """Cut the wire."""
@@ -197,19 +198,6 @@ class Command:
     def send(self, number: signal.Signals) -> None:
         """Send it and its children a signal."""
         self._node.say(number=self.number, signal=int(number))
-
-
-def until(is_so: Callable[[], bool], *, seconds: float) -> None:
-    """Wait until something is so.
-
-    Raises:
-        TimeoutError: it is not in time.
-    """
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not so within {seconds:.0f} s")
-        time.sleep(0.01)
 
 
 class _Init:
