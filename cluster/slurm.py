@@ -1,12 +1,11 @@
 """SLURM's commands as functions: every call has a time limit, no call sees a shell.
 
-Reads the JSON of SLURM 22.05 (strings, plain integers) and of newer versions (lists, {set, number}), and
-squeue's table where it has no JSON.
+squeue is asked for a table, which every version prints alike. Its JSON has several forms; in 22.05 it holds
+the jobs of the whole cluster, whoever is asked for, and none while the controller is away, as if all was well.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from shutil import which
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.site import time_seconds
 from coatnet.config import UserError
@@ -32,8 +31,6 @@ _ALIVE = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
          "Slurm backup controller in standby")  # fmt: skip
-# How squeue says that it was built without JSON, or is older than 21.08; what is read then.
-_NO_JSON = ("serializer", "unrecognized option")
 _COLUMNS = "%A|%F|%K|%T|%r|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
@@ -229,23 +226,10 @@ def queue(*, users: Collection[int] = ()) -> dict[str, QueuedJob]:
     Raises:
         SlurmError: squeue fails, or prints something else.
     """
-    whose = f"--user={','.join(map(str, sorted({os.getuid(), *users})))}"
-    try:
-        printed = run_command(["squeue", "--json", whose])
-    except SlurmError as error:
-        if not any(words in str(error) for words in _NO_JSON):
-            raise
-        return _table(whose)
-    try:
-        answer = json.loads(printed)
-        # 22.05 calls it a success, with no jobs, when its controller is away; the table fails then
-        return _table(whose) if answer.get("errors") else parse_queue(answer)
-    except (ValueError, TypeError, AttributeError):
-        raise SlurmError(f"squeue --json printed {printed[:60].strip()!r} instead of jobs") from None
-
-
-def _table(whose: str) -> dict[str, QueuedJob]:
-    return parse_table(run_command(["squeue", "--noheader", f"--format={_COLUMNS}", whose]))
+    whose = ",".join(map(str, sorted({os.getuid(), *users})))
+    return parse_queue(
+        run_command(["squeue", "--noheader", "--states=all", f"--format={_COLUMNS}", f"--user={whose}"])
+    )
 
 
 def jobs_of(job_ids: Collection[str], known: Mapping[str, QueuedJob]) -> list[QueuedJob]:
@@ -309,56 +293,26 @@ def partitions(wanted: str | None) -> list[Partition]:
     return [known[name] for name in names]
 
 
-def parse_queue(answer: Mapping[str, Any]) -> dict[str, QueuedJob]:
-    """Read `squeue --json`'s answer, old or new form."""
-    jobs = {}
-    for entry in answer.get("jobs", []):
-        own_id = str(_number(entry.get("job_id")))
-        array, task = _number(entry.get("array_job_id")), _number(entry.get("array_task_id"))
-        jobs[own_id] = QueuedJob(
-            job_id=f"{array}_{task}" if array and task is not None else own_id,
-            state=_state(entry.get("job_state", "")),
-            # the words say more: one that no node could start is held by its user, by the reason alone
-            reason=_reason(str(entry.get("state_description") or entry.get("state_reason") or "")),
-            array_job_id=str(array) if array else "",
-            script=str(entry.get("command") or ""),
-        )
-    return jobs
+def parse_queue(printed: str) -> dict[str, QueuedJob]:
+    """Read squeue's lines in the format of `_COLUMNS`.
 
-
-def parse_table(printed: str) -> dict[str, QueuedJob]:
-    """Read squeue's lines in the format of `_COLUMNS`."""
+    Raises:
+        SlurmError: a line is something else.
+    """
     jobs = {}
     for line in printed.splitlines():
-        own_id, array, task, state, reason, script = line.split("|", 5)
+        fields = line.split("|", _COLUMNS.count("|"))
+        if len(fields) <= _COLUMNS.count("|"):
+            raise SlurmError(f"squeue printed {line[:60].strip()!r} instead of a job")
+        own_id, array, task, state, reason, script = fields
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if task.isdecimal() else own_id,
             state=state,
-            reason=_reason(reason.strip()),
+            reason="" if reason == "None" else reason,
             array_job_id="" if task == "N/A" else array,
             script=script,
         )
     return jobs
-
-
-def _state(value: Any) -> str:
-    """Return the word that decides; newer versions list a state and flags: ["RUNNING", "COMPLETING"]."""
-    words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
-    for flag in ("COMPLETING", "REQUEUE_HOLD", "REQUEUED"):
-        if flag in words:
-            return flag
-    return words[0] if words else ""
-
-
-def _reason(text: str) -> str:
-    return "" if text == "None" else text
-
-
-def _number(value: Any) -> int | None:
-    """Read 5, or {"set": true, "infinite": false, "number": 5}."""
-    if isinstance(value, Mapping):
-        return int(value["number"]) if value.get("set") and not value.get("infinite") else None
-    return int(value) if isinstance(value, int | float) else None
 
 
 def _limit_seconds(text: str) -> int | None:

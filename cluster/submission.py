@@ -155,7 +155,10 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         UserError: the run is finished, held or already in the queue, or SLURM refuses the job.
     """
     directory, site = Path(prepared.job.directory), prepared.job.site
-    plan = _plan(prepared)
+    plan, text = (
+        _plan(prepared),
+        prepared.script,
+    )  # what may not stand in it is told before anything is written
     _check_limits(site)
     check_batches(prepared)
     if site.secrets_file:
@@ -168,7 +171,7 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
         if plan is not None:
             write_atomically(RunDirectory(directory).plan, json.dumps(plan.to_dict(), indent=2) + "\n")
-        script = _write(prepared)
+        script = _write(prepared, text)
         history = History(directory)
         lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
@@ -194,7 +197,7 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
     return job_id
 
 
-def _write(prepared: Prepared) -> Path:
+def _write(prepared: Prepared, text: str) -> Path:
     """Write the submission's folder, with a copy of the code beside it, and return the batch script."""
     folder = prepared.folder
     folder.mkdir(parents=True)
@@ -203,7 +206,7 @@ def _write(prepared: Prepared) -> Path:
     if prepared.config_yaml is not None:
         (folder / "config.yaml").write_text(prepared.config_yaml)
     script = folder / SCRIPT
-    script.write_text(prepared.script)
+    script.write_text(text)
     return script
 
 

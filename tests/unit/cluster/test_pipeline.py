@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,8 @@ class Cluster:
 
     def queue(self, *jobs: str) -> None:
         """Let the queue hold these jobs, all pending."""
-        held = {"job_state": "PENDING", "state_reason": "JobHeldUser"}
-        entries = [{"job_id": int(job), **held} for job in jobs]
-        self.program("squeue", f"echo '{json.dumps({'jobs': entries})}'")
+        lines = [f"echo '{job}|{job}|N/A|PENDING|JobHeldUser|'" for job in jobs]
+        self.program("squeue", "\n".join(lines))
 
     def submit(self, **options: Any) -> dict[str, str]:
         self._heard.unlink(missing_ok=True)

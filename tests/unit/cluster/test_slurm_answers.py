@@ -7,75 +7,26 @@ import pytest
 from cluster import slurm
 from cluster.launch import Attempt, Failure, first_failure
 
-_RUNNING = {
-    "job_id": 12,
-    "state_reason": "None",
-    "name": "first",
-    "nodes": "fake[1-2]",
-    "command": "/a/script.sh",
-}
-_PENDING = {"job_id": 14, "state_reason": "Priority", "name": "shards", "nodes": "", "restart_cnt": 0}
-OLD = {
-    "jobs": [
-        {**_RUNNING, "array_job_id": 0, "array_task_id": None, "job_state": "RUNNING"},
-        {**_PENDING, "job_id": 13, "array_job_id": 13, "array_task_id": None, "job_state": "PENDING"},
-        {**_PENDING, "array_job_id": 13, "array_task_id": 0, "job_state": "PENDING"},
-    ]
-}
+TABLE = """\
+2501|2501|1-2%1|PENDING|JobArrayTaskLimit|/a/script.sh
+2502|2502|N/A|PENDING|launch failed requeued held|/b/x|y.sh
+2503|2501|0|RUNNING|None|/a/script.sh
+2504|2504|N/A|COMPLETED|None|(null)
+"""  # as 22.05 prints it
 
 
-def _number(value: int, *, is_set: bool = True) -> dict[str, object]:
-    return {"set": is_set, "infinite": False, "number": value}
-
-
-NEW = {
-    "jobs": [
-        {**_RUNNING, "array_job_id": _number(0), "array_task_id": _number(0, is_set=False),
-         "job_state": ["RUNNING"]},
-        {**_PENDING, "job_id": 13, "array_job_id": _number(13), "array_task_id": _number(0, is_set=False),
-         "job_state": ["PENDING"]},
-        {**_PENDING, "array_job_id": _number(13), "array_task_id": _number(0), "job_state": ["PENDING"]},
-    ]
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("answer", [OLD, NEW], ids=["22.05", "newer"])
-def test_the_queue_reads_the_same_in_old_and_new_forms(answer: dict) -> None:
-    jobs = slurm.parse_queue(answer)
+def test_the_queue_is_read_from_a_table() -> None:
+    jobs = slurm.parse_queue(TABLE)
     assert jobs == {
-        "12": slurm.QueuedJob("12", "RUNNING", script="/a/script.sh"),
-        "13": slurm.QueuedJob("13", "PENDING", "Priority", "13"),  # the tasks that still wait, as one
-        "14": slurm.QueuedJob("13_0", "PENDING", "Priority", "13"),
+        # the tasks that still wait, as one
+        "2501": slurm.QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501", "/a/script.sh"),
+        "2502": slurm.QueuedJob("2502", "PENDING", "launch failed requeued held", "", "/b/x|y.sh"),
+        "2503": slurm.QueuedJob("2501_0", "RUNNING", "", "2501", "/a/script.sh"),
+        "2504": slurm.QueuedJob("2504", "COMPLETED", script="(null)"),
     }
-    assert jobs["12"].is_alive
-    assert slurm.jobs_of(["13"], jobs) == [jobs["13"], jobs["14"]] and slurm.jobs_of(["12"], jobs) == [
-        jobs["12"]
-    ]
-
-
-@pytest.mark.parametrize(
-    ("words", "state"),
-    [
-        (["CANCELLED", "COMPLETING"], "COMPLETING"),
-        (["PENDING", "REQUEUED"], "REQUEUED"),
-        (["PENDING", "REQUEUE_HOLD"], "REQUEUE_HOLD"),
-        (["RUNNING", "POWER_UP_NODE"], "RUNNING"),
-        ([], ""),
-    ],
-)
-def test_a_flag_of_the_new_form_outweighs_the_base_state(words: list[str], state: str) -> None:
-    entry = {"job_id": 1, "job_state": words}
-    assert slurm.parse_queue({"jobs": [entry]})["1"].state == state
-
-
-def test_words_say_more_than_the_reason() -> None:
-    words = "launch failed requeued held"
-    entry = {"job_id": 1, "job_state": "PENDING", "state_reason": "JobHeldUser", "state_description": words}
-    assert slurm.parse_queue({"jobs": [entry]})["1"].reason == words
-
-
-def test_a_queue_without_jobs_is_empty() -> None:
-    assert slurm.parse_queue({"jobs": []}) == {} and slurm.parse_queue({}) == {}
+    assert jobs["2503"].is_alive and not jobs["2504"].is_alive
+    assert slurm.jobs_of(["2501"], jobs) == [jobs["2501"], jobs["2503"]]
+    assert slurm.jobs_of(["2502"], jobs) == [jobs["2502"]] and slurm.parse_queue("") == {}
 
 
 def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:

@@ -161,39 +161,11 @@ def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
     assert slurm.run_command(["squeue"]) == "SLURM_CONF=/c\n"
 
 
-@pytest.mark.parametrize(
-    "words", ["fatal: Unable to find plugin: serializer/json", "unrecognized option '--json'"]
-)
-def test_a_squeue_without_json_is_read_as_a_table(program: Program, words: str) -> None:
-    rows = [
-        "2501|2501|1-2%1|PENDING|JobArrayTaskLimit|/a/script.sh",
-        "2502|2502|N/A|PENDING|JobHeldUser|/b/x|y.sh",
-        "2503|2501|0|RUNNING|None|/a/script.sh",
-    ]  # as 22.05 prints them
-    table = "; ".join(f"echo '{row}'" for row in rows)
-    asked = "--noheader --format=%A|%F|%K|%T|%r|%o --user="
-    refusal = f'echo "squeue: {words}" >&2; exit 1'
-    program("squeue", f"""case "$*" in '{asked}'*) ;; *) {refusal};; esac; {table}""")
-    assert slurm.queue() == {
-        "2501": QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501", "/a/script.sh"),
-        "2502": QueuedJob("2502", "PENDING", "JobHeldUser", "", "/b/x|y.sh"),
-        "2503": QueuedJob("2501_0", "RUNNING", "", "2501", "/a/script.sh"),
-    }
-
-
-def test_an_answer_of_errors_is_not_an_empty_queue(program: Program) -> None:
-    errors = '{"errors": [{"description": "Failed while looking for jobs"}], "jobs": []}'  # as 22.05 prints
-    program("squeue", f"""[ "$1" = --json ] && echo '{errors}' || {{ echo '{AWAY}' >&2; exit 1; }}""")
-    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
-        slurm.queue()
-    program("squeue", f"""[ "$1" = --json ] && echo '{errors}' || echo '7|7|N/A|RUNNING|None|/a.sh'""")
-    assert slurm.queue() == {"7": QueuedJob("7", "RUNNING", script="/a.sh")}
-
-
 def test_the_jobs_of_others_are_asked_for_with_ones_own(program: Program) -> None:
     whose = ",".join(map(str, sorted({7, os.getuid(), 70000})))
-    program("squeue", f"""[ "$2" = --user={whose} ] && echo '{{"jobs": []}}'""")
-    assert slurm.queue(users=[70000, 7]) == {}
+    asked = f"--noheader --states=all --format=%A|%F|%K|%T|%r|%o --user={whose}"
+    program("squeue", f"""[ "$*" = '{asked}' ] && echo '7|7|N/A|RUNNING|None|/a.sh'""")
+    assert slurm.queue(users=[70000, 7]) == {"7": QueuedJob("7", "RUNNING", script="/a.sh")}
 
 
 def test_the_accounting_tells_of_what_the_queue_has_forgotten(program: Program, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ SITE = SiteConfig(nodes=4, gpus_per_node=8, time="12:00:00")
 def programs(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Put SLURM's commands, as shell scripts, first into the path, and return what makes them anew."""
     program("scontrol", f"cat <<'END'\n{_PARTITIONS}END")
-    program("squeue", """echo '{"jobs": []}'""")
+    program("squeue", "")
     program("sbatch", "echo 7")
     monkeypatch.setattr(snapshot, "PACKAGES", ("coatnet.doctor",))  # copied in milliseconds
     return program
@@ -59,9 +59,11 @@ def try_to_submit(folder: Path, **site: object) -> str:
         ({"partition": "gpus"}, "partition gpus does not exist; there are: gpu, small, old"),
         ({"partition": "old,small"}, "partition old is DOWN; 4 nodes are more than partition small"),
         ({"secrets_file": "/nowhere/secrets"}, "no such file"),
+        ({"account": "my account"}, "account is 'my account'; allowed: letters"),
+        ({"sbatch": ["--mail-user=a b"]}, "sbatch is '--mail-user=a b'; allowed"),
     ],
 )
-def test_what_would_wait_for_ever_is_refused(
+def test_what_would_wait_for_ever_or_cannot_be_written_is_refused(
     programs: Program, tmp_path: Path, site: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -224,8 +226,7 @@ def test_a_run_whose_job_is_queued_is_not_submitted_again(
     programs: Program, tmp_path: Path, array: int, told: str
 ) -> None:
     try_to_submit(tmp_path)
-    job = f'{{"job_id": 7, "job_state": "PENDING", "array_job_id": {array}, "array_task_id": 0}}'
-    programs("squeue", f"""echo '{{"jobs": [{job}]}}'""")
+    programs("squeue", f"echo '7|{array or 7}|{0 if array else 'N/A'}|PENDING|None|'")
     with pytest.raises(UserError, match=f"has job {told} already; watch it, or end it by: coatnet cancel"):
         try_to_submit(tmp_path)
 
@@ -246,7 +247,7 @@ def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Program, 
         submit(prepared, release=True)
     assert run.marker("held") == before
     History(run.path).note("submitted", job_id="7", folder="0001", lives=0)
-    programs("squeue", """echo '{"jobs": [{"job_id": 7, "job_state": "COMPLETING"}]}'""")
+    programs("squeue", "echo '7|7|N/A|COMPLETING|None|'")
     with pytest.raises(UserError, match="has job 7 already"):
         submit(prepared, release=True)
     assert run.marker("held") == before, "its last life still ends"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,15 +25,14 @@ Program = Callable[[str, str], None]
 def prepared(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """A run that could be submitted, to a SLURM whose sbatch the test still has to say."""
     program("scontrol", "echo PartitionName=gpu Default=YES MaxTime=UNLIMITED State=UP TotalNodes=16")
-    program("squeue", """echo '{"jobs": []}'""")
+    program("squeue", "")
     monkeypatch.setattr(snapshot, "PACKAGES", ("cluster",))  # copied in milliseconds
     return prepare(Request("shard", "photos", ("shards",), SiteConfig(), directory=tmp_path / "run"))
 
 
 def knows(program: Program, script: Path, *, state: str = "PENDING") -> None:
     """Let SLURM know job 9 of a script."""
-    job = {"job_id": 9, "job_state": state, "command": str(script)}
-    program("squeue", f"echo '{json.dumps({'jobs': [job]})}'")
+    program("squeue", f"echo '9|9|N/A|{state}|None|{script}'")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +111,7 @@ def test_the_jobs_of_everybody_who_submitted_a_run_are_looked_at(
     os.chown(folder, 70000, -1)
     run = Path(prepared.job.directory)
     assert users_of([run, run.parent / "nowhere"]) == {0, 70000}
-    job = {"job_id": 9, "job_state": "PENDING", "command": str(folder / "script.sh")}
-    program("squeue", f"case $2 in *70000*) echo '{json.dumps({'jobs': [job]})}';; *) echo '{{}}';; esac")
+    program("squeue", f"case $* in *70000*) echo '9|9|N/A|PENDING|None|{folder}/script.sh';; esac")
     again = prepare(Request("shard", "photos", ("shards",), SiteConfig(), directory=run))
     with pytest.raises(UserError, match="has job 9 already"):
         submit(again)

@@ -291,12 +291,8 @@ def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
 ) -> None:
     History(run).note("successor", job_id="8")
     called = tmp_path / "called"
-    jobs = [
-        {"job_id": 7, "job_state": "RUNNING"},
-        {"job_id": 8, "job_state": "PENDING"},
-        {"job_id": 9, "job_state": "RUNNING"},
-    ]
-    program("squeue", f"echo '{json.dumps({'jobs': jobs})}'")
+    states = {"7": "RUNNING", "8": "PENDING", "9": "RUNNING"}
+    program("squeue", "\n".join(f"echo '{job}|{job}|N/A|{state}|None|'" for job, state in states.items()))
     program("scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
     assert slurm.available()
     assert cancel_run(run) == ["8", "7"]
@@ -317,10 +313,7 @@ def test_a_finished_run_or_another_folder_cannot_be_cancelled(run: Path, tmp_pat
     ("line", "said"),
     [
         ("echo unreachable >&2; exit 1", "squeue: unreachable"),
-        ("echo garbage", "squeue --json printed 'garbage' instead of jobs"),
-        ("echo '['", "squeue --json printed '[' instead of jobs"),
-        ("echo '[]'", "squeue --json printed '[]' instead of jobs"),
-        ("""echo '{"jobs": [3]}'""", "instead of jobs"),
+        ("echo garbage", "squeue printed 'garbage' instead of a job"),
     ],
 )
 def test_status_reads_the_directories_when_the_queue_says_nothing_of_use(
