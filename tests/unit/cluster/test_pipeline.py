@@ -19,6 +19,7 @@ from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
 Program = Callable[[str, str], None]
+KILL = "--kill-on-invalid-dep=yes"
 PARTITION = "PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP TotalNodes=16"
 
 
@@ -95,8 +96,7 @@ def cluster(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -
 def test_stages_wait_for_those_before_them_by_slurms_own_dependencies(cluster: Cluster) -> None:
     cluster.stages(c="a b requeue", a="requeue", b="requeue")
     assert cluster.submit() == {"a": "10", "b": "11", "c": "12"}
-    kill = "--kill-on-invalid-dep=yes"
-    assert cluster.heard() == ["sbatch a", "sbatch b", f"sbatch --dependency=afterok:10:11 {kill} c"]
+    assert cluster.heard() == ["sbatch a", "sbatch b", f"sbatch --dependency=afterok:10:11 {KILL} c"]
 
 
 @pytest.mark.parametrize("hardware", ["null", "h100"])
@@ -120,18 +120,16 @@ def test_what_is_done_is_left_out_and_what_is_queued_is_waited_for(cluster: Clus
     cluster.end("a")
     cluster.queue("11")
     assert cluster.submit() == {"a": "done", "b": "11", "c": "14", "d": "15"}
-    kill = "--kill-on-invalid-dep=yes"
     assert cluster.heard() == [
-        f"sbatch --dependency=afterok:11 {kill} c", f"sbatch --dependency=afterok:14 {kill} d",
+        f"sbatch --dependency=afterok:11 {KILL} c", f"sbatch --dependency=afterok:14 {KILL} d",
     ]  # fmt: skip
 
 
 def test_what_is_behind_a_chain_is_held_until_its_last_life_releases_it(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue", c="b requeue")
     cluster.submit()
-    kill = "--kill-on-invalid-dep=yes"
     assert cluster.heard() == [
-        "sbatch --hold a", "sbatch --hold b", f"sbatch --dependency=afterok:11 {kill} c",
+        "sbatch --hold a", "sbatch --hold b", f"sbatch --dependency=afterok:11 {KILL} c",
         "scontrol release 10",
     ]  # fmt: skip
     assert cluster.behind("a") == (["11"], []) and cluster.behind("b") == ([], [])
@@ -147,9 +145,8 @@ def test_of_chains_behind_chains_only_the_first_may_start(cluster: Cluster) -> N
 def test_a_failure_before_a_chain_takes_along_what_is_held_behind_it(cluster: Cluster) -> None:
     cluster.stages(a="requeue", b="a chain", c="b requeue")
     cluster.submit()
-    kill = "--kill-on-invalid-dep=yes"
     assert cluster.heard() == [
-        "sbatch a", f"sbatch --dependency=afterok:10 {kill} --hold b", "sbatch --hold c",
+        "sbatch a", f"sbatch --dependency=afterok:10 {KILL} --hold b", "sbatch --hold c",
         "scontrol release 11",
     ]  # fmt: skip
     assert cluster.behind("a") == ([], ["12"]) and cluster.behind("b") == (["12"], [])

@@ -60,15 +60,7 @@ def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_holder_in_another_container_of_this_machine_is_respected(tmp_path: Path) -> None:
-    own_processes = (
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child",
-    )
+    own_processes = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
     if subprocess.run([*own_processes, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody make a namespace of processes")
     holder = hold(tmp_path, by=own_processes)
@@ -100,6 +92,15 @@ def write_state(path: Path, state: int | str) -> None:
 
 
 @pytest.fixture
+def far(tmp_path: Path) -> Path:
+    """The lease of a holder on another host, after its first beat."""
+    path = tmp_path / "lease" / "epoch-00000007"
+    path.parent.mkdir()
+    write_state(path, 1)
+    return path
+
+
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beat and wait a fifth as long."""
     monkeypatch.setattr(module, "_BEAT_SECONDS", module._BEAT_SECONDS / 5)
@@ -111,18 +112,15 @@ def test_a_holder_has_several_beats_to_be_heard_and_a_job_its_answer_within_five
 
 
 def test_a_holder_on_another_host_that_beats_is_respected_and_a_silent_one_is_not(
-    tmp_path: Path, request: pytest.FixtureRequest
+    far: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    path = tmp_path / "lease" / "epoch-00000007"
-    path.parent.mkdir()
-    write_state(path, 1)
     done = threading.Event()
 
     def beat() -> None:
         for number in itertools.count(2):
             if done.wait(0.02):
                 return
-            write_state(path, number)
+            write_state(far, number)
 
     beater = threading.Thread(target=beat)
     beater.start()
@@ -241,11 +239,8 @@ def test_a_job_whose_view_of_the_folder_is_old_finds_its_own_file_gone(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "lease" / "epoch-00000007"
-    path.parent.mkdir()
-    write_state(path, 1)
     read, asked = module._read, []
 
     def hanging(asked_for: Path) -> dict[str, Any] | None:
@@ -253,7 +248,7 @@ def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
         if len(asked) == 3:  # the server is restarted; nobody can write either
             time.sleep(2 * module._SILENCE_SECONDS)
         if len(asked) == 5:  # it is there again, and so is the holder's next beat
-            write_state(path, 2)
+            write_state(far, 2)
         return read(asked_for)
 
     monkeypatch.setattr(module, "_read", hanging)
@@ -262,11 +257,8 @@ def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
 
 
 def test_a_holder_is_not_silent_while_the_process_that_asks_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "lease" / "epoch-00000007"
-    path.parent.mkdir()
-    write_state(path, 1)
     stopped, clock = [], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(stopped))
 
@@ -274,7 +266,7 @@ def test_a_holder_is_not_silent_while_the_process_that_asks_is_stopped(
         """As by SIGSTOP right after the first look at the holder's beat."""
         if not stopped:
             stopped.append(2 * module._SILENCE_SECONDS)
-            write_state(path, 2)
+            write_state(far, 2)
         return "here"
 
     monkeypatch.setattr(module, "_boot_id", stopped_meanwhile)
@@ -325,12 +317,9 @@ def test_who_took_a_run_over_need_not_be_known_and_its_folder_may_be_gone(tmp_pa
 
 
 def test_a_holder_whose_name_is_gone_holds_the_run_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "lease" / "epoch-00000007"
-    path.parent.mkdir()
-    write_state(path, 1)
-    monkeypatch.setattr(module, "_is_alive", lambda path, known: path.unlink() is None)
+    monkeypatch.setattr(module, "_is_alive", lambda path, known: far.unlink() is None)
     with pytest.raises(LeaseHeld, match=r"held by process \? on \?"):
         Lease.acquire(tmp_path)
 
