@@ -1,7 +1,7 @@
 """SLURM's commands as functions: every call has a time limit, no call sees a shell.
 
 squeue is asked for a table, which every version prints alike. Its JSON has several forms; in 22.05 it holds
-the jobs of the whole cluster, whoever is asked for, and none while the controller is away, as if all was well.
+the jobs of the whole cluster, whoever is asked for, and none, without a word, while the controller is away.
 """
 
 from __future__ import annotations
