@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.data_wait import FETCHES, WAITS
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
-from data_pipeline.config import CorpusConfig, DataConfig
+from data_pipeline.config import CacheConfig, CorpusConfig, DataConfig
+from data_pipeline.corpus import Corpus
 from data_pipeline.open_corpus import open_corpus
+from data_pipeline.shard_files import LocalFiles
 from data_pipeline.stream import Stream
 
 PHASES = [
@@ -25,11 +29,37 @@ PHASES = [
 ]
 
 
-def make_stream(shard_folder: Path, tmp_path: Path) -> Stream:
-    data = DataConfig(train=[CorpusConfig(str(shard_folder))])
+class FarFiles(LocalFiles):
+    """A folder that is taken for a remote one; it tells what is said while a file is fetched."""
+
+    remote = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fetching = ""  # type: ignore[misc]
+        self.listen: Callable[[], object] = lambda: None
+
+    def path(self, name: str) -> Path:
+        self.fetching = f"far/{name}"  # type: ignore[misc]
+        self.listen()
+        self.fetching = ""  # type: ignore[misc]
+        return super().path(name)
+
+
+def make_stream(
+    shard_folder: Path,
+    tmp_path: Path,
+    *,
+    files: FarFiles | None = None,
+    data: DataConfig | None = None,
+    ranks: Ranks | None = None,
+) -> Stream:
+    data = data or DataConfig(train=[CorpusConfig(str(shard_folder))])
     config = SimpleNamespace(seed=5, data=data, augment=AugmentConfig(image_size=224))
     account = TimeAccount(tmp_path, rank=0, life=1)
-    return Stream([open_corpus(shard_folder)], config, phases=PHASES, ranks=Ranks(), account=account)
+    manifest = Corpus.open(shard_folder).manifest
+    corpus = open_corpus(shard_folder) if files is None else Corpus(manifest, files)
+    return Stream([corpus], config, phases=PHASES, ranks=ranks or Ranks(), account=account)
 
 
 @pytest.fixture
@@ -81,6 +111,18 @@ def test_a_position_that_was_set_back_is_gone_through_again_to_the_pixel(
     assert again.images.equal(first.images)
 
 
+def test_ranks_share_each_step_and_go_on_together(shard_folder: Path, tmp_path: Path) -> None:
+    positions = []
+    for rank in (0, 1):
+        position = SimpleNamespace(samples_seen=0)
+        stream = make_stream(shard_folder, tmp_path, ranks=Ranks(rank, 2))
+        with closing(stream.follow(position)) as batches:
+            for _ in range(2):
+                positions += next(batches).positions.tolist()
+                position.samples_seen += 24
+    assert sorted(positions) == list(range(48))
+
+
 def test_what_is_excluded_meanwhile_is_replaced_from_the_next_batch_on(
     stream: Stream, position: SimpleNamespace
 ) -> None:
@@ -123,3 +165,51 @@ def test_a_stream_that_checks_a_checkpoint_takes_over_what_it_excludes(
     first.exclude(range(10, 40))
     second.check(json.loads(json.dumps(first.state())))  # as a replay of a bundle does
     assert second.state() == first.state() and second.state()["excluded"] == [[10, 40]]
+
+
+def test_the_next_excluded_position_is_the_first_that_is_not_passed(stream: Stream) -> None:
+    stream.exclude([30, 12])
+    assert [stream.next_excluded(position) for position in (0, 12, 13, 31)] == [12, 12, 30, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("path", "ranks", "warns"),
+    [
+        ("https://host/shards", Ranks(0, 2, local_world_size=2), True),
+        ("https://host/shards", Ranks(1, 2, local_world_size=2), False),
+        (
+            "https://host/shards",
+            Ranks(0, 2, local_world_size=1),
+            False,
+        ),  # a node of two has half of the lanes
+        ("shards", Ranks(0, 2, local_world_size=2), False),
+    ],
+)
+def test_the_first_rank_warns_of_a_cache_that_is_too_small_for_the_remote_shards_of_its_node(
+    shard_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    ranks: Ranks,
+    warns: bool,
+) -> None:
+    limit = sum(shard.bytes for shard in Corpus.open(shard_folder).manifest.shards) * 3 // 4
+    cache = CacheConfig(directory=str(tmp_path / "cache"), limit=str(limit))
+    data = DataConfig(train=[CorpusConfig(path)], cache=cache)
+    make_stream(shard_folder, tmp_path, files=FarFiles(shard_folder), data=data, ranks=ranks)
+    assert capsys.readouterr().err.count("warning: the cache") == warns
+    if path == "shards":
+        assert not (tmp_path / "cache").exists()
+
+
+def test_while_a_batch_waits_for_a_file_the_stream_says_so_and_whose(
+    shard_folder: Path, tmp_path: Path, position: SimpleNamespace
+) -> None:
+    files, said = FarFiles(shard_folder), []
+    stream = make_stream(shard_folder, tmp_path, files=files, ranks=Ranks(3, 4))
+    files.listen = lambda: said.append(stream.words())
+    with closing(stream.follow(position)) as batches:
+        taken(batches, position)
+    assert said[0][FETCHES].startswith("far/shard-")
+    assert said[0][WAITS] == "rank 3 waits for its batch"
+    assert stream.words() == {}
