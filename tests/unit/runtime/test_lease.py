@@ -60,7 +60,7 @@ def test_a_second_job_hears_within_five_seconds_who_holds_the_run(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_holder_in_another_container_of_this_machine_is_respected(tmp_path: Path) -> None:
-    own_processes = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
+    own_processes = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
     if subprocess.run([*own_processes, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody make a namespace of processes")
     holder = hold(tmp_path, by=own_processes)
