@@ -18,7 +18,6 @@ from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.ema import Ema
 from coatnet.training.pieces import (
-    MOMENTS,
     Piece,
     create_moments,
     own_pieces,
@@ -86,19 +85,19 @@ class ShardedState:
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         """Take over a checkpoint written at any world size and stage."""
-        saved = {kind: set(checkpoint.names(kind)) for kind in ("weight", "ema", "buffer", *MOMENTS)}
+        buffers, averages = (set(checkpoint.names(kind)) for kind in ("buffer", "ema"))
         for piece in self._held_pieces():
             for kind, data in piece.values.items():
                 data.copy_(checkpoint.read(kind, piece.name, piece.start, piece.start + len(data)))
         for name, parameter in self._frozen():
             parameter.copy_(checkpoint.read("weight", name).reshape(parameter.shape))
         for name, buffer in self._buffers():
-            if name in saved["buffer"]:
+            if name in buffers:
                 buffer.copy_(checkpoint.read("buffer", name).reshape(buffer.shape))
         set_step_count(self._engine, stage=self._stage, steps=applied_steps)
         self._publish()
         if self.ema is not None:
-            self._load_ema(checkpoint, saved=saved["ema"])
+            self._load_ema(checkpoint, saved=averages)
 
     def _load_ema(self, checkpoint: Checkpoint, *, saved: set[str]) -> None:
         """Read the average; where the run had none until now, it starts at the weights."""

@@ -64,6 +64,15 @@ def test_a_refusal_names_the_keys_that_differ_and_what_they_were(tmp_path: Path)
         UserError, match=r"differs in optimizer\.learning_rate \(there 0\.1\), optimizer\.eps \(new\);"
     ):
         run.check_config(now, digest)
+    many = _Recipe(seed=5, optimizer={f"key{number}": 1.0 for number in range(4)}, run={"directory": "b"})
+    with pytest.raises(
+        UserError, match=r"differs in seed \(there 0\), .*, optimizer\.key0 \(new\) and 3 more;"
+    ):
+        run.check_config(many, digest)
+    for damaged in (b"optimizer: [", b"\xff\xfe\xff"):
+        run.config.write_bytes(damaged)
+        with pytest.raises(UserError, match="another config; compare"):
+            run.check_config(now, digest)
     run.config.unlink()
     with pytest.raises(UserError, match="another config; compare"):
         run.check_config(now, digest)
@@ -113,6 +122,18 @@ def test_where_the_identity_is_damaged_the_config_beside_it_tells_whose_the_dire
         run.check_config(_Recipe(seed=2), digest)
 
 
+def test_the_images_of_batch_norm_are_settled_once_a_run_has_begun(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.settled_group_images is None
+    run.group_images.write_text("6")
+    run.metrics.touch()  # a record for which there was no room
+    assert not run.has_begun and run.settled_group_images is None
+    append_line(run.metrics, {"step": 1})
+    assert run.has_begun and run.settled_group_images == 6
+    run.group_images.unlink()
+    assert run.settled_group_images is None
+
+
 def test_checkpoints_without_an_identity_are_never_started_over(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     with pytest.raises(UserError, match="not starting anew"):
@@ -124,8 +145,9 @@ def test_a_marker_carries_fields_and_one_made_by_hand_is_empty(tmp_path: Path) -
     assert run.marker("held") is None
     run.mark("held", reason="three lives without a step")
     assert (run.marker("held") or {})["reason"] == "three lives without a step"
-    (tmp_path / "cancelled").touch()
-    assert run.marker("cancelled") == {}
+    for content in (b"", b"because \xe9", b'["because"]'):
+        (tmp_path / "cancelled").write_bytes(content)
+        assert run.marker("cancelled") == {}
     run.clear("held")
     assert run.marker("held") is None
 
@@ -167,13 +189,14 @@ def test_events_of_a_run_that_had_one_file_for_all_are_read(tmp_path: Path) -> N
     assert [event["kind"] for event in run.read_events()] == ["bad_sample", "without a time", "bad_sample"]
 
 
-@pytest.mark.parametrize("torn", ['{"loss": 0.', '{"loss": ' + "9" * 5000 + "}"])
-def test_a_line_that_is_no_record_is_left_out(tmp_path: Path, torn: str) -> None:
+@pytest.mark.parametrize("torn", [b'{"loss": 0.', b'{"loss": ' + b"9" * 5000 + b"}", b"\0\xff\xfe", b"[1]\n"])
+def test_a_line_that_is_no_record_is_left_out(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"loss": 1})
-    with path.open("a") as file:
+    with path.open("ab") as file:
         file.write(torn)
-    assert list(read_lines(path)) == [{"loss": 1}]
+    append_line(path, {"loss": 2})
+    assert list(read_lines(path)) == [{"loss": 1}, {"loss": 2}]
 
 
 def test_a_line_for_which_there_was_half_the_room_counts_as_lost_and_takes_no_other_with_it(
