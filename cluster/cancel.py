@@ -19,7 +19,7 @@ def cancel_run(directory: Path) -> list[str]:
     """Cancel every job of the run, and those that a pipeline holds behind it; return their ids.
 
     Raises:
-        UserError: this is no run directory, or the run is done already.
+        UserError: this is no run directory, the run is done already, or it could not be marked or ended.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder")
@@ -28,20 +28,29 @@ def cancel_run(directory: Path) -> list[str]:
     run = RunDirectory(directory)
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; there is nothing to cancel")
-    run.mark("cancelled", reason=_REASON)
-    run.record_event("cancelled", writer="cancel", reason=_REASON)
-    if not slurm.available():
-        return []
+    marked = "marked as cancelled"
     try:
-        queue = slurm.queue(users=users_of([directory]))
-        ended = _end(jobs_of_run(directory, queue))
-        job = filed_job(directory)
-        behind = [*job.dependents, *job.later] if job is not None else []
-        return ended + _end(slurm.jobs_of(behind, queue))
+        run.mark("cancelled", reason=_REASON)
+        run.record_event("cancelled", writer="cancel", reason=_REASON)
+    except OSError as error:  # a full disk keeps no job running
+        marked = f"not {marked} ({error.strerror})"
+    try:
+        ended = _end_all(directory) if slurm.available() else []
     except slurm.SlurmError as error:
         raise UserError(
-            f"{directory} is marked as cancelled, but not all of its jobs are ended: {error}; cancel it again"
+            f"{directory} is {marked}, but not all of its jobs are ended: {error}; cancel it again"
         ) from None
+    if marked.startswith("not"):
+        raise UserError(f"{directory} is {marked}; jobs ended: {', '.join(ended) or 'none'}")
+    return ended
+
+
+def _end_all(directory: Path) -> list[str]:
+    queue = slurm.queue(users=users_of([directory]))
+    ended = _end(jobs_of_run(directory, queue))
+    job = filed_job(directory)
+    behind = [*job.dependents, *job.later] if job is not None else []
+    return ended + _end(slurm.jobs_of(behind, queue))
 
 
 def _end(found: Iterable[slurm.QueuedJob]) -> list[str]:

@@ -171,7 +171,11 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
         if plan is not None:
             write_atomically(RunDirectory(directory).plan, json.dumps(plan.to_dict(), indent=2) + "\n")
-        script = _write(prepared, text)
+        try:
+            script = _write(prepared, text)
+        except OSError as error:  # copying the code names our file, whatever is wrong with the run's disk
+            shutil.rmtree(prepared.folder, ignore_errors=True)
+            raise UserError(f"{directory}: {error.strerror}; mend that, then submit again") from None
         history = History(directory)
         lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
