@@ -134,8 +134,9 @@ class BatchFiller:
         position, number = int(batch.positions[row]), int(batch.places.corpus[row])
         corpus = self._corpora[number]
         name = corpus.name(int(batch.places.shard[row]), int(batch.places.index[row]))
-        refused = self.excluded[position] - 1
-        candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), np.arange(_SUBSTITUTES))
+        refused = max(0, self.excluded[position] - 1)  # substitutes; they count to none of the tries
+        tries = np.arange(_SUBSTITUTES + refused)
+        candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), tries)
         for candidate in (candidates % np.uint64(corpus.samples)).tolist():
             shard, index = self._numberings[number].place(candidate)
             place = (number, int(batch.places.epoch[row]), shard, index)
