@@ -163,13 +163,17 @@ class Checkpoints(Generic[State]):
         steps = self._store.steps()
         return self._store.path(steps[-1]) if steps else None
 
+    def holds(self, state: State) -> bool:
+        """Tell whether a state is saved: a full disk may have kept it from that."""
+        return state.step in self._store.steps()
+
     def require(self, state: State) -> None:
         """Make sure that a state is saved before its run is called done; all ranks ask.
 
         Raises:
             UserError: it could not be.
         """
-        if not self._ranks.broadcast(state.step in self._store.steps()):
+        if not self._ranks.broadcast(self.holds(state)):
             raise UserError(
                 f"{self._store.directory}: the last checkpoint, of step {state.step}, could not be saved; "
                 "events.jsonl says why. Make room and give the same command again"

@@ -289,8 +289,11 @@ class TrainingRun(Generic[State, Result]):
             )
         elif self.ranks.is_main:
             self.run.mark("stopped", samples_seen=state.samples_seen, reason=reason)
+            seen = f"after {state.samples_seen:,} images"
             self.recorder.say(
-                f"stopped and saved after {state.samples_seen:,} images; the same command goes on from there"
+                f"stopped and saved {seen}; the same command goes on from there"
+                if self.checkpoints.holds(state)
+                else f"stopped {seen}; the same command goes on from the last checkpoint, if any"
             )
         self.ranks.barrier()
         self.watchdog.stop()

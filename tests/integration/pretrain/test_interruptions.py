@@ -179,6 +179,25 @@ def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
     assert_bit_equal(last(run.path), last(undisturbed))
 
 
+def test_a_run_that_is_stopped_where_no_checkpoint_finds_room_does_not_say_that_it_saved(
+    place: Path, small_disk: Path
+) -> None:
+    run = RunDirectory(small_disk / "run")
+    command = start(*arguments(place, str(run.path), *LONG))
+    try:
+        begun(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+        disk = os.statvfs(small_disk)
+        (small_disk / "ballast").write_bytes(bytes(disk.f_bavail * disk.f_frsize - (128 << 10)))
+        command.send_signal(signal.SIGTERM)
+        errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
+    finally:
+        command.kill()
+        command.wait()
+    assert command.returncode == 0 and run.marker("stopped") is not None, errors
+    assert "checkpoint not saved" in errors and "and saved after" not in errors
+    assert "the same command goes on from the last checkpoint" in errors
+
+
 def test_a_rank_that_can_write_nothing_any_more_says_so_and_nobody_waits_for_its_file(
     place: Path, tmp_path: Path, undisturbed: Path, on_ranks: OnRanks
 ) -> None:
