@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -67,22 +67,12 @@ def test_too_many_unreadable_images_stop_the_sharder(tmp_path: Path) -> None:
     assert not (tmp_path / "shards" / "manifest.json").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk_while_sharding_leaves_no_half_written_shard(tmp_path: Path) -> None:
+def test_a_full_disk_while_sharding_leaves_no_half_written_shard(tmp_path: Path, mounted: Any) -> None:
     images = make_images(tmp_path / "images", each=100)
-    mount = tmp_path / "small"
-    mount.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(mount)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        one_error(coatnet("shard", images, mount / "shards"), "the disk is full", str(mount))
-        assert not (mount / "shards" / "manifest.json").exists()
-        assert not list(mount.rglob("*.tmp"))
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+    with mounted(tmp_path / "small", "size=128k") as small:
+        one_error(coatnet("shard", images, small / "shards"), "the disk is full", str(small))
+        assert not (small / "shards" / "manifest.json").exists()
+        assert not list(small.rglob("*.tmp"))
 
 
 def test_a_corpus_that_is_not_there_is_named_before_a_rank_starts(tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,22 +16,7 @@ from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 WEIGHT = torch.arange(100, dtype=torch.float32)
-
-
-@contextmanager
-def mounted(folder: Path, kind: str, source: str, options: str) -> Iterator[Path]:
-    """Mount a file system for a while, or skip the test where that is not allowed."""
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", kind, "-o", options, source, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{kind} cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def make_store(directory: Path) -> tuple[CheckpointStore, list[str]]:
@@ -56,9 +40,9 @@ def newest(store: CheckpointStore) -> int:
 
 
 @pytest.fixture
-def container(tmp_path: Path) -> Iterator[Path]:
+def container(tmp_path: Path, mounted: Any) -> Iterator[Path]:
     """A run's checkpoints 1, 2 and 3 in an image's layer, of which the newest is broken, and a leftover."""
-    with mounted(tmp_path / "disk", "tmpfs", "none", "size=16m") as disk:
+    with mounted(tmp_path / "disk", "size=16m") as disk:
         layers = [disk / name for name in ("lower", "upper", "work")]
         for layer in layers:
             layer.mkdir()
@@ -71,7 +55,7 @@ def container(tmp_path: Path) -> Iterator[Path]:
         (image / "step-00000003" / "manifest.json").write_text("torn")
         lower, upper, work = layers
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        with mounted(tmp_path / "container", "overlay", "overlay", options) as merged:
+        with mounted(tmp_path / "container", options, kind="overlay") as merged:
             yield merged / "checkpoints"
 
 
@@ -85,8 +69,8 @@ def test_a_run_that_goes_on_in_a_container_moves_and_removes_what_the_image_hold
     assert sorted(path.name for path in container.iterdir()) == ["step-00000003", "step-00000004"]
 
 
-def test_no_inode_left_fails_the_save_alone(tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "tmpfs", "none", "size=16m,nr_inodes=24") as disk:
+def test_no_inode_left_fails_the_save_alone(tmp_path: Path, mounted: Any) -> None:
+    with mounted(tmp_path / "disk", "size=16m,nr_inodes=24") as disk:
         store, alarms = make_store(disk / "checkpoints")
         save(store, 1)
         ballast = disk / "ballast"

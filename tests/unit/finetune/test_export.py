@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,23 +228,15 @@ def test_a_classifier_refuses_a_size_that_the_model_cannot_take(exported: Path) 
         classifier.at(100)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.parametrize(("form", "room"), [("torch_export", "40k"), ("safetensors", "128k")])
 def test_an_export_that_finds_no_room_is_a_line_and_leaves_nothing(
-    exported: Path, tmp_path: Path, form: str, room: str
+    exported: Path, tmp_path: Path, mounted: Any, form: str, room: str
 ) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "none", str(small)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no small file system can be mounted here")
-    try:
+    with mounted(tmp_path / "small", f"size={room}") as small:
         with pytest.raises((UserError, OSError)) as refused:
             export_model(str(exported), small, formats=[form])
         assert "free" in str(refused.value) or "model.safetensors" in str(refused.value)
         assert not list(small.iterdir())
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 class Killed(BaseException):
