@@ -288,7 +288,7 @@ def _known_jobs(runs: list[Path]) -> dict[str, Any]:
     from cluster.history import History
     from cluster.run_jobs import users_of
 
-    queue = slurm.queue(users=users_of(runs))
+    queue = slurm.queue(users=users_of(runs), limit_seconds=slurm.GLANCE_SECONDS)
     gone = [job_id for run in runs for job_id in _job_ids(History(run))[-1:] if job_id not in queue]
     return {**slurm.accounted(gone), **queue}
 

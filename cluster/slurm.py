@@ -20,7 +20,8 @@ from cluster.site import time_seconds
 from coatnet.config import UserError
 
 _Answer = TypeVar("_Answer")
-_TIMEOUT_SECONDS = 20.0
+_TIMEOUT_SECONDS = 60.0  # a busy controller may take half of it
+GLANCE_SECONDS = 20.0  # of who only looks, and can do without
 _LEAKING = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_")
 _KEPT = ("SLURM_CONF",)
 _ALIVE = {
@@ -34,6 +35,7 @@ _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection r
 _COLUMNS = "%A|%F|%K|%T|%r|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
+_REFUSALS_SECONDS = 20.0
 _GONE = ("Invalid job id", "already completing or completed", "already finished")
 _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?")
 
@@ -74,18 +76,22 @@ def available() -> bool:
     return which("squeue") is not None
 
 
-def run_command(argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> str:
+def run_command(
+    argv: Sequence[str], *, limit_seconds: float | None = None, keep_open: Sequence[int] = ()
+) -> str:
     """Run one of SLURM's commands and return what it printed.
 
     Args:
+        limit_seconds: how long it may take; None for a minute.
         keep_open: descriptors that it holds as well, for as long as it runs.
 
     Raises:
         SlurmError: it is not installed, failed, or did not answer in time.
     """
+    limit = limit_seconds or _TIMEOUT_SECONDS
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=_environment(),
+            list(argv), capture_output=True, text=True, timeout=limit, env=_environment(),
             stdin=subprocess.DEVNULL, check=False, pass_fds=keep_open,
         )  # fmt: skip
     except FileNotFoundError:
@@ -93,7 +99,7 @@ def run_command(argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> str:
             f"{argv[0]} is not installed here; submit from a login node of the cluster"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{argv[0]} did not answer within {_TIMEOUT_SECONDS:g} s") from None
+        raise SlurmError(f"{argv[0]} did not answer within {limit:g} s") from None
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise SlurmError(f"{argv[0]}: {lines[0].removeprefix(argv[0] + ': ').removeprefix('error: ')}")
@@ -165,7 +171,7 @@ def requeue(job_id: str, *, exclude: Sequence[str] = ()) -> None:
 def exclude_nodes(job_id: str, nodes: Sequence[str]) -> None:
     """Keep a pending job off some nodes."""
     argv = ["scontrol", "update", f"jobid={job_id}", f"ExcNodeList={','.join(nodes)}"]
-    _patiently(lambda: run_command(argv), refusals_seconds=_TIMEOUT_SECONDS)
+    _patiently(lambda: run_command(argv), refusals_seconds=_REFUSALS_SECONDS)
 
 
 def _patiently(
@@ -217,18 +223,22 @@ def hostnames(node_list: str) -> list[str]:
     return run_command(["scontrol", "show", "hostnames", node_list]).split()
 
 
-def queue(*, users: Collection[int] = ()) -> dict[str, QueuedJob]:
+def queue(*, users: Collection[int] = (), limit_seconds: float | None = None) -> dict[str, QueuedJob]:
     """Return the jobs that the controller still knows, by the id that each job knows itself by.
 
     Args:
         users: whose jobs, beside this user's own.
+        limit_seconds: as of `run_command`.
 
     Raises:
         SlurmError: squeue fails, or prints something else.
     """
     whose = ",".join(map(str, sorted({os.getuid(), *users})))
     return parse_queue(
-        run_command(["squeue", "--noheader", "--states=all", f"--format={_COLUMNS}", f"--user={whose}"])
+        run_command(
+            ["squeue", "--noheader", "--states=all", f"--format={_COLUMNS}", f"--user={whose}"],
+            limit_seconds=limit_seconds,
+        )
     )
 
 
@@ -244,7 +254,7 @@ def accounted(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
     argv = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
     argv.append(f"--jobs={','.join(job_ids)}")
     try:
-        printed = run_command(argv)
+        printed = run_command(argv, limit_seconds=GLANCE_SECONDS)
     except SlurmError:
         return {}
     found = {}

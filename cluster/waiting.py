@@ -22,6 +22,7 @@ _REMEDIES = {
     "job requeued in held state": _NO_START,
     "DependencyNeverSatisfied": "what it waits for has failed; coatnet cancel {directory}, then submit again",
     "BadConstraints": "no node has what it asks for; coatnet cancel {directory}, then submit anew",
+    "BeginTime": "its time has not come; after a requeue that takes some two minutes",
     "PartitionTimeLimit": _SMALLER,
     "PartitionNodeLimit": _SMALLER,
     "PartitionDown": "its partition is down; wait, or cancel and submit to another",

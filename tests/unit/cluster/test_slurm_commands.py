@@ -149,6 +149,8 @@ def test_a_command_that_hangs_is_an_error(program: Program, monkeypatch: pytest.
     program("squeue", "exec sleep 60")
     with pytest.raises(SlurmError, match=r"^squeue did not answer within 0.1 s$"):
         slurm.run_command(["squeue"])
+    with pytest.raises(SlurmError, match=r"^squeue did not answer within 0.2 s$"):
+        slurm.queue(limit_seconds=0.2)
 
 
 def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(

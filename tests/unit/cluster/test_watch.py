@@ -349,6 +349,7 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
     [
         ("PENDING", "", ""),
         ("PENDING", "Priority", "Priority"),
+        ("PENDING", "BeginTime", "after a requeue that takes some two minutes"),
         ("PENDING", "JobHeldUser", "JobHeldUser: held; let it begin: scontrol release 7"),
         ("PENDING", "JobHeldAdmin", "JobHeldAdmin: held by an administrator, who can say why"),
         ("REQUEUE_HOLD", "", "its administrators can see why; then: scontrol release 7"),
