@@ -105,15 +105,15 @@ def certify(
     )
 
 
-class _Answering(torch.nn.Module):
-    """Answers as a module, for `measure`."""
+class OnImages(torch.nn.Module):
+    """What answers, as a module whose only input are images."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, model: Answers) -> None:
         super().__init__()
-        self._answers = answers
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._answers(images)
+        return self.model(images)
 
 
 def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str
             columns=columns,
             show_progress=False,
         ).predictions
-        for model in (classifier.model, _Answering(answers))
+        for model in (classifier.model, OnImages(answers))
     )
     name, *_ = shares_of(corpus)
     figures = [getattr(judge(one, classes=len(corpus.classes)), name) for one in (own, theirs)]

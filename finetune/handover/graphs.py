@@ -14,34 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coatnet.config import UserError
-from coatnet.model.network import CoAtNet
 from coatnet.runtime.whole_files import whole_file
 from finetune.classifier import Classifier
-from finetune.handover.certificate import Answers, fixed_batch
+from finetune.handover.certificate import Answers, OnImages, fixed_batch
 
 _ONNX, _TORCH = "model.onnx", "model.pt2"
 _OPSET = 20  # the first with Gelu
 _MAX_BATCH = 4096
 
 
-class _Images(nn.Module):
-    """The model with images as its only input."""
-
-    def __init__(self, model: CoAtNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-
 def export_torch(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
     """Write `model.pt2`, which torch.export.load opens."""
     path = destination / _TORCH
-    program = _program(classifier)
+    images = fixed_batch(classifier.augment.image_size)
+    program = torch.export.export(OnImages(classifier.model).eval(), (images,), dynamic_shapes=_shapes())
     with whole_file(path) as temporary:
         torch.export.save(program, temporary)
     program_alone = torch.export.load(path).module()
@@ -70,13 +59,13 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     images = fixed_batch(classifier.augment.image_size)
     with _quiet_exporter():
         program = torch.onnx.export(
-            _Images(classifier.model).eval(),
+            OnImages(classifier.model).eval(),
             (images,),
             dynamo=True,
             opset_version=_OPSET,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)}},
+            dynamic_shapes=_shapes(),
             verbose=False,
         )
     assert program is not None
@@ -128,9 +117,5 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _program(classifier: Classifier) -> torch.export.ExportedProgram:
-    images = fixed_batch(classifier.augment.image_size)
-    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    return torch.export.export(
-        _Images(classifier.model).eval(), (images,), dynamic_shapes={"images": {0: batch}}
-    )
+def _shapes() -> dict[str, Any]:
+    return {"images": {0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)}}
