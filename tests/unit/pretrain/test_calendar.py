@@ -110,6 +110,14 @@ def test_the_warm_up_is_never_longer_than_the_run() -> None:
     assert made.learning_rate(made.total) == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(("minimum", "last"), [(1e-5, 1e-5), (1.0, 1e-3)])
+def test_the_rate_ends_at_the_minimum_and_never_above_its_peak(minimum: float, last: float) -> None:
+    made = calendar(
+        schedule=ScheduleConfig(warmup="2 steps", minimum=minimum), train=PretrainTrainConfig("2 epochs", 10)
+    )
+    assert made.learning_rate(made.total) == pytest.approx(last)
+
+
 @pytest.mark.parametrize(
     ("batch", "micro", "world_size", "key"),
     [(10, None, 3, "global_batch"), (12, 5, 2, "micro_batch")],

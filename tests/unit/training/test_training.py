@@ -160,6 +160,13 @@ def test_a_young_average_forgets_its_start_quickly() -> None:
     assert float(ema.tensors["w"]) > 0.9
 
 
+def test_the_average_of_weights_in_bf16_is_kept_in_fp32() -> None:
+    weights = {"w": torch.ones(1, dtype=torch.bfloat16)}
+    ema = Ema(0.5, weights)
+    ema.update({"w": torch.tensor([1 + 2**-7], dtype=torch.bfloat16)}, step=100)
+    assert ema.tensors["w"].dtype == torch.float32 and float(ema.tensors["w"]) == 1 + 2**-8
+
+
 def test_the_average_of_a_rank_that_owns_nothing_is_nothing() -> None:
     ema = Ema(0.9999, {})
     ema.update({}, step=1)
