@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import xxhash
@@ -23,6 +23,7 @@ from coatnet.config.plain_text import json_text
 from coatnet.runtime.regular_files import read_regular
 
 FORMAT = 1
+T = TypeVar("T", "Piece", "RankFile", "Manifest")
 _DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -155,9 +156,11 @@ def rank_file_from_json(value: dict[str, Any]) -> RankFile:
     Raises:
         KeyError, TypeError, ValueError: it is none, or a piece lies outside of its tensor or its file.
     """
-    pieces = tuple(Piece(**{**piece, "shape": tuple(piece["shape"])}) for piece in value["pieces"])
-    file = RankFile(**{**value, "pieces": pieces})
+    pieces = tuple(_typed(Piece(**{**piece, "shape": tuple(piece["shape"])})) for piece in value["pieces"])
+    file = _typed(RankFile(**{**value, "pieces": pieces}))
     for piece in pieces:
+        if not all(type(length) is int and length >= 0 for length in piece.shape):
+            raise ValueError(f"{piece.kind} {piece.name} has the shape {piece.shape}")
         size = piece.count * TORCH_DTYPES[piece.dtype].itemsize
         in_tensor = 0 <= piece.start <= piece.start + piece.count <= math.prod(piece.shape)
         if not in_tensor or piece.bytes != size or not 0 <= piece.offset <= file.bytes - size:
@@ -176,9 +179,22 @@ def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
         raise CheckpointError(f"{origin}: checkpoint format {found}, this version reads format {FORMAT}")
     try:
         files = tuple(rank_file_from_json(one) for one in value["files"])
-        return Manifest(**{**value, "files": files})
+        return _typed(Manifest(**{**value, "files": files}))
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{origin}: not a manifest ({error})") from None
+
+
+def _typed(record: T) -> T:
+    """Return a record of what others wrote if each field is of the type that is written at it.
+
+    Raises:
+        TypeError: one is not.
+    """
+    types = type(record).__annotations__
+    for name, value in vars(record).items():
+        if type(value).__name__ != types[name].partition("[")[0]:
+            raise TypeError(f"{name} is {value!r:.100}")
+    return record
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

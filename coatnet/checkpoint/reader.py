@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from coatnet.checkpoint.format import (
 )
 from coatnet.checkpoint.inspection import MANIFEST
 
+_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _CHUNK_BYTES = 1 << 20  # what is hashed while it lies in the processor's cache
 
 
@@ -135,7 +137,7 @@ class Checkpoint:
         return found
 
     def _check_name(self, file: RankFile) -> None:
-        if Path(file.name).name != file.name:
+        if not _FILE_NAME.fullmatch(file.name):
             raise CheckpointError(f"{self.directory}: the manifest names a file outside of it: {file.name!r}")
 
     def _check_size(self, file: RankFile) -> None:

@@ -71,12 +71,33 @@ def test_the_untouched_one_loads(run: Path) -> None:
         {"dtype": "EVIL"},
         {"bytes": 1},
         {"start": "0"},
+        {"start": False},
+        {"shape": [-3, -1]},
+        {"shape": [1.0]},
+        {"kind": []},
+        {"name": None},
     ],
     ids=str,
 )
-def test_a_piece_outside_of_its_tensor_or_file_is_refused(run: Path, changes: dict[str, Any]) -> None:
+def test_a_piece_that_is_none_or_outside_of_its_tensor_or_file_is_refused(
+    run: Path, changes: dict[str, Any]
+) -> None:
     with pytest.raises(CheckpointError, match="not a manifest"):
         Checkpoint(reseal(run, first_piece(**changes)))
+
+
+@pytest.mark.parametrize("changes", [{"name": None}, {"header_bytes": "8"}, {"header_xxh3": 0}], ids=str)
+def test_a_file_that_is_described_by_other_than_words_and_numbers_is_refused(
+    run: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=f"not a manifest \\({next(iter(changes))} is "):
+        Checkpoint(reseal(run, lambda body: body["files"][0].update(changes)))
+
+
+@pytest.mark.parametrize("changes", [{"step": "1"}, {"facts": []}, {"world_size": 1.0}], ids=str)
+def test_a_manifest_of_other_than_numbers_and_facts_is_refused(run: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=f"not a manifest \\({next(iter(changes))} is "):
+        Checkpoint(reseal(run, lambda body: body.update(changes)))
 
 
 def test_a_tensor_of_which_little_is_there_asks_for_no_memory(run: Path) -> None:
@@ -173,7 +194,7 @@ def test_a_tensor_and_a_file_that_are_not_there_are_named(saved: Path) -> None:
         Checkpoint(saved)
 
 
-@pytest.mark.parametrize("name", ["../rank-00000.safetensors", "/etc/passwd"])
+@pytest.mark.parametrize("name", ["../rank-00000.safetensors", "/etc/passwd", "..", "", "a\0", "a\ud800"])
 def test_a_manifest_that_points_outside_of_its_directory_is_refused(run: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="outside"):
         Checkpoint(reseal(run, lambda body: body["files"][0].update(name=name)))
