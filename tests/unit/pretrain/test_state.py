@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from coatnet.training.continuity import LossContinuity
+from pretrain import state as state_module
 from pretrain.state import State, digest_of_positions, digest_of_range
 
 
@@ -18,6 +19,29 @@ def test_the_digest_is_the_same_in_any_order_and_notices_a_lost_or_doubled_sampl
     assert halves == digest_of_range(1000)
     assert digest_of_positions(positions[1:]) != digest_of_range(1000)
     assert digest_of_positions(np.append(positions, positions[0])) != digest_of_range(1000)
+
+
+def test_the_digest_of_steps_is_that_of_their_range_and_the_same_in_every_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state_module, "_CHUNK", 300)
+    state, positions = State(), np.random.default_rng(0).permutation(1000)
+    for step in np.split(positions, 10):
+        assert digest_of_positions(step) < 100 << 32, "ranks add theirs up in float64"
+        state.advance(samples=len(step), applied=True, bad=0, digest=digest_of_positions(step))
+    assert state.samples_seen == 1000
+    assert state.trained_digest == digest_of_range(1000) == 2_126_459_329_381
+    state.trained_digest = (1 << 64) - 1
+    state.advance(samples=1, applied=True, bad=0, digest=3)
+    assert state.trained_digest == 2
+
+
+def test_what_was_normal_is_forgotten_where_a_phase_begins_and_only_there() -> None:
+    state = State(losses=[1.0], gradient_norms=[2.0], spiking=3)
+    state.enter_phase(0)
+    assert (state.losses, state.gradient_norms, state.spiking) == ([1.0], [2.0], 3)
+    state.enter_phase(8)
+    assert (state.losses, state.gradient_norms, state.spiking, state.phase_begin) == ([], [], 0, 8)
 
 
 def test_a_state_survives_json() -> None:
