@@ -1,0 +1,48 @@
+"""What stands for a sample that is not used: the same whether it is excluded or damaged."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.config import CorpusConfig, DataConfig
+from data_pipeline.corpus import Corpus
+from data_pipeline.loader import TrainLoader
+from data_pipeline.open_corpus import open_train_corpora
+
+POSITION = 17
+
+
+def loader(folder: Path) -> TrainLoader:
+    data = DataConfig(train=[CorpusConfig(str(folder))])
+    return TrainLoader(open_train_corpora(data), data, AugmentConfig(image_size=16), seed=5, global_batch=40)
+
+
+def first(one: TrainLoader) -> Batch:
+    with closing(one.from_sample(0)) as batches:
+        return next(batches)
+
+
+def test_an_excluded_sample_is_replaced_by_what_would_stand_for_it_were_it_damaged(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    excluding = loader(shard_folder)
+    plain = first(excluding)
+    place = re.match(r"(shard-(\d+)\.tar)\[(\d+)\]", excluding.name(POSITION))
+    assert place is not None
+    shard = bytearray((damaged / place[1]).read_bytes())
+    shard[int(Corpus.open(damaged).index(int(place[2])).samples[int(place[3])]["offset"])] ^= 1
+    (damaged / place[1]).write_bytes(shard)
+    excluding.exclude([POSITION])
+    excluded, bad = first(excluding), first(loader(damaged))
+    assert [sample.position for sample in bad.bad] == [POSITION] and not excluded.bad
+    for name in ("positions", "images", "labels", "keys"):
+        assert torch.equal(getattr(excluded, name), getattr(bad, name)), name
+    assert excluded.keys.ne(plain.keys).nonzero().tolist() == [[plain.positions.tolist().index(POSITION)]]
