@@ -305,12 +305,12 @@ def test_two_snapshots_are_never_held_at_once(tmp_path: Path) -> None:
 
 def test_what_a_quick_rank_writes_for_the_next_save_is_left_alone(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path)
-    save(store, 1)
-    late, early = (tmp_path / f".step-{n:08d}.epoch0.save{n}.tmp" for n in (1, 3))
+    store._saves = 9
+    late, early = (tmp_path / f".step-{n:08d}.epoch0.save{n}.tmp" for n in (9, 11))
     for folder in (late, early):
         folder.mkdir()
         (folder / "rank-00001.safetensors").touch()
-    save(store, 2)
+    save(store, 10)
     assert early.exists() and not late.exists()
 
 

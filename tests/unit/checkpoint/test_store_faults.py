@@ -201,10 +201,10 @@ def test_a_rank_that_was_suspended_with_the_first_one_is_waited_for(
 def test_a_rank_that_is_quicker_than_the_first_one_keeps_what_it_wrote(tmp_path: Path) -> None:
     alarms: list[str] = []
     stores = open_stores(tmp_path, alarms=alarms)
-    for rank in (1, 0):
-        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.ones(8))
-        stores[rank].save(step=1, samples_seen=1, fragments=[piece], facts={}, wait=True)
-    assert newest_step(tmp_path) == 1 and alarms == []
+    for rank, step in ((1, 1), (1, 2), (0, 1), (0, 2)):
+        piece = Fragment("weight", "a", (8 * RANKS,), 8 * rank, torch.full((8,), float(step)))
+        stores[rank].save(step=step, samples_seen=step, fragments=[piece], facts={}, wait=True)
+    assert stores[0].steps() == [1, 2] and newest_step(tmp_path) == 2 and alarms == []
 
 
 def test_a_save_needs_room_for_what_all_ranks_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

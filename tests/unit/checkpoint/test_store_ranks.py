@@ -183,3 +183,19 @@ def test_a_directory_of_an_earlier_job_is_removed_though_it_bears_our_epoch(tmp_
     pair.save(1)
     assert pair.stores[0].steps() == [1] and pair.alarms == []
     lease.release()
+
+
+def test_what_another_job_commits_while_it_is_fenced_out_is_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way = tmp_path / ".step-00000001.epoch1.save1.tmp"
+    under_way.mkdir()
+    rename = os.rename
+
+    def late(old: Path, new: Path) -> None:
+        if ".deleted-" in str(new):
+            rename(under_way, tmp_path / "step-00000001")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert CheckpointStore(tmp_path, ranks=Ranks()).steps() == [1]

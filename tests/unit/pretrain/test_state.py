@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -82,6 +83,9 @@ def test_losses_of_samples_that_a_rollback_has_left_out_since_are_not_compared()
     [
         ("fp32", "cpu", 1.60015, True),
         ("fp32", "cpu", 1.60017, False),
+        ("fp32", "cpu", 1.5, False),
+        ("fp32", "cpu", math.nan, False),
+        ("fp32", "cpu", math.inf, False),
         ("bf16", "cpu", 1.60017, False),
         ("fp32", "cuda", 1.60017, False),
         ("bf16", "cuda", 1.606, True),
@@ -96,3 +100,10 @@ def test_loss_continuity_allows_what_another_number_of_ranks_may_change_and_no_m
     continuity.remember([{"samples_seen": 16, "train/loss": 1.6}])
     compared = continuity.compare(samples_seen=16, loss=loss)
     assert compared is not None and compared["continuous"] is continuous
+
+
+def test_a_loss_that_was_recorded_as_none_is_gone_on_with_by_no_other() -> None:
+    continuity = LossContinuity(precision="fp32", device_type="cpu")
+    continuity.remember([{"samples_seen": 16, "train/loss": "nan"}])  # JSON has no such number
+    compared = continuity.compare(samples_seen=16, loss=1.6)
+    assert compared is not None and not compared["continuous"]
