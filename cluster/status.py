@@ -60,20 +60,18 @@ class RunStatus:
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
-    """Return every run directory at or below `roots`, array tasks as runs of their own.
+    """Return every run directory at `roots` or up to two folders below, where those of a pipeline lie.
 
-    Runs that were started by hand may lie two folders below, as those of several seeds do.
+    Tasks of an array are runs of their own where the array itself was given.
     """
-    shapes = [(LIVES_FILE, ("", "*/")), (JOB_FILES, ("", "*/")), (IDENTITY, ("", "*/", "*/*/"))]
-    return sorted(
-        {
-            path.parents[shape.count("/")]
-            for root in roots
-            for shape, depths in shapes
-            for depth in depths
-            for path in root.glob(f"{depth}{shape}")
-        }
-    )
+    found = {
+        path.parents[shape.count("/")]
+        for root in roots
+        for shape in (LIVES_FILE, JOB_FILES, IDENTITY)
+        for depth in ("", "*/", "*/*/")
+        for path in root.glob(f"{depth}{shape}")
+    }
+    return sorted(path for path in found if not is_task(path) or {path, path.parent} & set(roots))
 
 
 def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> RunStatus:

@@ -272,6 +272,13 @@ def test_a_broken_job_file_leaves_an_array_the_tasks_that_began(array: Path, tex
 
 def test_runs_are_found_below_a_folder(run: Path) -> None:
     assert find_runs([run.parents[0]]) == [run] and find_runs([run]) == [run]
+    assert find_runs([run.parents[1]]) == [run], "a pipeline's stages lie in a folder of their own"
+
+
+def test_tasks_are_found_where_their_array_is_given(array: Path) -> None:
+    tasks = [array / f"task-{number:04d}" for number in range(3)]
+    assert find_runs([array]) == [array, *tasks] and find_runs(tasks[:1]) == tasks[:1]
+    assert array in find_runs([array.parent]) and not {*tasks} & {*find_runs([array.parent])}
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
