@@ -17,6 +17,7 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_train_corpora
 
 POSITION = 17
+SUBSTITUTE = "shard-000004.tar[14] "  # the first that the position's hash names: recorded, as the order is
 
 
 def loader(folder: Path) -> TrainLoader:
@@ -43,6 +44,7 @@ def test_an_excluded_sample_is_replaced_by_what_would_stand_for_it_were_it_damag
     excluding.exclude([POSITION])
     excluded, bad = first(excluding), first(loader(damaged))
     assert [sample.position for sample in bad.bad] == [POSITION] and not excluded.bad
+    assert bad.bad[0].substitute is not None and bad.bad[0].substitute.startswith(SUBSTITUTE)
     for name in ("positions", "images", "labels", "keys"):
         assert torch.equal(getattr(excluded, name), getattr(bad, name)), name
     assert excluded.keys.ne(plain.keys).nonzero().tolist() == [[plain.positions.tolist().index(POSITION)]]
