@@ -142,6 +142,7 @@ def test_a_bad_samples_substitutes_are_as_recorded() -> None:
     with pytest.raises(UserError, match="substitutes are bad as well"):
         batch.chunks()[0]()
     assert corpus.asked[0] == (1, 5) and corpus.asked[1:6] == SUBSTITUTES
+    assert len(corpus.asked) == 1 + 16
 
 
 def test_draws_and_crops_are_as_recorded() -> None:
