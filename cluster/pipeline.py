@@ -16,7 +16,7 @@ from cluster import slurm
 from cluster.job import newest_job_file, read_job, write_job
 from cluster.names import check_name
 from cluster.site import SiteConfig
-from cluster.submission import Prepared, Request, prepare, queued_job, submit
+from cluster.submission import Prepared, Request, check_batches, prepare, queued_job, submit
 from coatnet.config import UserError, load_config
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -85,6 +85,7 @@ def prepare_pipeline(path: Path, *, site: SiteConfig) -> dict[str, Prepared]:
             array=stage.array,
         )
         prepared[name] = prepare(request)
+        check_batches(prepared[name])  # none is queued if a later one is wrong
     _check_chains(config, {name: one.job.site for name, one in prepared.items()})
     return prepared
 

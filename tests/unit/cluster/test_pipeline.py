@@ -13,8 +13,9 @@ from cluster.cancel import cancel_run
 from cluster.cli import submit as submit_command
 from cluster.job import Job, newest_job_file, read_job
 from cluster.pipeline import is_pipeline, prepare_pipeline, submit_pipeline
-from cluster.site import SiteConfig
+from cluster.site import SiteConfig, load_site
 from cluster.status import read_status
+from cluster.submission import preview
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -321,3 +322,20 @@ def test_a_file_with_stages_is_a_pipeline(tmp_path: Path, name: str, text: str, 
     (tmp_path / name).write_text(text, errors="surrogateescape")
     assert is_pipeline(tmp_path / name) is expected
     assert not is_pipeline(tmp_path / "nowhere.yaml")
+
+
+def test_the_pipeline_that_is_shipped_can_be_submitted_by_the_site_file_that_is(tmp_path: Path) -> None:
+    configs = Path(__file__).parents[3] / "configs" / "cluster"
+    for site in (SiteConfig(), SiteConfig(continuation="chain"), load_site(configs / "site.yaml")):
+        prepared = prepare_pipeline(configs / "pipeline.yaml", site=site)
+        assert list(prepared)[-1] == "evaluate" and all(preview(one) for one in prepared.values())
+
+
+def test_no_stage_is_queued_if_the_batches_of_a_later_one_cannot_be_cut(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: {name: coatnet_0}\ndata: {train: [{path: x}]}\n")
+    (tmp_path / "pipeline.yaml").write_text(
+        f"stages:\n  shard: {{command: shard, target: x, directory: {tmp_path}/shard}}\n"
+        f"  train: {{command: pretrain, target: c.yaml, directory: {tmp_path}/train, site: {{nodes: 3}}}}\n"
+    )
+    with pytest.raises(UserError, match="allowed with 24 ranks: multiples of 24"):
+        prepare_pipeline(tmp_path / "pipeline.yaml", site=SiteConfig())
