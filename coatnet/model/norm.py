@@ -80,12 +80,14 @@ class GroupBatchNorm(nn.Module):
         return tanh_gelu(y) if gelu else y
 
     def _plain(self, x: Tensor) -> Tensor:
-        """Normalise by torch's operators: on any device, in any type, traceable."""
+        """Normalise by torch's operators: on any device, in any type, in fp32 at least, traceable."""
         dtype = x.dtype
-        x = x.float()
         if not self.training:
-            scale = self.weight.float() * torch.rsqrt(self.running_var + self.eps)
-            return torch.addcmul(self.bias.float() - self.running_mean * scale, x, scale).to(dtype)
+            exact = torch.promote_types(dtype, torch.float32)
+            scale = self.weight.to(exact) * torch.rsqrt(self.running_var.to(exact) + self.eps)
+            shift = self.bias.to(exact) - self.running_mean * scale
+            return torch.addcmul(shift, x.to(exact), scale).to(dtype)
+        x = x.float()
         batch, group = x.shape[0], self._group(x)
         normalise = self._normalise if self.sync == "none" else self._normalise_over_ranks
         # The gradient of a split is a concatenation: a copy of the whole map, even where there is one part.
