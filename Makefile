@@ -39,6 +39,7 @@ campaigns: system-packages $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slurm_scenarios.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/operators.py --trials 20 --seed 1
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --kills 40 --seed 7
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/histories.py --trials 40 --seed 1
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/duels.py --duels 200 --commands 4 --seed 1
 	$(BIN)/python benchmarks/crash_states.py --states 20000
 	@sh .ci/system-packages user-mode-linux uml-utilities nfs-kernel-server nfs-common xfsprogs btrfs-progs

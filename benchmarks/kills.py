@@ -37,12 +37,12 @@ from PIL import Image
 import coatnet.runtime.launch
 import pretrain.run
 from coatnet.checkpoint.store import CheckpointStore
+from coatnet.runtime.endings import endings_in_a_line
 from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import read_lines
 from pretrain.engine.start import load_deepspeed
 from pretrain.launch import launch
-from pretrain.worker import main as worker
 
 CLASSES, IMAGES, GLOBAL_BATCH = 4, 240, 24
 STEPS = 60
@@ -124,8 +124,8 @@ def campaign(folder: Path, *, kills: int, seed: int, start: Start, quiet: bool) 
             equal &= found["tensors"].keys() == expected["tensors"].keys() and all(
                 torch.equal(found["tensors"][key], expected["tensors"][key]) for key in expected["tensors"]
             )
-            equal &= found["progress"] == expected["progress"]
-            seen = found["progress"]["samples_seen"]
+            equal &= found["facts"]["progress"] == expected["facts"]["progress"]
+            seen = found["facts"]["progress"]["samples_seen"]
             lost += max(0, STEPS * GLOBAL_BATCH - seen)
             doubled += max(0, seen - STEPS * GLOBAL_BATCH)
             if not json.loads((run / "summary.json").read_text())["every_sample_once"]:
@@ -182,24 +182,29 @@ def start_cold(folder: Path, run: Path) -> Process:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def warm_up() -> None:
-    """Load what every life needs before the forks."""
+def warm_up(*more: str) -> None:
+    """Load what every life needs before the forks, and other modules."""
     load_deepspeed()
     torch.set_num_threads(1)
-    for name in ("torch._dynamo", "torch.utils.tensorboard", pretrain.run.__name__):
+    for name in ("torch._dynamo", "torch.utils.tensorboard", "pretrain.worker", pretrain.run.__name__, *more):
         importlib.import_module(name)
 
 
 def start_warm(folder: Path, run: Path) -> Process:
     """Start a life by forking the launcher, which forks its ranks; otherwise they run the real code."""
-    arguments = arguments_of(folder, run)
+    path, *overrides = arguments_of(folder, run)
+    return start_forked(lambda: launch(path, overrides, force=False), run)
+
+
+def start_forked(work: Callable[[], int], run: Path) -> Forked:
+    """Fork a launcher whose words go to the run's log, and whose ranks are forks of it."""
     log = log_of(run)
 
     def supervise() -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         coatnet.runtime.launch._start_rank = forked_rank
-        return launch(arguments[0], arguments[1:], force=False)
+        return work()
 
     with log:
         return Forked(supervise)
@@ -212,7 +217,8 @@ def forked_rank(module: str, arguments: Sequence[str], *, place: dict[str, str],
     def work() -> int:
         die_with_parent(parent)
         os.environ.update(place)
-        worker(arguments)
+        with endings_in_a_line():
+            importlib.import_module(module).main(arguments)
         return 0
 
     return Forked(work)
@@ -265,6 +271,8 @@ class Forked:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_DFL)
             status = work()
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:
@@ -301,20 +309,20 @@ def wait_for_save(run: Path, launcher: Process) -> None:
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    """Return every tensor and the state of the last checkpoint."""
+    """Return every tensor and the facts of the last checkpoint."""
     checkpoint = CheckpointStore(run / "checkpoints", ranks=Ranks()).newest()
     assert checkpoint is not None
     kinds = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
     tensors = {
         (kind, name): checkpoint.tensor(kind, name) for kind in kinds for name in checkpoint.names(kind)
     }
-    return {"tensors": tensors, "progress": checkpoint.facts["progress"]}
+    return {"tensors": tensors, "facts": checkpoint.facts}
 
 
-def write_images(folder: Path) -> None:
+def write_images(folder: Path, *, images: int = IMAGES) -> None:
     """Write a folder of classes of small noisy JPEGs."""
     generator = np.random.default_rng(0)
-    for number in range(IMAGES):
+    for number in range(images):
         label = number % CLASSES
         place = folder / f"class{label}"
         place.mkdir(parents=True, exist_ok=True)
