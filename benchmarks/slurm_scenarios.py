@@ -25,6 +25,7 @@ _WITH = {
     "test_training": "training",
     "test_storms": "training",
     "test_machine": "stand-in",
+    "test_submitting": "the real commands",
     "test_pipeline": "the real commands",
 }
 
