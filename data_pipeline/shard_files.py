@@ -162,6 +162,8 @@ class OpenShards:
             try:
                 return use(path)
             except OSError as error:
+                if pause is not None and error.errno == errno.EMFILE and self._close_half():
+                    continue
                 passes = error.errno in _PASSING or (self._files.remote and error.errno == errno.ENOENT)
                 if pause is None or not passes or time.monotonic() < self._lost_until.get(name, 0.0):
                     self._lost_until[name] = time.monotonic() + _LOST_SECONDS
@@ -183,6 +185,14 @@ class OpenShards:
             self._last_turn[name] = self._turn
             self._close_idle()
         return opened
+
+    def _close_half(self) -> bool:
+        """Close the longest unused, where the machine allows no more open files; say whether there were any."""
+        with self._lock:
+            closed = list(self._open)[: (len(self._open) + 1) // 2]
+            for name in closed:
+                del self._open[name], self._last_turn[name]
+        return bool(closed)
 
     def _close_idle(self) -> None:
         """Close the longest unused, beyond the limit or if they left the cache: they fill the disk unseen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import sys
 from contextlib import suppress
@@ -46,6 +47,23 @@ def test_only_so_many_shards_stay_open_and_those_that_were_read_last(
     for shard in (0, 1, 2, 0, 3, 4):
         corpus.read(shard, 0)
     assert open_shards(copied) == {0, 3, 4}
+
+
+def test_where_the_machine_allows_fewer_open_files_than_shards_the_longest_unused_are_closed(
+    copied: Path,
+) -> None:
+    expected = [bytes(Corpus.open(copied).read(shard, 0).payload) for shard in (0, 1, 2, 3)]
+    corpus = Corpus.open(copied)
+    corpus.read(0, 0)
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # room for one more
+    try:
+        found = [bytes(corpus.read(shard, 0).payload) for shard in (0, 1, 2, 3)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == expected
 
 
 def test_a_shard_that_left_the_cache_is_closed_once_it_idles_and_no_sooner(copied: Path) -> None:
