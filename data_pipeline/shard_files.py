@@ -187,7 +187,7 @@ class OpenShards:
         return opened
 
     def _close_half(self) -> bool:
-        """Close the longest unused, where the machine allows no more open files; say whether there were any."""
+        """Close the longest unused, where no more files may be open; say whether there were any."""
         with self._lock:
             closed = list(self._open)[: (len(self._open) + 1) // 2]
             for name in closed:
