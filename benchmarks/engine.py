@@ -6,7 +6,7 @@
 Steps of the engine and of a bare loop alternate, so that other load on the machine hits both alike, each in a
 process of its own, since what one frees decides where the other's memory lies. Where a process's own memory
 lies matters more than what is sought, so there are several pairs of processes, and each loop's median counts;
-in CPU seconds, of a process the least, since neighbours only add. The bare loop has all that is cheap to have:
+in CPU seconds, of a process the least, as neighbours only add. The bare loop has all that is cheap to have:
 fused AdamW, foreach clipping, gradients set to None, and the huge pages that `Ranks.start` asks for.
 Expected: overhead ≤ 1.05, save stall ≤ 1 % of a 60-second interval, verified reading ≤ 1 s per GB.
 
