@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def strike(trial: Trial, what: str, run: Path, launcher: kills.Forked) -> bool:
         if time.monotonic() - began > _LIFE_SECONDS:
             break
         time.sleep(_POLL_SECONDS)
-    while "save" in what and launcher.poll() is None and not list(run.glob("**/.step-*.tmp")):
+    while "save" in what and launcher.poll() is None and not saves_of(run):
         time.sleep(_POLL_SECONDS)
     time.sleep(chance.uniform(0.0, 0.02 if "save" in what else 0.3 if more else 3.0))
     if launcher.poll() is not None:
@@ -188,7 +189,13 @@ def words_of(run: Path) -> str:
 
 def steps_of(run: Path) -> int:
     """Return how many steps all lives have recorded."""
-    return sum(file.read_bytes().count(b'train/loss"') for file in run.glob("**/metrics.jsonl"))
+    files = chain(run.glob("metrics.jsonl"), run.glob("seed-*/metrics.jsonl"))
+    return sum(file.read_bytes().count(b'train/loss"') for file in files)
+
+
+def saves_of(run: Path) -> list[Path]:
+    """Return the saves that are under way."""
+    return [*run.glob("checkpoints/.step-*.tmp"), *run.glob("seed-*/checkpoints/.step-*.tmp")]
 
 
 def flip_bit(run: Path, chance: random.Random) -> None:

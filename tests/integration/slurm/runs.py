@@ -142,7 +142,7 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
         code=str(snapshot_folder(directory / "submissions")),
         working_directory=str(directory),
     )
-    earlier = len(list(directory.glob("submissions/*")))
+    earlier = len(list(directory.glob("submissions/[0-9]*")))
     folder = directory / "submissions" / f"{earlier + 1:04d}"
     run.job_id = submit(Prepared(job, folder, None, None), release=release)
 
