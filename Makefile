@@ -42,7 +42,7 @@ campaigns: system-packages $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/histories.py --trials 40 --seed 1
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/duels.py --duels 200 --commands 4 --seed 1
 	$(BIN)/python benchmarks/crash_states.py --states 20000
-	@sh .ci/system-packages user-mode-linux uml-utilities nfs-kernel-server nfs-common xfsprogs btrfs-progs
+	@sh .ci/system-packages user-mode-linux uml-utilities kmod nfs-kernel-server nfs-common xfsprogs btrfs-progs
 	$(BIN)/python benchmarks/nfs.py --rounds 3 --training
 	for kind in ext4 xfs btrfs; do $(BIN)/python benchmarks/power_cuts.py --cuts 10 --file-system $$kind || exit; done
 

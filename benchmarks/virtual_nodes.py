@@ -2,8 +2,8 @@
 
 A node boots in seconds, has this machine's files as its root, read-only, and reaches other nodes over a
 virtual switch: every program and library is at hand, and nothing is installed in it. Ending its kernel is a
-power failure: what the node had written and not synced is gone. Needs root and, from Debian, user-mode-linux
-and uml-utilities.
+power failure: what the node had written and not synced is gone. Needs root and, from Debian, user-mode-linux,
+uml-utilities and kmod.
 
 This file is also a node's first process: it obeys lines of JSON that come over the console.
 """
@@ -37,9 +37,9 @@ _BOOT_SECONDS = 120.0
 
 def missing() -> str | None:
     """Return what keeps nodes from running here, or None."""
-    for program in (KERNEL, SWITCH):
+    for program in (KERNEL, SWITCH, "modprobe"):
         if shutil.which(program) is None:
-            return f"no {program} here: apt install user-mode-linux uml-utilities"
+            return f"no {program} here: apt install user-mode-linux uml-utilities kmod"
     return None if os.geteuid() == 0 else "virtual nodes need root"
 
 
@@ -257,14 +257,19 @@ class _Init:
         _call("ip", "link", "set", "eth0", "up")
 
     def _run(self, number: int, words: Sequence[str]) -> None:
-        self._running[number] = process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        try:
+            self._running[number] = process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:  # the kernel would end with its first process
+            self._answer(number=number, line=str(error))
+            self._answer(number=number, status=127)
+            return
         threading.Thread(target=self._follow, args=(number, process), daemon=True).start()
 
     def _follow(self, number: int, process: subprocess.Popen[str]) -> None:
