@@ -11,7 +11,7 @@ cut; the power of the server is cut and it boots again.
 power is cut; the weights must be those of a run on this machine that nobody disturbed.
 
 Expected: everything 0 but the rounds and the seconds. Needs root and, from Debian, user-mode-linux,
-uml-utilities, nfs-kernel-server and nfs-common.
+uml-utilities, kmod, nfs-kernel-server and nfs-common.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ on saving. What the kernel had handed to the disk is there afterwards, nothing e
 to writes that it was not asked to flush is for crash_states.py.
 
 Expected: promised_lost 0, broken_checkpoints 0, not_gone_on 0. Needs root and, from Debian, user-mode-linux,
-uml-utilities and the file system's mkfs (xfsprogs, btrfs-progs).
+uml-utilities, kmod and the file system's mkfs (xfsprogs, btrfs-progs).
 """
 
 from __future__ import annotations
