@@ -36,7 +36,7 @@ def build() -> Path:
             "this torch has a CUDA of its own; the host's stands in for it in CPU builds alone"
         )
     source = HERE / "device.cpp"
-    version = (torch / "version.py").read_bytes()
+    version = str(torch).encode() + (torch / "version.py").read_bytes()  # it finds its libraries by that path
     name = f"host-gpu-{hashlib.sha256(source.read_bytes() + version).hexdigest()[:16]}.so"
     library = Path(tempfile.gettempdir(), name)
     if not library.exists():
