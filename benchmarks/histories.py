@@ -199,10 +199,10 @@ def saves_of(run: Path) -> list[Path]:
 
 
 def flip_bit(run: Path, chance: random.Random) -> None:
-    """Flip a bit of the newest checkpoint where there is an older one."""
+    """Flip a bit of the newest checkpoint where there is an older one for another life to go back to."""
     for checkpoints in run.glob("**/checkpoints"):
         steps = sorted(checkpoints.glob("step-*"))
-        if len(steps) > 1:
+        if len(steps) > 1 and not (checkpoints.parent / "done").exists():
             file = chance.choice(sorted(one for one in steps[-1].iterdir() if one.stat().st_size))
             content = bytearray(file.read_bytes())
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
