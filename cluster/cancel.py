@@ -28,19 +28,20 @@ def cancel_run(directory: Path) -> list[str]:
     run = RunDirectory(directory)
     if run.marker("done") is not None:
         raise UserError(f"{directory} is done; there is nothing to cancel")
-    marked = "marked as cancelled"
+    fault = None
     try:
         run.mark("cancelled", reason=_REASON)
         run.record_event("cancelled", writer="cancel", reason=_REASON)
     except OSError as error:  # a full disk keeps no job running
-        marked = f"not {marked} ({error.strerror})"
+        fault = error.strerror
+    marked = "marked as cancelled" if fault is None else f"not marked as cancelled ({fault})"
     try:
         ended = _end_all(directory) if slurm.available() else []
     except slurm.SlurmError as error:
         raise UserError(
             f"{directory} is {marked}, but not all of its jobs are ended: {error}; cancel it again"
         ) from None
-    if marked.startswith("not"):
+    if fault is not None:
         raise UserError(f"{directory} is {marked}; jobs ended: {', '.join(ended) or 'none'}")
     return ended
 

@@ -155,10 +155,8 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         UserError: the run is finished, held or already in the queue, or SLURM refuses the job.
     """
     directory, site = Path(prepared.job.directory), prepared.job.site
-    plan, text = (
-        _plan(prepared),
-        prepared.script,
-    )  # what may not stand in it is told before anything is written
+    # What may not stand in plan or script is told before anything is written.
+    plan, text = _plan(prepared), prepared.script
     _check_limits(site)
     check_batches(prepared)
     if site.secrets_file:

@@ -19,9 +19,8 @@ from data_pipeline.record import BadSampleError
 
 T = TypeVar("T")
 _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
-_IDLE_TURNS = (
-    16  # of as many reads as shards are open: one in use is missed by so many once in 10 million times
-)
+# Of as many reads as shards are open: one in use is missed by so many once in 10 million times.
+_IDLE_TURNS = 16
 
 # As a network's file system does while it finds its way back to a server.
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN)
