@@ -42,7 +42,8 @@ def plan(
 ) -> None:
     """Predict memory, speed, communication and days; needs no GPU and no queue.
 
-    Example: coatnet plan configs/pretrain/imagenet_1k_coatnet_0.yaml nodes=8 hardware=h100
+    Example: coatnet plan configs/pretrain/imagenet_1k_coatnet_0.yaml \\
+    nodes=8 hardware=h100
     """
     from cluster.planning.request import calibrated_words, compare_plans, scaling_plans
     from cluster.planning.tables import plot_scaling
@@ -107,19 +108,23 @@ def submit(
     command: Annotated[str, typer.Option(help="pretrain, finetune, shard or evaluate.")] = "pretrain",
     nodes: Annotated[int | None, typer.Option(help="Number of nodes.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and ranks, per node.")] = None,
-    time: Annotated[str | None, typer.Option(help="Limit of one life: D-HH:MM:SS.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit of each job, D-HH:MM:SS.")] = None,
     partition: Annotated[str | None, typer.Option(help="Partition to run in.")] = None,
-    account: Annotated[str | None, typer.Option(help="Account that pays.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Features that nodes must have.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Nodes never to use.")] = None,
-    spares: Annotated[int | None, typer.Option(help="Nodes held ready beside those that compute.")] = None,
-    continuation: Annotated[str | None, typer.Option(help="requeue, chain or none.")] = None,
+    spares: Annotated[int | None, typer.Option(help="Spare nodes, to replace those that fail.")] = None,
+    continuation: Annotated[
+        str | None, typer.Option(help="After the time limit: requeue, chain or none.")
+    ] = None,
     container: Annotated[
         str | None, typer.Option(help="Image; the site file says pyxis or apptainer.")
     ] = None,
-    array: Annotated[int, typer.Option(min=0, help="Tasks of a job array, for sharding.")] = 0,
-    site: Annotated[Path | None, typer.Option(help="Site file; default $COATNET_SITE.")] = None,
+    array: Annotated[int, typer.Option(min=0, help="Number of tasks of a job array, for sharding.")] = 0,
+    site: Annotated[
+        Path | None, typer.Option(help="Site file; default: $COATNET_SITE, else ~/.config/coatnet/site.yaml.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the site file, as spares=1; see --keys.")
     ] = None,
@@ -137,7 +142,8 @@ def submit(
 ) -> None:
     """Submit a run to SLURM; it goes on over time limits, preemption and lost nodes.
 
-    Example: coatnet submit configs/pretrain/imagenet_1k_coatnet_0.yaml --nodes 8 --time 2-00:00:00
+    Example: coatnet submit configs/pretrain/imagenet_1k_coatnet_0.yaml \\
+    data.train=shards/train run.directory=runs/first --nodes 8 --time 2-00:00:00
     """
     from cluster.pipeline import is_pipeline
     from cluster.site import load_site
@@ -195,11 +201,11 @@ def _submit_pipeline(
 
 def status(
     directories: Annotated[
-        list[Path] | None, typer.Argument(help="Run directories, or folders of them.")
+        list[Path] | None, typer.Argument(help="Run directories, or folders of them; default: runs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show every run: state, life, progress, rate, remaining and lost time, last error.
+    """Show every run: state, progress, rate, remaining and lost time, last error.
 
     Example: coatnet status runs
     """
@@ -230,14 +236,14 @@ def status(
 def logs(
     directory: Annotated[Path, typer.Argument(help="Run directory.")],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on, across lives, until the run ends.")
+        bool, typer.Option("--follow", "-f", help="Follow the run over restarts until it ends.")
     ] = False,
     rank: Annotated[
         int | None, typer.Option(min=0, help="This rank alone; default: the job's log and rank 0.")
     ] = None,
-    tail: Annotated[int, typer.Option(min=0, help="So many last lines; 0 for all.")] = 100,
+    tail: Annotated[int, typer.Option(min=0, help="How many of the last lines; 0: all.")] = 100,
 ) -> None:
-    """Print the logs of a run, across its lives.
+    """Print the logs of a run, over all of its restarts.
 
     Example: coatnet logs -f runs/first
     """

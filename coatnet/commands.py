@@ -23,7 +23,7 @@ from coatnet.config.plain_text import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # told by a write, which knows no name
 _GROUP = "coatnet.commands"
-_HELP = "Pretrain, fine-tune and hand on CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
+_HELP = "Pretrain, fine-tune and export CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
 _GROUP_HELP = {"inspect": "Look inside models, shards, checkpoints and the sample order."}
 
 

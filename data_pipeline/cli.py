@@ -20,35 +20,33 @@ def shard(
     destination: Annotated[
         Path | None, typer.Argument(help="Folder for the shards; none with --in-place.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Size of a shard, about.")] = "128 MB",
-    shard_samples: Annotated[
-        int | None, typer.Option(help="Samples of a shard, instead of its size.")
-    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Approximate size of a shard.")] = "128 MB",
+    shard_samples: Annotated[int | None, typer.Option(help="Samples per shard, instead of a size.")] = None,
     validation: Annotated[
         float, typer.Option(help="Share to hold out, into DESTINATION/validation beside /train.")
     ] = 0.0,
     shuffle: Annotated[bool, typer.Option(help="Write in one global random order.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of that order.")] = 0,
-    check: Annotated[str, typer.Option(help="Look at each image by decode, or header only.")] = "decode",
+    check: Annotated[str, typer.Option(help="Check each image by decode, or header only.")] = "decode",
     deduplicate: Annotated[bool, typer.Option(help="Keep one of several images of equal bytes.")] = False,
     tile_jpeg: Annotated[
         bool, typer.Option("--tile-jpeg", help="Rewrite JPEGs losslessly for decoding by region.")
     ] = False,
-    bad_budget: Annotated[float, typer.Option(help="Share of images that may be skipped.")] = 0.01,
+    bad_budget: Annotated[float, typer.Option(help="Largest share of images that may be skipped.")] = 0.01,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="KIND=ACTION for odd images, such as cmyk=convert; may be repeated."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per core.")] = 0,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Index tars of others where they lie, bytes untouched.")
+        bool, typer.Option("--in-place", help="Index existing tars where they lie; no byte changes.")
     ] = False,
-    classes: Annotated[Path | None, typer.Option(help="File of class names, one a line.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="File of class names, one per line.")] = None,
     hierarchy: Annotated[
         Path | None, typer.Option(help="File of lines `parent child`, as WordNet's is-a file.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that a table's paths are relative to.")] = None,
-    only: Annotated[str, typer.Option(help="Of tars, only members whose name begins so.")] = "",
+    only: Annotated[str, typer.Option(help="Of tars, only members whose name begins with this.")] = "",
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Several labels per image, even if each has just one.")
     ] = False,
@@ -140,7 +138,7 @@ def preview(
 ) -> None:
     """Draw a contact sheet: images with labels, each plain and, below, as augmented.
 
-    Example: coatnet preview shards/train --output preview.png image_size=160 randaugment_n=2 randaugment_m=15
+    Example: coatnet preview shards/train image_size=160 randaugment_n=2
     """
     from coatnet.config import load_config
     from data_pipeline.augment_config import AugmentConfig
@@ -163,7 +161,7 @@ def inspect_shards(
         int, typer.Option(min=0, help="Threads for --verify and --lint; 0: one per core.")
     ] = 0,
     export: Annotated[
-        str | None, typer.Option(help="Write the index that wids, or dali, reads beside the shards.")
+        str | None, typer.Option(help="Write an index for wids or dali beside the shards.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -221,8 +219,8 @@ def inspect_shards(
 
 def inspect_order(
     corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
-    world_sizes: Annotated[str, typer.Option(help="Numbers of ranks, with commas.")] = "1,2,4,8",
-    global_batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 64,
+    world_sizes: Annotated[str, typer.Option(help="Numbers of ranks, separated by commas.")] = "1,2,4,8",
+    global_batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
     epoch: Annotated[int, typer.Option(min=0, help="Which epoch.")] = 0,
     show_steps: Annotated[
@@ -232,7 +230,8 @@ def inspect_order(
 ) -> None:
     """Prove that an epoch reads every sample exactly once at each world size; show who reads which shard.
 
-    Example: coatnet inspect order shards/train --world-sizes 1,2,3,24 --global-batch 4080
+    Example: coatnet inspect order shards/train --world-sizes 1,2,3,24 \\
+    --global-batch 4080
     """
     from coatnet.config import UserError
     from coatnet.runtime.progress import progress
@@ -271,10 +270,10 @@ def inspect_order(
 def inspect_throughput(
     corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
     needs: Annotated[
-        float | None, typer.Option(help="Images a second that the model needs on this machine.")
+        float | None, typer.Option(help="Images per second that the model needs on this machine.")
     ] = None,
-    threads: Annotated[str, typer.Option(help="Numbers of threads to try, with commas.")] = "1,2",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each.")] = 3.0,
+    threads: Annotated[str, typer.Option(help="Numbers of threads to try, separated by commas.")] = "1,2",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per number of threads.")] = 3.0,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Augmentation, as in a config: image_size=160")
     ] = None,
@@ -282,7 +281,7 @@ def inspect_throughput(
 ) -> None:
     """Measure the loader on this machine: X images/s, so a model that needs Y is held back by Z %.
 
-    Example: coatnet inspect throughput shards/train --needs 3000 --threads 4,8,16
+    Example: coatnet inspect throughput shards/train --needs 3000 --threads 4,8
     """
     from coatnet.config import load_config
     from data_pipeline.augment_config import AugmentConfig

@@ -53,7 +53,9 @@ _WEIGHTS = typer.Option(
     help="Which weights of a run: auto (EMA where there is one), ema or raw.",
     callback=_one_of("--weights", WEIGHTS),
 )
-_PX = typer.Option(help="Side of the images; default: the model's own.", callback=_sides)
+_PX = typer.Option(help="Side of the images in pixels; default: the model's own.", callback=_sides)
+_SIDES = typer.Option(help="Side of the images in pixels; repeat it to compare.", callback=_sides)
+_GRAPH_PX = typer.Option(help="Side of the images, for onnx and torch_export.", callback=_sides)
 _BATCH = typer.Option(min=1, help="Images at a time; no result depends on it.")
 _THREADS = typer.Option(min=1, help="Decoding threads.")
 
@@ -69,10 +71,11 @@ def finetune(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …; see --keys.")] = None,
     keys: Annotated[bool, keys_option(_schema)] = False,
 ) -> None:
-    """Fine-tune a model, or go on with a run that was stopped.
+    """Fine-tune a model, or resume a run that was stopped or killed.
 
-    Example: coatnet finetune configs/finetune/small.yaml init=runs/first data.train=photos/train
-    data.evaluate=photos/validation run.directory=runs/second
+    Example: coatnet finetune configs/finetune/small.yaml init=runs/first \\
+    data.train=photos/train data.evaluate=photos/validation \\
+    run.directory=runs/second
     """
     with held_signals():
         from finetune.launch import launch
@@ -86,9 +89,7 @@ def evaluate(
     data: Annotated[  # no Path, which would take a slash from a URL
         str, typer.Argument(help="Shards or their URL, an image folder, or with --labels a flat folder.")
     ],
-    px: Annotated[
-        list[int] | None, typer.Option(help="Side of the images; several are compared.", callback=_sides)
-    ] = None,
+    px: Annotated[list[int] | None, _SIDES] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
     batch: Annotated[int, _BATCH] = 64,
     ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
@@ -104,7 +105,9 @@ def evaluate(
         str, typer.Option(help=f"{' or '.join(PRECISIONS)}.", callback=_one_of("--precision", PRECISIONS))
     ] = "fp32",
     labels: Annotated[Path | None, typer.Option(help="File of `NAME LABEL` lines.")] = None,
-    real: Annotated[Path | None, typer.Option(help="ReaL labels of ImageNet's validation set.")] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="File of ReaL labels (real.json) for ImageNet's validation set.")
+    ] = None,
     destination: Annotated[
         Path | None, typer.Option(help="Folder for figures, tables and plots.", callback=_local_folder)
     ] = None,
@@ -185,18 +188,19 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help=f"{', '.join(FORMS)}; repeatable.",
+            help=f"{', '.join(FORMS)}; may be repeated. Default: safetensors.",
             callback=_one_of("--format", FORMS),
         ),
     ] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
-    px: Annotated[int | None, typer.Option(help="Side that a graph is made for.", callback=_sides)] = None,
+    px: Annotated[int | None, _GRAPH_PX] = None,
     data: Annotated[str | None, typer.Option(help="Evaluation set for the certificates.")] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Hand a model on, each format with a certificate that it gives the same answers.
+    """Export a model, each format with a certificate that it gives the same answers.
 
-    Example: coatnet export runs/second exported --format safetensors --format onnx --data photos/validation
+    Example: coatnet export runs/second exported --format timm --format onnx \\
+    --data photos/validation
     """
     from coatnet.checkpoint.inspection import check_model
     from data_pipeline.folder import keep_out
@@ -227,19 +231,17 @@ def export(
 
 def import_weights(
     source: Annotated[Path, typer.Argument(help="timm weights or safetensors (.safetensors, or .pth).")],
-    destination: Annotated[
-        Path, typer.Argument(help="Directory to write, in the native form.", callback=_local_folder)
-    ],
+    destination: Annotated[Path, typer.Argument(help="Directory to write.", callback=_local_folder)],
     name: Annotated[str, typer.Option(help="Family member that the weights are of.")] = "coatnet_0",
     px: Annotated[
-        int, typer.Option(help="Side of the images that they were trained on.", callback=_sides)
+        int, typer.Option(help="Side of the images that they were trained on, in pixels.", callback=_sides)
     ] = 224,
     classes: Annotated[Path | None, typer.Option(help="File with one class name per line.")] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read a .pth, with weights_only=True.")
     ] = False,
 ) -> None:
-    """Take over weights that others trained.
+    """Import weights that others trained, to evaluate or fine-tune them.
 
     Example: coatnet import coatnet_0.safetensors imported --name coatnet_0
     """
@@ -254,11 +256,11 @@ def import_weights(
 
 def demo(
     model: Annotated[Path, _MODEL],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     px: Annotated[int | None, _PX] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
 ) -> None:
-    """Serve a page on this machine alone, where an image is dropped and the guesses appear.
+    """Serve a page, to this machine alone, that classifies the images dropped on it.
 
     Example: coatnet demo runs/second --port 8000
     """

@@ -22,14 +22,13 @@ def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …; see --keys.")] = None,
     keys: Annotated[bool, keys_option(_schema)] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on in the run directory although the config has changed.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although the config has changed.")] = False,
 ) -> None:
-    """Pretrain a model, or go on with a run that was stopped, killed or lost a node.
+    """Pretrain a model, or resume a run that was stopped or killed or lost a node.
 
-    Example: coatnet pretrain configs/pretrain/imagenet_1k_coatnet_0.yaml data.train=shards/train
-    data.evaluate=shards/validation run.directory=runs/first launch.ranks=2
+    Example: coatnet pretrain configs/pretrain/imagenet_1k_coatnet_0.yaml \\
+    data.train=shards/train data.evaluate=shards/validation \\
+    run.directory=runs/first
     """
     with held_signals():
         from pretrain.launch import launch
@@ -40,7 +39,7 @@ def pretrain(
 
 def replay(
     run: Annotated[Path, typer.Argument(help="A run directory, or one bundle in its folder replays/.")],
-    step: Annotated[int | None, typer.Option(help="Which step; the last bundle if not given.")] = None,
+    step: Annotated[int | None, typer.Option(help="Which step; default: the newest bundle.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Take a bad step of a run again on this machine, on one device, and compare with what the run saw.

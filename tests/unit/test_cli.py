@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from coatnet.cli import main
 from finetune.image_files import print_predictions
 
 ROOT = Path(__file__).parents[2]
+LEAST_TERMINAL = 80  # columns
 COMMANDS = {point.name: point for point in sorted(entry_points(group="coatnet.commands"))}
 
 # What prints a table takes --json, as all that inspects does.
@@ -60,6 +62,19 @@ def test_every_command_shows_an_example_and_says_what_every_option_is(name: str)
     assert not [one.name for one in typer.main.get_command(app).params if not getattr(one, "help", None)]
     if name in TABLES or name.startswith("inspect."):
         assert "as_json" in inspect.signature(function).parameters
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_example_in_a_help_page_can_be_pasted_into_a_shell(name: str) -> None:
+    function = COMMANDS[name].load()
+    examples = inspect.getdoc(function).split("Example: ")[1:]  # type: ignore[union-attr]
+    for lines in (f"Example: {example.strip()}".splitlines() for example in examples):
+        assert all(len(line) <= LEAST_TERMINAL - 2 for line in lines)
+        assert all(line.endswith(" \\") for line in lines[:-1])
+        words = shlex.split(" ".join(line.removesuffix("\\") for line in lines))
+        app = typer.Typer(add_completion=False)
+        app.command(name)(function)
+        typer.main.get_command(app).make_context(name, words[3 + name.count(".") :])
 
 
 def test_every_command_is_listed_without_importing_torch() -> None:
