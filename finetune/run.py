@@ -106,7 +106,6 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         with self.account.measure(label), self.account.measure("communication", inside="compute"):
             losses, wishes, bad = self.ranks.table(own).T.tolist()
         state.count(samples=samples, applied=applied, bad=int(sum(bad)))
-        state.figures = {}  # of this step: another one's must not make its checkpoint the best
         return StepResult(
             samples=samples,
             losses=losses,
@@ -142,11 +141,6 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         state.stale += self._image_size == self.calendar.phases[-1].image_size  # others are there to be left
         if (reached := state.figures[self._shares[0]]) > state.best:
             state.best, state.best_step, state.stale = reached, state.step, 0
-
-    def save_due(self, state: State, *, before: int) -> bool:
-        """Tell the same of the best step so far, where patience may end the run."""
-        is_best = bool(self.config.train.patience) and state.best_step == state.step
-        return is_best or super().save_due(state, before=before)
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save with the last evaluation and the size of images, which go on into what is exported."""

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -29,14 +29,13 @@ from coatnet.checkpoint.format import (
     Manifest,
     RankFile,
     rank_file_from_json,
-    read_json,
     write_json,
     write_rank_file,
 )
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
-from coatnet.checkpoint.retention import Retention
+from coatnet.checkpoint.retention import Figures, Retention
 from coatnet.runtime.absence import Absence
 from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.ranks import Ranks
@@ -87,7 +86,7 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._saves = 0
         self._verified: set[int] = set()
-        self._figure_of: dict[int, float] = {}  # a manifest of a thousand ranks is a megabyte
+        self._figures = Figures(self._retention.best, alarm=self._alarm)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._epoch = lease.epoch if lease else 0
         if ranks.is_main:
@@ -200,6 +199,15 @@ class CheckpointStore:
                 "Restore one, or choose another run.directory"
             )
         return None
+
+    def would_be_best(self, figures: Mapping[str, float]) -> bool:
+        """Tell whether a checkpoint with these figures would be the best of all; all ranks ask."""
+        own = self._figures.of(figures)
+        if math.isnan(own):
+            return False
+        self.wait()
+        others = self._read_figures().values() if self._ranks.is_main else ()
+        return bool(self._ranks.broadcast(not any(other >= own for other in others)))
 
     def abandon(self, *, after: int) -> None:
         """Give up the checkpoints of later steps: the run goes back. Rank 0 alone."""
@@ -330,10 +338,10 @@ class CheckpointStore:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
         Checkpoint(self.path(step)).verify()
         self._verified.add(step)
-        self._figure_of.pop(step, None)  # of one that was given up
-        figures = self._figures()
+        self._figures.forget(self.path(step))  # of one that was given up
+        figures = self._read_figures()
         for old in self._retention.superfluous(self.steps(), verified=self._verified, figures=figures):
-            if self._retention.best is not None and old not in self._figure_of:
+            if self._retention.best is not None and old not in figures:
                 continue  # it cannot be read now, and may be the best
             self._check_lease()
             remove_folder(self.path(old), grave=self.directory / f".deleted-{old:08d}.{time.time_ns()}")
@@ -353,22 +361,8 @@ class CheckpointStore:
             move_folder(self.path(step), self.directory / f".{name}-{self.path(step).name}.{time.time_ns()}")
             self._verified.discard(step)
 
-    def _figures(self) -> dict[int, float] | None:
-        name = self._retention.best
-        if name is None:
-            return None
-        steps = self.steps()
-        for step in steps:
-            if step not in self._figure_of:
-                try:
-                    facts = read_json(self.path(step) / MANIFEST).get("facts", {})
-                except CheckpointError as error:
-                    self._alarm(f"{error}; it stays, and nobody knows whether it is the best")
-                    continue
-                figure = facts.get("figures", {}).get(name)
-                self._figure_of[step] = math.nan if figure is None else float(figure)
-        known = {step: self._figure_of[step] for step in steps if step in self._figure_of}
-        return {step: figure for step, figure in known.items() if math.isfinite(figure)}
+    def _read_figures(self) -> dict[int, float]:
+        return self._figures.read({step: self.path(step) for step in self.steps()})
 
     def _require_space(self, own_bytes: int) -> None:
         """Fail before writing rather than in the middle; ranks are taken to write alike."""

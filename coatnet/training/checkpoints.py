@@ -122,6 +122,10 @@ class Checkpoints(Generic[State]):
                 self._store.wait()
         self._saved_at = time.monotonic()
 
+    def would_be_best(self, state: State) -> bool:
+        """Tell whether an evaluation found more than any that has a checkpoint; all ranks ask."""
+        return self._store.would_be_best(state.figures)
+
     def raise_errors(self) -> None:
         """Surface what went wrong in the writer since the last step."""
         self._store.raise_errors()

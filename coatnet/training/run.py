@@ -243,8 +243,12 @@ class TrainingRun(Generic[State, Result]):
         raise NotImplementedError
 
     def save_due(self, state: State, *, before: int) -> bool:
-        """Tell whether the step from `before` to `state` is one to save after."""
-        return self.calendar.save_due(before=before, after=state.samples_seen)
+        """Tell whether the step from `before` to `state` is one to save after; the best so far is one, too."""
+        due = self.calendar.save_due(before=before, after=state.samples_seen)
+        if due or not state.figures:
+            return due
+        with self.patience("checkpoint"):  # a save may be under way
+            return self.checkpoints.would_be_best(state)
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save, in the background or until it is done; `facts` travel with it."""

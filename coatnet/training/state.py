@@ -15,7 +15,7 @@ class RunState:
         applied_steps: those that changed the weights.
         skipped_in_a_row: until now.
         bad_samples: that could not be used in the steps up to here.
-        figures: of the last evaluation.
+        figures: what an evaluation found at this very step; empty where there was none.
     """
 
     samples_seen: int = 0
@@ -26,12 +26,13 @@ class RunState:
     figures: dict[str, float] = field(default_factory=dict)
 
     def count(self, *, samples: int, applied: bool, bad: int) -> None:
-        """Move on by one step."""
+        """Move on by one step, of which no evaluation has found anything yet."""
         self.samples_seen += samples
         self.step += 1
         self.applied_steps += applied
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
         self.bad_samples += bad
+        self.figures = {}  # another step's must not make this one's checkpoint the best
 
     def become(self, other: RunState) -> None:
         """Take over another state, keeping the object that everyone holds."""

@@ -1,4 +1,4 @@
-"""A checkpoint of another version of the program is refused in a line."""
+"""Which states are worth a checkpoint, and which checkpoints a run does not go on from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.runtime.account import TimeAccount
@@ -25,19 +26,54 @@ class _Stream:
         assert saved == {}
 
 
-def test_progress_that_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
-    checkpoints: Checkpoints[RunState] = Checkpoints(
-        tmp_path / "new",
-        SaveConfig(),
+def checkpoints_in(folder: Path, save: SaveConfig | None = None) -> Checkpoints[RunState]:
+    return Checkpoints(
+        folder / "new",
+        save or SaveConfig(),
         engine=cast(Any, SimpleNamespace(fragments=list)),
         stream=cast(Stream, _Stream()),
         ranks=Ranks.single(),
         lease=None,
-        account=TimeAccount(tmp_path / "account", rank=0, life=1, age_seconds=0.0),
+        account=TimeAccount(folder / "account", rank=0, life=1, age_seconds=0.0),
         facts={"kind": "finetune"},
         alarm=print,
         state_type=RunState,
     )
+
+
+def test_the_best_is_what_was_judged_when_it_was_judged_and_only_more_than_that_is_better(
+    tmp_path: Path,
+) -> None:
+    """The step behind an evaluation has its figures no more: it would stay in the place of the judged one."""
+    checkpoints, state = checkpoints_in(tmp_path, SaveConfig(last=1, best="top1")), RunState()
+    found: dict[int, float] = {2: 0.5, 4: 0.5, 6: 0.4, 8: 0.7, 11: 0.6}
+    better = []
+    for step in range(1, 13):
+        state.count(samples=8, applied=True, bad=0)
+        if step in found:
+            state.figures = {"top1": found[step], "loss": 1.0}
+        if checkpoints.would_be_best(state):
+            better.append(step)
+        if step in better or step % 3 == 0:  # a save falls due by the clock
+            checkpoints.save(state)
+    assert better == [2, 8]
+    checkpoints.close()
+    kept = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "new").iterdir())
+    assert kept == [8, 9, 12], "the last, one more until two were verified, and the best"
+    assert Checkpoint(tmp_path / "new" / "step-00000009").facts["figures"] == {}
+
+
+@pytest.mark.parametrize(("best", "figures"), [(None, {"top1": 0.9}), ("top1", {}), ("top1", {"loss": 1.0})])
+def test_without_the_figure_nothing_is_the_best(
+    tmp_path: Path, best: str | None, figures: dict[str, float]
+) -> None:
+    checkpoints = checkpoints_in(tmp_path, SaveConfig(best=best))
+    assert not checkpoints.would_be_best(RunState(step=1, figures=figures))
+    checkpoints.close()
+
+
+def test_progress_that_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
+    checkpoints = checkpoints_in(tmp_path)
     store = CheckpointStore(tmp_path / "new", ranks=Ranks.single())
     store.save(
         step=1,
