@@ -55,7 +55,7 @@ class Figures:
         return float(figures.get(self._name or "", math.nan))
 
     def read(self, checkpoints: Mapping[int, Path]) -> dict[int, float]:
-        """Return those of checkpoints, by step, not a number where one has none; aloud, without the broken."""
+        """Return those of checkpoints, by step, not a number where one has none; broken ones are told."""
         for path in checkpoints.values() if self._name else ():
             if path not in self._known:
                 try:

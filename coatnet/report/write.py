@@ -35,13 +35,14 @@ _TROUBLE = {
     "skipped_spike": "steps refused for a loss spike",
     "spike": "loss spikes",
     "rollback": "rollbacks",
-    "replay_bundle": "replay bundles, for `coatnet replay`",
+    "replay_bundle": "replay bundles, for coatnet replay",
     "silent_corruption": "silent corruptions",
     "straggler": "slow ranks",
     "alarm": "alarms, such as a save that failed",
     "retry": "retries",
     "held": "holds",
 }
+_TOLD_BY_EVERY_RANK = ("skipped_step", "skipped_spike", "spike", "rollback")
 _MOST_ROWS = 200
 _MOST_BAD = 100
 _GIB = 2**30
@@ -158,7 +159,7 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
             value = _median(points) if "median" in label else points[-1][1]
             share = name.startswith("evaluate/") or name == "mfu"
             rows.append((label, f"{value:.2%}" if share else number_text(value)))
-    rows.append(("bad samples", f"{record.counts.get('bad_sample', 0):,}"))
+    rows.append(("bad samples", f"{len({_sample(event) for event in _of_kind(record, 'bad_sample')}):,}"))
     return rows
 
 
@@ -222,14 +223,16 @@ def _lives(record: RunRecord) -> list[Block]:
 
 
 def _bad_samples(record: RunRecord) -> list[Block]:
-    found = [event for event in record.events if event.get("kind") == "bad_sample"]
-    if not found:
+    """A sample comes again in each epoch; what a later life came to once more is the same position."""
+    met = {(*_sample(event), event.get("position")): event for event in _of_kind(record, "bad_sample")}
+    if not met:
         return []
-    times = Counter((str(event.get("name", "–")), str(event.get("reason", "–"))) for event in found)
-    rows = [(name, reason, f"{count:,}") for (name, reason), count in times.most_common(_MOST_BAD)]
+    times = Counter(_sample(event) for event in met.values())
+    reasons = {_sample(event): str(event.get("reason", "–")) for event in met.values()}
+    rows = [(one[1], reasons[one], f"{count:,}") for one, count in times.most_common(_MOST_BAD)]
     more = f"; the {_MOST_BAD} most frequent" if len(times) > _MOST_BAD else ""
     counted = (
-        f"Samples that could not be used: {len(times):,}, met {len(found):,} ×{more}. In training others "
+        f"Samples that could not be used: {len(times):,}, met {len(met):,} ×{more}. In training others "
         "took their place; which, and at which position, stands in events.jsonl and events/."
     )
     return [Text(counted), Table(rows, ("sample", "what is wrong", "times"), right=(2,))]
@@ -237,10 +240,10 @@ def _bad_samples(record: RunRecord) -> list[Block]:
 
 def _happened(record: RunRecord) -> list[Block]:
     counted = [
-        (label, f"{record.counts[kind]:,}") for kind, label in _TROUBLE.items() if record.counts.get(kind)
+        (label, f"{times:,}") for kind, label in _TROUBLE.items() if (times := _times(record, kind))
     ]
     blocks: list[Block] = [
-        Table(counted, ("what", "events"), right=(1,))
+        Table(counted, ("what", "times"), right=(1,))
         if counted
         else Text("No refused step, spike, rollback or alarm.")
     ]
@@ -261,9 +264,26 @@ def _happened(record: RunRecord) -> list[Block]:
     return blocks
 
 
+def _of_kind(record: RunRecord, kind: str) -> list[dict[str, Any]]:
+    return [event for event in record.events if event.get("kind") == kind]
+
+
+def _sample(event: dict[str, Any]) -> tuple[str, str]:
+    """Return which sample an event is of: those of training and of evaluation may be called alike."""
+    return str(event.get("during")), str(event.get("name", "–"))
+
+
+def _times(record: RunRecord, kind: str) -> int:
+    """Return how often something happened: once, however many ranks tell it and lives come to it again."""
+    found = _of_kind(record, kind)
+    if kind not in _TOLD_BY_EVERY_RANK:
+        return len(found)
+    return len({(event.get("step"), event.get("loss")) for event in found if event.get("rank") == 0})
+
+
 def _continuity(record: RunRecord) -> list[Block]:
     """Say whether the loss after each resume was the one that an earlier life had recorded."""
-    found = [event for event in record.events if event.get("kind") == "loss_continuity"]
+    found = _of_kind(record, "loss_continuity")
     broken = [event for event in found if not event.get("continuous")]
     if not found:
         return []

@@ -243,7 +243,7 @@ class TrainingRun(Generic[State, Result]):
         raise NotImplementedError
 
     def save_due(self, state: State, *, before: int) -> bool:
-        """Tell whether the step from `before` to `state` is one to save after; the best so far is one, too."""
+        """Tell whether the step from `before` to `state` is one to save after; the best so far is, too."""
         due = self.calendar.save_due(before=before, after=state.samples_seen)
         if due or not state.figures:
             return due

@@ -14,7 +14,7 @@ from coatnet.config import UserError
 from coatnet.report.chart import line_chart, number_text, timeline
 from coatnet.report.curve import Curve
 from coatnet.report.record import read_run
-from coatnet.report.write import figures, write_report
+from coatnet.report.write import _TROUBLE, figures, write_report
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory, append_line
 
@@ -253,6 +253,33 @@ def test_a_single_rank_has_no_highest_one_and_short_cells_are_not_broken(tmp_pat
         append_line(alone.metrics, line | {"train/loss_max": line.get("train/loss")})
     page = write_report(tmp_path / "alone").read_text()
     assert "highest rank" not in page and "<td class=near>" in page
+
+
+def test_what_ranks_and_lives_tell_again_counts_once(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    for _ in range(2):  # the second life goes back behind all of it
+        for position, name in ((3, "a[0]"), (7, "a[1]"), (90, "a[0]")):  # the last in the next epoch
+            run.record_event("bad_sample", rank=0, position=position, name=name, reason="torn")
+        run.record_event("bad_sample", during="evaluation", position=0, name="a[0]", reason="torn")
+        for rank in range(2):
+            run.record_event("skipped_step", writer=rank, rank=rank, step=4, loss="nan")
+            run.record_event("rollback", writer=rank, rank=rank, step=6, loss="9.5")
+    for rank in range(2):  # other samples in the place of those that were left out
+        run.record_event("rollback", writer=rank, rank=rank, step=6, loss="8.5")
+    for rank in (1, 1):
+        run.record_event("straggler", rank=rank, step=9)
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert "| bad samples | 3 |" in text and "could not be used: 3, met 4 ×" in text
+    assert "| a\\[0] | torn | 2 |" in text and "| a\\[0] | torn | 1 |" in text
+    assert "not finite | 1 |" in text and "| rollbacks | 2 |" in text and "| slow ranks | 2 |" in text
+
+
+def test_the_page_shows_no_markup_of_markdown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for kind in _TROUBLE:
+        run.record_event(kind, rank=0)
+    assert "`" not in write_report(run.path).read_text()
 
 
 @pytest.mark.slow
