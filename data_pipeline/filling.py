@@ -61,8 +61,8 @@ class BatchFiller:
     """Reads and decodes what a plan names.
 
     Attributes:
-        excluded: positions whose samples are replaced without being counted as bad, and how often they were
-            excluded: again means that the substitute was no better, and the next one is taken.
+        excluded: positions, and how often what stood there was to be left out: the sample itself, then each
+            time what had replaced it, as a bad one's substitute at once. No sample counts as bad for that.
     """
 
     def __init__(self, corpora: Sequence[SampleSource], assembler: Assembler, *, seed: int) -> None:
@@ -96,7 +96,7 @@ class BatchFiller:
 
     def fill(self, batch: PendingBatch, begin: int, end: int) -> None:
         """Read and decode the rows from `begin` to `end`."""
-        chosen = [self._first_choice(batch, row) for row in range(begin, end)]
+        chosen = [self._own_sample(batch, row) for row in range(begin, end)]
         rows = [begin + number for number, record in enumerate(chosen) if record is not None]
         records = [record for record in chosen if record is not None]
         if len(records) == end - begin:
@@ -104,16 +104,15 @@ class BatchFiller:
         else:
             verdicts = [self._decode_one(*pair, batch) for pair in zip(records, rows, strict=True)]
         for row, record, verdict in zip(rows, records, verdicts, strict=True):
-            if verdict is None:
-                self._assembler.put_label(batch.labels, row, record)
-            else:
+            if verdict is not None:
                 self._substitute(batch, row, reason=str(verdict))
+            elif int(batch.positions[row]) in self.excluded:
+                self._substitute(batch, row, reason=None)
+            else:
+                self._assembler.put_label(batch.labels, row, record)
 
-    def _first_choice(self, batch: PendingBatch, row: int) -> Record | None:
-        """Read a row's own sample, or substitute it at once where it is excluded or cannot be read."""
-        if int(batch.positions[row]) in self.excluded:
-            self._substitute(batch, row, reason=None)
-            return None
+    def _own_sample(self, batch: PendingBatch, row: int) -> Record | None:
+        """Read a row's own sample, or substitute it at once where it cannot be read."""
         places = batch.places
         try:
             return self._corpora[places.corpus[row]].read(int(places.shard[row]), int(places.index[row]))
@@ -128,17 +127,23 @@ class BatchFiller:
     def _substitute(self, batch: PendingBatch, row: int, *, reason: str | None) -> None:
         """Put another sample of the same corpus in a row's place: the same one in every run.
 
+        Args:
+            reason: what is wrong with the row's own; None where it is good and excluded.
+
         Raises:
             UserError: none of the candidates can be used either.
         """
         position, number = int(batch.positions[row]), int(batch.places.corpus[row])
         corpus = self._corpora[number]
-        name = corpus.name(int(batch.places.shard[row]), int(batch.places.index[row]))
-        refused = max(0, self.excluded[position] - 1)  # substitutes; they count to none of the tries
+        own = int(batch.places.shard[row]), int(batch.places.index[row])
+        name = corpus.name(*own)
+        refused = self.excluded[position] - (reason is None)  # substitutes; they count to none of the tries
         tries = np.arange(_SUBSTITUTES + refused)
         candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), tries)
         for candidate in (candidates % np.uint64(corpus.samples)).tolist():
             shard, index = self._numberings[number].place(candidate)
+            if (shard, index) == own:
+                continue
             place = (number, int(batch.places.epoch[row]), shard, index)
             batch.keys[row] = self._sample_keys(Places(*(np.array([part]) for part in place)))[0]
             try:

@@ -90,7 +90,7 @@ class TrainLoader:
     def exclude(self, positions: Iterable[int]) -> None:
         """Replace the samples at some positions from now on, as if they were bad, without counting them.
 
-        What has replaced them is replaced where they come again.
+        What has replaced them, or a bad one, is replaced where they come again.
         """
         self._filler.excluded.update(positions)
 

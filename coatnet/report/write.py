@@ -239,9 +239,7 @@ def _bad_samples(record: RunRecord) -> list[Block]:
 
 
 def _happened(record: RunRecord) -> list[Block]:
-    counted = [
-        (label, f"{times:,}") for kind, label in _TROUBLE.items() if (times := _times(record, kind))
-    ]
+    counted = [(label, f"{times:,}") for kind, label in _TROUBLE.items() if (times := _times(record, kind))]
     blocks: list[Block] = [
         Table(counted, ("what", "times"), right=(1,))
         if counted

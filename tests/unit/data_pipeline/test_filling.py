@@ -21,7 +21,7 @@ SUBSTITUTE = "shard-000004.tar[14] "  # the first that the position's hash names
 
 
 def loader(folder: Path) -> TrainLoader:
-    data = DataConfig(train=[CorpusConfig(str(folder))])
+    data = DataConfig(train=[CorpusConfig(str(folder))], bad_sample_budget=0.1)
     return TrainLoader(open_train_corpora(data), data, AugmentConfig(image_size=16), seed=5, global_batch=40)
 
 
@@ -30,21 +30,42 @@ def first(one: TrainLoader) -> Batch:
         return next(batches)
 
 
-def test_an_excluded_sample_is_replaced_by_what_would_stand_for_it_were_it_damaged(
-    shard_folder: Path, tmp_path: Path
-) -> None:
-    damaged = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
-    excluding = loader(shard_folder)
-    plain = first(excluding)
-    place = re.match(r"(shard-(\d+)\.tar)\[(\d+)\]", excluding.name(POSITION))
+def with_a_damaged_sample(shards: Path, folder: Path) -> TrainLoader:
+    """Flip a bit of the sample at POSITION in a copy."""
+    damaged = Path(shutil.copytree(shards, folder))
+    place = re.match(r"(shard-(\d+)\.tar)\[(\d+)\]", loader(shards).name(POSITION))
     assert place is not None
     shard = bytearray((damaged / place[1]).read_bytes())
     shard[int(Corpus.open(damaged).index(int(place[2])).samples[int(place[3])]["offset"])] ^= 1
     (damaged / place[1]).write_bytes(shard)
+    return loader(damaged)
+
+
+def test_an_excluded_sample_is_replaced_by_what_would_stand_for_it_were_it_damaged(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    excluding = loader(shard_folder)
+    plain = first(excluding)
     excluding.exclude([POSITION])
-    excluded, bad = first(excluding), first(loader(damaged))
+    excluded, bad = first(excluding), first(with_a_damaged_sample(shard_folder, tmp_path / "shards"))
     assert [sample.position for sample in bad.bad] == [POSITION] and not excluded.bad
     assert bad.bad[0].substitute is not None and bad.bad[0].substitute.startswith(SUBSTITUTE)
     for name in ("positions", "images", "labels", "keys"):
         assert torch.equal(getattr(excluded, name), getattr(bad, name)), name
     assert excluded.keys.ne(plain.keys).nonzero().tolist() == [[plain.positions.tolist().index(POSITION)]]
+
+
+def test_what_stands_for_a_damaged_sample_is_replaced_where_its_position_is_excluded(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    """The second substitute by the position's hash would be the sample itself, which is none."""
+    damaged, twice = with_a_damaged_sample(shard_folder, tmp_path / "shards"), loader(shard_folder)
+    before = first(damaged)
+    damaged.exclude([POSITION])
+    twice.exclude([POSITION, POSITION])
+    after, other = first(damaged), first(twice)
+    assert after.keys.ne(before.keys).nonzero().tolist() == [[before.positions.tolist().index(POSITION)]]
+    for name in ("images", "labels", "keys"):
+        assert torch.equal(getattr(after, name), getattr(other, name)), name
+    assert [sample.position for sample in after.bad] == [POSITION], "it is as bad as before"
+    assert after.bad[0].substitute != before.bad[0].substitute and not other.bad
