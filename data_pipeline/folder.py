@@ -16,6 +16,7 @@ from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError, Record
+from data_pipeline.shard_files import LocalFiles, OpenShards
 from data_pipeline.suffixes import is_image_name
 
 _NAMED = 5
@@ -93,6 +94,7 @@ class FolderCorpus:
     ) -> None:
         """Take files as (path relative to the folder, label)."""
         self._folder, self._files = folder, files
+        self._reader = OpenShards(LocalFiles(folder))
         self.classes, self.label_kind, self.digest = classes, "single", digest
         self.counts, self.samples = np.array([len(files)], dtype=np.int64), len(files)
 
@@ -111,14 +113,12 @@ class FolderCorpus:
         """Read a file and its header.
 
         Raises:
-            BadSampleError: it is gone or no usable image.
+            BadSampleError: it is gone, no usable image, or the file system keeps failing.
         """
         path, label = self._files[index]
         try:
-            payload = read_image_file(self._folder / path)
+            payload = self._reader.use(path, read_image_file)
             info = probe(payload)
-        except OSError as error:
-            raise BadSampleError(f"{self._folder / path}: {error.strerror}") from None
         except DecodeError as error:
             raise BadSampleError(f"{self._folder / path}: {error}") from None
         return Record(payload, info.width, info.height, info.orientation, label)

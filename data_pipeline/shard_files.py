@@ -22,8 +22,16 @@ _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
 # Of as many reads as shards are open: one in use is missed by so many once in 10 million times.
 _IDLE_TURNS = 16
 
-# As a network's file system does while it finds its way back to a server.
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN)
+# A network's file system finds its way back to a server; others have too many files open.
+_PASSING = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 _PAUSES = (0.2, 2.0, 8.0)
 _LOST_SECONDS = 60.0  # a file that failed for so long is not waited for again for each of its samples
 

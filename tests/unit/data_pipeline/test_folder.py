@@ -1,0 +1,93 @@
+"""Images read from their folder: what a file system's failures mean for them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import folder, shard_files
+from data_pipeline.folder import FolderCorpus
+from data_pipeline.record import BadSampleError
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the pauses that are asked for, and make none."""
+    asked: list[float] = []
+    monkeypatch.setattr(shard_files.time, "sleep", asked.append)
+    return asked
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int) -> list[OSError]:
+    """Let so many readings of a file fail; return the failures to come."""
+    failures = [OSError(number, os.strerror(number))] * times
+    read: Callable[[Path], bytes] = folder.read_image_file
+
+    def read_or_fail(path: Path) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(folder, "read_image_file", read_or_fail)
+    return failures
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_file_system_that_fails_for_a_moment_costs_no_image(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], number: int, times: int
+) -> None:
+    failures = fail(monkeypatch, number, times=times)
+    corpus = FolderCorpus.open(image_folder)
+    assert bytes(corpus.read(0, 0).payload) == (image_folder / corpus.name(0, 0)).read_bytes()
+    assert not failures and len(pauses) == times
+
+
+def test_an_image_that_the_disk_cannot_read_is_waited_for_once(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    fail(monkeypatch, errno.EIO, times=10_000)
+    corpus = FolderCorpus.open(image_folder)
+    for _ in range(3):
+        with pytest.raises(BadSampleError, match=r"ant/000\.jpg: Input/output error"):
+            corpus.read(0, 0)
+    assert len(pauses) == 3
+
+
+def test_an_image_that_is_gone_is_bad_at_once(
+    image_folder: Path, tmp_path: Path, pauses: list[float]
+) -> None:
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "0.jpg").write_bytes((image_folder / "ant" / "000.jpg").read_bytes())
+    corpus = FolderCorpus.open(tmp_path)
+    (tmp_path / "ant" / "0.jpg").unlink()
+    with pytest.raises(BadSampleError, match="No such file"):
+        corpus.read(0, 0)
+    assert not pauses
+
+
+def test_where_no_more_files_may_be_open_an_image_waits_until_one_is_closed(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = FolderCorpus.open(image_folder)
+    expected = bytes(corpus.read(0, 0).payload)
+    held = os.dup(0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    paused: list[float] = []
+
+    def close_one(seconds: float) -> None:
+        paused.append(seconds)
+        os.close(held)
+
+    monkeypatch.setattr(shard_files.time, "sleep", close_one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 1, limits[1]))
+    try:
+        found = bytes(corpus.read(0, 0).payload)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == expected and len(paused) == 1
