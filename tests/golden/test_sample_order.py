@@ -12,19 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from coatnet.config import UserError
-from data_pipeline import loader
+from data_pipeline import loader, randaugment
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.counter import betas, uniforms
 from data_pipeline.crops import random_resized_boxes
+from data_pipeline.erasing import erase
 from data_pipeline.filling import BatchFiller
+from data_pipeline.mixing import draw_mixing
 from data_pipeline.mixture import Mixture
-from data_pipeline.order import Order, Places
+from data_pipeline.order import Order, Places, PositionOrder
 from data_pipeline.permutation import derive_key, derive_keys, permute, shuffled
 from data_pipeline.record import BadSampleError, Record
 from data_pipeline.steps import Steps
+from data_pipeline.training_order import make_order
 
 COUNTS = np.random.Generator(np.random.PCG64(0)).integers(0, 200, 1000)  # numpy keeps PCG64's stream
 
@@ -39,6 +44,7 @@ PERMUTED = {
 }
 SUBSTITUTES = [(1, 25), (0, 23), (1, 40), (0, 29), (0, 61)]
 MIXED, SHARED = "d3f56fa7bdc52510", "62b0c4dbd2dbd797"
+ONE, TWO = "f6f3ffde8c82eb82", "6dce92a94ba12c91"
 KEYS = [7853966626531964278, 5647633184453445789, 2724018429111831673, 8256683489222519666]
 UNIFORM = [
     [0.9273649092856614, 0.8078167503954516],
@@ -54,6 +60,19 @@ REFUSED = {
     3.0: [0.7264684325452606, 0.4708445886364751, 0.14967837875692688],
 }
 BOXES = [[74, 8, 500, 369], [20, 18, 324, 301], [933, 0, 1066, 100], [6, 8, 31, 31]]
+PARTNERS, BLEND = [3, 0, 1, 2, 5, 6, 7, 4], [1.0, 1.0, 0.12359426, 0.71808139, 0.12444879, 1.0, 1.0, 1.0]
+RECTANGLES = {0: [0, 154, 59, 224], 1: [1, 72, 31, 108], 5: [132, 66, 186, 130]}
+ERASED = [33, 72, 0, 60, 84, 54, 78, 0]  # pixels
+OPERATIONS = [
+    "shear_x equalize",
+    "sharpness translate_x",
+    "contrast translate_y",
+    "contrast rotate",
+    "sharpness rotate",
+    "contrast invert",
+    "color shear_y",
+    "solarize brightness",
+]
 FLIPS = [False, False, True, False]
 
 
@@ -62,7 +81,7 @@ def digest(*arrays: np.ndarray) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
-def places_of(order: Order | Mixture, positions: np.ndarray) -> str:
+def places_of(order: PositionOrder, positions: np.ndarray) -> str:
     places = order.locate(positions)
     return digest(places.corpus, places.epoch, places.shard, places.index)
 
@@ -105,6 +124,19 @@ def test_a_mixture_is_gone_through_as_recorded() -> None:
     assert thirds.quotas.tolist() == [668, 334]
     shares = [Steps(mixture, 960, rank, 3).positions(777) for rank in range(3)]
     assert digest(np.concatenate(shares)) == SHARED
+
+
+@pytest.mark.parametrize(
+    ("tail", "corpora", "expected"),
+    [("continue", 1, ONE), ("drop", 1, ONE), ("mask", 1, ONE), ("continue", 2, TWO)],
+)
+def test_a_run_goes_through_its_corpora_as_recorded(tail: str, corpora: int, expected: str) -> None:
+    counts = [COUNTS, np.array([30] * 5)][:corpora]
+    opened: Any = [SimpleNamespace(counts=each, samples=int(each.sum())) for each in counts]
+    entries = [CorpusConfig(path="of the test", weight=weight) for weight in (3.0, 1.0)[:corpora]]
+    order = make_order(opened, DataConfig(train=entries, tail=tail), seed=11, global_batch=960)
+    positions = np.arange(98_000, 101_000)  # before the shortest epoch's end
+    assert places_of(order, positions) == expected
 
 
 def test_a_samples_key_is_as_recorded_in_every_epoch_and_corpus() -> None:
@@ -154,3 +186,24 @@ def test_draws_and_crops_are_as_recorded() -> None:
     widths, heights = np.array([500, 375, 2000, 40]), np.array([375, 500, 100, 40])
     boxes, flips = random_resized_boxes(widths, heights, keys, AugmentConfig())
     assert (boxes.tolist(), flips.tolist()) == (BOXES, FLIPS)
+
+
+def test_what_a_batch_draws_on_the_device_is_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = np.arange(-3, 5) * 2**40
+    both = AugmentConfig(mixup=0.8, cutmix=1.0)
+    mixing = draw_mixing(keys, both, group_images=4, height=224, width=192)
+    assert mixing.partners.tolist() == PARTNERS and mixing.blend == pytest.approx(BLEND, rel=1e-7)
+    assert {number: mixing.boxes[number].tolist() for number in RECTANGLES} == RECTANGLES
+    erased = erase(torch.ones(8, 1, 16, 16), keys, probability=0.7)
+    assert (erased == 0).sum((1, 2, 3)).tolist() == ERASED
+    met: list[str] = [""] * len(keys)
+
+    def note(name: str, images: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        for number in images[:, 0, 0, 0].tolist():
+            met[number] += f"{name} "
+        return images
+
+    monkeypatch.setattr(randaugment, "_apply", note)
+    numbers = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 1, 1, 3)
+    randaugment.randaugment(numbers, keys, n=2, m=15.0)
+    assert [names.strip() for names in met] == OPERATIONS
