@@ -45,8 +45,6 @@ class EvaluateLoader:
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}; allowed: 1 or more")
-        self.classes = corpus.classes
-        self.num_classes = len(corpus.classes)
         self._corpus = corpus
         self._first = corpus.samples * rank // world_size
         self._end = corpus.samples * (rank + 1) // world_size
@@ -54,12 +52,9 @@ class EvaluateLoader:
         self.steps = ceil(ceil(corpus.samples / world_size) / batch)
         self._batch, self._threads = batch, threads
         self._size = augment.image_size
-        width = self.num_classes if corpus.label_kind == "multi" else 0
+        width = len(corpus.classes) if corpus.label_kind == "multi" else 0
         self._assembler = Assembler(augment, False, width, decoder)
         self._numbering = Numbering(corpus.counts)
-
-    def __len__(self) -> int:
-        return ceil(self.samples / self._batch)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's batches; their positions are the samples' numbers in the corpus."""

@@ -85,7 +85,7 @@ def measure(
     )
     is_multi = corpus.label_kind == "multi"
     record = _Recorder(
-        loss or ("sigmoid" if is_multi else "softmax"), classes=loader.num_classes, multi=is_multi
+        loss or ("sigmoid" if is_multi else "softmax"), classes=len(corpus.classes), multi=is_multi
     )
     bad: list[BadSample] = []
     began, in_model = time.monotonic(), 0.0

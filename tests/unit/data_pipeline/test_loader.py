@@ -242,9 +242,9 @@ def test_evaluation_sees_every_sample_once_and_a_short_last_batch(shard_folder: 
             EvaluateLoader(corpus, AUGMENT, batch=16, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
-        positions = [p for one in loaders for batch in one for p in batch.positions.tolist()]
-        assert positions == list(range(120))
-        assert max(map(len, loaders)) == loaders[0].steps
+        batches = [list(one) for one in loaders]
+        assert [p for own in batches for batch in own for p in batch.positions.tolist()] == list(range(120))
+        assert max(map(len, batches)) == loaders[0].steps
 
 
 def test_a_broken_reader_is_an_error_and_threads_end_with_the_stream(shard_folder: Path) -> None:
