@@ -98,6 +98,9 @@ def fetch_bytes(url: str, *, limit: int, patience: Patience) -> bytes:
                     content += chunk
                     if len(content) > limit:
                         raise DownloadError(f"{without_secrets(url)}: longer than {limit} bytes")
+                total = _total_bytes(response, 0) if response.status == 206 else None
+            if total not in (None, len(content)):
+                raise Wrong(f"the server sends {len(content)} of {total} bytes, though all was asked for")
             return bytes(content)
         except Retry as error:
             attempts.failed(error)
@@ -114,21 +117,20 @@ def _fetch_rest(url: str, part: Path, expected: Expected, patience: Patience) ->
         have = 0
     tag = _tag_path(part).read_text() if have and _tag_path(part).exists() else ""
     with closing(ask(url, have, tag, patience)) as response:
-        resumed = response.status == 206
+        start = have if response.status == 206 else 0  # some send a part though all was asked for
         encoded = response.headers.get("Content-Encoding", "identity") != "identity"
         if response.status == NOTHING_BEHIND:  # we have all of it, or too much, and do not know which
             part.unlink()
             raise Retry("the server has nothing behind what had come")
-        if resumed and encoded:  # it counts the bytes of something else
+        if start and encoded:  # it counts the bytes of something else
             part.unlink()
             raise Retry("the server goes on in the middle of what it compressed")
-        start = have if resumed else 0
         total = None if encoded else _total_bytes(response, start)
         if expected.size is not None and total not in (None, expected.size):
             raise Wrong(f"the server has {total} bytes, the manifest says {expected.size}")
         tag = response.headers.get("ETag", "")
         _tag_path(part).write_text("" if tag.startswith("W/") else tag)  # a weak one promises no equal bytes
-        with part.open("r+b" if resumed else "wb") as file:
+        with part.open("r+b" if start else "wb") as file:
             file.seek(start)
             for chunk in chunks(response, patience):
                 if file.tell() + len(chunk) > most:  # of no told length, or compressed: it may never end

@@ -23,6 +23,8 @@ class FaultServer:
             "cut": half of what was asked for, then an end. "stall": half of it, then silence.
             "drip": a byte every 50 ms. "long", "short": a wrong length.
             "flip": one bit is wrong. "changed": another ETag and an answer of 200 to a range.
+            "piece": 206 and the first half of what was asked for, though it may have been all.
+            "whole piece": 206 and all of it.
         requests: how often each file was asked for.
         ranges: the Range headers that came, by file.
     """
@@ -90,8 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "gzip":
             content = gzip.compress(content)
-        self._send_head(content, start, ranged=bool(ranged) and fault != "changed", fault=fault)
-        self._send_body(content[start:], fault)
+        end = (start + len(content)) // 2 if fault == "piece" else len(content)
+        as_part = fault.endswith("piece") or (bool(ranged) and fault != "changed")
+        self._send_head(content, start, end, as_part=as_part, fault=fault)
+        self._send_body(content[start:end], fault)
 
     def _answer(self, status: int, more: str) -> None:
         """Send no file, but a header, `Name: value`, or an error's body, which begins with `<`."""
@@ -104,16 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _send_head(self, content: bytes, start: int, *, ranged: bool, fault: str) -> None:
-        self.send_response(206 if ranged else 200)
+    def _send_head(self, content: bytes, start: int, end: int, *, as_part: bool, fault: str) -> None:
+        self.send_response(206 if as_part else 200)
         self.send_header("ETag", '"other"' if fault == "changed" else f'"{len(content)}"')
-        if ranged:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if as_part:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         off = {"long": 100, "short": -100}.get(fault, 0)
         if fault == "gzip":
             self.send_header("Content-Encoding", "gzip")
         if fault != "endless":
-            self.send_header("Content-Length", str(len(content) - start + off))
+            self.send_header("Content-Length", str(end - start + off))
         self.end_headers()
 
     def _send_body(self, body: bytes, fault: str) -> None:

@@ -27,7 +27,7 @@ from data_pipeline.record import BadSampleError
 from data_pipeline.remote import address
 from data_pipeline.remote import cache as remote_cache
 from data_pipeline.remote.cache import Cache, part_path
-from data_pipeline.remote.download import Expected, download
+from data_pipeline.remote.download import Expected, download, fetch_bytes
 from data_pipeline.remote.remote_files import RemoteFiles
 from data_pipeline.remote.request import DownloadError, Patience
 
@@ -98,6 +98,35 @@ def test_what_a_server_compresses_unasked_arrives(
     part_path(tmp_path / NAME).write_bytes(CONTENT[:before])
     server.faults[NAME] = ["gzip"] * 9
     fetch(f"{server.url}/{NAME}", tmp_path / NAME, expected=expected)
+
+
+@pytest.mark.parametrize("expected", [EXPECTED, Expected(EXPECTED.xxh3)], ids=["size", "no size"])
+@pytest.mark.parametrize("fault", ["piece", "whole piece"])
+def test_a_server_that_sends_a_part_though_all_was_asked_for_is_asked_for_the_rest(
+    server: FaultServer, tmp_path: Path, expected: Expected, fault: str
+) -> None:
+    server.faults[NAME] = [fault]
+    fetch(f"{server.url}/{NAME}", tmp_path / NAME, expected=expected)
+    assert server.ranges.get(NAME, []) == ([f"bytes={len(CONTENT) // 2}-"] if fault == "piece" else [])
+
+
+def test_a_part_of_no_told_place_is_named_and_no_fault_of_the_cache(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    server.faults[NAME] = ["206"] * 9
+    with pytest.raises(Unreachable, match=rf"{server.url}/{NAME}: asked for bytes from 0 on, got no range"):
+        fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+
+
+def test_of_a_manifest_that_comes_in_part_nothing_is_believed(server: FaultServer, tmp_path: Path) -> None:
+    url, patience = f"{server.url}/{NAME}", Patience(attempts=9, pause=lambda _: None)
+    server.faults[NAME] = ["piece", "whole piece"]
+    assert fetch_bytes(url, limit=len(CONTENT), patience=patience) == CONTENT
+    server.faults[NAME] = ["piece"] * 9
+    with pytest.raises(
+        DownloadError, match=rf"{url}: the server sends {len(CONTENT) // 2} of {len(CONTENT)} bytes"
+    ):
+        fetch_bytes(url, limit=len(CONTENT), patience=patience)
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 512])
