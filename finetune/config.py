@@ -140,7 +140,6 @@ class FinetuneConfig:
             )
         multiple_of("augment.image_size", self.augment.image_size, 32)
 
-
-def run_digest(config: FinetuneConfig) -> str:
-    """Return what tells runs apart: the config without what changes where and how, but not what comes out."""
-    return config_digest(config, without=("launch", "run", "save", "seeds"))
+    def run_digest(self) -> str:
+        """Return what tells runs apart: the config without what changes where and how, but not the result."""
+        return config_digest(self, without=("launch", "run", "save", "seeds"))

@@ -18,7 +18,7 @@ from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar
 from data_pipeline.first_look import look_at_data
-from finetune.config import FinetuneConfig, run_digest
+from finetune.config import FinetuneConfig
 
 
 def launch(path: str, overrides: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
     whole = Path(config.run.directory)
     if not config.seeds:
-        RunDirectory(whole).check_config(config, run_digest)
+        RunDirectory(whole).check_config(config)
         return launch_run("finetune.worker", [path, *overrides], directory=whole, **options)
     if already_launched():
         raise UserError("seeds: several runs under srun or torchrun; give `seed` and one job for each")

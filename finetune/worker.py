@@ -9,13 +9,13 @@ from coatnet.config import load_config
 from coatnet.runtime.endings import run_rank
 from coatnet.training.execute import execute
 from data_pipeline.decode import backend_name
-from finetune.config import FinetuneConfig, run_digest
+from finetune.config import FinetuneConfig
 
 
 def main(arguments: Sequence[str]) -> None:
     """Join the ranks, train, leave a marker."""
     config = load_config(FinetuneConfig, arguments[0] or None, overrides=arguments[1:])
-    execute(config, _make_run, run_digest=run_digest, decoder=backend_name(config.data.decoder), alone=True)
+    execute(config, _make_run, decoder=backend_name(config.data.decoder), alone=True)
 
 
 def _make_run(config: FinetuneConfig, **parts: Any) -> Any:

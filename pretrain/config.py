@@ -84,21 +84,20 @@ class PretrainConfig:
         if self.train.batch_changes and self.data.tail != "continue":
             raise ValueError(f"data.tail is {self.data.tail!r} with train.batch_changes; allowed: continue")
 
+    def run_digest(self) -> str:
+        """Return what tells runs apart: the config without what may change under a run.
 
-def run_digest(config: PretrainConfig) -> str:
-    """Return what tells runs apart: the config without what may change under a run.
-
-    Besides whole sections these are the micro-batch (batch norm's groups are settled by the first start) and
-    how data are read.
-    """
-    usual = DataConfig()
-    data = replace(
-        config.data,
-        evaluate=None,
-        threads=usual.threads,
-        prefetch=usual.prefetch,
-        bad_sample_budget=usual.bad_sample_budget,
-        cache=usual.cache,
-    )
-    train = replace(config.train, micro_batch=None, activation_checkpointing=[])
-    return config_digest(replace(config, data=data, train=train), without=_NOT_THE_RESULT)
+        Besides whole sections these are the micro-batch (batch norm's groups are settled by the first start)
+        and how data are read.
+        """
+        usual = DataConfig()
+        data = replace(
+            self.data,
+            evaluate=None,
+            threads=usual.threads,
+            prefetch=usual.prefetch,
+            bad_sample_budget=usual.bad_sample_budget,
+            cache=usual.cache,
+        )
+        train = replace(self.train, micro_batch=None, activation_checkpointing=[])
+        return config_digest(replace(self, data=data, train=train), without=_NOT_THE_RESULT)

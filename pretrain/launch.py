@@ -12,7 +12,7 @@ from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.first_look import look_at_data
 from pretrain.batches import group_images, make_calendar
-from pretrain.config import PretrainConfig, run_digest
+from pretrain.config import PretrainConfig
 
 
 def launch(path: str, overrides: Sequence[str], *, force: bool) -> int:
@@ -33,6 +33,6 @@ def _look(config: PretrainConfig, *, force: bool) -> None:
     """Refuse what the ranks would refuse, without the seconds that they need to start."""
     run = RunDirectory(config.run.directory)
     Lease.require_free(run.path)
-    run.check_config(config, run_digest, force=force)
+    run.check_config(config, force=force)
     look_at_data(config, make_calendar=make_calendar, averaged=bool(config.ema))
     group_images(config, world_size=config.launch.ranks or device_count(), settled=run.settled_group_images)

@@ -10,7 +10,7 @@ from coatnet.runtime.endings import run_rank
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.execute import execute
 from data_pipeline.decode import backend_name
-from pretrain.config import PretrainConfig, run_digest
+from pretrain.config import PretrainConfig
 
 FORCE = "--force"
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     path, *overrides = [argument for argument in arguments if argument != FORCE]
     config = load_config(PretrainConfig, path, overrides=overrides)
     decoder, force = backend_name(config.data.decoder), FORCE in arguments
-    execute(config, _make_run, run_digest=run_digest, decoder=decoder, force=force)
+    execute(config, _make_run, decoder=decoder, force=force)
 
 
 def _make_run(config: PretrainConfig, *, run: RunDirectory, **parts: Any) -> Any:

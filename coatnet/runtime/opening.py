@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,6 @@ def opened_run(
     *,
     ranks: Ranks,
     config: Any,
-    run_digest: Callable[[Any], str],
     force: bool | None,
     **environment: Any,
 ) -> Iterator[Lease | None]:
@@ -30,8 +29,7 @@ def opened_run(
     Args:
         run: the directory.
         ranks: all of them call this.
-        config: a root schema.
-        run_digest: of a config gives what must not change under a run.
+        config: a root schema, whose `run_digest` tells what must not change under a run.
         force: take a run over whose config was another; None where the command has no such option.
         environment: what stands in environment.json beside versions and commit.
 
@@ -43,8 +41,8 @@ def opened_run(
         if ranks.is_main:
             try:
                 lease = Lease.acquire(run.path)
-                run.check_config(config, run_digest, force=force)
-                run.create(to_yaml(config), digest=run_digest(config))
+                run.check_config(config, force=force)
+                run.create(to_yaml(config), digest=config.run_digest())
                 run.clear("stopped")
                 _describe(run, config, ranks=ranks, **environment)
             except UserError as error:

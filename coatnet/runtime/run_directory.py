@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,11 @@ class RunDirectory:
             return None
         return int(self.group_images.read_text())
 
-    def check_config(
-        self, config: Any, run_digest: Callable[[Any], str], *, force: bool | None = None
-    ) -> None:
+    def check_config(self, config: Any, *, force: bool | None = None) -> None:
         """Check that what lies here, if anything, is a run of this config.
 
         Args:
-            config: a root schema.
-            run_digest: gives what must not change under a run.
+            config: a root schema, whose `run_digest` tells what must not change under a run.
             force: take another's over; None where the command has no such option.
 
         Raises:
@@ -73,12 +70,12 @@ class RunDirectory:
                     f"{self.path}: holds checkpoints but no identity.json; not starting anew in it"
                 )
             return
-        digest = run_digest(config)
+        digest = config.run_digest()
         known = _read_object(self.identity).get("digest")
         if known == digest or not self.has_begun or force:
             return
         try:  # it may differ by nothing but keys of a newer version, at their defaults
-            if run_digest(load_config(type(config), self.config)) == digest:
+            if load_config(type(config), self.config).run_digest() == digest:
                 return
         except UserError:  # a key that is no more
             pass

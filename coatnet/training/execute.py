@@ -6,7 +6,6 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -40,7 +39,6 @@ def execute(
     config: Any,
     make_run: MakeRun,
     *,
-    run_digest: Callable[[Any], str],
     decoder: str,
     force: bool | None = None,
     alone: bool = False,
@@ -48,9 +46,8 @@ def execute(
     """Join the ranks, train, leave a marker.
 
     Args:
-        config: a root schema with the sections run and launch.
+        config: a root schema with the sections run and launch, and a digest.
         make_run: called once the directory is this run's.
-        run_digest: of a config gives what must not change under a run.
         decoder: which one the images are read by.
         force: take a run over whose config was another; None where the command has no such option.
         alone: go on without a process group where nobody launched one.
@@ -63,9 +60,7 @@ def execute(
         from coatnet.model import rows  # loads torch
 
         about = {"decoder": decoder, "network": rows.name(device_type=ranks.device_type)}
-        with opened_run(
-            run, ranks=ranks, config=config, run_digest=run_digest, force=force, **about
-        ) as lease:
+        with opened_run(run, ranks=ranks, config=config, force=force, **about) as lease:
             if run.marker("done") is not None:
                 if ranks.is_main:
                     print(f"{run.path}: is done already; see `coatnet report {run.path}`", file=sys.stderr)
@@ -75,8 +70,9 @@ def execute(
                 plan_for_this_hour(run, config=config, ranks=ranks)
                 if ranks.is_main:
                     tell_plan(run)
-                digest = run_digest(config)
-                train_to_end(make_run(config, ranks=ranks, run=run, lease=lease, digest=digest), stop)
+                train_to_end(
+                    make_run(config, ranks=ranks, run=run, lease=lease, digest=config.run_digest()), stop
+                )
             elif ranks.is_main:  # told while torch was loading
                 run.mark("stopped", reason=stop.reason)
                 print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)

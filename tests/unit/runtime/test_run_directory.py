@@ -26,14 +26,13 @@ class _Recipe:
     optimizer: dict[str, float] = field(default_factory=dict)
     run: dict[str, str] = field(default_factory=dict)
 
+    def run_digest(self) -> str:
+        return config_digest(self, without=["run"])
+
 
 def begin(run: RunDirectory, config: Any) -> None:
-    run.check_config(config, digest)
-    run.create(to_yaml(config), digest=digest(config))
-
-
-def digest(config: Any) -> str:
-    return config_digest(config, without=["run"])
+    run.check_config(config)
+    run.create(to_yaml(config), digest=config.run_digest())
 
 
 def test_the_second_start_finds_the_first_ones_run(tmp_path: Path) -> None:
@@ -49,10 +48,10 @@ def test_another_config_is_refused_unless_it_is_forced(tmp_path: Path) -> None:
     begin(run, _Recipe(seed=1))
     append_line(run.metrics, {"step": 1})
     with pytest.raises(UserError, match=r"another config.*--force"):
-        run.check_config(_Recipe(seed=2), digest, force=False)
+        run.check_config(_Recipe(seed=2), force=False)
     with pytest.raises(UserError, match=r"another config.*or choose another run\.directory$"):
-        run.check_config(_Recipe(seed=2), digest)
-    run.check_config(_Recipe(seed=2), digest, force=True)
+        run.check_config(_Recipe(seed=2))
+    run.check_config(_Recipe(seed=2), force=True)
 
 
 def test_a_refusal_names_the_keys_that_differ_and_what_they_were(tmp_path: Path) -> None:
@@ -63,19 +62,19 @@ def test_a_refusal_names_the_keys_that_differ_and_what_they_were(tmp_path: Path)
     with pytest.raises(
         UserError, match=r"differs in optimizer\.learning_rate \(there 0\.1\), optimizer\.eps \(new\);"
     ):
-        run.check_config(now, digest)
+        run.check_config(now)
     many = _Recipe(seed=5, optimizer={f"key{number}": 1.0 for number in range(4)}, run={"directory": "b"})
     with pytest.raises(
         UserError, match=r"differs in seed \(there 0\), .*, optimizer\.key0 \(new\) and 3 more;"
     ):
-        run.check_config(many, digest)
+        run.check_config(many)
     for damaged in (b"optimizer: [", b"\xff\xfe\xff"):
         run.config.write_bytes(damaged)
         with pytest.raises(UserError, match="another config; compare"):
-            run.check_config(now, digest)
+            run.check_config(now)
     run.config.unlink()
     with pytest.raises(UserError, match="another config; compare"):
-        run.check_config(now, digest)
+        run.check_config(now)
 
 
 @dataclass
@@ -85,18 +84,21 @@ class _Newer:
     seed: int = 0
     added: str = "as before"
 
+    def run_digest(self) -> str:
+        return config_digest(self)
+
 
 def test_a_run_that_began_before_a_key_was_there_goes_on_at_the_keys_default(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create("seed: 3\n", digest="of an older version")
     append_line(run.metrics, {"step": 1})
-    run.check_config(_Newer(seed=3), digest)
+    run.check_config(_Newer(seed=3))
     for other in (_Newer(seed=4), _Newer(seed=3, added="otherwise")):
         with pytest.raises(UserError, match="another config"):
-            run.check_config(other, digest)
+            run.check_config(other)
     run.config.write_text("seed: 3\ngone: 1\n")
     with pytest.raises(UserError, match="another config"):
-        run.check_config(_Newer(seed=3), digest)
+        run.check_config(_Newer(seed=3))
 
 
 def test_a_mistake_that_was_refused_before_the_first_step_may_be_mended_in_place(tmp_path: Path) -> None:
@@ -117,9 +119,9 @@ def test_where_the_identity_is_damaged_the_config_beside_it_tells_whose_the_dire
     begin(run, _Recipe(seed=1))
     append_line(run.metrics, {"step": 1})
     run.identity.write_text(content)
-    run.check_config(_Recipe(seed=1), digest)  # config.yaml tells that it is this one
+    run.check_config(_Recipe(seed=1))  # config.yaml tells that it is this one
     with pytest.raises(UserError, match="another config"):
-        run.check_config(_Recipe(seed=2), digest)
+        run.check_config(_Recipe(seed=2))
 
 
 def test_the_images_of_batch_norm_are_settled_once_a_run_has_begun(tmp_path: Path) -> None:
