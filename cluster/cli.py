@@ -166,31 +166,39 @@ def submit(
 
 
 def _submit_job(request: Request, *, release: bool, dry_run: bool) -> None:
-    from cluster.submission import prepare, preview, submit
+    from cluster.submission import directory_note, prepare, preview, submit
 
     prepared = prepare(request)
+    _tell(directory_note(prepared))
     if dry_run:
         print(preview(prepared), end="")
         return
     for path in prepared.job.shards:
         if not Path(path).is_dir():
-            words = "is not here; the nodes will look for it before the first step"
-            print(f"note: {path} {words}", file=sys.stderr)
+            _tell(f"{path} is not here; the nodes will look for it before the first step")
     job_id = submit(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
+
+
+def _tell(note: str) -> None:
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _submit_pipeline(
     path: Path, *, site: SiteConfig, refused: Mapping[str, object], release: bool, dry_run: bool
 ) -> None:
     from cluster.pipeline import prepare_pipeline, submit_pipeline
-    from cluster.submission import preview
+    from cluster.submission import directory_note, preview
     from coatnet.config import UserError
 
     for option, value in refused.items():
         if value:
             raise UserError(f"{path} is a pipeline: its stages give {option} themselves")
     prepared = prepare_pipeline(path, site=site)
+    for name, one in prepared.items():
+        note = directory_note(one)
+        _tell(note and f"{name}: {note}")
     if dry_run:
         for name, one in prepared.items():
             print(f"# ---- {name}\n{preview(one)}")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.admission import queued_job
 from cluster.job import newest_job_file, read_job, write_job
 from cluster.names import check_name
 from cluster.site import SiteConfig
-from cluster.submission import Prepared, Request, check_batches, prepare, queued_job, submit
+from cluster.submission import Prepared, Request, prepare, submit
 from coatnet.config import UserError, load_config
-from coatnet.runtime.run_directory import RunDirectory
 
 
 @dataclass
@@ -85,7 +85,9 @@ def prepare_pipeline(path: Path, *, site: SiteConfig) -> dict[str, Prepared]:
             array=stage.array,
         )
         prepared[name] = prepare(request)
-        check_batches(prepared[name])  # none is queued if a later one is wrong
+        if not _is_done(prepared[name]):
+            prepared[name].check()  # none is queued if a later one is wrong
+    _check_directories(prepared)
     _check_chains(config, {name: one.job.site for name, one in prepared.items()})
     return prepared
 
@@ -127,7 +129,7 @@ def submit_pipeline(path: Path, prepared: dict[str, Prepared], *, release: bool 
 
 
 def _is_done(prepared: Prepared) -> bool:
-    return RunDirectory(prepared.job.directory).marker("done") is not None
+    return prepared.run.marker("done") is not None
 
 
 def _dependency(jobs: Sequence[str]) -> tuple[str, ...]:
@@ -172,6 +174,16 @@ def _target(stage: StageConfig, path: Path) -> str:
     """Return the target; a config is looked for beside the pipeline's file first."""
     beside = path.parent / stage.target
     return str(beside) if stage.target.endswith((".yaml", ".yml")) and beside.is_file() else stage.target
+
+
+def _check_directories(prepared: dict[str, Prepared]) -> None:
+    whose: dict[Path, str] = {}
+    for name, one in prepared.items():
+        other = whose.setdefault(one.run.path, name)
+        if other != name:
+            raise UserError(
+                f"stages {other} and {name} have one run directory, {one.run.path}; give each its own"
+            )
 
 
 def _check_chains(config: PipelineConfig, sites: dict[str, SiteConfig]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.admission import RELEASABLE, check_limits, check_run, check_start
 from cluster.history import History
 from cluster.job import MARKERS, SCRIPT, STATUS, SUBMISSIONS, Job, write_job
 from cluster.launch import Attempt, rank_command
@@ -22,16 +23,14 @@ from cluster.planning.estimate import make_plan
 from cluster.planning.hardware import load_hardware
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import view
-from cluster.recipe import is_pretraining, lookup, mixes_images, read_recipe, schema_names
-from cluster.run_jobs import jobs_of_run, users_of
+from cluster.progress import newest_step
+from cluster.recipe import read_recipe, schema_names
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code, snapshot_folder
 from coatnet.config import UserError, to_dict, to_yaml
-from coatnet.config.batches import cut
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
-_RELEASABLE = ("held", "cancelled")
 # What sbatch says, and what to do about it.
 _REMEDIES = {
     "generic resource": "no such GPUs here (sinfo -o %G shows them); --gpus-per-node 0 asks for none",
@@ -64,17 +63,36 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that could be submitted: all in memory, nothing written yet."""
+    """A job that could be submitted: all in memory, nothing written yet.
+
+    Args:
+        folder: of the submission.
+        config: a training run's, as its owner's dataclass; None for other commands.
+        directory_is_given: whether the user named the run directory, and not the config alone.
+    """
 
     job: Job
     folder: Path
-    config_yaml: str | None
-    recipe: dict[str, Any] | None
+    config: Any = None
+    directory_is_given: bool = True
 
     @property
     def script(self) -> str:
         """Return the batch script."""
         return render_script(self.job, job_file=self.folder / "job.json")
+
+    @property
+    def run(self) -> RunDirectory:
+        """Return the run's directory."""
+        return RunDirectory(self.job.directory)
+
+    def check(self) -> None:
+        """Refuse what the ranks would only refuse in the job.
+
+        Raises:
+            UserError: they would.
+        """
+        check_start(self.config, run=self.run, world_size=self.job.site.world_size)
 
 
 def prepare(request: Request) -> Prepared:
@@ -83,10 +101,11 @@ def prepare(request: Request) -> Prepared:
     Raises:
         UserError: a name, a path or the config is wrong.
     """
-    recipe, config_yaml = None, None
+    config = None
     trains = request.command in schema_names()
     if trains:
-        recipe, config_yaml, directory = _read_config(request)
+        config = _read_config(request)
+        directory = Path(config.run.directory)
     elif request.directory is not None:
         directory = request.directory
     else:
@@ -111,37 +130,49 @@ def prepare(request: Request) -> Prepared:
         protocol=MARKERS if trains else STATUS,
         site=site,
         array=request.array,
-        shards=_shards(recipe),
+        shards=_shards(config),
     )
     # a mistake in what srun will be given is told here, and not in the job
     rank_command(job, attempt=Attempt("1", 1, 1), nodes=["node"], directory=directory)
-    return Prepared(job, folder, config_yaml, recipe)
+    return Prepared(job, folder, config, directory_is_given=not trains or _gives_directory(request))
 
 
-def _read_config(request: Request) -> tuple[dict[str, Any], str, Path]:
-    """Return the config of a training run, as plain containers and as YAML, and the run directory."""
+def _gives_directory(request: Request) -> bool:
+    words = (word.startswith("run.directory=") for word in request.arguments)
+    return request.directory is not None or any(words)
+
+
+def _read_config(request: Request) -> Any:
+    """Return the config of a training run, with its directory."""
     if request.array:
         raise UserError(
             f"--array {request.array}: tasks of an array would train in one run directory; submit runs"
         )
     given = [f"run.directory={request.directory}"] if request.directory else []
     config = read_recipe(request.command, Path(request.target), overrides=[*request.arguments, *given])
-    recipe = to_dict(config)
-    directory = Path(lookup(recipe, "run.directory") or "")
-    if not str(directory).strip("."):
+    if not config.run.directory.strip("."):
         raise UserError(
             f"{request.target}: run.directory must be given to submit, as run.directory=runs/NAME"
         )
-    return recipe, to_yaml(config), directory
+    return config
+
+
+def directory_note(prepared: Prepared) -> str:
+    """Return where the run goes if the user did not say so, which is to be told before it is queued."""
+    if prepared.directory_is_given:
+        return ""
+    step = newest_step(prepared.run.path)
+    goes_on = f", where a run goes on from step {step}" if step >= 0 else ""
+    return f"run.directory is not given; the config's own is {prepared.config.run.directory}{goes_on}"
 
 
 def preview(prepared: Prepared) -> str:
     """Return the batch script that `submit` would hand to SLURM now; nothing is written.
 
     Raises:
-        UserError: batches that cannot be cut for so many ranks.
+        UserError: the job itself would refuse to begin.
     """
-    check_batches(prepared)
+    prepared.check()
     return prepared.script
 
 
@@ -154,21 +185,21 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
     Raises:
         UserError: the run is finished, held or already in the queue, or SLURM refuses the job.
     """
-    directory, site = Path(prepared.job.directory), prepared.job.site
+    directory, site = prepared.run.path, prepared.job.site
     # What may not stand in plan or script is told before anything is written.
     plan, text = _plan(prepared), prepared.script
-    _check_limits(site)
-    check_batches(prepared)
+    check_limits(site)
+    prepared.check()
     if site.secrets_file:
         read_secrets(Path(site.secrets_file))
     # Without this folder SLURM fails the job and leaves no log.
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     with _submitting(directory) as lock:
-        _check_run(directory, release=release)
+        check_run(directory, release=release)
         if _next_folder(directory) != prepared.folder:
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
         if plan is not None:
-            write_atomically(RunDirectory(directory).plan, json.dumps(plan.to_dict(), indent=2) + "\n")
+            write_atomically(prepared.run.plan, json.dumps(plan.to_dict(), indent=2) + "\n")
         try:
             script = _write(prepared, text)
         except OSError as error:  # copying the code names our file, whatever is wrong with the run's disk
@@ -177,7 +208,7 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         history = History(directory)
         lives = len(history.lives())  # before: the job may begin its life while we still write
         try:
-            with _released(RunDirectory(directory)):
+            with _released(prepared.run):
                 job_id = slurm.sbatch(str(script), *options, keep_open=[lock])
         except slurm.PerhapsSubmitted as error:
             raise UserError(
@@ -205,8 +236,8 @@ def _write(prepared: Prepared, text: str) -> Path:
     folder.mkdir(parents=True)
     snapshot_code(Path(prepared.job.code))
     write_job(prepared.job, folder / "job.json")
-    if prepared.config_yaml is not None:
-        (folder / "config.yaml").write_text(prepared.config_yaml)
+    if prepared.config is not None:
+        (folder / "config.yaml").write_text(to_yaml(prepared.config))
     script = folder / SCRIPT
     script.write_text(text)
     return script
@@ -215,7 +246,7 @@ def _write(prepared: Prepared, text: str) -> Path:
 @contextmanager
 def _released(run: RunDirectory) -> Iterator[None]:
     """Take away the markers that a job would end by; they come back if SLURM takes none."""
-    found = {name: fields for name in _RELEASABLE if (fields := run.marker(name)) is not None}
+    found = {name: fields for name in RELEASABLE if (fields := run.marker(name)) is not None}
     for name in found:
         run.clear(name)
     try:
@@ -254,12 +285,12 @@ def _plan(prepared: Prepared) -> Plan | None:
         UserError: the global batch does not divide over the ranks.
     """
     site = prepared.job.site
-    if prepared.recipe is None or site.hardware is None:
+    if prepared.config is None or site.hardware is None:
         return None
-    init = lookup(prepared.recipe, "init")
+    init = getattr(prepared.config, "init", None)
     if init is not None and _is_to_come(Path(init)):
         return None
-    recipe = view(prepared.recipe, origin=prepared.job.directory)
+    recipe = view(to_dict(prepared.config), origin=prepared.job.directory)
     return make_plan(
         recipe, hardware=load_hardware(site.hardware), nodes=site.nodes, gpus_per_node=site.ranks_per_node
     )
@@ -269,74 +300,6 @@ def _is_to_come(model: Path) -> bool:
     """Return whether a job is to make this model, an earlier stage of a pipeline."""
     submitted = (model / "submissions").is_dir() and not any(model.glob("checkpoints/step-*"))
     return submitted or not model.exists()
-
-
-def check_batches(prepared: Prepared) -> None:
-    """Refuse batches that cannot be cut for so many ranks, which they would only find out in the job.
-
-    Raises:
-        UserError: they cannot.
-    """
-    # The config alone is asked: the model may come of an earlier stage of a pipeline, which has not run.
-    recipe, ranks = prepared.recipe, prepared.job.site.world_size
-    if recipe is None:
-        return
-    later = (change["global_batch"] for change in lookup(recipe, "train.batch_changes") or ())
-    cut(
-        [lookup(recipe, "train.global_batch"), *later],
-        world_size=ranks,
-        micro_batch=lookup(recipe, "train.micro_batch"),
-        group_images=lookup(recipe, "norm.group_images"),
-        mixed=mixes_images(recipe),
-        evenly=is_pretraining(recipe),
-        settled=RunDirectory(prepared.job.directory).settled_group_images,
-    )
-
-
-def queued_job(directory: Path) -> str | None:
-    """Return the job of this run that waits or runs, None where there is none."""
-    jobs = jobs_of_run(directory, slurm.queue(users=users_of([directory])))
-    return next((job.array_job_id or job.job_id for job in jobs if job.is_alive), None)
-
-
-def _check_limits(site: SiteConfig) -> None:
-    """Refuse what SLURM would let wait for ever. With several partitions one that fits suffices."""
-    reasons = [reason for one in slurm.partitions(site.partition) for reason in [_refusal(site, one)]]
-    if None not in reasons:
-        raise UserError("; ".join(reason for reason in reasons if reason))
-
-
-def _refusal(site: SiteConfig, partition: slurm.Partition) -> str | None:
-    limit, nodes = partition.limit_seconds, site.nodes + site.spares
-    if limit is not None and site.time_limit_seconds > limit:
-        return (
-            f"--time {site.time} is longer than partition {partition.name} allows ({limit // 60} minutes); "
-            "SLURM would queue the job for ever. Ask for less: the run goes on in further lives"
-        )
-    if partition.most_nodes is not None and nodes > partition.most_nodes:
-        spares = f" with {site.spares} spare" if site.spares else ""
-        return f"{nodes} nodes{spares} are more than partition {partition.name} gives, {partition.most_nodes}"
-    if partition.state != "UP":
-        return f"partition {partition.name} is {partition.state}"
-    return None
-
-
-def _check_run(directory: Path, *, release: bool) -> None:
-    run = RunDirectory(directory)
-    if run.marker("done") is not None:
-        raise UserError(f"{directory} is done; choose another run.directory")
-    for name in _RELEASABLE:
-        found = run.marker(name)
-        if found is not None and not release:
-            reason = f" ({found['reason']})" if found.get("reason") else ""
-            raise UserError(
-                f"{directory} is {name}{reason}; submit with --release to go on from its checkpoint"
-            )
-    queued = queued_job(directory)
-    if queued is not None:
-        raise UserError(
-            f"{directory} has job {queued} already; watch it, or end it by: coatnet cancel {directory}"
-        )
 
 
 def _remedy(message: str) -> str:
@@ -358,11 +321,9 @@ def _next_folder(directory: Path) -> Path:
     return folder / f"{max(taken, default=0) + 1:04d}"
 
 
-def _shards(recipe: dict[str, Any] | None) -> list[str]:
+def _shards(config: Any) -> list[str]:
     """Return the folders of the local corpora that a config names, to train on first."""
-    train = lookup(recipe or {}, "data.train")
-    corpora = [one.get("path") for one in train if isinstance(one, dict)] if isinstance(train, list) else []
-    paths = [
-        path for path in (*corpora, lookup(recipe or {}, "data.evaluate")) if path and "://" not in str(path)
-    ]
-    return list(dict.fromkeys(os.path.abspath(str(path)) for path in paths))
+    if config is None:
+        return []
+    paths = (*(corpus.path for corpus in config.data.train), config.data.evaluate)
+    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path and "://" not in path))

@@ -144,7 +144,7 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
     )
     earlier = len(list(directory.glob("submissions/[0-9]*")))
     folder = directory / "submissions" / f"{earlier + 1:04d}"
-    run.job_id = submit(Prepared(job, folder, None, None), release=release)
+    run.job_id = submit(Prepared(job, folder), release=release)
 
 
 def start_array(cluster: FakeCluster, directory: Path, *, tasks: int, continuation: str = "requeue") -> Run:

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.planning.request import plan_of, scaling_plans
 from cluster.site import SiteConfig
-from cluster.submission import Request, check_batches, prepare
-from coatnet.config import UserError, load_config
+from cluster.submission import Request, prepare
+from coatnet.config import UserError, load_config, to_yaml
 from coatnet.runtime.run_directory import RunDirectory
 from pretrain.batches import group_images
 from pretrain.config import PretrainConfig
@@ -50,22 +50,24 @@ def test_what_the_ranks_would_refuse_the_plan_and_the_submission_refuse_in_the_s
         plan_of("pretrain", config, [*words, "nodes=4", "gpus_per_node=8"])
     site, directory = SiteConfig(nodes=4, gpus_per_node=8), config.with_name("run")
     with pytest.raises(UserError) as by_the_submission:
-        check_batches(prepare(Request("pretrain", str(config), tuple(words), site, directory=directory)))
+        prepare(Request("pretrain", str(config), tuple(words), site, directory=directory)).check()
     assert str(by_the_run.value) == str(by_the_plan.value) == str(by_the_submission.value)
 
 
 def test_a_run_that_goes_on_keeps_its_groups_at_whatever_number_of_nodes(config: Path) -> None:
     run = RunDirectory(config.with_name("run"))
-    (run.checkpoints / "step-00000004").mkdir(parents=True)
-    run.group_images.write_text("64\n")
     words = ("train.micro_batch=null", "norm.group_images=null")
+    known = load_config(PretrainConfig, config, overrides=words)
+    run.create(to_yaml(known), digest=known.run_digest())
+    (run.checkpoints / "step-00000004").mkdir()
+    run.group_images.write_text("64\n")
     for nodes in (4, 8):
         site = SiteConfig(nodes=nodes, gpus_per_node=8)
-        check_batches(prepare(Request("pretrain", str(config), words, site, directory=run.path)))
+        prepare(Request("pretrain", str(config), words, site, directory=run.path)).check()
     many = SiteConfig(nodes=16, gpus_per_node=8)
     prepared = prepare(Request("pretrain", str(config), words, many, directory=run.path))
     with pytest.raises(UserError, match=r"is 64 since the first start; .* with 128 ranks theirs is 32"):
-        check_batches(prepared)
+        prepared.check()
 
 
 def test_fine_tuning_takes_the_rest_of_a_share_as_a_smaller_micro_batch(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_fine_tuning_takes_the_rest_of_a_share_as_a_smaller_micro_batch(tmp_path
     small, _ = plan_of("finetune", config, [*words, "train.micro_batch=64"])
     assert (small.layout.micro_batch, small.accumulation) == (48, 1)
     site = SiteConfig(nodes=1, gpus_per_node=8)
-    check_batches(prepare(Request("finetune", str(config), (), site, directory=tmp_path / "run")))
+    prepare(Request("finetune", str(config), (), site, directory=tmp_path / "run")).check()
 
 
 def test_the_curve_over_gpus_goes_on_where_a_share_is_smaller_than_the_micro_batch(config: Path) -> None:

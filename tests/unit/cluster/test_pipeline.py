@@ -304,7 +304,7 @@ def test_a_stages_config_is_looked_for_beside_the_pipeline_first(cluster: Cluste
     config = "model: {name: coatnet_0}\ndata: {train: [{path: nowhere}]}\n"
     (tmp_path / "c.yaml").write_text(config)
     one = prepare_pipeline(cluster.path, site=cluster.site)["a"]
-    assert one.config_yaml is not None and "coatnet_0" in one.config_yaml
+    assert one.config.model.name == "coatnet_0"
     assert one.job.name == "a" and one.job.directory == str(tmp_path / "a")
 
 
@@ -329,6 +329,22 @@ def test_the_pipeline_that_is_shipped_can_be_submitted_by_the_site_file_that_is(
     for site in (SiteConfig(), SiteConfig(continuation="chain"), load_site(configs / "site.yaml")):
         prepared = prepare_pipeline(configs / "pipeline.yaml", site=site)
         assert list(prepared)[-1] == "evaluate" and all(preview(one) for one in prepared.values())
+
+
+def test_stages_that_would_share_a_run_directory_are_refused_and_defaults_are_told(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("model: {name: coatnet_0}\ndata: {train: [{path: x}]}\n")
+    stage = "{command: pretrain, target: c.yaml}"
+    cluster.path.write_text(f"stages:\n  first: {stage}\n")
+    submit_command(str(cluster.path), gpus_per_node=1, dry_run=True)
+    assert (
+        "note: first: run.directory is not given; the config's own is runs/pretrain"
+        in capsys.readouterr().err
+    )
+    cluster.path.write_text(f"stages:\n  first: {stage}\n  second: {stage}\n")
+    with pytest.raises(UserError, match=r"stages first and second have one run directory, .*runs/pretrain"):
+        prepare_pipeline(cluster.path, site=SiteConfig(gpus_per_node=1))
 
 
 def test_no_stage_is_queued_if_the_batches_of_a_later_one_cannot_be_cut(tmp_path: Path) -> None:

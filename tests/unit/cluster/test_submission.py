@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from cluster import snapshot
+from cluster.cli import submit as submit_command
 from cluster.history import History
 from cluster.job import MARKERS, STATUS, read_job
 from cluster.site import ContainerConfig, SiteConfig
 from cluster.status import find_runs
-from cluster.submission import Request, prepare, preview, submit
-from coatnet.config import UserError
+from cluster.submission import Request, directory_note, prepare, preview, submit
+from coatnet.config import UserError, to_yaml
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
 _PARTITIONS = """\
@@ -207,6 +209,77 @@ def test_another_command_is_one_task_that_is_told_by_its_status(
 def test_a_training_without_a_run_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.directory must be given to submit"):
         prepare(replace(request(tmp_path, SITE), directory=None, arguments=("run.directory=.",)))
+
+
+def without_a_directory(folder: Path, *words: str) -> Request:
+    """Return a request of which only the config, or nobody, says where the run goes."""
+    return replace(request(folder, SITE), directory=None, arguments=words)
+
+
+def test_the_run_directory_that_nobody_gave_is_told_before_anything_is_queued(
+    programs: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    programs("sbatch", "[ -s told ] || exit 1; echo 7")
+    asked = without_a_directory(tmp_path)
+    told = tmp_path / "told"
+    monkeypatch.setattr("sys.stderr", told.open("w", buffering=1))
+    for dry_run in (True, False):
+        told.write_text("")
+        submit_command(asked.target, gpus_per_node=8, dry_run=dry_run)
+        words = "note: run.directory is not given; the config's own is runs/pretrain\n"
+        assert words in told.read_text()
+    assert "job 7 submitted" in capsys.readouterr().out
+
+
+def test_a_run_in_a_directory_that_nobody_gave_goes_on_and_says_so(
+    programs: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory("runs/pretrain")
+    prepared = prepare(without_a_directory(tmp_path))
+    assert directory_note(prepared).endswith("the config's own is runs/pretrain")
+    run.create(to_yaml(prepared.config), digest=prepared.config.run_digest())
+    (run.checkpoints / "step-00000045").mkdir()
+    (run.checkpoints / "step-00000045" / "manifest.json").touch()
+    assert directory_note(prepared).endswith("runs/pretrain, where a run goes on from step 45")
+    assert submit(prepared) == "7"
+    assert not directory_note(prepare(without_a_directory(tmp_path, "run.directory=runs/pretrain")))
+
+
+def test_what_pretraining_would_refuse_in_a_directory_is_refused_before_the_queue(
+    programs: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory("runs/pretrain")
+    earlier = prepare(without_a_directory(tmp_path, "seed=1")).config
+    run.create(to_yaml(earlier), digest=earlier.run_digest())
+    (run.checkpoints / "step-00000045").mkdir()
+    other = prepare(without_a_directory(tmp_path))
+    for attempt in (preview, submit):
+        with pytest.raises(UserError, match=r"holds a run with another config, .* seed \(there 1\)"):
+            attempt(other)
+    assert not (run.path / "submissions").exists()
+    same = prepare(without_a_directory(tmp_path, "seed=1", "train.micro_batch=8"))
+    lease = Lease.acquire(run.path)
+    try:
+        with pytest.raises(UserError, match="held by process"):
+            submit(same)
+    finally:
+        lease.release()
+    run.mark("done")
+    for attempt in (preview, submit):
+        with pytest.raises(UserError, match=r"is done; choose another run\.directory"):
+            attempt(same)
+
+
+def test_several_seeds_are_refused_before_the_queue_since_one_job_trains_one_run(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {name: coatnet_0}\nhead: {keep_rows: none}\ndata: {train: [{path: nowhere}]}\nseeds: [1, 2]\n"
+    )
+    with pytest.raises(UserError, match="seeds: several runs in one job; give `seed` and one job for each"):
+        preview(prepare(Request("finetune", str(config), (), SITE, directory=tmp_path / "run")))
 
 
 def test_the_code_goes_with_the_job_and_the_submission_into_the_history(

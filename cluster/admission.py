@@ -1,0 +1,106 @@
+"""What is refused before the queue: what SLURM would let wait for ever, and what the ranks would refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster import slurm
+from cluster.history import was_submitted
+from cluster.recipe import is_pretraining, lookup, mixes_images
+from cluster.run_jobs import jobs_of_run, users_of
+from cluster.site import SiteConfig
+from coatnet.config import UserError, to_dict
+from coatnet.config.batches import cut
+from coatnet.runtime.lease import Lease
+from coatnet.runtime.run_directory import RunDirectory
+
+RELEASABLE = ("held", "cancelled")
+
+
+def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
+    """Refuse what the ranks would only refuse in the job: a finished run, another one's, batches, seeds.
+
+    Args:
+        config: a training run's, None for other commands.
+
+    Raises:
+        UserError: they would.
+    """
+    if run.marker("done") is not None:
+        raise UserError(f"{run.path} is done; choose another run.directory")
+    if config is None:
+        return
+    run.check_config(config)
+    # The config alone is asked: the model may come of an earlier stage of a pipeline, which has not run.
+    recipe = to_dict(config)
+    if lookup(recipe, "seeds"):
+        raise UserError("seeds: several runs in one job; give `seed` and one job for each")
+    later = (change["global_batch"] for change in lookup(recipe, "train.batch_changes") or ())
+    cut(
+        [lookup(recipe, "train.global_batch"), *later],
+        world_size=world_size,
+        micro_batch=lookup(recipe, "train.micro_batch"),
+        group_images=lookup(recipe, "norm.group_images"),
+        mixed=mixes_images(recipe),
+        evenly=is_pretraining(recipe),
+        settled=run.settled_group_images,
+    )
+
+
+def queued_job(directory: Path) -> str | None:
+    """Return the job of this run that waits or runs, None where there is none."""
+    jobs = jobs_of_run(directory, slurm.queue(users=users_of([directory])))
+    return next((job.array_job_id or job.job_id for job in jobs if job.is_alive), None)
+
+
+def check_limits(site: SiteConfig) -> None:
+    """Refuse what SLURM would let wait for ever. With several partitions one that fits suffices.
+
+    Raises:
+        UserError: none does.
+    """
+    reasons = [reason for one in slurm.partitions(site.partition) for reason in [_refusal(site, one)]]
+    if None not in reasons:
+        raise UserError("; ".join(reason for reason in reasons if reason))
+
+
+def _refusal(site: SiteConfig, partition: slurm.Partition) -> str | None:
+    limit, nodes = partition.limit_seconds, site.nodes + site.spares
+    if limit is not None and site.time_limit_seconds > limit:
+        return (
+            f"--time {site.time} is longer than partition {partition.name} allows ({limit // 60} minutes); "
+            "SLURM would queue the job for ever. Ask for less: the run goes on in further lives"
+        )
+    if partition.most_nodes is not None and nodes > partition.most_nodes:
+        spares = f" with {site.spares} spare" if site.spares else ""
+        return f"{nodes} nodes{spares} are more than partition {partition.name} gives, {partition.most_nodes}"
+    if partition.state != "UP":
+        return f"partition {partition.name} is {partition.state}"
+    return None
+
+
+def check_run(directory: Path, *, release: bool) -> None:
+    """Refuse a run that was held or cancelled, or that somebody is at already.
+
+    Args:
+        release: go on although it was held or cancelled.
+
+    Raises:
+        UserError: it is.
+    """
+    run = RunDirectory(directory)
+    for name in RELEASABLE:
+        found = run.marker(name)
+        if found is not None and not release:
+            reason = f" ({found['reason']})" if found.get("reason") else ""
+            raise UserError(
+                f"{directory} is {name}{reason}; submit with --release to go on from its checkpoint"
+            )
+    queued = queued_job(directory)
+    if queued is not None:
+        raise UserError(
+            f"{directory} has job {queued} already; watch it, or end it by: coatnet cancel {directory}"
+        )
+    if not was_submitted(directory):
+        Lease.require_free(directory)
