@@ -22,7 +22,7 @@ _FIXED_SUM = sum(_BEFORE_SIZE) + sum(_TIME) + sum(b" " * 8) + sum(_BEHIND_CHECKS
 
 
 class TarError(Exception):
-    """A tar breaks off or makes no sense; the message says at which byte."""
+    """A tar breaks off, makes no sense or lacks contents; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def walk_members(path: Path, *, offset: int = 0, size: int | None = None) -> Ite
 
     Raises:
         TarError: a header is damaged, or the tar ends early. A reader that stops there loses the rest
-            without a word; this one names the byte.
+            without a word; this one names the byte. Or it holds a link, which stands for what is not there.
     """
     with path.open("rb") as whole:
         file = _Window(whole, offset, path.stat().st_size - offset if size is None else size)
@@ -108,12 +108,18 @@ def _walk(file: _Window, *, path: Path, offset: int) -> Iterator[Member]:
                 data, end = entry.offset_data, tar.offset
                 if data + entry.size > size and entry.isreg():
                     raise TarError(f"{path}: breaks off within {entry.name!r} at byte {offset + size}")
+                if entry.issym() or entry.islnk():
+                    raise TarError(
+                        f"{path}: {entry.name!r} is a link, whose content would be left out; "
+                        "`tar --dereference --hard-dereference` holds contents"
+                    )
                 if entry.isreg():
                     yield Member(entry.name, offset + position, offset + data, entry.size, offset + end)
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps a million of them
                 position = end
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise TarError(f"{path}: no readable tar behind byte {offset + position}: {error}") from None
+        hint = "" if position else " (is it compressed?)"
+        raise TarError(f"{path}: no readable tar behind byte {offset + position}: {error}{hint}") from None
     if size - position < len(END):
         raise TarError(f"{path}: breaks off at byte {offset + size}, without an end marker")
     # The walk stops without a word at a damaged header; behind a true end there are only zeros.

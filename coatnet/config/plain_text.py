@@ -61,7 +61,8 @@ def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:
     """Return the names, if they are fit for a terminal, a file and a web page.
 
     Raises:
-        UserError: a name is no text, is too long, or holds control or direction-changing characters.
+        UserError: a name is no text, is too long, or holds control or direction-changing characters; or two
+            differ by nothing that is seen, as where files came from macOS and from elsewhere.
     """
     for number, name in enumerate(names):
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
@@ -73,6 +74,14 @@ def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:
             f"{origin}: class {number} holds the control character U+{ord(bad):04X}; "
             f"mend the name {name[:_SHOWN]!a}"
         )
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name if name.isascii() else unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise UserError(
+                f"{origin}: {other[:_SHOWN]!a} and {name[:_SHOWN]!a} are one name, written in two ways; "
+                "write both in one"
+            )
     return list(names)
 
 

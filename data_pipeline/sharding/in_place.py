@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,10 @@ def index_in_place(
             "--in-place moves nothing; --tile-jpeg, --validation, --deduplicate and --root need a DESTINATION"
         )
     folder = Path(folder)
-    if not tars_in(folder):
+    tars = tars_in(folder)
+    if not tars:
         raise UserError(f"{folder}: holds no tars (*.tar)")
+    _check_names(tars)
     with disk_errors(folder):
         with progress(None, f"list {folder.name}", "images", enabled=not quiet) as bar:
             listing = list_source(folder, source_options, payloads=Payloads(folder), done=bar.advance)
@@ -118,6 +121,19 @@ def run_index_job(job: IndexJob) -> ShardResult:
     hashes = index.write(path)
     entry = ShardEntry(path.name, len(index), *size_and_hash(path), *hashes)
     return ShardResult(entry, odd)
+
+
+def _check_names(tars: Sequence[Path]) -> None:
+    """Check the names of tars before hours of work.
+
+    Raises:
+        UserError: a manifest cannot hold one.
+    """
+    for tar in tars:
+        try:
+            ShardEntry(tar.name, samples=0, bytes=0, xxh3="", index_xxh3="")
+        except ValueError as error:
+            raise UserError(f"{tar}: {error}; rename it") from None
 
 
 def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, float]]]:

@@ -57,7 +57,7 @@ def list_source(
         listing = list_table(
             source, root=options.root, classes=classes, payloads=payloads, multi=multi, done=done
         )
-    elif source.is_file() and source.suffix == ".tar":
+    elif source.is_file() and source.suffix.lower() == ".tar":
         listing = list_tars([source], classes=classes, only=options.only, multi=multi, done=done)
     elif source.is_file():
         raise UserError(

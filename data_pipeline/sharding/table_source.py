@@ -97,7 +97,7 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
             with table.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
         else:
-            with table.open(encoding="utf-8") as file:
+            with table.open(encoding="utf-8-sig") as file:
                 yield from (json.loads(line) for line in file if line.strip())
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise UserError(f"{table}: {error}") from None
@@ -171,7 +171,9 @@ def _image(row: dict[str, Any], where: str) -> tuple[bytes | None, str]:
         try:
             return base64.b64decode(value, validate=True), path
         except ValueError:
-            raise UserError(f"{where}, column {column}: is no base64") from None
+            raise UserError(
+                f"{where}, column {column}: is no base64; a path belongs in a column path"
+            ) from None
     if not path:
         expected = " or ".join((*_PATH_COLUMNS, *_BYTES_COLUMNS))
         raise UserError(f"{where}: has no image; expected a column {expected}")

@@ -36,8 +36,19 @@ class TarSample:
 
         Of several it is the one of the plainest suffix: `jpg` and not `mask.png`.
         """
+        return next(iter(self.plainest_images), None)
+
+    @property
+    def plainest_images(self) -> list[Member]:
+        """The members whose suffixes are those of images, with as few dots as any of them."""
         found = [suffix for suffix in self.members if is_image_name(suffix)]
-        return self.members[min(found, key=lambda suffix: suffix.count("."))] if found else None
+        fewest = min((suffix.count(".") for suffix in found), default=0)
+        return [self.members[suffix] for suffix in found if suffix.count(".") == fewest]
+
+    @property
+    def has_label(self) -> bool:
+        """Whether there is a member of a label's suffix, whatever it holds."""
+        return not self.members.keys().isdisjoint(_LABEL_SUFFIXES)
 
     @property
     def start(self) -> int:
@@ -49,13 +60,14 @@ class TarSample:
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """Return a folder's tars, in order of their names.
+    """Return a folder's tars, in order of their names; hidden ones are left out.
 
     Raises:
-        UserError: beside them lies a compressed one, or a folder of images or tars, which would be left out.
+        UserError: it holds compressed ones, or folders of images or tars beside tars: they would be left out.
     """
-    tars = sorted(folder.glob("*.tar"))
-    compressed = sorted(path for path in folder.glob("*") if path.name.endswith(_COMPRESSED)) if tars else []
+    paths = sorted(path for path in folder.glob("*") if not _is_hidden(path.name))
+    tars = [path for path in paths if path.name.lower().endswith(".tar")]
+    compressed = [path for path in paths if path.name.lower().endswith(_COMPRESSED)]
     if compressed:
         raise UserError(f"{compressed[0]}: is compressed; uncompress it, or take it out of the folder")
     deeper = next(_images_and_tars_below(folder), None) if tars else None
@@ -70,10 +82,10 @@ def tars_in(folder: Path) -> list[Path]:
 def _images_and_tars_below(folder: Path) -> Iterator[str]:
     """Yield the images and tars in a folder's folders, hidden ones left out."""
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         if Path(place) != folder:
             for name in sorted(files):
-                if (is_image_name(name) or name.endswith(".tar")) and not name.startswith("."):
+                if (is_image_name(name) or name.lower().endswith(".tar")) and not _is_hidden(name):
                     yield os.path.relpath(f"{place}/{name}", folder)
 
 
@@ -91,21 +103,33 @@ def list_tars(
         done: is told of so many more samples listed.
 
     Raises:
-        UserError: a tar is damaged, or a sample has no label.
+        UserError: a tar is damaged, a sample has no label, or it would be lost beside another.
     """
     samples: list[tuple[int, Member]] = []
     labels: list[RawLabels] = []
     names: list[str] = []
     for number, path in enumerate(tars):
+        apart, of_folders = set[str](), set[str]()
         for sample, inner in _walk(path):
             image = sample.image
+            if image is None and sample.has_label:
+                apart.add(sample.key)
             if image is None or not sample.key.startswith(only):
                 continue
             samples.append((number, image))
-            labels.append(sample_labels(path, sample, inner))
+            own = own_labels(path, sample)
+            if own is None:
+                of_folders.add(sample.key)
+                own = label_of_place(path, sample, inner)
+            labels.append(own)
             names.append(f"{inner}/{image.name}" if inner else image.name)
             if len(names) % LISTED_AT_ONCE == 0:
                 done(LISTED_AT_ONCE)
+        for key in sorted(apart & of_folders):
+            raise UserError(
+                f"{path}: {key} has its label apart from its image, which would be of its folder's class; "
+                "`tar --sort=name` puts them side by side"
+            )
     done(len(names) % LISTED_AT_ONCE)
     if not names:
         raise UserError(
@@ -131,11 +155,11 @@ def walk_samples(members: Iterator[Member]) -> Iterator[TarSample]:
     """Group neighbouring members by key: the name up to the first dot of its last part."""
     current: TarSample | None = None
     for member in members:
+        if _is_hidden(member.name):
+            continue
         folder, slash, base = member.name.rpartition("/")
         stem, _, suffix = base.partition(".")
-        if not stem:
-            continue  # hidden files: macOS puts them beside the real ones
-        key = f"{folder}{slash}{stem}"
+        key, suffix = f"{folder}{slash}{stem}", suffix.lower()
         if current is None or current.key != key or suffix in current.members:
             if current is not None:
                 yield current
@@ -145,11 +169,11 @@ def walk_samples(members: Iterator[Member]) -> Iterator[TarSample]:
         yield current
 
 
-def sample_labels(path: Path, sample: TarSample, inner: str) -> RawLabels:
-    """Return a sample's labels.
+def own_labels(path: Path, sample: TarSample) -> RawLabels | None:
+    """Return the labels that a sample holds; None where it holds none.
 
     Raises:
-        UserError: it has none, or its label cannot be read.
+        UserError: its label cannot be read.
     """
     for suffix in _LABEL_SUFFIXES:
         member = sample.members.get(suffix)
@@ -157,10 +181,33 @@ def sample_labels(path: Path, sample: TarSample, inner: str) -> RawLabels:
             found = _read_label(path, member, suffix)
             if found is not None:
                 return found
+    return None
+
+
+def label_of_place(path: Path, sample: TarSample, inner: str) -> RawLabels:
+    """Return the label that the inner tar or the folder gives to an image.
+
+    Raises:
+        UserError: there is neither, or images share a stem: without a label they are no parts of one sample.
+    """
+    first, *others = sample.plainest_images
+    if others:
+        raise UserError(
+            f"{path}: {first.name} and {others[0].name}: equal up to the first dot, hence one sample, and an "
+            "image would be left out; rename them, or unpack the tar and shard its folder"
+        )
     folder = PurePosixPath(sample.key).parent.name
     if inner or folder:
         return [(inner or folder, 1.0)]
-    raise UserError(f"{path}: {sample.key} has no label: neither a cls or json member, nor a folder")
+    raise UserError(
+        f"{path}: {sample.key} has no label: beside it neither a cls member, nor a json one with "
+        f"{' or '.join(_JSON_LABELS)}, and it lies in no folder"
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    """Say whether a file or a folder above it is hidden: macOS and notebooks leave such beside real ones."""
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
 
 
 def _walk(path: Path) -> Iterator[tuple[TarSample, str]]:
@@ -168,7 +215,7 @@ def _walk(path: Path) -> Iterator[tuple[TarSample, str]]:
     try:
         plain: list[Member] = []
         for member in walk_members(path):
-            if member.name.endswith(".tar"):
+            if member.name.lower().endswith(".tar") and not _is_hidden(member.name):
                 inner = PurePosixPath(member.name).stem
                 within = walk_members(path, offset=member.data, size=member.size)
                 yield from ((sample, inner) for sample in walk_samples(within))
@@ -190,7 +237,7 @@ def _read_label(path: Path, member: Member, suffix: str) -> RawLabels | None:
         file.seek(member.data)
         content = file.read(member.size)
     try:
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
         if suffix != "json":
             return parse_labels(text)
         values = json.loads(text)

@@ -115,7 +115,8 @@ def test_json_lines_with_bytes_and_weighted_labels_are_packed(
         {"bytes": base64.b64encode(content).decode(), "labels": [[name, 0.75], ["animal", 0.25]]}
         for name, content in pictures
     ]
-    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = "\r\n".join(map(json.dumps, lines))
+    (tmp_path / "table.jsonl").write_bytes(text.encode("utf-8-sig"))  # as Windows writes it
     corpus = packed(tmp_path / "table.jsonl", tmp_path)
     assert corpus.classes == ["animal", "ant", "bee", "cat"]
     assert weights(corpus) == {content: {name: 0.75, "animal": 0.25} for name, content in pictures}
@@ -331,6 +332,12 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
         ("t.jsonl", '{"bytes": "", "label": [{"label": [1]}]}', r"\[1\] is no label"),
         ("t.jsonl", '{"bytes": "", "label": ""}\n{"bytes": "", "label": "a"}', "row-1 has no label"),
         ("t.jsonl", '{"bytes": "", "label": "a\\tb"}', r"control character U\+0009"),
+        (
+            "t.jsonl",
+            '{"bytes": "", "label": "caf\u00e9"}\n{"bytes": "", "label": "cafe\u0301"}',
+            r"'cafe\\u0301' and 'caf\\xe9' are one name, written in two ways",
+        ),
+        ("t.jsonl", '{"image": "x.jpg", "label": 1}', "is no base64; a path belongs in a column path"),
         ("t.parquet", "no parquet", r"t\.parquet: "),
         ("t.tar.gz", "x", "is of no known kind"),
     ],

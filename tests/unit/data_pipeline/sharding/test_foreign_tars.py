@@ -1,0 +1,144 @@
+"""Tars as other programs leave them: an image is taken by its own label, or the tar refused in a line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from coatnet.config import UserError
+from data_pipeline.corpus import Corpus
+from data_pipeline.manifest import Manifest
+from data_pipeline.sharding.in_place import index_in_place
+from data_pipeline.sharding.sharder import shard_corpus
+
+Work = Callable[[Path], Manifest]
+
+
+@pytest.fixture
+def images(image_folder: Path) -> list[bytes]:
+    """Images that all differ."""
+    return [path.read_bytes() for path in sorted(image_folder.rglob("*.jpg"))]
+
+
+@pytest.fixture(params=["in place", "packed"])
+def work(request: pytest.FixtureRequest, tmp_path: Path) -> Work:
+    """Return what makes a corpus of a folder of tars, in either way."""
+    if request.param == "in place":
+        return partial(index_in_place, quiet=True)
+    return lambda folder: shard_corpus(folder, tmp_path / "packed", quiet=True)["all"]
+
+
+def tars_of(folder: Path, members: Sequence[tuple[str, bytes]], *, name: str = "a.tar") -> Path:
+    """Add a tar to a folder."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / name, "w") as tar:
+        for path, content in members:
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def labels(corpus: Corpus) -> list[str]:
+    """Return the class of each image, in order."""
+    places = [(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)]
+    return [corpus.classes[corpus.read(*place).label] for place in places]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_whose_image_would_be_left_out_is_refused(
+    tmp_path: Path, images: list[bytes], work: Work, kind: bytes
+) -> None:
+    folder = tars_of(tmp_path / "tars", [("cat/0.jpg", images[0])])
+    with tarfile.open(folder / "a.tar", "a") as tar:
+        link = tarfile.TarInfo("dog/1.jpg")
+        link.type, link.linkname = kind, "cat/0.jpg"
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"'dog/1\.jpg' is a link.*`tar --dereference --hard-dereference`"):
+        work(folder)
+
+
+@pytest.mark.parametrize(
+    "names", [("2020.01.02.jpg", "2020.01.03.jpg"), ("1.jpg", "1.png"), ("1.5.jpg", "1.7.JPG")]
+)
+def test_images_of_a_folder_that_share_a_stem_are_not_left_out_in_silence(
+    tmp_path: Path, images: list[bytes], work: Work, names: tuple[str, str]
+) -> None:
+    members = [(f"cat/{name}", image) for name, image in zip(names, images, strict=False)]
+    folder = tars_of(tmp_path / "tars", members)
+    with pytest.raises(UserError, match=rf"a\.tar: cat/{names[0]} and cat/{names[1]}: .*left out.*unpack"):
+        work(folder)
+
+
+def test_of_the_images_of_one_labelled_sample_the_plainest_is_taken(
+    tmp_path: Path, images: list[bytes], work: Work
+) -> None:
+    folder = tars_of(tmp_path / "tars", [("0.cls", b"0"), ("0.jpg", images[0]), ("0.mask.png", b"no image")])
+    assert work(folder).samples == 1
+
+
+@pytest.mark.parametrize("suffix", ["cls", "json"])
+def test_a_label_apart_from_its_image_does_not_give_way_to_the_folder(
+    tmp_path: Path, images: list[bytes], work: Work, suffix: str
+) -> None:
+    """As in a tar of a folder of labelled samples that nobody sorted."""
+    members = [("train/0.jpg", images[0]), ("train/1.jpg", images[1])]
+    members += [(f"train/{number}.{suffix}", b"%d" % number) for number in range(2)]
+    with pytest.raises(UserError, match=r"a\.tar: train/0 has its label apart from its image.*--sort=name"):
+        work(tars_of(tmp_path / "tars", members))
+
+
+def test_suffixes_may_be_of_any_case_and_labels_begin_with_a_mark_of_their_encoding(
+    tmp_path: Path, images: list[bytes], work: Work
+) -> None:
+    members = [("train/0.JPG", images[0]), ("train/0.CLS", b"\xef\xbb\xbfcat\r\n")]
+    members += [("train/1.Jpg", images[1]), ("train/1.Json", b'\xef\xbb\xbf{"label": "dog"}')]
+    folder = tars_of(tmp_path / "tars", members, name="A.TAR")
+    manifest = work(folder)
+    place = folder if "in_place" in manifest.source else tmp_path / "packed"
+    assert sorted(labels(Corpus.open(place))) == manifest.classes == ["cat", "dog"]
+
+
+def test_hidden_files_and_folders_of_a_tar_are_no_classes(
+    tmp_path: Path, images: list[bytes], work: Work
+) -> None:
+    members = [("./cat/0.jpg", images[0]), ("./cat/.ipynb_checkpoints/0-checkpoint.jpg", images[1])]
+    folder = tars_of(tmp_path / "tars", [*members, ("./._dog.tar", b"of a Mac"), ("./dog/._1.jpg", b"too")])
+    (folder / "._a.tar").write_bytes(b"beside it")
+    manifest = work(folder)
+    assert manifest.classes == ["cat"] and manifest.samples == 1
+
+
+def test_a_tar_whose_name_no_manifest_takes_is_refused_before_it_is_read(
+    tmp_path: Path, images: list[bytes]
+) -> None:
+    folder = tars_of(tmp_path / "tars", [("cat/0.jpg", images[0])], name="my shard.tar")
+    with pytest.raises(UserError, match=r"shard name 'my shard\.tar'; allowed: .*; rename it"):
+        index_in_place(folder, quiet=True)
+
+
+def test_what_is_compressed_is_named_as_such(tmp_path: Path, images: list[bytes], work: Work) -> None:
+    folder = tars_of(tmp_path / "tars", [("cat/0.jpg", images[0])])
+    content = gzip.compress((folder / "a.tar").read_bytes())
+    (folder / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"no readable tar.*is it compressed\?"):
+        work(folder)
+    (folder / "a.tar").rename(folder / "a.TAR.GZ")
+    with pytest.raises(UserError, match=r"a\.TAR\.GZ: is compressed; uncompress it"):
+        work(folder)
+
+
+def test_a_compressed_tar_beside_folders_of_images_is_not_left_out_in_silence(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "ant").symlink_to(image_folder / "ant")
+    (tmp_path / "images" / "bee.tgz").write_bytes(b"gzip")
+    with pytest.raises(UserError, match=r"bee\.tgz: is compressed"):
+        shard_corpus(tmp_path / "images", tmp_path / "packed", quiet=True)
