@@ -69,7 +69,7 @@ def in_a_line(error: Exception) -> str | None:
         return one_line(f"{error.filename}: {error.strerror}")
     if isinstance(error, UnicodeEncodeError):  # Python's stand-in for bytes of a name that are no UTF-8
         before, bad = error.object[: error.start].split("/")[-1][-40:], error.object[error.start : error.end]
-        return one_line(f"…{before}{bad}…: a name that is no UTF-8; rename the file or folder")
+        return one_line(f"…{before}{bad}…: a name that is not UTF-8; rename the file or folder")
     if not hasattr(error, "format_message"):  # a usage error; typer brings click's classes or its own
         return None
     said = one_line(error.format_message()).rstrip(".")

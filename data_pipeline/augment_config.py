@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from coatnet.config.checks import one_of, up_to, within
+from coatnet.config.checks import at_least_one, one_of, up_to, within
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 EVALUATE_RESIZES = ("center_crop", "whole")
@@ -57,8 +57,7 @@ class AugmentConfig:
     exif_orientation: str = "ignore"
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; allowed: 1 or more pixels")
+        at_least_one("image_size", self.image_size)
         one_of("interpolation", self.interpolation, INTERPOLATIONS)
         one_of("evaluate_resize", self.evaluate_resize, EVALUATE_RESIZES)
         one_of("exif_orientation", self.exif_orientation, ORIENTATIONS)
@@ -70,8 +69,7 @@ class AugmentConfig:
             alpha = getattr(self, name)
             if not (alpha == 0.0 or 0.01 <= alpha <= 100.0):
                 raise ValueError(f"{name} is {alpha}; allowed: 0 (off), or an alpha from 0.01 to 100")
-        if not 0.0 <= self.erasing <= 1.0:
-            raise ValueError(f"erasing is {self.erasing}; allowed: a probability from 0 to 1")
+        within("erasing", self.erasing, least=0, most=1)
         up_to("evaluate_crop", self.evaluate_crop, most=1)
         for name, least, most in (("mean", 0, 1), ("std", 0.001, 100)):
             values = getattr(self, name)

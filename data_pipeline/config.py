@@ -23,7 +23,7 @@ def parse_bytes(text: str) -> int:
     """
     found = _SIZE.fullmatch(text)
     if not found:
-        raise ValueError(f"{text!r} is no size; write for example '256 MB', '1 GiB' or '4096'")
+        raise ValueError(f"{text!r} is not a size; write for example '256 MB', '1 GiB' or '4096'")
     return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
 
@@ -117,5 +117,4 @@ class DataConfig:
             within(name, getattr(self, name), least=1, most=most)
         one_of("tail", self.tail, TAILS)
         one_of("decoder", self.decoder, DECODERS)
-        if not 0.0 <= self.bad_sample_budget <= 1.0:
-            raise ValueError(f"bad_sample_budget is {self.bad_sample_budget}; allowed: 0 to 1")
+        within("bad_sample_budget", self.bad_sample_budget, least=0, most=1)

@@ -69,7 +69,7 @@ class Corpus:
                 f"`coatnet shard {folder} --in-place`"
             ) from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is no JSON: {error}") from None
+            raise UserError(f"{path}: is not JSON: {error}") from None
         return cls(parse_manifest(text, origin=str(path)), LocalFiles(Path(folder)))
 
     def index(self, shard: int) -> ShardIndex:

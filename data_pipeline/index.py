@@ -103,7 +103,7 @@ def parse_array(content: bytes, *, dtype: np.dtype, origin: str, xxh3: str) -> N
         raise DamagedIndex(f"{origin}: differs from what the manifest says; it was damaged or replaced")
     header = _HEADER.match(content)
     if header is None or header["type"] != repr(dtype.descr).encode():
-        raise DamagedIndex(f"{origin}: is no index of this version")
+        raise DamagedIndex(f"{origin}: is not an index of this version")
     try:
         return np.frombuffer(content, dtype, count=int(header["length"]), offset=header.end())
     except ValueError:

@@ -85,9 +85,9 @@ def parse_manifest(text: str, *, origin: str) -> Manifest:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{origin}: is no JSON: {error}") from None
+        raise UserError(f"{origin}: is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError(f"{origin}: is no manifest of shards (format {FORMAT!r})")
+        raise UserError(f"{origin}: is not a manifest of shards (format {FORMAT!r})")
     if values.get("version") != VERSION:
         raise UserError(f"{origin}: has version {values.get('version')}; this program reads {VERSION}")
     try:

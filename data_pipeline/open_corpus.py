@@ -46,7 +46,8 @@ def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSou
         return None
     corpus = open_corpus(data.evaluate, cache=data.cache)
     if corpus.classes != classes:
-        raise UserError(f"data.evaluate: {data.evaluate} has other classes than data.train[0]")
+        remedy = "shard both with the same --classes"
+        raise UserError(f"data.evaluate: {data.evaluate} has other classes than data.train[0]; {remedy}")
     return corpus
 
 

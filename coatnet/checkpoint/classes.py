@@ -17,7 +17,7 @@ def check_class_count(names: Sequence[str], outputs: int, *, origin: str) -> Non
         UserError: there are more or fewer.
     """
     if len(names) != outputs:
-        raise UserError(f"{origin}: {len(names)} class names for {outputs} outputs")
+        raise UserError(f"{origin}: {len(names)} class names for {outputs} outputs; give one for each")
 
 
 def is_wordnet_id(key: str) -> bool:
@@ -46,7 +46,9 @@ def match_classes(known: Sequence[str], wanted: Sequence[str]) -> list[int | Non
     keys = [class_key(name) for name in wanted]
     both = next((key for key in keys if key in doubtful), None)
     if both is not None:
-        raise UserError(f"the model knows two classes as {both!a}; which of them is meant cannot be told")
+        raise UserError(
+            f"the model knows two classes as {both!a}, and cannot tell which is meant; rename one"
+        )
     return [places.get(key) for key in keys]
 
 
@@ -57,7 +59,7 @@ def matching_rows(known: Sequence[str] | None, wanted: Sequence[str]) -> list[tu
         UserError: the checkpoint names no classes, or none of these.
     """
     if known is None:
-        raise UserError("head.keep_rows is 'matching', but the checkpoint carries no class names")
+        raise UserError("head.keep_rows is 'matching', but the checkpoint has no class names; allowed: none")
     pairs = [(new, old) for new, old in enumerate(match_classes(known, wanted)) if old is not None]
     if not pairs:
         raise UserError(
@@ -96,5 +98,5 @@ def evaluation_columns(
         )
     columns = [place for place in found if place is not None]
     if len(set(columns)) != len(columns):
-        raise UserError(f"{origin}: two of its classes are the same class of the model")
+        raise UserError(f"{origin}: two of its classes are the same class of the model; merge them")
     return columns

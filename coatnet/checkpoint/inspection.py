@@ -166,7 +166,7 @@ def _read_exported_config(config: Path) -> Description:
     checked = from_dict(ModelConfig, model, origin=str(config))
     if classes is not None:
         if not isinstance(classes, list):
-            raise UserError(f"{config}: classes is no list of names")
+            raise UserError(f"{config}: classes is not a list of names")
         check_class_names(classes, origin=str(config.parent))
         check_class_count(classes, checked.num_classes, origin=str(config.parent))
     return Description(checked, classes, True, facts if isinstance(facts, dict) else {})

@@ -39,7 +39,7 @@ class Duration:
             if unit in _SECONDS:
                 return cls(number * _SECONDS[unit], "seconds")
         raise ValueError(
-            f"{text!r} is no duration; write for example '90 epochs', '10000 steps', "
+            f"{text!r} is not a duration; write for example '90 epochs', '10000 steps', "
             "'4096 images' or '30 minutes'"
         )
 

@@ -66,7 +66,7 @@ def check_class_names(names: Sequence[str], *, origin: str) -> list[str]:
     """
     for number, name in enumerate(names):
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-            raise UserError(f"{origin}: class {number} is no text of 1 to {_MAX_NAME} characters")
+            raise UserError(f"{origin}: class {number} is not text of 1 to {_MAX_NAME} characters")
     if unfit := _unfit_characters("".join(names)):
         number, name = next((i, name) for i, name in enumerate(names) if not unfit.isdisjoint(name))
         bad = next(c for c in name if c in unfit)

@@ -22,7 +22,7 @@ def read_class_names(path: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text") from None
+        raise UserError(f"{path}: is not UTF-8 text") from None
     # Neither splitlines nor a bare strip, which hide control characters.
     lines = [line.removesuffix("\r").strip(" ") for line in text.split("\n")]
     while len(lines) > 1 and not lines[-1]:

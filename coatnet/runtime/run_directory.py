@@ -67,7 +67,7 @@ class RunDirectory:
         if not self.identity.exists():
             if any(self.checkpoints.glob("step-*")):
                 raise UserError(
-                    f"{self.path}: holds checkpoints but no identity.json; not starting anew in it"
+                    f"{self.path}: holds checkpoints but no {IDENTITY}; restore it, or choose another folder"
                 )
             return
         digest = config.run_digest()

@@ -191,11 +191,12 @@ class Checkpoints(Generic[State]):
         facts = checkpoint.facts
         if facts.get("kind") != self._facts["kind"]:
             raise UserError(
-                f"{checkpoint.directory}: was written by {facts.get('kind')}, not by {self._facts['kind']}"
+                f"{checkpoint.directory}: was written by {facts.get('kind')}, not by {self._facts['kind']}; "
+                "choose another run.directory"
             )
         group, former = (one.get("group_images") for one in (self._facts, facts))
         if group != former:
-            raise UserError(f"norm.group_images is {group}, the run has {former}: give the former one")
+            raise UserError(f"norm.group_images is {group}, but the run began with {former}; give that")
         self._stream.check(facts["data"])
         try:
             state = self._state_type(**facts["progress"])

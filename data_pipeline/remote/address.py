@@ -69,7 +69,7 @@ def to_http(url: str) -> str:
             ExpiresIn=_SIGNED_SECONDS,
         )
     except ParamValidationError:
-        raise UserError(f"{without_secrets(url)}: {parts.netloc!r} is no name of a bucket") from None
+        raise UserError(f"{without_secrets(url)}: {parts.netloc!r} is not the name of a bucket") from None
     except BotoCoreError as error:  # its text may quote a command's output
         raise SigningError(f"its address could not be signed: {type(error).__name__}") from None
 

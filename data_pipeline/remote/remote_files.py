@@ -183,7 +183,7 @@ def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{without_secrets(address)}: is no JSON: {error}") from None
+        raise UserError(f"{without_secrets(address)}: is not JSON: {error}") from None
     manifest = parse_manifest(text, origin=without_secrets(address))
     return manifest, RemoteFiles(url, manifest, open_cache(cache), patience=patience)
 

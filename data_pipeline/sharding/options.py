@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from coatnet.config.checks import one_of
+from coatnet.config.checks import at_least_zero, below_one, one_of, within
 
 _UNUSABLE = ("skip", "stop")
 _USABLE = ("keep", "convert", "skip", "stop")
@@ -83,14 +83,11 @@ class ShardOptions:
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise ValueError("a shard's size must be 1 or more")
+            raise ValueError("--shard-size or --shard-samples is below 1; allowed: 1 or more")
         one_of("check", self.check, ("decode", "header"))
-        if not 0.0 <= self.validation < 1.0:
-            raise ValueError(f"validation is {self.validation}; allowed: 0 up to, but not, 1")
-        if not 0.0 <= self.bad_budget <= 1.0:
-            raise ValueError(f"bad_budget is {self.bad_budget}; allowed: 0 to 1")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; allowed: 0 (one per core) or more")
+        below_one("--validation", self.validation)
+        within("--bad-budget", self.bad_budget, least=0, most=1)
+        at_least_zero("--workers", self.workers)
 
     def what_counts(self) -> dict[str, Any]:
         """Return the options that decide the shards' content; the number of workers does not."""

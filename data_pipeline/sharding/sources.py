@@ -52,7 +52,7 @@ def list_source(
     multi = options.multi_label
     is_table = source.is_file() and source.suffix in SUFFIXES
     if options.root is not None and not is_table:
-        raise UserError(f"--root is for a table's paths; {source} is no table ({', '.join(SUFFIXES)})")
+        raise UserError(f"--root is for a table's paths; {source} is not a table ({', '.join(SUFFIXES)})")
     if is_table:
         listing = list_table(
             source, root=options.root, classes=classes, payloads=payloads, multi=multi, done=done

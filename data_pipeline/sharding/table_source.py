@@ -134,7 +134,7 @@ class _LabelReader:
             UserError: it has none, or they cannot be read.
         """
         if not isinstance(row, dict):
-            raise UserError(f"{where}: is no mapping of columns")
+            raise UserError(f"{where}: is not a mapping of columns")
         column = _column(row, _LABEL_COLUMNS)
         if column is None:
             raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
@@ -172,7 +172,7 @@ def _image(row: dict[str, Any], where: str) -> tuple[bytes | None, str]:
             return base64.b64decode(value, validate=True), path
         except ValueError:
             raise UserError(
-                f"{where}, column {column}: is no base64; a path belongs in a column path"
+                f"{where}, column {column}: is not base64; a path belongs in a column path"
             ) from None
     if not path:
         expected = " or ".join((*_PATH_COLUMNS, *_BYTES_COLUMNS))

@@ -232,7 +232,7 @@ def _read_label(path: Path, member: Member, suffix: str) -> RawLabels | None:
     """Read a label member; None for a JSON of something else."""
     where = f"{path}: {member.name}"
     if member.size > _MAX_LABEL_BYTES:
-        raise UserError(f"{where}: {member.size} bytes is no label")
+        raise UserError(f"{where}: {member.size} bytes is not a label")
     with path.open("rb") as file:
         file.seek(member.data)
         content = file.read(member.size)

@@ -146,7 +146,7 @@ def _parse_entry(entry: object) -> tuple[RawLabel, float]:
 
 def _weighted(label: object, weight: object) -> tuple[RawLabel, float]:
     if not isinstance(label, str | int) or isinstance(label, bool):
-        raise ValueError(f"{label!r} is no label")
+        raise ValueError(f"{label!r} is not a label")
     if not isinstance(weight, int | float) or not 0.0 <= weight < math.inf:
         raise ValueError(f"{label!r} has the weight {weight!r}; allowed: 0 or more")
     return label, float(weight)

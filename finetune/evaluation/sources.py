@@ -126,7 +126,7 @@ def _label_lines(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _number(label: str, *, origin: str, classes: int) -> int:
     if not (label.isascii() and label.isdigit() and int(label) < classes):
-        raise UserError(f"{origin}: {label[:60]!a} is no class and no number below {classes}")
+        raise UserError(f"{origin}: {label[:60]!a} is neither a class nor a number below {classes}")
     return int(label)
 
 
@@ -136,7 +136,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text") from None
+        raise UserError(f"{path}: is not UTF-8 text") from None
 
 
 def read_real_labels(path: Path) -> list[list[int]]:
@@ -150,7 +150,7 @@ def read_real_labels(path: Path) -> list[list[int]]:
     try:
         rows: Any = json.loads(_text(path))
     except (json.JSONDecodeError, RecursionError):
-        raise UserError(f"{path}: is no JSON") from None
+        raise UserError(f"{path}: is not JSON") from None
     if not isinstance(rows, list) or not all(
         isinstance(row, list) and all(type(label) is int for label in row) for row in rows
     ):
@@ -187,7 +187,9 @@ def real_accuracy(
     for name, guess in zip(names, predictions.top[:, 0], strict=True):
         found = _VALIDATION_NUMBER.search(name)
         if not found or not 1 <= int(found[1]) <= len(real):
-            raise UserError(f"{origin}: {name!r} is no image of ImageNet's validation set (ILSVRC2012_val_…)")
+            raise UserError(
+                f"{origin}: {name!r} is not an image of ImageNet's validation set (ILSVRC2012_val_…)"
+            )
         allowed = real[int(found[1]) - 1]
         judged += bool(allowed)
         number = numbers[keys[guess]] if have_ids and guess >= 0 else int(guess)

@@ -279,7 +279,7 @@ def test_a_name_that_is_no_utf8_is_told_in_a_line(words: list[str]) -> None:
         [sys.executable, "-m", "coatnet.cli", *words], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert r"o\udcff…: a name that is no UTF-8" in done.stderr
+    assert r"o\udcff…: a name that is not UTF-8" in done.stderr
 
 
 @pytest.mark.slow

@@ -235,7 +235,7 @@ def test_credentials_that_cannot_be_had_just_now_are_asked_for_again(
     [
         ("AWS_PROFILE", "nobody", "s3://bucket/x", r"cannot be signed: The config profile \(nobody\)"),
         ("AWS_ENDPOINT_URL", "nonsense", "s3://bucket/x", "cannot be signed: Invalid endpoint: nonsense"),
-        ("AWS_EC2_METADATA_DISABLED", "true", "s3://no bucket/x", "'no bucket' is no name of a bucket"),
+        ("AWS_EC2_METADATA_DISABLED", "true", "s3://no bucket/x", "'no bucket' is not the name of a bucket"),
     ],
 )
 def test_a_mistake_in_the_configuration_of_s3_is_one_line(

@@ -122,7 +122,7 @@ def test_a_pipe_and_a_nest_in_place_of_the_manifest_are_refused_without_waiting(
     manifest.unlink()
     os.mkfifo(manifest)
     assert check_model(run) is None
-    with pytest.raises(CheckpointError, match="is no regular file"):
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         Checkpoint(manifest.parent)
 
 

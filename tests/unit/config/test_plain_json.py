@@ -20,7 +20,7 @@ def strictly(text: str) -> Any:
     """Read as other tools do: Python's own reader takes words that JSON does not have."""
 
     def refuse(word: str) -> NoReturn:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
 

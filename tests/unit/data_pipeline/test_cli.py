@@ -52,12 +52,12 @@ def test_a_class_of_which_nothing_could_be_used_is_named(image_folder: Path, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shard-size", "big"], "'big' is no size"),
+        (["--shard-size", "big"], "'big' is not a size"),
         (["--policy", "cmyk"], "expected KIND=ACTION"),
         (["--policy", "cmyk=eat"], "cmyk is 'eat'; allowed: keep, convert, skip, stop"),
         (["--policy", "smell=keep"], "--policy is of 'smell'; allowed: not_an_image, unsupported"),
         (["--check", "taste"], "check is 'taste'; allowed: decode, header"),
-        (["--validation", "1.5"], "allowed: 0 up to, but not, 1"),
+        (["--validation", "1.5"], "--validation is 1.5; allowed: from 0 .off. to below 1"),
         (["--in-place"], "or --in-place without one"),
     ],
 )

@@ -192,8 +192,8 @@ def test_a_garbled_index_is_refused(damaged: Path, garbage: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is no JSON"),
-        ("[]", "is no manifest of shards"),
+        ("", "is not JSON"),
+        ("[]", "is not a manifest of shards"),
         ('{"format": "coatnet-shards", "version": 9}', "has version 9"),
         ('{"format": "coatnet-shards", "version": 1, "classes": []}', "is not understood"),
         (

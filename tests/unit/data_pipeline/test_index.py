@@ -49,7 +49,9 @@ def test_an_index_is_read_as_numpy_reads_it(length: int) -> None:
     ],
 )
 def test_what_is_no_index_is_refused(content: bytes) -> None:
-    with pytest.raises(DamagedIndex, match=r"^here: (is no index of this version|holds fewer than the \d+)"):
+    with pytest.raises(
+        DamagedIndex, match=r"^here: (is not an index of this version|holds fewer than the \d+)"
+    ):
         parse_array(content, dtype=SAMPLE, origin="here", xxh3=file_hash(content))
 
 

@@ -144,11 +144,11 @@ def test_pipes_and_devices_in_place_of_a_models_files_are_refused_without_waitin
 ) -> None:
     (victim / name).unlink()
     os.mkfifo(victim / name)
-    with refused_at_once("is no regular file"):
+    with refused_at_once("is not a regular file"):
         check_model(victim)
     (victim / name).unlink()
     (victim / name).symlink_to("/dev/zero")
-    with refused_at_once("is no regular file"):
+    with refused_at_once("is not a regular file"):
         check_model(victim)
 
 
@@ -157,18 +157,18 @@ def test_pipes_and_devices_in_place_of_lists_and_images_are_refused_without_wait
     os.mkfifo(pipe)
     endless.symlink_to("/dev/zero")
     for path in (pipe, endless):
-        with refused_at_once("is no regular file"):
+        with refused_at_once("is not a regular file"):
             read_class_names(path)
-        with refused_at_once("is no regular file"):
+        with refused_at_once("is not a regular file"):
             open_evaluation_set(tmp_path, labels=path, classes=["amber"])
-        with refused_at_once("is no regular file"):
+        with refused_at_once("is not a regular file"):
             read_real_labels(path)
-        with pytest.raises(OSError, match="is no regular file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             read_image_file(path)
     (tmp_path / "labels.txt").write_text("pipe.jpg amber\nendless.jpg amber\n")
     corpus = open_evaluation_set(tmp_path, labels=tmp_path / "labels.txt", classes=["amber"])
     for index in range(2):
-        with pytest.raises(BadSampleError, match="is no regular file"):
+        with pytest.raises(BadSampleError, match="is not a regular file"):
             corpus.read(0, index)
 
 

@@ -138,7 +138,7 @@ def test_the_images_of_batch_norm_are_settled_once_a_run_has_begun(tmp_path: Pat
 
 def test_checkpoints_without_an_identity_are_never_started_over(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
-    with pytest.raises(UserError, match="not starting anew"):
+    with pytest.raises(UserError, match="checkpoints but no identity"):
         begin(RunDirectory(tmp_path / "run"), _Recipe())
 
 

@@ -16,7 +16,7 @@ def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> No
     (tmp_path / "classes.txt").write_text("ant\r\nbee\n\n")
     assert read_classes(tmp_path / "classes.txt") == ["ant", "bee"]
     (tmp_path / "classes.txt").write_text("ant\n\nbee\n")
-    with pytest.raises(UserError, match="class 1 is no text"):
+    with pytest.raises(UserError, match="class 1 is not text"):
         read_classes(tmp_path / "classes.txt")
 
 
@@ -31,12 +31,12 @@ def test_class_files_are_read_the_same_way_by_pack_and_import(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe")
     for unfit, reason in (
         (b"ant\x1c\n", "U[+]001C"),
-        (b"\xff\n", "is no UTF-8 text"),
+        (b"\xff\n", "is not UTF-8 text"),
         (b"", "class 0 is no"),
     ):
         classes.write_bytes(unfit)
         for read in (read_classes, read_class_names):
             with pytest.raises(UserError, match=reason):
                 read(classes)
-            with pytest.raises(UserError, match="is no regular file"):
+            with pytest.raises(UserError, match="is not a regular file"):
                 read(tmp_path / "pipe")
