@@ -44,7 +44,7 @@ PERMUTED = {
 }
 SUBSTITUTES = [(1, 25), (0, 23), (1, 40), (0, 29), (0, 61)]
 MIXED, SHARED = "d3f56fa7bdc52510", "62b0c4dbd2dbd797"
-ONE, TWO = "f6f3ffde8c82eb82", "6dce92a94ba12c91"
+ONE, NARROW, TWO = "f6f3ffde8c82eb82", "5e68492d9a060d7f", "6dce92a94ba12c91"
 KEYS = [7853966626531964278, 5647633184453445789, 2724018429111831673, 8256683489222519666]
 UNIFORM = [
     [0.9273649092856614, 0.8078167503954516],
@@ -127,14 +127,22 @@ def test_a_mixture_is_gone_through_as_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tail", "corpora", "expected"),
-    [("continue", 1, ONE), ("drop", 1, ONE), ("mask", 1, ONE), ("continue", 2, TWO)],
+    ("corpora", "options", "expected"),
+    [
+        (1, {}, ONE),
+        (1, {"tail": "drop"}, ONE),
+        (1, {"tail": "mask"}, ONE),
+        (1, {"lanes": 12, "window": 2}, NARROW),
+        (2, {}, TWO),
+    ],
 )
-def test_a_run_goes_through_its_corpora_as_recorded(tail: str, corpora: int, expected: str) -> None:
+def test_a_run_goes_through_its_corpora_as_recorded(
+    corpora: int, options: dict[str, Any], expected: str
+) -> None:
     counts = [COUNTS, np.array([30] * 5)][:corpora]
     opened: Any = [SimpleNamespace(counts=each, samples=int(each.sum())) for each in counts]
     entries = [CorpusConfig(path="of the test", weight=weight) for weight in (3.0, 1.0)[:corpora]]
-    order = make_order(opened, DataConfig(train=entries, tail=tail), seed=11, global_batch=960)
+    order = make_order(opened, DataConfig(train=entries, **options), seed=11, global_batch=960)
     positions = np.arange(98_000, 101_000)  # before the shortest epoch's end
     assert places_of(order, positions) == expected
 
