@@ -1,15 +1,12 @@
-"""The store: commits checkpoints by manifest and rename, finds the newest good one, deletes the superfluous.
+"""The store: commits checkpoints, finds the newest good one, deletes the superfluous.
 
-Protocol (docs/checkpoint-format.md): every rank writes its file into one temporary directory, fsyncs both and
-tells rank 0 what is in it. That one waits for all, with a bound, writes the manifest, makes sure that its
-lease still holds, renames the directory and fsyncs the parent. Words go through the mailbox: a writer thread
-needs no collectives, a rank that cannot write can say so, and a thousand ranks make no thousand small files.
-A failed save never fails the run: the older checkpoint stays.
+Protocol (docs/checkpoint-format.md): every rank writes its file into one temporary directory and fsyncs both;
+rank 0 writes the manifest, makes sure that its lease still holds, renames the directory and fsyncs the parent
+(coatnet/checkpoint/save.py). A failed save never fails the run: the older checkpoint stays.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,36 +15,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from coatnet.checkpoint.format import (
-    CheckpointError,
-    Manifest,
-    RankFile,
-    rank_file_from_json,
-    write_json,
-    write_rank_file,
-)
+from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
-from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Figures, Retention
-from coatnet.runtime.absence import Absence
-from coatnet.runtime.lease import Lease, LeaseLost
+from coatnet.checkpoint.save import PREFIX, Save, SaveFailed, write_save
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.whole_files import move_folder, refresh_view, remove_folder, sync_folder
-
-_PREFIX = "step-"
-_POLL_SECONDS = 0.02
-_SPACE_MARGIN = 1.05
-
-
-class SaveFailed(RuntimeError):
-    """One save came to nothing; the run goes on and the older checkpoint stays."""
+from coatnet.runtime.whole_files import move_folder, refresh_view, remove_folder
 
 
 class NotCleared(RuntimeError):
@@ -120,10 +98,8 @@ class CheckpointStore:
             for one in fragments
         ]
         self._saves += 1
-        name = f".{_PREFIX}{step:08d}.epoch{self._epoch}.save{self._saves}.tmp"
-        self._pending = self._writer.submit(
-            self._write, self.directory / name, snapshot, step=step, samples_seen=samples_seen, facts=facts
-        )
+        save = Save(self.path(step), self._saves, self._epoch, step, samples_seen, facts)
+        self._pending = self._writer.submit(self._write, save, snapshot)
         if wait:
             self.wait()
 
@@ -158,13 +134,13 @@ class CheckpointStore:
             names = os.listdir(self.directory)
         except OSError as error:
             raise CheckpointError(f"{self.directory}: {error.strerror}; make it readable") from None
-        found = (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
+        found = (name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
         steps = {int(digits) for digits in found if digits.isdecimal()}
         return sorted(step for step in steps if self.path(step).name in names)
 
     def path(self, step: int) -> Path:
         """Return where a step's checkpoint lies."""
-        return self.directory / f"{_PREFIX}{step:08d}"
+        return self.directory / f"{PREFIX}{step:08d}"
 
     def newest(self, *, before: int | None = None) -> Checkpoint | None:
         """Return the newest checkpoint whose every byte matches, or None in a directory that holds none.
@@ -242,97 +218,21 @@ class CheckpointStore:
         except (OSError, SaveFailed, CheckpointError) as error:
             self._alarm(f"checkpoint not saved: {error}; the older one stays, the run goes on")
 
-    def _write(
-        self,
-        temporary: Path,
-        snapshot: list[Fragment],
-        *,
-        step: int,
-        samples_seen: int,
-        facts: dict[str, Any],
-    ) -> None:
-        rank = self._ranks.rank
-        try:
-            if self._ranks.is_main:
-                self._clear_failed_saves(_save_number(temporary))
-            for one in snapshot:
-                if not torch.isfinite(one.data).all():
-                    raise SaveFailed(f"{one.kind} {one.name} is not finite at step {step}")
-            with suppress(FileExistsError):  # `exist_ok` would look whether it is a folder, a thousand times
-                temporary.mkdir()
-            self._require_space(sum(one.data.numel() * one.data.element_size() for one in snapshot))
-            written = write_rank_file(temporary / f"rank-{rank:05d}.safetensors", snapshot)
-            sync_folder(temporary)
-        except (OSError, SaveFailed) as error:
-            self._give_up(temporary, error)
-            raise
-        if not self._ranks.is_main:
-            self._tell(temporary, file=asdict(written))
-        else:
+    def _write(self, save: Save, snapshot: list[Fragment]) -> None:
+        write_save(
+            save,
+            snapshot,
+            ranks=self._ranks,
+            check_lease=self._check_lease,
+            timeout_seconds=self._timeout_seconds,
+        )
+        if self._ranks.is_main:
             try:
-                self._commit(temporary, written, step=step, samples_seen=samples_seen, facts=facts)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                self._retain(step)
+                self._retain(save.step)
             except OSError as error:
                 raise NotCleared(
-                    f"checkpoint {step} is saved, older ones could not be deleted: {error}"
+                    f"checkpoint {save.step} is saved, older ones could not be deleted: {error}"
                 ) from None
-
-    def _give_up(self, temporary: Path, error: Exception) -> None:
-        """Tell rank 0 not to wait; remove what was written, which frees the space that was missing."""
-        rank = self._ranks.rank
-        if self._ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            return
-        with suppress(OSError):
-            (temporary / f"rank-{rank:05d}.safetensors").unlink()
-        self._tell(temporary, fault=str(error))
-
-    def _tell(self, temporary: Path, **word: Any) -> None:
-        with suppress(RuntimeError):  # rank 0 is gone: all end
-            self._ranks.tell(_word(temporary, self._ranks.rank), json.dumps(word, separators=(",", ":")))
-
-    def _commit(
-        self, temporary: Path, own: RankFile, *, step: int, samples_seen: int, facts: dict[str, Any]
-    ) -> None:
-        others = (self._await_rank(temporary, rank) for rank in range(1, self._ranks.world_size))
-        manifest = Manifest(
-            step=step,
-            samples_seen=samples_seen,
-            world_size=self._ranks.world_size,
-            epoch=self._epoch,
-            files=(own, *others),
-            facts=facts,
-        )
-        write_json(temporary / MANIFEST, asdict(manifest))
-        sync_folder(temporary)
-        Checkpoint(temporary)  # every file that the manifest names is there, in its size
-        self._check_lease()
-        try:
-            # Never over another: what is at this place can only be a successor's, if we were frozen just now.
-            temporary.rename(self.path(step))
-        except OSError:
-            self._check_lease()
-            raise
-        sync_folder(self.directory)
-
-    def _await_rank(self, temporary: Path, rank: int) -> RankFile:
-        """Wait for a rank's word of its file: over NFS a note there could take a minute to be seen."""
-        deadline = time.monotonic() + self._timeout_seconds
-        absence = Absence(every_seconds=_POLL_SECONDS)
-        while (word := self._ranks.heard(_word(temporary, rank))) is None:
-            if not temporary.exists():
-                raise LeaseLost(f"{temporary} was removed by a newer job")
-            deadline += absence.seconds()  # a suspended job's ranks were all away
-            if time.monotonic() > deadline:
-                raise SaveFailed(f"rank {rank} did not write within {self._timeout_seconds:.0f} s")
-            time.sleep(_POLL_SECONDS)
-        told = json.loads(word)
-        if "fault" in told:
-            raise SaveFailed(f"rank {rank}: {told['fault']}")
-        return rank_file_from_json(told["file"])
 
     def _retain(self, step: int) -> None:
         """Read the new checkpoint back, then delete what two verified newer ones make superfluous."""
@@ -345,14 +245,8 @@ class CheckpointStore:
                 continue  # it cannot be read now, and may be the best
             self._check_lease()
             remove_folder(self.path(old), grave=self.directory / f".deleted-{old:08d}.{time.time_ns()}")
-        for pattern in (".deleted-*", f".broken-{_PREFIX}*", f".abandoned-{_PREFIX}*"):
+        for pattern in (".deleted-*", f".broken-{PREFIX}*", f".abandoned-{PREFIX}*"):
             for left in self.directory.glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
-
-    def _clear_failed_saves(self, save: int) -> None:
-        """Remove what ranks wrote for a save that had failed by then: the next one needs the room."""
-        for left in self.directory.glob(f".{_PREFIX}*.epoch{self._epoch}.save*.tmp"):
-            if _save_number(left) < save:  # a rank that is quick may have begun with a later one
                 shutil.rmtree(left, ignore_errors=True)
 
     def _set_aside(self, steps: Iterable[int], *, name: str) -> None:
@@ -364,30 +258,12 @@ class CheckpointStore:
     def _read_figures(self) -> dict[int, float]:
         return self._figures.read({step: self.path(step) for step in self.steps()})
 
-    def _require_space(self, own_bytes: int) -> None:
-        """Fail before writing rather than in the middle; ranks are taken to write alike."""
-        status = os.statvfs(self.directory)
-        free = status.f_bavail * status.f_frsize
-        wanted = int(own_bytes * self._ranks.world_size * _SPACE_MARGIN)
-        if free < wanted:
-            raise SaveFailed(
-                f"{self.directory}: {free / 2**20:,.1f} MiB free, a checkpoint needs {wanted / 2**20:,.1f}"
-            )
-
     def _fence_out_others(self) -> None:
         """Remove earlier jobs' temporary directories: one that still lives cannot rename what is gone.
 
         Each is renamed first: the other job's rename comes either before, of a whole checkpoint, or too late.
         """
-        for left in self.directory.glob(f".{_PREFIX}*.tmp"):
+        for left in self.directory.glob(f".{PREFIX}*.tmp"):
             grave = self.directory / f".deleted-{left.name.lstrip('.')}.{time.time_ns()}"
             with suppress(FileNotFoundError):  # committed, or cleared, this very moment
                 remove_folder(left, grave=grave)
-
-
-def _save_number(temporary: Path) -> int:
-    return int(temporary.name.rpartition(".save")[2].removesuffix(".tmp"))
-
-
-def _word(temporary: Path, rank: int) -> str:
-    return f"{temporary.name}/{rank}"

@@ -21,8 +21,7 @@ import torch
 from torch.distributed import distributed_c10d
 from waiting import wait_until
 
-from coatnet.checkpoint import store
-from coatnet.checkpoint.store import CheckpointStore
+from coatnet.checkpoint import save as save_module
 from coatnet.config import UserError
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
@@ -87,7 +86,7 @@ def pretrain_run(
     if kill_in_rollback:
         run_module.write_atomically = kill_at_exclusions
     if disk_is_full:
-        CheckpointStore._require_space = no_space  # type: ignore[method-assign]
+        save_module._require_space = no_space
     try:
         main(arguments)
     except (UserError, Distrusted) as error:
@@ -149,10 +148,10 @@ def lose_the_disk() -> None:
     def stale(*given: Any, **options: Any) -> Any:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    os.mkdir = os.unlink = store.write_rank_file = stale  # type: ignore[assignment]
+    os.mkdir = os.unlink = save_module.write_rank_file = stale  # type: ignore[assignment]
 
 
-def no_space(self: CheckpointStore, own_bytes: int) -> None:
+def no_space(directory: Path, all_bytes: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from coatnet.checkpoint import store as store_module
+from coatnet.checkpoint import save as save_module
 from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
@@ -210,14 +210,14 @@ def test_a_file_that_lost_its_end_before_the_commit_leaves_the_older_checkpoint_
 ) -> None:
     store, alarms = make_store(tmp_path)
     save(store, 1)
-    write_manifest = store_module.write_json
+    write_manifest = save_module.write_json
 
     def cut_before(path: Path, value: object) -> None:
         if path.name == MANIFEST:
             os.truncate(path.with_name("rank-00000.safetensors"), 100)
         write_manifest(path, value)
 
-    monkeypatch.setattr(store_module, "write_json", cut_before)
+    monkeypatch.setattr(save_module, "write_json", cut_before)
     save(store, 2)
     assert store.steps() == [1] and "rank-00000.safetensors" in alarms[0]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"], "nothing of it is left"
@@ -371,7 +371,9 @@ def test_a_tensor_of_which_a_part_is_missing_is_named(
         checkpoint.tensor("weight", "a")
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_the_run(tmp_path: Path, mounted: Any) -> None:
+def test_a_full_disk_leaves_the_older_checkpoint_and_the_run(
+    tmp_path: Path, mounted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with mounted(tmp_path / "small", "size=600k") as small:
         store, alarms = make_store(small)
         data = torch.ones(60_000)
@@ -379,7 +381,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_the_run(tmp_path: Path, mou
             piece = Fragment("weight", "a", (60_000,), 0, data * step)
             store.save(step=step, samples_seen=step, fragments=[piece], facts={}, wait=True)
         assert store.steps() == [1, 2] and "free" in alarms[0]
-        store._require_space = lambda own_bytes: None  # type: ignore[method-assign]
+        monkeypatch.setattr(save_module, "_require_space", lambda directory, all_bytes: None)
         piece = Fragment("weight", "a", (60_000,), 0, data)
         store.save(step=4, samples_seen=4, fragments=[piece], facts={}, wait=True)
         assert store.steps() == [1, 2] and "No space left" in alarms[1]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from coatnet.checkpoint import store as store_module
+from coatnet.checkpoint import save as save_module
 from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
@@ -191,7 +191,7 @@ def test_a_slow_rank_is_waited_for(tmp_path: Path) -> None:
 def test_a_rank_that_was_suspended_with_the_first_one_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "Absence", lambda **_: SimpleNamespace(seconds=lambda: 3600.0))
+    monkeypatch.setattr(save_module, "Absence", lambda **_: SimpleNamespace(seconds=lambda: 3600.0))
     alarms: list[str] = []
     stores = open_stores(tmp_path, alarms=alarms, timeout_seconds=-1800.0, mailbox=Mailbox())
     save(stores, 1)
