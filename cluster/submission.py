@@ -200,24 +200,10 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
         if plan is not None:
             write_atomically(prepared.run.plan, json.dumps(plan.to_dict(), indent=2) + "\n")
-        try:
-            script = _write(prepared, text)
-        except OSError as error:  # copying the code names our file, whatever is wrong with the run's disk
-            shutil.rmtree(prepared.folder, ignore_errors=True)
-            raise UserError(f"{directory}: {error.strerror}; mend that, then submit again") from None
+        script = _write(prepared, text)
         history = History(directory)
         lives = len(history.lives())  # before: the job may begin its life while we still write
-        try:
-            with _released(prepared.run):
-                job_id = slurm.sbatch(str(script), *options, keep_open=[lock])
-        except slurm.PerhapsSubmitted as error:
-            raise UserError(
-                f"{error}; whether SLURM took the job is not known: look at coatnet status {directory} in a "
-                "minute, and submit again if it tells of no job"
-            ) from None
-        except slurm.SlurmError as error:
-            shutil.rmtree(prepared.folder)  # what SLURM refused was not submitted
-            raise UserError(f"{error}{_remedy(str(error))}") from None
+        job_id = _queue(prepared, script, options=options, lock=lock)
         try:
             history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=lives)
         except OSError as error:  # neither cancel nor a second submission would find it
@@ -231,16 +217,43 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
 
 
 def _write(prepared: Prepared, text: str) -> Path:
-    """Write the submission's folder, with a copy of the code beside it, and return the batch script."""
+    """Write the submission's folder, with a copy of the code beside it, and return the batch script.
+
+    Raises:
+        UserError: it could not be written; nothing is left of it.
+    """
     folder = prepared.folder
-    folder.mkdir(parents=True)
-    snapshot_code(Path(prepared.job.code))
-    write_job(prepared.job, folder / "job.json")
-    if prepared.config is not None:
-        (folder / "config.yaml").write_text(to_yaml(prepared.config))
     script = folder / SCRIPT
-    script.write_text(text)
+    try:
+        folder.mkdir(parents=True)
+        snapshot_code(Path(prepared.job.code))
+        write_job(prepared.job, folder / "job.json")
+        if prepared.config is not None:
+            (folder / "config.yaml").write_text(to_yaml(prepared.config))
+        script.write_text(text)
+    except OSError as error:  # copying the code names our file, whatever is wrong with the run's disk
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"{prepared.run.path}: {error.strerror}; mend that, then submit again") from None
     return script
+
+
+def _queue(prepared: Prepared, script: Path, *, options: tuple[str, ...], lock: int) -> str:
+    """Hand the script to SLURM and return the job's id.
+
+    Raises:
+        UserError: SLURM refuses it, or may have taken it without saying so.
+    """
+    try:
+        with _released(prepared.run):
+            return slurm.sbatch(str(script), *options, keep_open=[lock])
+    except slurm.PerhapsSubmitted as error:
+        raise UserError(
+            f"{error}; whether SLURM took the job is not known: look at coatnet status {prepared.run.path} "
+            "in a minute, and submit again if it tells of no job"
+        ) from None
+    except slurm.SlurmError as error:
+        shutil.rmtree(prepared.folder)  # what SLURM refused was not submitted
+        raise UserError(f"{error}{_remedy(str(error))}") from None
 
 
 @contextmanager
