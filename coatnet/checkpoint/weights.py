@@ -81,6 +81,8 @@ def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weigh
             chosen = "ema" if name in averaged and ema is not False else kind
             tensors[name] = checkpoint.tensor(chosen, name)
     rest = {key: value for key, value in facts.items() if key not in ("model", "classes")}
+    if averaged and ema is False:
+        rest.pop("evaluation", None)  # it was of the average
     rest |= {"step": checkpoint.step, "samples_seen": checkpoint.samples_seen}
     return Weights(model, tensors, facts.get("classes"), rest)
 

@@ -27,7 +27,8 @@ def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -
     metadata += [*_results(classifier), "---"]
     names = ", ".join(_plain(name) for name in classifier.names[:_CLASSES_SHOWN])
     more = len(classifier.names) - _CLASSES_SHOWN
-    rows = [_row(one) for form in FORMS for one in certificates if one["format"] == form]
+    accepted = [one for one in certificates if one["accepted"]]
+    rows = [_row(one) for form in FORMS for one in accepted if one["format"] == form]
     lines = [
         *metadata,
         f"# {config.name}",
@@ -69,9 +70,14 @@ def _row(certificate: dict[str, Any]) -> str:
 
 
 def _results(classifier: Classifier) -> list[str]:
-    """Return the hub's model-index for the training run's last evaluation, where there was one."""
+    """Return the hub's model-index for the training run's last evaluation, where it was of this model."""
     evaluated = classifier.facts.get("evaluation")
     known = evaluated if isinstance(evaluated, dict) else {}
+    if (known.get("at"), known.get("image_size")) != (
+        classifier.facts.get("samples_seen"),
+        classifier.augment.image_size,
+    ):
+        return []  # of earlier weights, as after a stop between evaluations, or of other images
     metrics = [
         f"    - {{type: {kind}, value: {float(known[key]):.4f}, name: {name}}}"
         for key, (kind, name) in _METRICS.items()

@@ -49,18 +49,14 @@ def export_model(
     destination.mkdir(parents=True, exist_ok=True)
     # Exports are compared where all of their ecosystems run, on the CPU.
     classifier = open_classifier(path, weights=weights, px=px, device=torch.device("cpu"))
-    certificates = []
-    for form in formats:
-        print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)
-        certified = destination / f"certificate-{form}.json"
-        _require_space(destination, classifier)
-        certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
-        files, answers, notes = _WRITERS[form](classifier, destination)
-        certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
-        write_atomically(certified, json_text(certificate, indent=2) + "\n")
-        certificates.append(certificate)
-    card = model_card(classifier, [*certificates, *_earlier(destination, certificates)])
-    write_atomically(destination / CARD, card)
+    certificates: list[dict[str, Any]] = []
+    try:
+        for form in formats:
+            certificates.append(_export(classifier, destination, form=form, data=data))
+    finally:  # where a later form is refused, the card of another model must not stay beside those before
+        if certificates:
+            card = model_card(classifier, [*certificates, *_earlier(destination, certificates)])
+            write_atomically(destination / CARD, card)
     bad = [one for one in certificates if not one["accepted"]]
     if bad:
         raise UserError(
@@ -68,6 +64,18 @@ def export_model(
             f"{bad[0]['max_logit_difference']:.2g}, more than {bad[0]['tolerance']:g}; do not use it"
         )
     return certificates
+
+
+def _export(classifier: Classifier, destination: Path, *, form: str, data: str | None) -> dict[str, Any]:
+    """Write one form and its certificate, which comes back."""
+    print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)
+    certified = destination / f"certificate-{form}.json"
+    _require_space(destination, classifier)
+    certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
+    files, answers, notes = _WRITERS[form](classifier, destination)
+    certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
+    write_atomically(certified, json_text(certificate, indent=2) + "\n")
+    return certificate
 
 
 def _earlier(destination: Path, certificates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

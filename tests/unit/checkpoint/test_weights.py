@@ -30,7 +30,7 @@ def write_run(directory: Path, *, ema: bool, step: int = 1) -> dict[str, torch.T
         if ema:
             pieces.append(Fragment("ema", name, tuple(tensor.shape), 0, tensor.flatten() * 0.5))
     store = CheckpointStore(directory / "checkpoints", ranks=Ranks())
-    facts = {"model": to_dict(CONFIG), "classes": ["a", "b", "c"]}
+    facts = {"model": to_dict(CONFIG), "classes": ["a", "b", "c"], "evaluation": {"top1": 0.5}}
     store.save(step=step, samples_seen=8, fragments=pieces, facts=facts, wait=True)
     return state
 
@@ -49,6 +49,14 @@ def test_the_average_is_taken_where_there_is_one_unless_the_raw_weights_are_aske
     name = "head.logits.weight"
     assert torch.equal(load_weights(tmp_path).tensors[name], state[name] * 0.5)
     assert torch.equal(load_weights(tmp_path, ema=False).tensors[name], state[name])
+
+
+def test_what_was_measured_of_the_average_is_not_said_of_the_raw_weights(tmp_path: Path) -> None:
+    write_run(tmp_path / "averaged", ema=True)
+    write_run(tmp_path / "alone", ema=False)
+    assert "evaluation" in load_weights(tmp_path / "averaged").facts
+    assert "evaluation" in load_weights(tmp_path / "alone", ema=False).facts
+    assert "evaluation" not in load_weights(tmp_path / "averaged", ema=False).facts
 
 
 def test_an_older_checkpoint_is_taken_where_the_newest_is_damaged_and_said_to_be(

@@ -50,7 +50,8 @@ def exported(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
                 parameter.mul_(4.0 if "logits" not in name else 20.0)
     facts = {
         "augment": to_dict(AugmentConfig(image_size=64, evaluate_resize="whole")),
-        "evaluation": {"top1": 0.5},
+        "samples_seen": 640,
+        "evaluation": {"top1": 0.5, "at": 640, "image_size": 64},
     }
     weights = Weights(tiny, dict(model.state_dict()), CLASSES, facts)
     return export_safetensors(weights, tmp_path_factory.mktemp("models") / "exported")

@@ -23,6 +23,7 @@ from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from finetune.classifier import Classifier, open_classifier
+from finetune.handover.card import model_card
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model
 from finetune.handover.importing import foreign_weights, import_model
@@ -176,6 +177,7 @@ def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
 
     certificate = certify("onnx", wrong, classifier, files=[], data=None)
     assert not certificate.accepted and certificate.max_logit_difference == pytest.approx(1e-3, rel=0.01)
+    assert "onnx" not in model_card(classifier, [certificate.to_json()]), "nor is it handed on"
 
 
 def test_a_form_that_cannot_hold_the_architecture_is_refused(tiny: ModelConfig, tmp_path: Path) -> None:
@@ -198,6 +200,30 @@ def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: 
     assert metadata["pipeline_tag"] == "image-classification"
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
     assert "amber, blue, green" in card and "model.safetensors" in card
+
+
+@pytest.mark.parametrize("other", [{"px": 96}, {"samples_seen": 704}])
+def test_the_card_claims_no_accuracy_that_was_measured_of_other_weights_or_at_another_size(
+    exported: Path, tmp_path: Path, other: dict[str, int]
+) -> None:
+    found = load_weights(exported)
+    found.facts |= {key: value for key, value in other.items() if key != "px"}
+    model = export_safetensors(found, tmp_path / "model")
+    export_model(str(model), tmp_path / "out", formats=["safetensors"], px=other.get("px"))
+    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_form_that_is_refused_leaves_no_card_of_another_model_beside_the_forms_before_it(
+    exported: Path, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    export_model(str(exported), tmp_path / "out", formats=["safetensors"])
+    layered = replace(tiny, mbconv_norm="layer")
+    named = Weights(layered, dict(build_model(layered).state_dict()), ["x", "y", "z"])
+    other = export_safetensors(named, tmp_path / "other")
+    with pytest.raises(UserError, match="mbconv_norm"):
+        export_model(str(other), tmp_path / "out", formats=["safetensors", "timm"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "3 classes: x, y, z" in card and "| safetensors |" in card and "| timm |" not in card
 
 
 @pytest.mark.slow

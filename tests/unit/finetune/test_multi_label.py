@@ -180,7 +180,8 @@ def test_log_odds_are_what_makes_the_probabilities_of_either_loss() -> None:
 def model(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a run with the sigmoid loss would leave it."""
     found = load_weights(exported)
-    facts = {**found.facts, "loss": "sigmoid", "evaluation": {"map": 0.25, "precision1": 0.5}}
+    evaluated = {"map": 0.25, "precision1": 0.5, "at": found.facts["samples_seen"], "image_size": 64}
+    facts = {**found.facts, "loss": "sigmoid", "evaluation": evaluated}
     weights = Weights(found.model, found.tensors, found.classes, facts)
     return export_safetensors(weights, tmp_path_factory.mktemp("multi") / "model")
 
