@@ -17,11 +17,11 @@ from coatnet.checkpoint.inspection import (
     CONFIG,
     TENSORS,
     check_fit,
-    check_safetensors,
     checkpoints_of,
     read_description,
 )
 from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.weight_files import check_safetensors
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.config.plain_text import json_text
 from coatnet.model.config import ModelConfig

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
-from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, is_pickle, refuse_pickle, unwrapped
+from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, unwrapped
 from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_config
+from coatnet.checkpoint.weight_files import is_pickle, refuse_pickle
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig

@@ -54,6 +54,7 @@ TORCH_FREE_MODULES = (
     "coatnet.model.operations",
     "coatnet.model.cost",
     "coatnet.checkpoint.inspection",
+    "coatnet.checkpoint.weight_files",
 )
 MAX_LINES = 400
 
