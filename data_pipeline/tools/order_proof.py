@@ -29,33 +29,10 @@ def prove_order(
         differs from the order's, and how many shards a rank reads.
     """
     numbering = Numbering(counts)
-    first, last = epoch * order.epoch_samples, (epoch + 1) * order.epoch_samples
-    results = []
-    for world_size in world_sizes:
-        times_read = np.zeros(order.samples, dtype=np.uint8)
-        rank_shards: list[set[int]] = [set() for _ in range(world_size)]
-        differing, begin = 0, first
-        ranks = [Steps(order, global_batch, rank, world_size, masked=True) for rank in range(world_size)]
-        while begin < last:
-            end = ranks[0].end(begin)
-            counting = np.arange(global_batch) < end - begin  # the others only fill the last step
-            together = np.concatenate([steps.positions(begin) for steps in ranks])
-            differing += not np.array_equal(np.sort(together[counting]), np.arange(begin, end))
-            places = order.locate(together)
-            np.add.at(times_read, numbering.numbers(places.shard, places.index)[counting], 1)
-            for rank, shards in enumerate(np.split(places.shard, world_size)):
-                rank_shards[rank].update(np.unique(shards).tolist())
-            done(end - begin)
-            begin = end
-        results.append(
-            {
-                "world_size": world_size,
-                "doubled": int(np.count_nonzero(times_read > 1)),
-                "missing": int(np.count_nonzero(times_read == 0)) - (order.samples - order.epoch_samples),
-                "differing_steps": differing,
-                "most_shards_of_a_rank": max(map(len, rank_shards)),
-            }
-        )
+    results = [
+        _walk(order, numbering, global_batch=global_batch, world_size=world_size, epoch=epoch, done=done)
+        for world_size in world_sizes
+    ]
     return {
         "samples": order.samples,
         "shards": len(counts),
@@ -66,6 +43,40 @@ def prove_order(
         "exactly_once": all(
             not (row["doubled"] or row["missing"] or row["differing_steps"]) for row in results
         ),
+    }
+
+
+def _walk(
+    order: Order,
+    numbering: Numbering,
+    *,
+    global_batch: int,
+    world_size: int,
+    epoch: int,
+    done: Callable[[int], None],
+) -> dict[str, int]:
+    first, last = epoch * order.epoch_samples, (epoch + 1) * order.epoch_samples
+    times_read = np.zeros(order.samples, dtype=np.uint8)
+    rank_shards: list[set[int]] = [set() for _ in range(world_size)]
+    differing, begin = 0, first
+    ranks = [Steps(order, global_batch, rank, world_size, masked=True) for rank in range(world_size)]
+    while begin < last:
+        end = ranks[0].end(begin)
+        counting = np.arange(global_batch) < end - begin  # the others only fill the last step
+        together = np.concatenate([steps.positions(begin) for steps in ranks])
+        differing += not np.array_equal(np.sort(together[counting]), np.arange(begin, end))
+        places = order.locate(together)
+        np.add.at(times_read, numbering.numbers(places.shard, places.index)[counting], 1)
+        for rank, shards in enumerate(np.split(places.shard, world_size)):
+            rank_shards[rank].update(np.unique(shards).tolist())
+        done(end - begin)
+        begin = end
+    return {
+        "world_size": world_size,
+        "doubled": int(np.count_nonzero(times_read > 1)),
+        "missing": int(np.count_nonzero(times_read == 0)) - (order.samples - order.epoch_samples),
+        "differing_steps": differing,
+        "most_shards_of_a_rank": max(map(len, rank_shards)),
     }
 
 
