@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -64,6 +65,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @classmethod
+    def blank(cls, *, image_size: int, samples: int) -> Batch:
+        """Return one of black images, for steps that nobody takes."""
+        rows = torch.arange(samples)
+        images = torch.zeros(samples, image_size, image_size, 3, dtype=torch.uint8)
+        return cls(images, torch.zeros(samples, dtype=torch.int64), rows, rows)
 
     @property
     def seen(self) -> Tensor:

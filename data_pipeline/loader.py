@@ -7,7 +7,7 @@ process and, for the set of samples in a step, the world size do not matter. Kno
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,16 +70,23 @@ class TrainLoader:
         self._budget = BadSampleBudget(data.bad_sample_budget, expected=expected)
         self._steps = Steps(self._order, global_batch, rank, world_size, masked=data.tail == "mask")
 
-    def from_sample(self, samples_seen: int) -> Generator[Batch, None, None]:
+    def from_sample(
+        self, samples_seen: int, *, meanwhile: Callable[[], None] = lambda: None
+    ) -> Generator[Batch, None, None]:
         """Yield this rank's batches, one per step, from a position on; endless.
 
         Close the iterator (or let it be collected) to end its threads.
+
+        Args:
+            samples_seen: the position.
+            meanwhile: called every so often while a batch does not come; what it raises ends the wait.
 
         Raises:
             UserError: more bad samples than the budget allows.
         """
         plans = self._plans(samples_seen)
-        batches = made_ahead(plans, threads=self._data.threads, ahead=self._data.prefetch)
+        threads, ahead = self._data.threads, self._data.prefetch
+        batches = made_ahead(plans, threads=threads, ahead=ahead, meanwhile=meanwhile)
         try:
             for batch in batches:
                 self._budget.count(read=len(batch.seen), bad=batch.bad)

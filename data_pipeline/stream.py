@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -67,11 +67,14 @@ class Stream:
         if ranks.is_main:
             self._look_at_cache()
 
-    def follow(self, position: Position) -> Iterator[Batch]:
-        """Yield batches until the run's end; the loop advances the position or sets it back in between."""
+    def follow(self, position: Position, *, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Batch]:
+        """Yield batches until the run's end; the loop advances the position or sets it back in between.
+
+        `meanwhile` is called every so often while one does not come, and may raise.
+        """
         while position.samples_seen < self._phases[-1].end:
             phase = next(phase for phase in self._phases if position.samples_seen < phase.end)
-            batches = self._loader(phase).from_sample(position.samples_seen)
+            batches = self._loader(phase).from_sample(position.samples_seen, meanwhile=meanwhile)
             expected, excluded = position.samples_seen, self._excluded.total()
             try:
                 while position.samples_seen == expected < phase.end and excluded == self._excluded.total():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.calendar import Calendar
 from coatnet.training.losses import make_loss
-from coatnet.training.recorder import StepResult
+from coatnet.training.recorder import LEAVE, StepResult
 from coatnet.training.run import TrainingRun
 from coatnet.training.state import RunState
 from data_pipeline.batch import Batch
@@ -94,18 +95,33 @@ class FinetuneRun(TrainingRun[State, StepResult]):
 
     def step(self, state: State, batch: Batch, *, wish: int) -> StepResult:
         """Train on this rank's share of a step and move the state on."""
+        result = self._take(state, batch, wish=wish)
+        if not result.asks_for(LEAVE):
+            state.count(samples=result.samples, applied=result.applied, bad=result.bad)
+        return result
+
+    def refuse(self, state: State) -> StepResult:
+        """Take a step of blank images without a finite gradient, and tell all ranks to LEAVE."""
+        phase = self.calendar.phase_at(state.samples_seen)
+        samples = phase.global_batch // self.ranks.world_size
+        blank = Batch.blank(image_size=phase.image_size, samples=samples)
+        return self._take(state, blank, wish=LEAVE, scale=math.nan)
+
+    def _take(self, state: State, batch: Batch, *, wish: int, scale: float = 1.0) -> StepResult:
         samples, micro = batch.step_samples(self.ranks.world_size), self._micro_batch
         self._image_size = self.calendar.phase_at(state.samples_seen).image_size
         rate = self.calendar.learning_rate(state.samples_seen + samples)
         starts = range(0, len(batch), micro)
-        parts = [partial(self._loss, batch=batch, rows=slice(start, start + micro)) for start in starts]
+        parts = [
+            partial(self._loss, batch=batch, rows=slice(start, start + micro), scale=scale)
+            for start in starts
+        ]
         label = self.label(state.samples_seen)
         with self.account.measure(label):
             loss, norm, applied = self.engine.step(parts, learning_rate=rate, number=state.applied_steps + 1)
             own = torch.tensor([float(loss), wish, len(batch.bad)], device=self.ranks.device)
         with self.account.measure(label), self.account.measure("communication", inside="compute"):
             losses, wishes, bad = self.ranks.table(own).T.tolist()
-        state.count(samples=samples, applied=applied, bad=int(sum(bad)))
         return StepResult(
             samples=samples,
             losses=losses,
@@ -164,7 +180,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             "evaluation": state.evaluation,
         }
 
-    def _loss(self, model: nn.Module, *, batch: Batch, rows: slice) -> Tensor:
-        """Return a micro-batch's part of the mean loss over this rank's images."""
+    def _loss(self, model: nn.Module, *, batch: Batch, rows: slice, scale: float) -> Tensor:
+        """Return a micro-batch's part of the mean loss over this rank's images, times `scale`."""
         images, targets, keys, weights = self._transform(batch, rows)
-        return self._losses(model(images, sample_keys=keys), targets, weights).sum() / len(batch)
+        return self._losses(model(images, sample_keys=keys), targets, weights).sum() * scale / len(batch)

@@ -12,6 +12,7 @@ from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.training.recorder import LEAVE
 from coatnet.training.run import TrainingRun, Verdict
 from data_pipeline.batch import Batch
 from data_pipeline.first_look import check_best
@@ -107,18 +108,32 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
 
     def step(self, state: State, batch: Batch, *, wish: int) -> PretrainResult:
         """Train on this rank's share of a step and move the state on."""
+        result = self._take(state, batch, wish=wish)
+        if not result.asks_for(LEAVE):
+            state.advance(
+                samples=result.samples, applied=result.applied, digest=result.digest, bad=result.bad
+            )
+        return result
+
+    def refuse(self, state: State) -> PretrainResult:
+        """Take a step of blank images without a finite gradient, and tell all ranks to LEAVE."""
+        phase = self.calendar.phase_at(state.samples_seen)
+        samples = phase.global_batch // self.ranks.world_size
+        blank = Batch.blank(image_size=phase.image_size, samples=samples)
+        return self._take(state, blank, wish=LEAVE, refused=True)
+
+    def _take(self, state: State, batch: Batch, *, wish: int, refused: bool = False) -> PretrainResult:
         before = state.samples_seen
         state.enter_phase(self.calendar.phase_at(before).begin)
-        result = self.trainer.step(
+        return self.trainer.step(
             batch,
             samples_seen=before,
             learning_rate=self.calendar.learning_rate(before + batch.step_samples(self.ranks.world_size)),
             wish=wish,
             veto=self.guard.veto(state),
             label=self.label(before),
+            refused=refused,
         )
-        state.advance(samples=result.samples, applied=result.applied, digest=result.digest, bad=result.bad)
-        return result
 
     def judge(self, state: State, result: PretrainResult) -> Verdict:
         """Say what to make of the step that led to `state`.

@@ -68,6 +68,7 @@ class Trainer:
         wish: int = 0,
         veto: Veto | None = None,
         label: str = "compute",
+        refused: bool = False,
     ) -> PretrainResult:
         """Train on this rank's share of a step.
 
@@ -78,6 +79,7 @@ class Trainer:
             wish: bits that this rank wants to tell the others.
             veto: judges the loss of all ranks before anything is changed; True refuses the step.
             label: the account's class for the time.
+            refused: by this rank, whatever it is; all others then refuse it, too.
         """
         torch.manual_seed(derive_key(self._seed, _STEP_KEY, samples_seen) & ((1 << 63) - 1))
         ranks = self.engine.ranks
@@ -86,7 +88,7 @@ class Trainer:
                 self._micro_batches(batch),
                 loss_of=self._loss_of,
                 lr=learning_rate,
-                veto=self._ask_all(veto) if veto else None,
+                veto=self._ask_all(veto, refused=refused),
             )
         digest = digest_of_positions(batch.seen.numpy())
         own = [float(update.loss), self.engine.own_seconds, wish, digest, len(batch.bad)]
@@ -123,13 +125,13 @@ class Trainer:
 
     def rehearse(self, *, image_size: int, samples: int) -> None:
         """Go through a step on blank images and refuse it: memory and shapes fail before data are read."""
-        blank = _blank(image_size=image_size, samples=samples)
+        blank = Batch.blank(image_size=image_size, samples=samples)
         result = self.step(blank, samples_seen=0, learning_rate=0.0, veto=lambda loss: True, label="start")
         assert not result.applied
 
     def rehearse_alone(self, *, image_size: int, samples: int) -> None:
         """Go through a micro-batch on blank images on this rank alone; nobody waits if it fails."""
-        micro_batch = _blank(image_size=image_size, samples=samples), slice(0, samples)
+        micro_batch = Batch.blank(image_size=image_size, samples=samples), slice(0, samples)
         try:
             self.engine.rehearse_alone(micro_batch, loss_of=self._loss_of)
         finally:
@@ -143,13 +145,15 @@ class Trainer:
         pixels, targets, keys, weights = self.transform(*part)
         return self._loss(model(pixels, sample_keys=keys), targets, weights)
 
-    def _ask_all(self, veto: Veto) -> Callable[[Tensor], bool]:
+    def _ask_all(self, veto: Veto | None, *, refused: bool) -> Callable[[Tensor], bool] | None:
         def ask(loss: Tensor) -> bool:
+            if veto is None:
+                return True
             mean = loss.detach().double()
             self.engine.ranks.all_reduce_sum(mean)
-            return veto(float(mean) / self.engine.ranks.world_size)
+            return veto(float(mean) / self.engine.ranks.world_size) or refused
 
-        return ask
+        return ask if veto or refused else None
 
     def _settle_statistics(self, applied: bool) -> None:
         """Commit the step's batch-norm statistics, or forget those of a refused step."""
@@ -158,9 +162,3 @@ class Trainer:
             commit_statistics(self.engine.module, reduce, step=step)
         else:
             defer_statistics(self.engine.module)
-
-
-def _blank(*, image_size: int, samples: int) -> Batch:
-    rows = torch.arange(samples)
-    images = torch.zeros(samples, image_size, image_size, 3, dtype=torch.uint8)
-    return Batch(images, torch.zeros(samples, dtype=torch.int64), rows, rows)

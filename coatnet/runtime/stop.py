@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -34,18 +36,28 @@ def held_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+class Stopped(BaseException):
+    """A stop was asked for where nothing is lost by it. No Exception: what handles errors would handle it."""
+
+
 class StopFlag:
     """A context in which each of SIGNALS means "stop at the next step boundary".
 
     A second signal changes nothing: it must not abort the save that the first one asked for. Children that
     are forked inside get the default handlers back. Where signals were held they have no effect afterwards
     either: what is saved must not end badly because a second one came late.
+
+    Attributes:
+        reason: the first signal's name; None until then.
+        asked_at: when that was, on the monotonic clock.
     """
 
     def __init__(self) -> None:
         self._previous: dict[signal.Signals, Any] = {}
         self._mask: set[int] = set()
+        self._at_once = False
         self.reason: str | None = None
+        self.asked_at = math.inf
 
     @property
     def requested(self) -> bool:
@@ -54,7 +66,31 @@ class StopFlag:
 
     def request(self, reason: str) -> None:
         """Ask for a stop from within. Takes no lock: a handler may interrupt another that holds it."""
-        self.reason = self.reason or reason
+        if self.reason is None:
+            self.reason, self.asked_at = reason, time.monotonic()
+
+    def check(self) -> None:
+        """Raise where a stop was asked for.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self.requested:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """End the block, of the main thread, as soon as a stop was asked for: nothing is lost by that.
+
+        Raises:
+            Stopped: it was, whatever the block was at.
+        """
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
 
     def __enter__(self) -> StopFlag:
         for number in SIGNALS:
@@ -74,6 +110,9 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.request(signal.Signals(number).name)
+        if self._at_once:
+            self._at_once = False  # another signal must not abort what this one leads to
+            raise Stopped
 
     def _restore_in_child(self) -> None:
         for number in self._previous:

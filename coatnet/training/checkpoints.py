@@ -41,8 +41,11 @@ class Stream(Protocol):
     def check(self, saved: dict[str, Any]) -> None:
         """Refuse another order."""
 
-    def follow(self, position: Any) -> Iterator[Any]:
-        """Yield the batches from a position to the end, wherever it is set in between."""
+    def follow(self, position: Any, *, meanwhile: Callable[[], None]) -> Iterator[Any]:
+        """Yield the batches from a position to the end, wherever it is set in between.
+
+        `meanwhile` is called while one does not come, and may raise.
+        """
 
     def next_excluded(self, position: int) -> float:
         """Return the first position from this one on whose sample was left out; infinite where none is."""

@@ -6,7 +6,10 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 from coatnet.config import to_dict
@@ -17,7 +20,7 @@ from coatnet.runtime.progress import clock
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.rendezvous import already_launched
 from coatnet.runtime.run_directory import RunDirectory
-from coatnet.runtime.stop import StopFlag
+from coatnet.runtime.stop import StopFlag, Stopped
 from coatnet.runtime.voice import heedless_voice
 
 # What torch's data parallelism says of an argument that accelerate hands on, and of 1×1 depthwise strides.
@@ -64,19 +67,33 @@ def execute(
             if run.marker("done") is not None:
                 if ranks.is_main:
                     print(f"{run.path}: is done already; see `coatnet report {run.path}`", file=sys.stderr)
-            elif not ranks.any(stop.requested):
-                from coatnet.training.loop import train_to_end
-
-                plan_for_this_hour(run, config=config, ranks=ranks)
-                if ranks.is_main:
-                    tell_plan(run)
-                train_to_end(
-                    make_run(config, ranks=ranks, run=run, lease=lease, digest=config.run_digest()), stop
+            else:
+                parts: dict[str, Any] = {"run": run, "lease": lease, "digest": config.run_digest()}
+                _train(
+                    partial(make_run, config, ranks=ranks, **parts), stop, config=config, ranks=ranks, run=run
                 )
-            elif ranks.is_main:  # told while torch was loading
-                run.mark("stopped", reason=stop.reason)
-                print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)
         ranks.stop()
+
+
+def _train(
+    make_run: Callable[[], Any], stop: StopFlag, *, config: Any, ranks: Ranks, run: RunDirectory
+) -> None:
+    """Train, unless a stop was asked for before the first step."""
+    from coatnet.training.loop import train_to_end
+
+    try:
+        if ranks.any(stop.requested):  # while torch was loading
+            raise Stopped
+        with stop.at_once() if ranks.world_size == 1 else nullcontext():
+            plan_for_this_hour(run, config=config, ranks=ranks)
+            if ranks.is_main:
+                tell_plan(run)
+            made = make_run()
+        train_to_end(made, stop)
+    except Stopped:
+        if ranks.is_main:
+            run.mark("stopped", reason=stop.reason)
+            print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)
 
 
 def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:

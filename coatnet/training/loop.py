@@ -5,10 +5,8 @@ from __future__ import annotations
 from coatnet.runtime.progress import progress
 from coatnet.runtime.stop import StopFlag
 from coatnet.training.checkpoints import State
+from coatnet.training.recorder import LEAVE, SAVE, STOP
 from coatnet.training.run import Result, TrainingRun
-
-# What a rank may ask of all at the end of a step; one bit each.
-STOP, SAVE = 1, 2
 
 
 def train_to_end(run: TrainingRun[State, Result], stop: StopFlag) -> None:
@@ -23,15 +21,20 @@ def train_to_end(run: TrainingRun[State, Result], stop: StopFlag) -> None:
 
 def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
     """Train to the end, or until a rank was told to stop; the state that comes back has been saved."""
-    state = run.resume()
+    with run.stoppable(stop):
+        state = run.resume()
     if run.ranks.any(stop.requested):  # told while it was being started
         return state
     done, total, shown = state.samples_seen, run.calendar.total, run.ranks.is_main
     with progress(total, run.kind, "images", done=done, enabled=shown) as bar:
-        for batch in run.stream.follow(state) if not run.is_finished(state) else ():
+        for batch in run.batches(state, stop) if not run.is_finished(state) else ():
             before = state.samples_seen
             wish = STOP * stop.requested + SAVE * run.checkpoints.time_is_up
-            result = run.step(state, batch, wish=wish)
+            result = run.leave(state) if batch is None else run.step(state, batch, wish=wish)
+            if result is None or result.asks_for(LEAVE):
+                if state.step:
+                    run.save(state, wait=True)
+                break
             verdict = run.judge(state, result)
             run.recorder.step(state, batch, result, bar, event=verdict.event, score=verdict.score)
             if verdict.rollback:
@@ -46,10 +49,8 @@ def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
                 run.evaluate(state)
             if verdict.event is not None:  # now: it may save, with what the evaluation found
                 run.keep_for_replay(state, result, verdict)
-            stopping = any(wish & STOP for wish in result.wishes)
-            finished = run.is_finished(state)
-            saving = any(wish & SAVE for wish in result.wishes)
-            if stopping or saving or finished or run.save_due(state, before=before):
+            stopping, finished = result.asks_for(STOP), run.is_finished(state)
+            if stopping or finished or result.asks_for(SAVE) or run.save_due(state, before=before):
                 run.save(state, wait=stopping or finished)
             if stopping or finished:
                 break

@@ -31,6 +31,11 @@ _DRAW_SECONDS = 60.0
 _MOST_STRETCHES = 120
 
 
+# What a rank may ask of all at the end of a step, one bit each. The last: it was told to stop while it waited
+# for its batch; the step is refused by all, and nobody's.
+STOP, SAVE, LEAVE = 1, 2, 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What a step did, equal on all ranks.
@@ -38,7 +43,7 @@ class StepResult:
     Attributes:
         losses: the ranks' mean losses, in order of rank.
         gradient_norm: before clipping; infinite when the step was refused.
-        wishes: which ranks ask for what (`coatnet.training.loop`), as bits.
+        wishes: what each rank asks for, as bits.
         bad: samples of all ranks that could not be used.
     """
 
@@ -54,6 +59,10 @@ class StepResult:
     def loss(self) -> float:
         """The mean over all samples of the step."""
         return sum(self.losses) / len(self.losses)
+
+    def asks_for(self, bit: int) -> bool:
+        """Tell whether any rank asks for what a bit stands for."""
+        return any(wish & bit for wish in self.wishes)
 
 
 class Recorder:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -23,7 +23,7 @@ from coatnet.runtime.lives import read_lives
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
-from coatnet.runtime.stop import StopFlag
+from coatnet.runtime.stop import StopFlag, Stopped
 from coatnet.runtime.watchdog import Watchdog
 from coatnet.training.calendar import Calendar
 from coatnet.training.checkpoints import Checkpoints, Engine, State, Stream
@@ -187,6 +187,17 @@ class TrainingRun(Generic[State, Result]):
         self.account.started()
         return state
 
+    def stoppable(self, stop: StopFlag) -> AbstractContextManager[None]:
+        """Let a stop end the block at once; where others may wait for this rank in it, behind it."""
+        return stop.at_once() if self.ranks.world_size == 1 else nullcontext()
+
+    def batches(self, state: State, stop: StopFlag) -> Iterator[Any]:
+        """Yield the batches from `state` on; None for one that does not come, where a stop was asked for."""
+        try:
+            yield from self.stream.follow(state, meanwhile=stop.check)
+        except Stopped:
+            yield None
+
     def rehearse(self) -> None:
         """Find what would fail in a step before data are touched."""
 
@@ -205,7 +216,18 @@ class TrainingRun(Generic[State, Result]):
         return "redone" if samples_seen < self._redone_until else "compute"
 
     def step(self, state: State, batch: Any, *, wish: int) -> Result:
-        """Train on this rank's share of a step and move the state on. `wish`: bits told to all ranks."""
+        """Train on this rank's share of a step and move the state on. `wish`: bits told to all ranks.
+
+        Where a rank asks for LEAVE, the state stays where it is.
+        """
+        raise NotImplementedError
+
+    def leave(self, state: State) -> Result | None:
+        """Take part in the step that the others are in by now, such that all refuse it; None if alone."""
+        return None if self.ranks.world_size == 1 else self.refuse(state)
+
+    def refuse(self, state: State) -> Result:
+        """Take a step of blank images without a finite gradient, and tell all ranks to LEAVE."""
         raise NotImplementedError
 
     def judge(self, state: State, result: Result) -> Verdict:

@@ -209,6 +209,7 @@ def finetune_run(
     stop_after: int = 0,
     kill_after: int = 0,
     stop_in_evaluation: bool = False,
+    leave_after: int = 0,
     fill_after: int = 0,
     ballast: str = "",
     committed: str = "",
@@ -220,6 +221,7 @@ def finetune_run(
         stop_after: so many steps into this life, rank 0 gets a SIGTERM.
         kill_after: so many steps into this life, every rank gets a SIGKILL.
         stop_in_evaluation: rank 0 gets a SIGTERM in each evaluation.
+        leave_after: so many steps into this life, rank 1 waits for its batch in vain and is told to stop.
         fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; the answer is
             then the run's error.
         committed: the checkpoint that it waits for before: it is written beside the steps.
@@ -242,7 +244,16 @@ def finetune_run(
             fill(Path(ballast))
         return take_step(self, *given, **options)
 
+    def batches(self: FinetuneRun, *given: Any) -> Any:
+        for number, batch in enumerate(follow(self, *given)):
+            if number == leave_after and self.ranks.rank == 1:
+                yield None
+                return
+            yield batch
+
     FinetuneRun.step = step  # type: ignore[method-assign]
+    if leave_after:
+        follow, FinetuneRun.batches = FinetuneRun.batches, batches  # type: ignore[method-assign]
     if stop_in_evaluation:
         FinetuneRun.evaluate = told_to_stop  # type: ignore[method-assign]
     try:

@@ -172,6 +172,19 @@ def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_ze
             assert torch.allclose(one.tensor("weight", name), other.tensor("weight", name), atol=1e-3), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ["0", pytest.param("2", marks=pytest.mark.campaign)])
+def test_a_rank_that_waits_for_its_batch_in_vain_lets_the_others_save_and_they_go_on_to_the_same_bits(
+    arguments: Arguments, on_ranks: OnRanks, tmp_path: Path, zero: str
+) -> None:
+    whole, left = (arguments(tmp_path / name, zero=zero) for name in ("whole", "left"))
+    on_ranks("finetune_run", world_size=2, arguments=whole)
+    on_ranks("finetune_run", world_size=2, arguments=left, leave_after=3)
+    assert (tmp_path / "left" / "stopped").exists() and last_checkpoint(tmp_path / "left").step == 3
+    on_ranks("finetune_run", world_size=2, arguments=left)
+    assert_equal_to_the_bit(tmp_path / "whole", tmp_path / "left")
+
+
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     trained: Path, command: Command, coatnet: Run
 ) -> None:

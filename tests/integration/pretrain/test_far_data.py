@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_server import FaultServer
+from interrupted import begun, start
+from waiting import PATIENCE_SECONDS
 
 from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
-from tiny_runs import STEPS, arguments
+from tiny_runs import STEPS, arguments, assert_bit_equal, last
 
 pytestmark = pytest.mark.slow
 OnRanks = Callable[..., list[Any]]
 LATE = 17  # shards are asked for until the store is away: the first step has come by then
+SLOW_ORDER = ["data.lanes=2", "data.window=1", "data.prefetch=1", "data.cache.ahead_shards=0"]
+SLOW_ORDER += ["train.global_batch=8"]
 HANG_SECONDS, AWAY = 5.0, 6  # a transfer stalls for two seconds, so often
 
 
@@ -36,6 +42,28 @@ class LateOutage(FaultServer):
         return [name for name in self.requests if name.endswith(".tar")]
 
 
+class Away(FaultServer):
+    """Answers with the manifest and so many shards, and then not at all, until it is back.
+
+    Attributes:
+        away: set by the first request without an answer.
+    """
+
+    def __init__(self, folder: Path, *, after: int) -> None:
+        super().__init__(folder)
+        self._after, self._back, self.away = after, False, threading.Event()
+
+    def back(self) -> None:
+        self._back = True
+
+    def next_fault(self, name: str, ranged: str | None) -> str:
+        fault = super().next_fault(name, ranged)
+        if self._back or sum(one.endswith(".tar") for one in self.requests) + 1 <= self._after:
+            return fault
+        self.away.set()
+        return "stall"
+
+
 @pytest.fixture(scope="module")
 def shards(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("far") / "shards"
@@ -46,13 +74,11 @@ def shards(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_waits_for_a_store_for_longer_than_a_hang_may_take(
     place: Path, shards: Path, tmp_path: Path, on_ranks: OnRanks
 ) -> None:
-    slow_order = ["data.lanes=2", "data.window=1", "data.prefetch=1", "data.cache.ahead_shards=0"]
-    slow_order += ["train.global_batch=8"]
     bounds = [f"guard.hang_seconds={HANG_SECONDS}", "guard.start_seconds=50", "data.cache.stall_seconds=2"]
     run = tmp_path / "run"
     with LateOutage(shards) as server:
         far = [f"data.train={server.url}", f"data.cache.directory={tmp_path / 'cache'}", "data.evaluate=null"]
-        words = arguments(place, str(run), *far, *slow_order, *bounds)
+        words = arguments(place, str(run), *far, *SLOW_ORDER, *bounds)
         on_ranks("pretrain_run", world_size=2, arguments=words)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == STEPS and summary["every_sample_once"]
@@ -60,3 +86,49 @@ def test_a_run_waits_for_a_store_for_longer_than_a_hang_may_take(
     assert len(told) == 1 and f"waits for its batch: {server.url}/" in told[0], told
     (life,) = read_lives(run / "account")
     assert life.seconds["data_wait"] > HANG_SECONDS  # mean of the ranks, of which one may wait for the other
+
+
+def stopped(server: Away, run: RunDirectory, given: list[str], *, steps: bool) -> str:
+    """Start a run, press Ctrl-C when its store is away, and return what it says."""
+    command = start(*given)
+    try:
+        begun(command, server.away.is_set)
+        if steps:
+            begun(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+        command.send_signal(signal.SIGINT)
+        errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
+    finally:
+        command.kill()
+        command.wait()
+    assert command.returncode == 0 and run.marker("stopped") is not None, errors
+    return errors
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 1), pytest.param(2, 3, marks=pytest.mark.campaign)])
+def test_a_stop_is_not_kept_waiting_by_a_store_that_is_away_and_the_run_goes_on_to_the_same_bits(
+    place: Path, shards: Path, tmp_path: Path, on_ranks: OnRanks, ranks: int, stage: int
+) -> None:
+    """Its patience is nine minutes. With guard.spike=skip all ranks ask each other about a step's loss."""
+    more = [*SLOW_ORDER, "guard.spike=skip", f"launch.ranks={ranks}", f"zero.stage={stage}"]
+    run, undisturbed = RunDirectory(tmp_path / "run"), tmp_path / "undisturbed"
+    with Away(shards, after=LATE) as server:
+        far = [f"data.train={server.url}", f"data.cache.directory={tmp_path / 'cache'}", "data.evaluate=null"]
+        given = arguments(place, str(run.path), *far, *more)
+        assert "stopped and saved after" in stopped(server, run, given, steps=True)
+        server.back()
+        on_ranks("pretrain_run", world_size=ranks, arguments=given)
+    near = [f"data.train={shards}", "data.evaluate=null"]
+    on_ranks("pretrain_run", world_size=ranks, arguments=arguments(place, str(undisturbed), *near, *more))
+    assert_bit_equal(last(run.path), last(undisturbed))
+    assert json.loads(run.summary.read_text())["every_sample_once"]
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["the manifest", "the first shard"])
+def test_so_it_is_where_the_store_was_away_from_the_start(
+    place: Path, shards: Path, tmp_path: Path, after: int
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with Away(shards, after=after) as server:
+        far = [f"data.train={server.url}", f"data.cache.directory={tmp_path / 'cache'}", "launch.ranks=1"]
+        errors = stopped(server, run, arguments(place, str(run.path), *far, *SLOW_ORDER), steps=False)
+    assert "the same command goes on" in errors and not any(run.checkpoints.glob("step-*"))

@@ -5,32 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from waiting import PATIENCE_SECONDS, wait_until
+from interrupted import Command, begun, start
+from waiting import PATIENCE_SECONDS
 
 from coatnet.runtime.run_directory import RunDirectory
 
 from tiny_runs import arguments, assert_bit_equal, kinds, last
 
-ROOT = Path(__file__).parents[3]
 OnRanks = Callable[..., list[Any]]
-Command = subprocess.Popen[bytes]
 LONG = ("train.duration=100000 steps", "save.every=90000 steps", "evaluate.every=90000 steps")
 pytestmark = pytest.mark.slow
-
-
-def start(*given: str) -> Command:
-    """Type `coatnet pretrain`."""
-    command = [sys.executable, "-m", "coatnet.cli", "pretrain", *given]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
 @pytest.fixture
@@ -44,16 +34,6 @@ def long_run(place: Path, tmp_path: Path) -> Iterator[tuple[RunDirectory, Comman
     finally:
         command.kill()
         command.wait()
-
-
-def begun(command: Command, is_so: Callable[[], bool]) -> None:
-    """Wait until something is so of a command that goes on."""
-
-    def happened() -> bool:
-        assert command.poll() is None, command.communicate()[1].decode()
-        return is_so()
-
-    wait_until(happened, what="the beginning of a run")
 
 
 def ranks_of(command: Command) -> list[psutil.Process]:

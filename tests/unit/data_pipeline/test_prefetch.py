@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from data_pipeline import prefetch
 from data_pipeline.prefetch import chunks_of, made_ahead
 
 
@@ -80,3 +81,25 @@ def test_an_error_in_a_chunk_is_raised_in_its_batchs_turn_and_ends_the_threads()
     with pytest.raises(ZeroDivisionError):
         next(batches)
     assert threading.active_count() == before
+
+
+def test_a_wait_may_be_ended_and_who_waits_in_a_chunk_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LOOK_SECONDS", "_ENDING_SECONDS"):
+        monkeypatch.setattr(prefetch, name, 0.01)
+    away, asked = threading.Event(), []
+
+    def meanwhile() -> None:
+        asked.append(None)
+        if len(asked) == 3:
+            raise ZeroDivisionError
+
+    batches = made_ahead(
+        iter([Numbered(0, [away.wait]), Numbered(1, [away.wait])]), threads=1, ahead=1, meanwhile=meanwhile
+    )
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+    (left,) = [thread for thread in threading.enumerate() if thread.name == "loader-0"]
+    assert left.daemon, "or the program would wait for it"
+    away.set()
+    left.join(60)
+    assert not left.is_alive(), "nobody has begun with the second batch"

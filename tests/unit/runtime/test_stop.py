@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coatnet.runtime.stop import SIGNALS, StopFlag
+from coatnet.runtime.stop import SIGNALS, StopFlag, Stopped
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -22,6 +22,21 @@ def test_a_signal_sets_the_flag_and_a_second_one_changes_nothing(number: signal.
         for later in SIGNALS:
             os.kill(os.getpid(), later)
         assert stop.requested and stop.reason == number.name
+
+
+def test_where_nothing_is_lost_a_stop_ends_what_is_under_way_once() -> None:
+    reached = []
+    with StopFlag() as stop:
+        with pytest.raises(Stopped), stop.at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("behind the signal")
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("what the stop leads to")
+        with pytest.raises(Stopped), stop.at_once():
+            reached.append("begun after it")
+        with pytest.raises(Stopped):
+            stop.check()
+    assert reached == ["what the stop leads to"] and stop.reason == "SIGINT"
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
