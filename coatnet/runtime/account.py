@@ -113,7 +113,12 @@ class TimeAccount:
 
     def is_counting(self, name: str) -> bool:
         """True while the clock runs for class `name`."""
-        return self._stack[-1] == name
+        return self.counting == name
+
+    @property
+    def counting(self) -> str:
+        """The class for which the clock runs."""
+        return self._stack[-1]
 
     def enter(self, name: str) -> None:
         """Begin to count to class `name`, until `leave`."""

@@ -101,15 +101,18 @@ def _open_logs(folder: Path | None, *, ranks: int) -> list[BinaryIO | None]:
 
 
 def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
-    """Return a handler that passes every signal on once: a second one must not hurry a save."""
+    """Return a handler that passes every signal on once: a second one, which is answered, hurries no save."""
     forwarded: set[int] = set()
 
     def forward(number: int, frame: FrameType | None) -> None:
+        name, whom = signal.Signals(number).name, "the rank" if len(group) == 1 else f"{len(group)} ranks"
         if number in forwarded:
+            say_from_a_handler(
+                f"{name} again: {whom} will end once it is saved; kill -9 {os.getpid()} would lose it"
+            )
             return
         if not forwarded:
-            whom = "the rank" if len(group) == 1 else f"{len(group)} ranks"
-            say_from_a_handler(f"{signal.Signals(number).name}: asking {whom} to end")
+            say_from_a_handler(f"{name}: asking {whom} to end, which saves what was reached")
         forwarded.add(number)
         for process in group:
             if process.poll() is None:

@@ -45,6 +45,7 @@ class Watchdog:
         start_seconds: float,
         data_wait: DataWait | None = None,
         say: Callable[[str], None] = print,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         """Watch nothing yet.
 
@@ -53,8 +54,9 @@ class Watchdog:
             hang_seconds, start_seconds: the least bounds, of a step and of what takes longer.
             data_wait: tells whether any rank waits for data.
             say: is told then.
+            look: called every half second, whatever the rank is at.
         """
-        self._stacks = stacks
+        self._stacks, self._look = stacks, look
         self._data_wait, self._say, self._said_at = data_wait, say, -_SAID_AGAIN_SECONDS
         self._hang_seconds, self._start_seconds = hang_seconds, start_seconds
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
@@ -118,6 +120,7 @@ class Watchdog:
     def _watch(self) -> None:
         absence = Absence(every_seconds=_POLL_SECONDS)
         while not self._stopped.wait(_POLL_SECONDS):
+            self._look()
             self._beaten_at += absence.seconds()
             silence = time.monotonic() - self._beaten_at
             if self._data_wait and not self._held and self._is_excused(self._data_wait, silence):

@@ -79,11 +79,11 @@ def _train(
     make_run: Callable[[], Any], stop: StopFlag, *, config: Any, ranks: Ranks, run: RunDirectory
 ) -> None:
     """Train, unless a stop was asked for before the first step."""
-    from coatnet.training.loop import train_to_end
-
     try:
         if ranks.any(stop.requested):  # while torch was loading
             raise Stopped
+        from coatnet.training.loop import train_to_end
+
         with stop.at_once() if ranks.world_size == 1 else nullcontext():
             plan_for_this_hour(run, config=config, ranks=ranks)
             if ranks.is_main:

@@ -6,6 +6,7 @@ Both stages derive theirs; `coatnet.training.loop` calls it. Knows no data, and 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ from coatnet.training.state import RunState
 from coatnet.training.utilisation import flops_per_image
 
 _MAX_REFUSED_IN_A_ROW = 10
+_ANSWER_SECONDS = 5.0
+_BEFORE_A_STOP = {  # what may take long, by the account's classes
+    "start": "the dry run",
+    "compile": "the compilation under way",
+    "compute": "the step under way",
+    "redone": "the step under way",
+    "communication": "the step under way",
+    "evaluation": "the evaluation under way",
+    "checkpoint": "the save under way",
+}
 Result = TypeVar("Result", bound=StepResult)
 
 
@@ -99,9 +110,19 @@ class TrainingRun(Generic[State, Result]):
             start_seconds=start_seconds or usual[1],
             data_wait=DataWait(ranks, self.words),
             say=lambda text: self.recorder.alarm(text),
+            look=self._answer,
         )
         self.stop: StopFlag | None = None
         self._redone_until = 0
+        self._answered = ""
+
+    def _answer(self) -> None:
+        """Say what a stop that was asked for waits for, once that takes long."""
+        what = _BEFORE_A_STOP.get(self.account.counting, self._answered)
+        late = self.stop is not None and time.monotonic() - self.stop.asked_at > _ANSWER_SECONDS
+        if self.stop is not None and late and what != self._answered:
+            self._answered = what
+            self.recorder.say(f"{self.stop.reason}: the run ends, and saves, after {what}")
 
     def words(self) -> dict[str, str]:
         """Return what excuses that no step gets done; nothing once this rank was told to stop after one."""

@@ -13,7 +13,7 @@ import pytest
 from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.config import UserError
-from coatnet.runtime.launch import free_port, run_ranks
+from coatnet.runtime.launch import _forward_to, free_port, run_ranks
 
 PROGRAMS = Path(__file__).parent / "programs"
 LAUNCH = """
@@ -168,6 +168,23 @@ def test_a_signal_that_comes_while_the_ranks_start_reaches_all_of_them(tmp_path:
     assert done.returncode == 0, done.stderr.decode()
     assert b"SIGUSR1: asking 2 ranks to end" in done.stderr
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
+
+
+def test_a_second_signal_is_answered_and_not_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    patient = "import signal, time; signal.signal(signal.SIGINT, lambda *_: print(flush=True))\n"
+    program = [sys.executable, "-c", patient + "print(flush=True); time.sleep(1000)"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as rank:
+        assert rank.stdout is not None
+        rank.stdout.readline()
+        forward = _forward_to([rank])
+        forward(signal.SIGINT, None)
+        rank.stdout.readline()
+        forward(signal.SIGINT, None)
+        rank.kill()
+        assert rank.stdout.read() == b""
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == "SIGINT: asking the rank to end, which saves what was reached"
+    assert second.startswith("SIGINT again: ") and f"kill -9 {os.getpid()}" in second
 
 
 def test_a_folder_that_takes_no_logs_is_a_users_mistake_and_starts_nothing(tmp_path: Path) -> None:

@@ -40,3 +40,32 @@ def test_a_rank_that_was_told_to_stop_asks_nobody_to_wait_for_its_data(tmp_path:
     run.stop.request("SIGUSR1")
     assert run.words() == {}
     run.account.close()
+
+
+def test_a_stop_that_takes_long_says_what_it_waits_for_whenever_that_changes(tmp_path: Path) -> None:
+    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks())
+    said: list[str] = []
+    run.recorder = SimpleNamespace(say=said.append)  # type: ignore[assignment]
+    run.account.started()
+
+    def looks(name: str) -> None:
+        with run.account.measure(name):
+            run._answer()
+            run._answer()
+
+    looks("evaluation")
+    run.stop = StopFlag()
+    looks("evaluation")
+    run.stop.request("SIGINT")
+    looks("evaluation")
+    assert said == [], "it may be over in no time"
+    run.stop.asked_at -= 6.0
+    for name in ("evaluation", "idle", "compute", "communication", "data_wait", "checkpoint"):
+        looks(name)
+    assert [text.rpartition("after ")[2] for text in said] == [
+        "the evaluation under way",
+        "the step under way",
+        "the save under way",
+    ]
+    assert all(text.startswith("SIGINT: ") for text in said)
+    run.account.close()
