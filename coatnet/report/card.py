@@ -24,7 +24,7 @@ def model_line(record: RunRecord) -> str:
     model = _model(record)
     if model is None:
         return ""
-    size = int(_section(record, "augment").get("image_size") or model.image_size)
+    size = _sizes(record, model)[-1]
     return f"{model.name} at {size} px, {number_text(model_cost(model, size).parameters)} parameters"
 
 
@@ -34,14 +34,15 @@ def model_card(record: RunRecord) -> list[Block]:
     if model is None:
         return []
     config = record.config
-    size = int(_section(record, "augment").get("image_size") or model.image_size)
+    sizes = _sizes(record, model)
+    size = sizes[-1]
     cost = model_cost(model, size)
     rows = [
         ("architecture", f"CoAtNet (Dai et al., arXiv 2106.04803): {_architecture(model)}"),
         ("size", f"{cost.parameters:,} parameters, {cost.macs / 1e9:.3g} GMAC per image at {size} px"),
         ("classes", _classes(record, model)),
         ("trained on", _corpora(_section(record, "data"))),
-        ("recipe", _recipe(record)),
+        ("recipe", _recipe(record, sizes)),
         ("precision", f"{config.get('precision', 'fp32')}, moving average of the weights: {_ema(config)}"),
         ("evaluated on", str(_section(record, "data").get("evaluate") or "nothing")),
         ("results", _results(record)),
@@ -61,6 +62,12 @@ def _model(record: RunRecord) -> ModelConfig | None:
         return ModelConfig(**known) if known else None
     except (TypeError, ValueError):
         return None  # written by another version
+
+
+def _sizes(record: RunRecord, model: ModelConfig) -> list[int]:
+    """Return the sides of the images of the run's phases, in order."""
+    phases = _section(record, "train").get("phases") or [_section(record, "augment")]
+    return [int(phase.get("image_size") or model.image_size) for phase in phases]
 
 
 def _section(record: RunRecord, name: str) -> Mapping[str, Any]:
@@ -90,11 +97,12 @@ def _corpora(data: Mapping[str, Any]) -> str:
     return ", ".join(str(one.get("path")) if isinstance(one, dict) else str(one) for one in entries) or "–"
 
 
-def _recipe(record: RunRecord) -> str:
+def _recipe(record: RunRecord, sizes: list[int]) -> str:
     train, optimizer = _section(record, "train"), _section(record, "optimizer")
     schedule, loss = _section(record, "schedule"), _section(record, "loss")
     parts = [
         f"{train.get('duration', '–')}, global batch {train.get('global_batch', '–')}",
+        f"images of {', then '.join(map(str, sizes))} px",
         f"AdamW {optimizer.get('learning_rate', '–')}, weight decay {optimizer.get('weight_decay', '–')}",
         f"{schedule.get('shape', '–')} after {schedule.get('warmup', '–')} of warm-up",
         f"{loss.get('name', 'softmax')} loss, smoothing {loss.get('smoothing', 0)}",

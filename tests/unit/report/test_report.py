@@ -219,6 +219,17 @@ def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
     assert "top1 75.00%" in text and "shards/a" in text and "| begins with | runs/b |" in text
 
 
+def test_the_card_of_a_run_in_phases_is_of_the_size_of_images_that_it_ends_with(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.config.write_text(
+        "model: {name: coatnet_0, image_size: 192}\naugment: {image_size: 384}\n"
+        "train: {phases: [{image_size: 224, share: 6}, {image_size: 512, share: 1}]}\n"
+    )
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert "coatnet_0 at 512 px" in text and "GMAC per image at 512 px" in text
+    assert "images of 224, then 512 px" in text and "384 px" not in text
+
+
 def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     append_line(run.metrics, {"samples_seen": 0, "train/loss": 9.0})
