@@ -85,7 +85,7 @@ class Stream:
             finally:
                 batches.close()
 
-    def words(self) -> dict[str, str]:
+    def excuses(self) -> dict[str, str]:
         """Return what there is to say of data that do not come; from any thread."""
         found: dict[str, str] = {}
         for corpus in self._corpora:

@@ -12,6 +12,7 @@ from cluster.planning.memory import Memory
 from cluster.planning.plan import MemoryChoice, Plan
 from cluster.tables import duration
 from coatnet.config import UserError
+from coatnet.config.plain_text import number_of
 from coatnet.runtime.drawing import make_figure
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def print_plan(
     layout = plan.layout
     batch = f"{plan.global_batch} = {layout.micro_batch} × {plan.accumulation} × {plan.world_size}"
     console.print(
-        f"{plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}, {plan.world_size} × {plan.hardware}; "
+        f"{number_of(plan.nodes, 'node')}, {plan.world_size} × {plan.hardware}; "
         f"global batch {batch}; ZeRO-{layout.zero_stage}, {layout.precision}"
     )
     console.print(_memory_table(plan, choices))

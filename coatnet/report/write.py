@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import number_of
 from coatnet.report.blocks import (
     Block,
     Chart,
@@ -27,6 +29,7 @@ from coatnet.report.card import model_card, model_line
 from coatnet.report.chart import number_text, stacked_bar, timeline
 from coatnet.report.curves import curves
 from coatnet.report.record import RunRecord, read_run
+from coatnet.runtime.lives import LifeAccount
 from coatnet.runtime.progress import clock
 from coatnet.runtime.run_directory import write_atomically
 
@@ -52,6 +55,10 @@ _UNITS = {  # of what a plan predicts: how it is headed, and in what it is count
     "memory_bytes": ("memory, GiB", _GIB),
 }
 _MOST_BROKEN = 10
+_LIFE_HEAD = (
+    *("life", "began (UTC)", "lasted", "from image", "to image", "ranks", "start", "redone"),
+    "then nothing for",
+)
 
 
 def write_report(path: Path, *, destination: Path | None = None) -> Path:
@@ -187,39 +194,29 @@ def _lives(record: RunRecord) -> list[Block]:
     if not lives:
         return []
     beginnings = {event.get("life"): event for event in record.lives}
-    rows = []
-    for number, life in enumerate(lives):
-        event = beginnings.get(life.life, {})  # none where it ended before its first step
-        gap = lives[number + 1].began - life.ended if number + 1 < len(lives) else 0.0
-        rows.append(
-            (
-                str(number + 1),
-                _moment(life.began),
-                clock(life.ended - life.began),
-                number_text(float(event["samples_seen"])) if "samples_seen" in event else "–",
-                number_text(life.samples_seen),
-                str(event.get("world_size", "–")),
-                f"{life.seconds['start'] + life.seconds['compile']:,.1f} s",
-                f"{life.seconds['redone']:,.1f} s",
-                f"{gap:,.1f} s" if number + 1 < len(lives) else "–",
-            )
-        )
-    head = (
-        "life",
-        "began (UTC)",
-        "lasted",
-        "from image",
-        "to image",
-        "ranks",
-        "start",
-        "redone",
-        "then nothing for",
-    )
+    gaps = [f"{later.began - life.ended:,.1f} s" for life, later in pairwise(lives)]
+    rows = [
+        # No event where a life ended before its first step.
+        (str(number), *_life(life, beginnings.get(life.life, {})), gap)
+        for number, (life, gap) in enumerate(zip(lives, [*gaps, "–"], strict=True), start=1)
+    ]
     chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
     return [
         Chart("lives along the wall time, in the colours of above", chart, wide=True),
-        Table(rows[-_MOST_ROWS:], head, right=(0, 2, 3, 4, 5, 6, 7, 8)),
+        Table(rows[-_MOST_ROWS:], _LIFE_HEAD, right=(0, 2, 3, 4, 5, 6, 7, 8)),
     ]
+
+
+def _life(life: LifeAccount, beginning: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        _moment(life.began),
+        clock(life.ended - life.began),
+        number_text(float(beginning["samples_seen"])) if "samples_seen" in beginning else "–",
+        number_text(life.samples_seen),
+        str(beginning.get("world_size", "–")),
+        f"{life.seconds['start'] + life.seconds['compile']:,.1f} s",
+        f"{life.seconds['redone']:,.1f} s",
+    )
 
 
 def _bad_samples(record: RunRecord) -> list[Block]:
@@ -255,9 +252,8 @@ def _happened(record: RunRecord) -> list[Block]:
         for event in record.events[-_MOST_ROWS:]
     ]
     if rows:
-        title = f"{len(record.events):,} event{'s' if len(record.events) != 1 else ''}" + (
-            f", the last {_MOST_ROWS}" if len(record.events) > _MOST_ROWS else ""
-        )
+        title = number_of(len(record.events), "event")
+        title += f", the last {_MOST_ROWS}" if len(record.events) > _MOST_ROWS else ""
         blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))]))
     return blocks
 

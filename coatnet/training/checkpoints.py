@@ -50,7 +50,7 @@ class Stream(Protocol):
     def next_excluded(self, position: int) -> float:
         """Return the first position from this one on whose sample was left out; infinite where none is."""
 
-    def words(self) -> dict[str, str]:
+    def excuses(self) -> dict[str, str]:
         """Return what there is to say of data that do not come, for `coatnet.runtime.data_wait`."""
 
 

@@ -148,12 +148,7 @@ class Recorder:
         due = now - self._recorded_at >= self._record_seconds or self._record_next
         if due or state.samples_seen >= self._total:
             bar.note(f"loss {result.loss:.3f}")
-            paused = self._paused_seconds()
-            seconds = now - self._recorded_at - (paused - self._paused_then)
-            self._metrics.scalars(self._scalars(state, result, seconds), samples_seen=state.samples_seen)
-            self._recorded_at, self._paused_then, self._samples, self._steps = now, paused, 0, 0
-            age = sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
-            self._record_seconds, self._record_next = seconds_between_records(age), False
+            self._record(state, result, now)
         self._account.reached(state.samples_seen)
         if now - self._flushed_at >= FLUSH_RECORDS * self._record_seconds:
             self.flush(state)
@@ -222,6 +217,15 @@ class Recorder:
     def close(self) -> None:
         """Close the event files."""
         self._metrics.close()
+
+    def _record(self, state: RunState, result: StepResult, now: float) -> None:
+        """Write the figures of the steps since the last record."""
+        paused = self._paused_seconds()
+        seconds = now - self._recorded_at - (paused - self._paused_then)
+        self._metrics.scalars(self._scalars(state, result, seconds), samples_seen=state.samples_seen)
+        self._recorded_at, self._paused_then, self._samples, self._steps = now, paused, 0, 0
+        age = sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
+        self._record_seconds, self._record_next = seconds_between_records(age), False
 
     def _paused_seconds(self) -> float:
         """Return for how long this life could take no steps so far."""

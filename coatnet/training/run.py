@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from coatnet.config import UserError, to_dict
-from coatnet.config.plain_text import json_text
+from coatnet.config.plain_text import json_text, number_of
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.data_wait import DataWait
@@ -108,7 +108,7 @@ class TrainingRun(Generic[State, Result]):
             run.logs / f"stacks-rank{ranks.rank}.txt",
             hang_seconds=hang_seconds or usual[0],
             start_seconds=start_seconds or usual[1],
-            data_wait=DataWait(ranks, self.words),
+            data_wait=DataWait(ranks, self.excuses),
             say=lambda text: self.recorder.alarm(text),
             look=self._answer,
         )
@@ -124,9 +124,9 @@ class TrainingRun(Generic[State, Result]):
             self._answered = what
             self.recorder.say(f"{self.stop.reason}: the run ends, and saves, after {what}")
 
-    def words(self) -> dict[str, str]:
+    def excuses(self) -> dict[str, str]:
         """Return what excuses that no step gets done; nothing once this rank was told to stop after one."""
-        return {} if self.stop is not None and self.stop.requested else self.stream.words()
+        return {} if self.stop is not None and self.stop.requested else self.stream.excuses()
 
     def equip(
         self,
@@ -200,7 +200,7 @@ class TrainingRun(Generic[State, Result]):
             stage=self.zero_stage,
         )
         place = f"starts{self._begins_with}" if kind == "start" else f"resumes after step {state.step:,}"
-        ranks = "1 rank" if self.ranks.world_size == 1 else f"{self.ranks.world_size} ranks"
+        ranks = number_of(self.ranks.world_size, "rank")
         self.recorder.say(
             f"{self.run.path} {place}: {ranks} on {self.ranks.device_type}, ZeRO {self.zero_stage}, "
             f"{state.samples_seen:,} of {self.calendar.total:,} images seen"

@@ -207,9 +207,9 @@ def test_while_a_batch_waits_for_a_file_the_stream_says_so_and_whose(
 ) -> None:
     files, said = FarFiles(shard_folder), []
     stream = make_stream(shard_folder, tmp_path, files=files, ranks=Ranks(3, 4))
-    files.listen = lambda: said.append(stream.words())
+    files.listen = lambda: said.append(stream.excuses())
     with closing(stream.follow(position)) as batches:
         taken(batches, position)
     assert said[0][FETCHES].startswith("far/shard-")
     assert said[0][WAITS] == "rank 3 waits for its batch"
-    assert stream.words() == {}
+    assert stream.excuses() == {}

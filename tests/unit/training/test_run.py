@@ -33,12 +33,12 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
 
 def test_a_rank_that_was_told_to_stop_asks_nobody_to_wait_for_its_data(tmp_path: Path) -> None:
     run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks())
-    run.stream = SimpleNamespace(words=lambda: {WAITS: "rank 0 waits"})  # type: ignore[assignment]
-    assert run.words() == {WAITS: "rank 0 waits"}
+    run.stream = SimpleNamespace(excuses=lambda: {WAITS: "rank 0 waits"})  # type: ignore[assignment]
+    assert run.excuses() == {WAITS: "rank 0 waits"}
     run.stop = StopFlag()
-    assert run.words() == {WAITS: "rank 0 waits"}
+    assert run.excuses() == {WAITS: "rank 0 waits"}
     run.stop.request("SIGUSR1")
-    assert run.words() == {}
+    assert run.excuses() == {}
     run.account.close()
 
 
