@@ -94,6 +94,39 @@ def test_a_label_apart_from_its_image_does_not_give_way_to_the_folder(
         work(tars_of(tmp_path / "tars", members))
 
 
+def test_a_json_that_names_no_class_leaves_it_to_the_folder(
+    tmp_path: Path, images: list[bytes], work: Work
+) -> None:
+    """As where a downloader keeps what it found beside each image."""
+    members = [("cat/0.jpg", images[0]), ("cat/0.json", b'{"caption": "a dog"}'), ("dog/1.jpg", images[1])]
+    assert work(tars_of(tmp_path / "tars", members)).classes == ["cat", "dog"]
+
+
+def test_a_json_may_be_the_label_itself(tmp_path: Path, images: list[bytes], work: Work) -> None:
+    members = [
+        ("a/0.jpg", images[0]),
+        ("a/0.json", b'"cat"'),
+        ("a/1.jpg", images[1]),
+        ("a/1.json", b'["dog"]'),
+    ]
+    assert work(tars_of(tmp_path / "tars", members)).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("deeper", ["more/b.TAR", "more/still/b.jpg"])
+def test_what_lies_in_folders_beside_tars_is_refused_unless_it_is_hidden(
+    tmp_path: Path, images: list[bytes], work: Work, deeper: str
+) -> None:
+    folder = tars_of(tmp_path / "tars", [("cat/0.jpg", images[0])])
+    for hidden in (".cache/b.tar", "more/.b.jpg", "more/notes.txt"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"left out")
+    assert work(folder).samples == 1
+    (folder / deeper).parent.mkdir(exist_ok=True)
+    (folder / deeper).write_bytes(b"not to be left out")
+    with pytest.raises(UserError, match=f"a\\.tar: beside it lies {deeper}, which would be left out"):
+        work(folder)
+
+
 def test_suffixes_may_be_of_any_case_and_labels_begin_with_a_mark_of_their_encoding(
     tmp_path: Path, images: list[bytes], work: Work
 ) -> None:
