@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -219,16 +220,35 @@ def test_a_garbled_or_hostile_manifest_is_refused(damaged: Path, text: str, mess
         Corpus.open(damaged)
 
 
-def test_a_class_that_the_manifest_does_not_name_makes_a_shard_bad(damaged: Path) -> None:
-    manifest = Corpus.open(damaged).manifest
-    index = np.array(Corpus.open(damaged).index(0).samples)
-    index["label"][3] = 7
-    content, _ = ShardIndex(index).to_bytes()
-    index_path(shard_path(damaged)).write_bytes(content)
-    shards = [replace(manifest.shards[0], index_xxh3=file_hash(content)), *manifest.shards[1:]]
-    (damaged / MANIFEST).write_text(replace(manifest, shards=shards).to_json())
+@pytest.mark.parametrize("label", [-1, 3, 7])
+def test_a_class_that_the_manifest_does_not_name_makes_a_shard_bad(damaged: Path, label: int) -> None:
+    _relabel(damaged, lambda samples: samples["label"].put(3, label))
     with pytest.raises(BadSampleError, match="names a class beyond the manifest's 3"):
         Corpus.open(damaged).read(0, 0)
+
+
+@pytest.mark.parametrize("label", [0, 2])
+def test_a_shard_of_one_class_is_as_good_as_another(damaged: Path, label: int) -> None:
+    _relabel(damaged, lambda samples: samples["label"].fill(label))
+    corpus = Corpus.open(damaged)
+    assert {corpus.read(0, index).label for index in range(15)} == {label}
+
+
+def test_an_index_of_fewer_samples_than_the_manifest_says_makes_a_shard_bad(damaged: Path) -> None:
+    _relabel(damaged, lambda samples: None, kept=14)
+    with pytest.raises(BadSampleError, match="its index holds 14 samples, the manifest says 15"):
+        Corpus.open(damaged).read(0, 0)
+
+
+def _relabel(folder: Path, change: Callable[[np.ndarray], None], *, kept: int = 15) -> None:
+    """Give the first shard another index, which its manifest names."""
+    manifest = Corpus.open(folder).manifest
+    index = np.array(Corpus.open(folder).index(0).samples)
+    change(index)
+    content, _ = ShardIndex(index[:kept]).to_bytes()
+    index_path(shard_path(folder, 0)).write_bytes(content)
+    shards = [replace(manifest.shards[0], index_xxh3=file_hash(content)), *manifest.shards[1:]]
+    (folder / MANIFEST).write_text(replace(manifest, shards=shards).to_json())
 
 
 def test_training_goes_on_over_damage_and_names_it(damaged: Path) -> None:
