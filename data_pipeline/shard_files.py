@@ -15,24 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from data_pipeline.passing import PASSING, PAUSES_SECONDS
 from data_pipeline.record import BadSampleError
 
 T = TypeVar("T")
 _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
 # Of as many reads as shards are open: one in use is missed by so many once in 10 million times.
 _IDLE_TURNS = 16
-
-# A network's file system finds its way back to a server; others have too many files open.
-_PASSING = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.ESHUTDOWN,
-    errno.EMFILE,
-    errno.ENFILE,
-)
-_PAUSES = (0.2, 2.0, 8.0)
 _LOST_SECONDS = 60.0  # a file that failed for so long is not waited for again for each of its samples
 
 
@@ -164,14 +153,14 @@ class OpenShards:
         Raises:
             BadSampleError: it cannot be had, or the file system keeps failing.
         """
-        for pause in (*_PAUSES, None):
+        for pause in (*PAUSES_SECONDS, None):
             path = self._files.path(name)
             try:
                 return use(path)
             except OSError as error:
                 if pause is not None and error.errno == errno.EMFILE and self._close_half():
                     continue
-                passes = error.errno in _PASSING or (self._files.remote and error.errno == errno.ENOENT)
+                passes = error.errno in PASSING or (self._files.remote and error.errno == errno.ENOENT)
                 if pause is None or not passes or time.monotonic() < self._lost_until.get(name, 0.0):
                     self._lost_until[name] = time.monotonic() + _LOST_SECONDS
                     raise BadSampleError(f"{path}: {error.strerror}") from None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.manifest import ShardEntry
+from data_pipeline.passing import tried_again
 from data_pipeline.sharding.inspection import Judged, judge
 from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import ShardOptions
@@ -77,7 +79,8 @@ def run_job(job: ShardJob) -> ShardResult:
 
 def _judge(item: Item, room: memoryview | None, options: ShardOptions) -> Judged:
     try:
-        return judge(read_item(item, room), name=item.name, options=options)
+        payload = tried_again(partial(read_item, item, room))
+        return judge(payload, name=item.name, options=options)
     except OSError as error:
         return Judged(b"", None, kinds=["unreadable"], detail=str(error.strerror), action="skip")
 
