@@ -56,9 +56,10 @@ def plan(
         compare_plans(command, config, given)  # a mistake is told before anything is measured
         given = calibrated_words(calibrate, given)
     if plot is not None:
-        plot_scaling(scaling_plans(command, config, given), plot, name=config.stem)
+        plans, unlike = scaling_plans(command, config, given)
+        plot_scaling(plans, plot, name=config.stem)
         if not as_json:
-            print(f"drawn: {plot}")
+            print(f"drawn: {plot}{unlike and f'; {unlike}'}")
             return
     show = _show_comparison if compare else _show_plan
     show(command, config, given, as_json=as_json)

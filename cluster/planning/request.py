@@ -141,14 +141,18 @@ def compare_plans(
     return plans, refused
 
 
-def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> list[Plan]:
-    """Return plans from one GPU to 1,024 at the config's global batch.
+def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> tuple[list[Plan], str]:
+    """Return plans from one GPU to 1,024 at the config's global batch, and what a run would say to them.
 
     Where a rank's share is smaller than the micro-batch, it is the micro-batch, and batch norm's group.
+    Pretraining refuses that from a config that says otherwise.
+
+    Raises:
+        UserError: the batch can be cut for no number of GPUs.
     """
     recipe, machine = _read(command, config, given)
     hardware = load_hardware(machine.hardware)
-    plans = []
+    plans, refusals, unlike = [], list[str](), ""
     gpus = 1
     while gpus <= MOST_GPUS:
         per_node = min(gpus, machine.gpus_per_node or hardware.gpus_per_node)
@@ -158,12 +162,15 @@ def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> li
         smaller = replace(recipe, micro_batch=micro_batch, group_images=min(group, micro_batch))
         try:
             plans.append(make_plan(smaller, hardware=hardware, nodes=nodes, gpus_per_node=per_node))
-        except UserError:
-            break
+        except UserError as error:
+            refusals.append(str(error))
+        else:
+            if recipe.is_pretraining and micro_batch < (recipe.micro_batch or 0) and not unlike:
+                unlike = f"from {gpus} GPUs on a run must be given train.micro_batch={micro_batch} or less"
         gpus *= 2
     if not plans:
-        raise UserError("train.global_batch divides over no number of GPUs")
-    return plans
+        raise UserError(refusals[0])
+    return plans, unlike
 
 
 def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[RecipeView, Machine]:

@@ -85,9 +85,24 @@ def test_fine_tuning_takes_the_rest_of_a_share_as_a_smaller_micro_batch(tmp_path
     prepare(Request("finetune", str(config), (), site, directory=tmp_path / "run")).check()
 
 
-def test_the_curve_over_gpus_goes_on_where_a_share_is_smaller_than_the_micro_batch(config: Path) -> None:
-    layouts = [(plan.world_size, plan.layout) for plan in scaling_plans("pretrain", config, [])]
+def test_the_curve_over_gpus_goes_on_where_a_share_is_smaller_than_the_micro_batch_and_says_so(
+    config: Path,
+) -> None:
+    plans, unlike = scaling_plans("pretrain", config, [])
+    assert unlike == "from 128 GPUs on a run must be given train.micro_batch=32 or less"
+    layouts = [(plan.world_size, plan.layout) for plan in plans]
     assert {gpus: layout.micro_batch for gpus, layout in layouts if gpus >= 32} == {
         32: 64, 64: 64, 128: 32, 256: 16, 512: 8, 1024: 4,
     }  # fmt: skip
     assert {layout.groups for gpus, layout in layouts if gpus > 64} == {1}
+    assert scaling_plans("pretrain", config, ["train.micro_batch=null", "norm.group_images=null"])[1] == ""
+
+
+def test_the_curve_leaves_out_what_cannot_be_cut_and_tells_the_first_refusal_where_nothing_can(
+    config: Path,
+) -> None:
+    plans, _ = scaling_plans("pretrain", config, ["train.micro_batch=96"])
+    assert [plan.world_size for plan in plans] == [64, 128, 256, 512, 1024]
+    words = ["train.global_batch=1", "train.micro_batch=1", "norm.group_images=1", "augment.mixup=0.8"]
+    with pytest.raises(UserError, match=r"norm\.group_images is 1; allowed with augment\.mixup"):
+        scaling_plans("pretrain", config, words)
