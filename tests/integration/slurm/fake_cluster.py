@@ -63,7 +63,7 @@ ReturnToService=0
 SlurmctldTimeout=10
 SlurmdTimeout={node_seconds}
 KillWait=10
-UnkillableStepTimeout=20
+UnkillableStepTimeout={unkillable_seconds}
 MinJobAge=600
 MessageTimeout={message_seconds}
 TCPTimeout={connection_seconds}
@@ -333,6 +333,7 @@ class FakeCluster:
             for name, port in zip(self.names, ports[1:], strict=True)
         ]
         host = socket.gethostname().split(".")[0]
+        message_seconds = 5 if self._deadly else 30
         text = _CONF.format(
             host=host,
             port=ports[0],
@@ -341,7 +342,10 @@ class FakeCluster:
             root=self.root,
             nodes="\n".join(nodes),
             node_seconds=10 if self._deadly else 120,
-            message_seconds=5 if self._deadly else 30,
+            message_seconds=message_seconds,
+            # A step daemon that waits for an answer of a controller that is away, its tasks all gone, counts
+            # as unkillable after that time, and its node is drained.
+            unkillable_seconds=5 * message_seconds,
             connection_seconds=2 if self._deadly else 10,
         )
         (self.root / "slurm.conf").write_text(text)
