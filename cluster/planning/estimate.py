@@ -148,6 +148,7 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
             ema=recipe.ema,
             bucket_elements=recipe.bucket_elements,
             compiled=recipe.compiled,
+            fused=recipe.compiled and recipe.fused and not on_cores,
             rows=on_cores and not recipe.compiled,
             groups=max(1, micro_batch // group),
             overlap=recipe.overlap,

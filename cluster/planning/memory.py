@@ -32,6 +32,7 @@ class Layout:
     Args:
         checkpointing: stages whose activations are computed again in the backward pass.
         compiled: whether torch.compile fuses what is elementwise.
+        fused: whether our kernels join what is in the middle of MBConv as well.
         rows: whether the CPU's extension does batch norm and GELU in one pass.
         groups: of images that a micro-batch is normalised in.
         overlap: gradients are reduced beside the backward pass.
@@ -47,6 +48,7 @@ class Layout:
     ema: bool = False
     bucket_elements: int = 200_000_000
     compiled: bool = False
+    fused: bool = False
     rows: bool = False
     groups: int = 1
     overlap: bool = False
@@ -158,7 +160,7 @@ def _held_at_once(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
 
 def _kept_bytes(work: Work, layout: Layout) -> float:
     if layout.compiled:
-        return work.kept * _element_bytes(layout)
+        return 0.0 if layout.fused and work.fuses else work.kept * _element_bytes(layout)
     return work.kept_bytes[mode(layout.precision, rows=layout.rows)]
 
 

@@ -46,6 +46,7 @@ class RecipeView:
     checkpointing: tuple[str, ...]
     ema: bool
     compiled: bool
+    fused: bool
     epoch_samples: int | None
     total_samples: int | None
     shards: int | None
@@ -124,6 +125,7 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         checkpointing=tuple(lookup(config, "train.activation_checkpointing") or ()),
         ema=bool(lookup(config, "ema")),
         compiled=bool(lookup(config, "compile")),
+        fused=bool(lookup(config, "train.fused_mbconv")),
         epoch_samples=epoch,
         total_samples=total,
         shards=corpora.shards,

@@ -30,6 +30,7 @@ class Work:
         moved: read and written by a fused forward pass.
         kept: elements for the backward pass, when compiled.
         kept_bytes: for it when every step is a kernel of its own, by `mode`.
+        fuses: `train.fused_mbconv` keeps nothing for it: its input is computed again in the kernel.
         block_input: what checkpointing keeps of the block, told by its first norm.
         tensors: that the parameters are in.
         grouped: whether it normalises over groups of images.
@@ -47,6 +48,7 @@ class Work:
     kept: float
     kept_bytes: Mapping[str, float]
     block_input: float
+    fuses: bool = False
     tensors: int = 0
     grouped: bool = False
     learns: bool = True
@@ -66,6 +68,8 @@ def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = 
         frozen: parts that do not learn, as in fine-tuning's `freeze`.
     """
     head_size = architecture(config).head_size
+    # MBConv.fuse: the forms that its kernels know, where the depthwise convolution has no stride
+    known_form = config.mbconv_norm == "batch" and config.gelu == "tanh"
     works, seen, before, tracked = [], set[str](), None, False
     *network, logits = operations(config, image_size)
     for operation in (*network, logits):
@@ -79,7 +83,8 @@ def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = 
         if first_norm:
             seen.add(operation.block_name)
         work = _work(operation, before, head_size=head_size, first_norm=first_norm)
-        works.append(replace(work, learns=learns, tracked=tracked))
+        fuses = known_form and operation.kind == "depthwise" and operation.reads == operation.writes
+        works.append(replace(work, learns=learns, tracked=tracked, fuses=fuses))
         before = operation
     return works
 

@@ -71,6 +71,26 @@ def test_what_lies_before_everything_that_learns_keeps_nothing(frozen: tuple[str
 
 
 @pytest.mark.slow
-def test_compiled_activations_are_what_inductors_partitioner_keeps() -> None:
-    for block, (counted, planned) in count_compiled("coatnet_4", widths=[96] * 5, num_classes=2).items():
+@pytest.mark.parametrize("fused", [False, True])
+def test_compiled_activations_are_what_inductors_partitioner_keeps(fused: bool) -> None:
+    sizes = {"widths": [96] * 5, "num_classes": 2}
+    for block, (counted, planned) in count_compiled("coatnet_4", fused=fused, **sizes).items():
         assert planned == pytest.approx(counted, rel=0.01), block
+
+
+@pytest.mark.parametrize(
+    ("changes", "fused"),
+    [
+        ({}, [True] * 4),
+        ({"stride_place": "depthwise"}, [False, True, False, True]),
+        ({"mbconv_norm": "layer"}, [False] * 4),
+        ({"gelu": "exact"}, [False] * 4),
+    ],
+)
+def test_the_plan_fuses_the_blocks_that_the_network_fuses(changes: dict[str, str], fused: list[bool]) -> None:
+    config = ModelConfig(depths=[1, 2, 2, 1, 1], widths=[8, 8, 16, 32, 32], num_classes=2, **changes)
+    model = build_model(config, device="meta")
+    model.fuse_mbconv()
+    assert fused == [block.fused for stage, block in model.blocks() if stage in ("S1", "S2")]
+    works = workload(config, image_size=224)
+    assert fused == [work.fuses for work in works if work.kind == "depthwise"]
