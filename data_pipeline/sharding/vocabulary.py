@@ -54,8 +54,8 @@ def number_labels(
         multi: make one of several labels all the same.
 
     Raises:
-        UserError: a label that is not among the classes or is no name fit to be shown, or a sample without
-            one among samples that have one each.
+        UserError: a label that is not among the classes, may be either of two, or is no name fit to be shown,
+            or a sample without one among samples that have one each.
     """
     found = {label for labels in raw for label, _ in labels}
     own = check_class_names(_own_classes(found, origin), origin=origin) if classes is None else classes
@@ -63,6 +63,7 @@ def number_labels(
     if classes is None:  # among names a number is a name, and not a place among them
         numbers |= {label: numbers[str(label)] for label in found}
     else:
+        _check_places(own, found, origin)
         numbers |= {number: number for number in range(len(own))}
     unknown = [label for label in found if label not in numbers]
     if unknown:
@@ -120,6 +121,21 @@ def _own_classes(found: set[RawLabel], origin: str) -> list[str]:
             raise UserError(f"{origin}: labels from {min(numbers)} to {max(numbers)}; allowed: from 0 on")
         return [str(number) for number in range(max(numbers) + 1)]
     return sorted(map(str, found))
+
+
+def _check_places(classes: list[str], found: set[RawLabel], origin: str) -> None:
+    """Refuse numbers as labels where names are numbers, too, and not those of their places.
+
+    Raises:
+        UserError: a label may be the name of one class and the place of another.
+    """
+    label = min((label for label in found if isinstance(label, int)), default=None)
+    for place, name in enumerate(classes if label is not None else []):
+        if name.isascii() and name.isdigit() and int(name) != place:
+            raise UserError(
+                f"{origin}: the label {label} among classes whose names are numbers: a number is the class's "
+                f"place, and place {place} is named {name!r}; name the classes by more than a number"
+            )
 
 
 def _parse_text(text: str) -> tuple[RawLabel, float]:

@@ -9,6 +9,9 @@ import pytest
 
 from coatnet.config import UserError
 from coatnet.runtime.class_names import read_class_names
+from data_pipeline.corpus import Corpus
+from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.sharding.sources import SourceOptions
 from data_pipeline.sharding.vocabulary import read_classes
 
 
@@ -40,3 +43,22 @@ def test_class_files_are_read_the_same_way_by_pack_and_import(tmp_path: Path) ->
                 read(classes)
             with pytest.raises(UserError, match="is not a regular file"):
                 read(tmp_path / "pipe")
+
+
+def test_a_number_that_is_the_place_of_one_class_and_the_name_of_another_is_refused(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "table.csv").write_text(f"path,label\n{image_folder}/ant/000.jpg,1\n")
+    options = SourceOptions(root=image_folder, classes=tmp_path / "classes.txt")
+    for names in ("1\n2\n3\n", "000\n002\n001\n"):
+        (tmp_path / "classes.txt").write_text(names)
+        with pytest.raises(
+            UserError, match=r"label 1 .* a number is the class's place, and place [01] is named"
+        ):
+            shard_corpus(tmp_path / "table.csv", tmp_path / "out", source_options=options, quiet=True)
+    for number, names in enumerate(("0\n1\n2\n", "ant\n1\n", "ant\nbee\n")):
+        (tmp_path / "classes.txt").write_text(names)
+        place = tmp_path / f"out-{number}"
+        shard_corpus(tmp_path / "table.csv", place, source_options=options, quiet=True)
+        corpus = Corpus.open(place)
+        assert corpus.read(0, 0).label == 1 and corpus.classes == names.split()
