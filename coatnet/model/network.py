@@ -151,7 +151,7 @@ class CoAtNet(nn.Module):
         unknown = sorted(set(stages) - set(self.stages))
         if unknown:
             raise UserError(
-                f"activation checkpointing: no stage {unknown[0]}; allowed: {', '.join(self.stages)}"
+                f"train.activation_checkpointing names {unknown[0]}; allowed: {', '.join(self.stages)}"
             )
         self._checkpointed = frozenset(stages)
 

@@ -46,8 +46,7 @@ class Lease:
 
     def __init__(self, directory: Path, *, epoch: int) -> None:
         self.epoch = epoch
-        self._directory, self._folder = directory, directory / "lease"
-        self._path = self._folder / f"{_PREFIX}{epoch:08d}"
+        self._directory, self._path = directory, _file_of(directory, epoch)
         self._state_offset = 0
         self._stop, self._lost = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -80,7 +79,7 @@ class Lease:
         epoch = newest_epoch(directory)
         if epoch == 0:
             return epoch
-        path = cls(directory, epoch=epoch)._path
+        path = _file_of(directory, epoch)
         known = _read(path)
         if known is not None and _is_outranked(known):
             return epoch
@@ -111,7 +110,7 @@ class Lease:
         if self._lost.is_set():
             if not self._path.parent.is_dir():
                 raise LeaseLost(f"{self._directory}: was moved or removed")
-            known = _read(self._path.with_name(f"{_PREFIX}{newest_epoch(self._directory):08d}"))
+            known = _read(_file_of(self._directory, newest_epoch(self._directory)))
             by = f"process {known['pid']} on {known['host']}" if known else "another job"
             raise LeaseLost(f"{self._directory}: taken over by {by}")
 
@@ -151,7 +150,7 @@ class Lease:
         for earlier in _epochs(self._directory):
             if earlier < self.epoch:
                 with suppress(OSError):
-                    self._path.with_name(f"{_PREFIX}{earlier:08d}").unlink()
+                    _file_of(self._directory, earlier).unlink()
         return True
 
     def _is_ours(self) -> bool:
@@ -186,6 +185,10 @@ class Lease:
             os.pwrite(descriptor, _state(state), self._state_offset)
         finally:
             os.close(descriptor)
+
+
+def _file_of(directory: Path, epoch: int) -> Path:
+    return directory / "lease" / f"{_PREFIX}{epoch:08d}"
 
 
 def newest_epoch(directory: Path) -> int:
