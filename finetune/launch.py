@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.checkpoint.classes import matching_rows
-from coatnet.checkpoint.inspection import check_init
+from coatnet.checkpoint.inspection import check_frozen, check_init
 from coatnet.config import UserError, load_config
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.launch import launch_run
@@ -29,6 +29,8 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     """
     config = load_config(FinetuneConfig, path, overrides=overrides)
     found = check_init(config.init, weights=config.weights, model=config.model)
+    if model := found.model if found else config.model:
+        check_frozen(config.freeze, model)
     classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make)
     if found and classes and config.head.keep_rows == "matching":
         matching_rows(found.classes, classes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from coatnet.config import config_digest
 from coatnet.config.checks import at_least_zero, below_one, multiple_of, one_of
 from coatnet.config.overlap import can_overlap
-from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.config import ModelConfig, NormConfig, stage_names
 from coatnet.training.sections import (
     LaunchConfig,
     LossConfig,
@@ -77,6 +77,8 @@ class PretrainConfig:
         if not self.data.train:
             raise ValueError("data.train is empty; give data.train=SHARDS")
         multiple_of("augment.image_size", self.augment.image_size, 32)
+        for stage in self.train.activation_checkpointing:
+            one_of("train.activation_checkpointing", stage, stage_names(self.model))
         possible = can_overlap(zero_stage=self.zero.stage, precision=self.precision)
         if self.zero.overlap_communication and not possible:
             at = f"at zero.stage {self.zero.stage} with precision {self.precision}"

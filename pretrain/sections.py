@@ -49,8 +49,6 @@ class PretrainTrainConfig(TrainConfig):
         super().__post_init__()
         if self.batch_changes and self.phases:
             raise ValueError("phases and batch_changes are both given; allowed: one of them")
-        for stage in self.activation_checkpointing:
-            one_of("activation_checkpointing", stage, ("S1", "S2", "S3", "S4"))
 
 
 @dataclass

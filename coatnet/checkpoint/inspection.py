@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.weight_files import check_safetensors, is_pickle, refuse_pickle
 from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
-from coatnet.model.config import ModelConfig
+from coatnet.model.config import PARTS, ModelConfig, stage_names
 from coatnet.model.cost import model_cost
 from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular, read_regular
@@ -155,6 +155,18 @@ def check_architecture(wanted: ModelConfig, found: ModelConfig, *, origin: str) 
                 f"model.{key} is {value}, but {origin} holds a model with {getattr(found, key)}; leave out "
                 "`model` to take the checkpoint's"
             )
+
+
+def check_frozen(parts: Sequence[str], model: ModelConfig) -> None:
+    """Make sure that a model has the parts that are not to learn.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    known = [part for part in PARTS if part in ("S0", *stage_names(model), "dense")]
+    for part in parts:
+        if part not in known:
+            raise UserError(f"freeze is {part!r}; allowed with {model.name}: {', '.join(known)}")
 
 
 def check_model(path: Path, *, weights: str = "auto") -> Description | None:

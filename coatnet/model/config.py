@@ -151,6 +151,11 @@ def architecture(config: ModelConfig) -> Architecture:
     return built
 
 
+def stage_names(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of a model's stages; ViT-REL has but one."""
+    return tuple(stage.name for stage in architecture(config).stages)
+
+
 def _changed(
     stage: Stage, number: int, *, kinds: list[str] | None, depths: list[int] | None, widths: list[int] | None
 ) -> Stage:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coatnet.config import load_config, to_dict
+from coatnet.config import UserError, load_config, to_dict
 from coatnet.model.config import ModelConfig
 from data_pipeline.first_look import look_at_data
+from finetune.launch import launch
 from pretrain.batches import make_calendar
 from pretrain.config import PretrainConfig
 
@@ -194,6 +195,12 @@ def test_a_mistake_is_told_in_a_line_before_torch_is_loaded(
     said, _, seconds = outcomes((command, word))
     assert said is not None and in_place(refusal, folders) in said and "\n" not in said, said
     assert seconds < 1.0
+
+
+def test_a_part_that_the_model_does_not_have_cannot_be_frozen(folders: dict[str, str]) -> None:
+    words = ["model={name: vit_rel, depths: null, widths: null}", "freeze=[S3,S1]"]
+    with pytest.raises(UserError, match=r"^freeze is 'S1'; allowed with vit_rel: S0, S3, dense$"):
+        launch(str(FINETUNE), [*words, f"data.train={folders['PHOTOS']}"])
 
 
 def test_a_step_of_more_images_than_there_are_is_warned_of(

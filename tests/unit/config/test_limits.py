@@ -74,6 +74,7 @@ _TRAIN = "data.train=[{path: shards}]"
         ("profile.steps=1..1000000", "profile.steps is '1..1000000'; allowed: up to 1000 steps"),
         ("model.depths=[[1]]", r"model.depths"),
         ("optimizer.betas=[{}]", r"optimizer.betas\[0\] is {}; allowed: a number"),
+        ("train.activation_checkpointing=[S5]", "activation_checkpointing is 'S5'; allowed: S1, S2, S3, S4"),
         (
             "train.activation_checkpointing=[[S1]]",
             r"train.activation_checkpointing\[0\] is \['S1'\]; allowed: text",
@@ -83,6 +84,12 @@ _TRAIN = "data.train=[{path: shards}]"
 def test_what_no_pretraining_can_mean_is_refused_by_its_key(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(PretrainConfig, overrides=[_TRAIN, override])
+
+
+def test_a_model_of_one_stage_checkpoints_no_other() -> None:
+    words = [_TRAIN, "model.name=vit_rel", "train.activation_checkpointing=[S3,S1]"]
+    with pytest.raises(ConfigError, match=r"train.activation_checkpointing is 'S1'; allowed: S3$"):
+        load_config(PretrainConfig, overrides=words)
 
 
 @pytest.mark.parametrize("words", [["zero.stage=0"], ["zero.stage=1", "precision=bf16"]])
