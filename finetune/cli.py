@@ -140,13 +140,19 @@ def evaluate(
         precision=precision,
         labels=None if labels is None else str(labels),
         real=None if real is None else str(real),
-        destination=None if destination is None else str(destination),
+        confusion=destination is not None,
     )
     reports = run_request(request, ranks=ranks)
-    if as_json:
-        _print_json(reports)
-    else:
-        print_reports(reports)
+    try:
+        if destination is not None:
+            from finetune.evaluation.write import write_reports
+
+            write_reports(reports, destination)
+    finally:  # what was measured is not lost where a disk is full
+        if as_json:
+            _print_json(reports)
+        else:
+            print_reports(reports)
 
 
 def predict(

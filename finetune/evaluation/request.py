@@ -21,14 +21,18 @@ from finetune.evaluation.judging import full_report
 from finetune.evaluation.measure import AnyPredictions, Measurement, measure
 from finetune.evaluation.predictions import Predictions
 from finetune.evaluation.sources import judged_columns, open_evaluation_set, read_real_labels, real_accuracy
-from finetune.evaluation.write import write_reports
 
 _BAD_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What `coatnet evaluate` was asked for; `sizes` empty means the model's own."""
+    """What `coatnet evaluate` was asked for.
+
+    Attributes:
+        sizes: empty for the model's own.
+        confusion: whether the reports hold all pairs of label and guess.
+    """
 
     model: str
     data: str
@@ -40,7 +44,7 @@ class EvaluationRequest:
     precision: str = "fp32"
     labels: str | None = None
     real: str | None = None
-    destination: str | None = None
+    confusion: bool = False
 
 
 def run_request(request: EvaluationRequest, *, ranks: int = 1) -> list[dict[str, Any]]:
@@ -66,10 +70,7 @@ def evaluate(request: EvaluationRequest, *, ranks: Ranks) -> list[dict[str, Any]
         request.model, weights=request.weights, resize=request.resize, device=ranks.device
     )
     sizes = request.sizes or [classifier.augment.image_size]
-    reports = [_evaluate_at(classifier.at(px), request, ranks=ranks) for px in sizes]
-    if request.destination is not None and ranks.is_main:
-        write_reports(reports, Path(request.destination))
-    return reports
+    return [_evaluate_at(classifier.at(px), request, ranks=ranks) for px in sizes]
 
 
 def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: Ranks) -> dict[str, Any]:
@@ -100,9 +101,7 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
         "image_size": px,
         "resize": classifier.augment.evaluate_resize,
         "label_kind": corpus.label_kind,
-        **full_report(
-            result.predictions, names=corpus.classes, with_confusion=request.destination is not None
-        ),
+        **full_report(result.predictions, names=corpus.classes, with_confusion=request.confusion),
         **_work_done(result, classifier),
         "judged_among": None if columns is None else len(columns),
         **_real(result.predictions, corpus, request),

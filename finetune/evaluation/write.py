@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.drawing import make_figure
+from coatnet.runtime.run_directory import write_atomically
+from coatnet.runtime.whole_files import whole_file
 from finetune.evaluation.figures import confusion_table
 
 _DOTS_PER_INCH = 150
@@ -24,10 +26,13 @@ def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
     """Write evaluation.json, and for each resolution the classes and the confusion; with several, a plot.
 
     Several labels per image have no confusion.
+
+    Raises:
+        OSError: a file could not be written, and nothing of it is left.
     """
     destination.mkdir(parents=True, exist_ok=True)
     plain = [{key: value for key, value in one.items() if key != "confusion"} for one in reports]
-    (destination / "evaluation.json").write_text(json_text(plain, indent=2) + "\n")
+    write_atomically(destination / "evaluation.json", json_text(plain, indent=2) + "\n")
     for report in reports:
         px, names = report["image_size"], [row["class"] for row in report["per_class"]]
         columns = list(report["per_class"][0])
@@ -41,7 +46,7 @@ def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
 
 
 def _write_rows(path: Path, heading: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([heading, *rows])
 
 
@@ -73,7 +78,8 @@ def _plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path:
                 axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=_DOTS_PER_INCH)
 
 
 def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
@@ -106,4 +112,5 @@ def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
     first = ordered[0]
     figure.suptitle(f"{first['model']} on {first['data']}, {first['samples']:,} images", parse_math=False)
     by_size.set_ylabel(f"{words} (%), 95 % interval")
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=_DOTS_PER_INCH)

@@ -38,6 +38,7 @@ from finetune.evaluation.predictions import MultiLabelPredictions, join
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from finetune.evaluation.sources import check_evaluation_set
 from finetune.evaluation.table import print_reports
+from finetune.evaluation.write import write_reports
 from finetune.handover.export import export_model
 from finetune.prediction import predict_files
 
@@ -239,9 +240,10 @@ def test_the_table_and_the_files_have_no_confusion_and_the_plot_is_of_map(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    request = EvaluationRequest(str(model), str(tagged), [32, 64], destination=str(tmp_path))
+    request = EvaluationRequest(str(model), str(tagged), [32, 64], confusion=True)
     reports = evaluate(request, ranks=Ranks())
     print_reports(reports)
+    write_reports(reports, tmp_path)
     said = capsys.readouterr().out
     assert "mAP" in said and "precision@1" in said and f"{reports[1]['map']:.2%}" in said
     assert "weakest: " in said and "confused" not in said and "…" not in said

@@ -13,6 +13,7 @@ import pytest
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.runtime.ranks import Ranks
+from finetune import cli
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from finetune.evaluation.sources import check_evaluation_set, open_evaluation_set
 
@@ -125,3 +126,16 @@ def test_a_set_without_a_readable_image_is_an_error_that_names_the_first(model: 
         (data / one.split()[0] / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"none of the 3 images to evaluate can be read; the first: .*broken"):
         report(model, data)
+
+
+def test_a_destination_without_room_is_named_and_the_figures_are_printed_all_the_same(
+    model: Path, flat: Path, tmp_path: Path, mounted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = in_folders(flat, tmp_path / "val", [one.split()[0] for one in SYNSETS])
+    with mounted(tmp_path / "small", "size=8k") as small:
+        (small / "filling").write_bytes(bytes(4096))
+        with pytest.raises(OSError, match="No space") as refused:
+            cli.evaluate(model, str(data), destination=small, as_json=True)
+        assert str(refused.value.filename).startswith(f"{small}/")
+        assert all(file.stat().st_size for file in small.iterdir()), "nothing is there by halves"
+    assert json.loads(capsys.readouterr().out)[0]["samples"] == IMAGES
