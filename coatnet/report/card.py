@@ -25,11 +25,13 @@ def model_line(record: RunRecord) -> str:
     if model is None:
         return ""
     size = _sizes(record, model)[-1]
+    if not record.facts:
+        return f"{model.name} at {size} px"
     return f"{model.name} at {size} px, {number_text(model_cost(model, size).parameters)} parameters"
 
 
 def model_card(record: RunRecord) -> list[Block]:
-    """Return the card; it claims nothing that was not measured."""
+    """Return the card; it claims nothing that was not measured, and no size before the classes are known."""
     model = _model(record)
     if model is None:
         return []
@@ -50,6 +52,8 @@ def model_card(record: RunRecord) -> list[Block]:
     ]
     if config.get("init"):
         rows.insert(3, ("begins with", str(config["init"])))
+    if not record.facts:
+        del rows[1:3]
     once = record.summary.get("every_sample_once")
     if once is not None:
         rows.append(("every sample once", "yes, proved by a digest of all positions" if once else "NO"))

@@ -32,7 +32,7 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
     top = _TOP + (_LEGEND_HEIGHT if len(series) > 1 else 0)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / ((x_high - x_low) or 1)
+        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         up = (y - y_low) / ((y_high - y_low) or 1)
         return (
             _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
@@ -55,12 +55,13 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
 
 
 def _axes(place: _Place, ticks: Sequence[float], *, x_low: float, x_high: float) -> Iterator[str]:
-    """Draw the lines of the grid with their values, and three values of the images seen."""
-    for value in ticks:
+    """Draw the lines of the grid with their values, and three values of the images seen, or the only one."""
+    for value, text in zip(ticks, _told_apart(ticks), strict=True):
         _, y = place(x_low, value)
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
-        yield f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number_text(value)}</text>'
-    for value, anchor in ((x_low, "start"), ((x_low + x_high) / 2, "middle"), (x_high, "end")):
+        yield f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+    places = [(x_low, "start"), ((x_low + x_high) / 2, "middle"), (x_high, "end")]
+    for value, anchor in places if x_high > x_low else places[1:2]:
         x, _ = place(value, ticks[0])
         y_text = _HEIGHT - _BOTTOM + 15
         yield f'<text x="{x:.1f}" y="{y_text}" text-anchor="{anchor}">{number_text(value)}</text>'
@@ -150,6 +151,15 @@ def number_text(value: float) -> str:
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def _told_apart(ticks: Sequence[float]) -> list[str]:
+    """Write equally distant numbers, with as many digits as their distance needs."""
+    texts = [number_text(value) for value in ticks]
+    if len(set(texts)) == len(ticks):
+        return texts
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0])))
+    return [f"{value:,.{decimals}f}" for value in ticks]
 
 
 def _round_ticks(low: float, high: float) -> list[float]:

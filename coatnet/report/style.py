@@ -16,7 +16,7 @@ gap:4px 18px;overflow-x:auto;padding:9px 0;margin-bottom:16px;font-size:13.5px;w
 nav a{color:var(--soft);text-decoration:none}nav a:hover{color:var(--ink)}section{scroll-margin-top:44px}
 .state{font-size:13px;font-weight:600;vertical-align:middle;padding:2px 10px;border-radius:12px;
 border:1px solid currentColor;color:var(--warn)}.state.done{color:var(--good)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(112px,1fr));gap:10px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px}
 .tile b{display:block;font-size:20px;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .tile span{color:var(--soft);font-size:13px}

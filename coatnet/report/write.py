@@ -147,7 +147,8 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
     if progress and record.state != "done":
         rows.append(("of the run", f"{progress[-1][1]:.1%}"))
     lives = max(1, len(record.lives))
-    rows += [("wall time", clock(record.seconds)), ("life" if lives == 1 else "lives", f"{lives:,}")]
+    rows += [("wall time", clock(record.seconds))] if record.seconds else []
+    rows.append(("life" if lives == 1 else "lives", f"{lives:,}"))
     useful = record.account.get("compute", 0.0) + record.account.get("communication", 0.0)
     if record.seconds:
         rows.append(("of it training", f"{useful / record.seconds:.1%}"))
@@ -303,6 +304,8 @@ def _compared(record: RunRecord) -> list[Block]:
         label, unit = _UNITS.get(name, (name.replace("_", " "), 1.0))
         figures = (number_text(one[key] / unit) for key in ("predicted", "measured"))
         rows.append((label, *figures, f"{one['error']:+.1%}"))
+    if not rows and record.plan:
+        return [Text("No step has been recorded yet that the plan could be compared with.")]
     if not rows:
         return [
             Text("There is no plan to compare with: no hardware profile fits the device that the run had.")

@@ -108,6 +108,24 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
     assert "running or interrupted" in page.read_text() and figures(read_run(run.path))["lives"] == 0
 
 
+def test_before_the_first_checkpoint_the_page_claims_no_size_and_before_the_first_step_no_time(
+    tmp_path: Path,
+) -> None:
+    """How many classes there are stands in no config: it would be the default's thousand."""
+    run = RunDirectory(tmp_path / "run")
+    run.create("model: {name: coatnet_0, num_classes: 1000}\n", digest="aa")
+    run.plan.write_text('{"step_seconds": 0.1}')
+    text = write_report(run.path).with_suffix(".md").read_text().partition("## Config")[0]
+    assert "coatnet_0 at 224 px, report" in text and "parameters" not in text and "1000" not in text
+    assert "wall time" not in text and "No step has been recorded yet" in text
+    folder = run.checkpoints / "step-00000001"
+    folder.mkdir()
+    facts = {"model": {"name": "coatnet_0", "num_classes": 2}, "classes": ["ant", "bee"]}
+    (folder / "manifest.json").write_text(json.dumps({"xxh3": "0", "body": json.dumps({"facts": facts})}))
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert "parameters, report" in text and "| classes | 2: ant, bee |" in text
+
+
 def test_a_run_that_cannot_be_written_is_reported_elsewhere(tmp_path: Path, mounted: Any) -> None:
     run, elsewhere = make_run(tmp_path / "run"), tmp_path / "mine" / "report"
     with mounted(run.path, "bind,ro", kind="none", source=str(run.path)):
@@ -244,6 +262,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 1.0), (1, 1.0)], [(0, float("nan")), (1, 2.0)]])
 def test_a_chart_of_few_or_equal_or_missing_points_is_drawn(points: list[tuple[float, float]]) -> None:
     assert "nan" not in line_chart({"x": points})
+
+
+def test_what_is_written_along_the_axes_can_be_told_apart() -> None:
+    def texts(points: list[tuple[float, float]]) -> list[str]:
+        return re.findall(r">([0-9.,kMG]+)</text>", line_chart({"x": points}))
+
+    assert texts([(24, 0.5)]).count("24") == 1
+    close = texts([(24, 1.0966), (48, 1.0987)])
+    assert len(set(close)) == len(close) and "1.0985" in close
+    assert texts([(0, 1_000_100.0), (1, 1_000_300.0)])[0] == "1,000,100"
 
 
 @pytest.mark.parametrize(
