@@ -114,15 +114,15 @@ class TrainingRun(Generic[State, Result]):
         )
         self.stop: StopFlag | None = None
         self._redone_until = 0
-        self._answered = ""
+        self._answered: set[str] = set()
 
     def _answer(self) -> None:
-        """Say what a stop that was asked for waits for, once that takes long."""
-        what = _BEFORE_A_STOP.get(self.account.counting, self._answered)
+        """Say what a stop that was asked for waits for, once that takes long; the same is said once."""
+        what = _BEFORE_A_STOP.get(self.account.counting)
         late = self.stop is not None and time.monotonic() - self.stop.asked_at > _ANSWER_SECONDS
-        if self.stop is not None and late and what != self._answered:
-            self._answered = what
-            self.recorder.say(f"{self.stop.reason}: the run ends, and saves, after {what}")
+        if self.stop is not None and late and what is not None and what not in self._answered:
+            self._answered.add(what)
+            self.recorder.say(f"{self.stop.reason}: the run will end after {what}")
 
     def excuses(self) -> dict[str, str]:
         """Return what excuses that no step gets done; nothing once this rank was told to stop after one."""

@@ -42,7 +42,7 @@ def test_a_rank_that_was_told_to_stop_asks_nobody_to_wait_for_its_data(tmp_path:
     run.account.close()
 
 
-def test_a_stop_that_takes_long_says_what_it_waits_for_whenever_that_changes(tmp_path: Path) -> None:
+def test_a_stop_that_takes_long_says_what_it_waits_for_and_the_same_once(tmp_path: Path) -> None:
     run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks())
     said: list[str] = []
     run.recorder = SimpleNamespace(say=said.append)  # type: ignore[assignment]
@@ -60,7 +60,7 @@ def test_a_stop_that_takes_long_says_what_it_waits_for_whenever_that_changes(tmp
     looks("evaluation")
     assert said == [], "it may be over in no time"
     run.stop.asked_at -= 6.0
-    for name in ("evaluation", "idle", "compute", "communication", "data_wait", "checkpoint"):
+    for name in ("evaluation", "idle", "compute", "communication", "data_wait", "checkpoint", "compute"):
         looks(name)
     assert [text.rpartition("after ")[2] for text in said] == [
         "the evaluation under way",
