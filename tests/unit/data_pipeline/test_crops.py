@@ -118,12 +118,12 @@ def test_betas_have_their_mean_and_variance(alpha: float) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("image_size", 0, "image_size is 0; allowed: 1 or more pixels"),
+        ("image_size", 0, "image_size is 0; allowed: 1 or more"),
         ("interpolation", "nearest", "interpolation is 'nearest'; allowed: bicubic, bilinear"),
         ("crop_area", [0.5, 0.2], r"crop_area is \[0.5, 0.2\]; allowed"),
         ("randaugment_m", 31.0, "randaugment_m is 31.0; allowed: 0 to 30"),
         ("mixup", -0.1, "mixup is -0.1; allowed: 0"),
-        ("erasing", 1.5, "erasing is 1.5; allowed: a probability"),
+        ("erasing", 1.5, "erasing is 1.5; allowed: 0 to 1"),
         ("evaluate_resize", "crop", "evaluate_resize is 'crop'; allowed: center_crop, whole"),
         ("std", [1.0, 0.0, 1.0], "std is .* from 0.001 to 100"),
     ],
