@@ -37,6 +37,14 @@ def make_run(path: Path) -> RunDirectory:
     return run
 
 
+def save_checkpoint(run: RunDirectory, *, classes: list[str]) -> None:
+    """Leave of a checkpoint what a report reads of it."""
+    (run.checkpoints / "step-00000001").mkdir()
+    facts = {"model": {"name": "coatnet_0", "num_classes": len(classes)}, "classes": classes}
+    sealed = {"xxh3": "0", "body": json.dumps({"facts": facts})}
+    (run.checkpoints / "step-00000001" / "manifest.json").write_text(json.dumps(sealed))
+
+
 def test_the_page_needs_nothing_from_outside_and_lets_no_markup_through(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     page = write_report(tmp_path / "run").read_text()
@@ -88,10 +96,7 @@ def test_hostile_names_stay_text_in_both_forms(tmp_path: Path) -> None:
     run.record_event("alarm", text=HOSTILE)
     run.config.write_text(f"model: {{name: coatnet_0}}\ndata: {{evaluate: '{HOSTILE[:29]}'}}\n# ```\n")
     append_line(run.metrics, {"samples_seen": 1, HOSTILE: 1.0})
-    folder = run.checkpoints / "step-00000001"
-    folder.mkdir()
-    body = {"facts": {"model": {"name": "coatnet_0"}, "classes": [HOSTILE, "b"]}}
-    (folder / "manifest.json").write_text(json.dumps({"xxh3": "0", "body": json.dumps(body)}))
+    save_checkpoint(run, classes=[HOSTILE, "b"])
     page = write_report(run.path)
     tags = set(re.findall(r"<([a-zA-Z]+)", page.read_text()))
     assert not tags & {"script", "img", "a onerror"} and "javascript:b" in page.read_text()
@@ -118,10 +123,7 @@ def test_before_the_first_checkpoint_the_page_claims_no_size_and_before_the_firs
     text = write_report(run.path).with_suffix(".md").read_text().partition("## Config")[0]
     assert "coatnet_0 at 224 px, report" in text and "parameters" not in text and "1000" not in text
     assert "wall time" not in text and "No step has been recorded yet" in text
-    folder = run.checkpoints / "step-00000001"
-    folder.mkdir()
-    facts = {"model": {"name": "coatnet_0", "num_classes": 2}, "classes": ["ant", "bee"]}
-    (folder / "manifest.json").write_text(json.dumps({"xxh3": "0", "body": json.dumps({"facts": facts})}))
+    save_checkpoint(run, classes=["ant", "bee"])
     text = write_report(run.path).with_suffix(".md").read_text()
     assert "parameters, report" in text and "| classes | 2: ant, bee |" in text
 
@@ -243,6 +245,7 @@ def test_the_card_of_a_run_in_phases_is_of_the_size_of_images_that_it_ends_with(
         "model: {name: coatnet_0, image_size: 192}\naugment: {image_size: 384}\n"
         "train: {phases: [{image_size: 224, share: 6}, {image_size: 512, share: 1}]}\n"
     )
+    save_checkpoint(run, classes=["ant", "bee"])
     text = write_report(run.path).with_suffix(".md").read_text()
     assert "coatnet_0 at 512 px" in text and "GMAC per image at 512 px" in text
     assert "images of 224, then 512 px" in text and "384 px" not in text
