@@ -35,10 +35,18 @@ def materialise(
             takes memory.
     """
     for module in model.modules():
-        module.to_empty(device=device, recurse=False)
+        allocate(module, device=device, recurse=False)
         _fill(module, generator, by_fan_in=by_fan_in)
         if placed is not None:
             placed(module)
+
+
+def allocate(module: nn.Module, *, device: torch.device | str, recurse: bool = True) -> None:
+    """Give what was built on the meta device memory, as `Module.to_empty` does.
+
+    That asks `empty_like` of each, which off the meta device imports sympy: half a second at every start.
+    """
+    module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device), recurse)
 
 
 def _fill(module: nn.Module, generator: torch.Generator, *, by_fan_in: bool) -> None:

@@ -14,7 +14,7 @@ from coatnet.config import UserError
 from coatnet.model.blocks import Conv, MBConv, NormFactory, Style, TransformerBlock
 from coatnet.model.config import ModelConfig, NormConfig, architecture
 from coatnet.model.family import Architecture
-from coatnet.model.initial import INIT_STD, Placed, materialise
+from coatnet.model.initial import INIT_STD, Placed, allocate, materialise
 from coatnet.model.norm import GroupBatchNorm
 from coatnet.model.stochastic_depth import keep_scales, uniform
 
@@ -252,7 +252,8 @@ def build_model(
 
 def empty_model(config: ModelConfig, *, device: torch.device | str) -> CoAtNet:
     """Build a network whose weights are yet to be loaded: none are drawn, no memory is taken before."""
-    model = build_model(config, device="meta").to_empty(device=device)
+    model = build_model(config, device="meta")
+    allocate(model, device=device)
     for module in model.modules():
         if isinstance(module, GroupBatchNorm):
             module.reset_parameters()  # what it adds up is not loaded

@@ -1,8 +1,12 @@
-"""Which files of a folder are taken for images."""
+"""Which files of a folder are taken for images, and what naming one of them loads."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from finetune.image_files import image_files
 
@@ -13,3 +17,16 @@ def test_hidden_files_and_files_in_hidden_folders_are_left_out(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"x")
     assert image_files([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "b" / "2.jpg"]
     assert image_files([tmp_path / ".cache"]) == [tmp_path / ".cache" / "x.jpg"], "asked for by name"
+
+
+@pytest.mark.slow
+def test_naming_an_image_loads_no_symbolic_shapes_which_take_half_a_second(
+    exported: Path, photos: Path
+) -> None:
+    code = (
+        "import sys, finetune.cli\nfrom pathlib import Path\n"
+        "finetune.cli.predict(Path(sys.argv[1]), [Path(sys.argv[2])])\n"
+        "assert 'sympy' not in sys.modules"
+    )
+    words = [sys.executable, "-c", code, str(exported), str(photos / "blue" / "01.jpg")]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
