@@ -80,7 +80,9 @@ class _Excite(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(y, mean, scale, bias, gate)
-        return (gelu(_normal(y, mean, scale, bias)) * gate[:, None, None]).to(y.dtype)
+        gated = gelu(_normal(y, mean, scale, bias)) * gate[:, None, None]
+        # Compiled by torch 2.11, a `to` that converts nothing is returned without a gradient.
+        return gated if gated.dtype == y.dtype else gated.to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
