@@ -118,6 +118,16 @@ def calls_of_a_step(stage: int, accumulation: int) -> dict[str, float]:
     return {**found, "tensors": len(list(engine.module.parameters())), "batch_norms": norms}
 
 
+def waits_of_a_step(stage: int) -> int:
+    """Count how often DeepSpeed lets the host wait for the device, once its clocks run."""
+    engine = tiny_engine(Ranks.start(), stage=stage)
+    train(engine, first=0, steps=3, accumulation=2)
+    accelerator = load_deepspeed().accelerator.get_accelerator()
+    with mock.patch.object(type(accelerator), "synchronize") as waits:
+        train(engine, first=3, steps=1, accumulation=2)
+    return waits.call_count
+
+
 @contextmanager
 def asked_as_on_a_gpu() -> Iterator[None]:
     """Let DeepSpeed's question whether autocast is on, which is CUDA's alone, be answered for this device."""

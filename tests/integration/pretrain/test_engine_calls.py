@@ -30,3 +30,10 @@ def test_a_step_calls_as_many_operators_as_the_plan_counts(
     )
     for answer in answers:  # a few on all layers at once come on top
         assert answer["statistics"] <= COMMIT_CALLS * answer["batch_norms"] + 15
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_lets_the_host_send_off_a_step_without_a_wait_for_the_device(
+    on_ranks: OnRanks, stage: int
+) -> None:
+    assert on_ranks("waits_of_a_step", world_size=1, stage=stage) == [0]
