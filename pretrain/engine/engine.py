@@ -23,6 +23,7 @@ from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.alone import stand_in, windows
 from pretrain.engine.flattening import moving_weights, stay
+from pretrain.engine.lifetimes import keep_until_reduced
 from pretrain.engine.own_time import OwnTime
 from pretrain.engine.start import load_deepspeed
 
@@ -82,6 +83,7 @@ class Engine:
                 dist_init_required=False,
             )
         stay(self._deepspeed.optimizer)
+        keep_until_reduced(self._deepspeed.optimizer)
         if isinstance(self._deepspeed.optimizer, MasterAdamW):
             self._deepspeed.optimizer.halve()
         self._state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)
