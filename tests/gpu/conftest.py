@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
 
 CLASSES = 3
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once why a test failed: a run that is cut short comes to no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.longreprtext}", flush=True)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,11 @@ def test_a_part_that_fails_leaves_the_others_their_turn_and_is_named(tmp_path: P
     assert "--only coatnet_4_224 b64 compiled NHWC coatnet_4_224 b64 eager NHWC" in peers
 
 
+def test_a_part_of_several_processes_fails_with_any_of_them(tmp_path: Path, python: Path) -> None:
+    done = check(tmp_path / "out", python, "peers", failing="--phases batches")
+    assert done.returncode == 1 and done.stdout.startswith("peers    failed (3)")
+
+
 def test_parts_that_are_named_are_the_only_ones_and_few_files_are_left(tmp_path: Path, python: Path) -> None:
     done = check(tmp_path / "out", python, "plan", failing="nothing fails")
     assert done.returncode == 0
