@@ -20,7 +20,7 @@ from data_pipeline.shard_files import LocalFiles, OpenShards
 from data_pipeline.suffixes import is_image_name
 
 _NAMED = 5
-_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 def list_image_folder(
@@ -47,7 +47,7 @@ def list_image_folder(
         what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
         raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
     _check_beside(folder, [entry.name for entry in entries if not entry.is_dir()])
-    if _PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
+    if PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
         raise UserError(
             f"{folder}: its folders are parts of a data set: {', '.join(classes)}; give one of them"
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
+from data_pipeline.folder import PARTS
 from data_pipeline.sharding.listing import LISTED_AT_ONCE, Listing
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 from data_pipeline.suffixes import is_image_name
@@ -20,6 +22,7 @@ from data_pipeline.tar_format import Member, TarError, walk_members
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_SUFFIXES = ("cls", "json", "cls.txt", "label", "label.txt")
 _JSON_LABELS = ("labels", "label", "cls", "class", "classes")
+_WORD = re.compile("[a-z]+")
 _MAX_LABEL_BYTES = 1 << 16
 
 
@@ -63,7 +66,8 @@ def tars_in(folder: Path) -> list[Path]:
     """Return a folder's tars, in order of their names; hidden ones are left out.
 
     Raises:
-        UserError: it holds compressed ones, or folders of images or tars beside tars: they would be left out.
+        UserError: it holds compressed ones, or folders of images or tars beside tars: they would be left out;
+            or by their names some are for training and some are not.
     """
     paths = sorted(path for path in folder.glob("*") if not _is_hidden(path.name))
     tars = [path for path in paths if path.name.lower().endswith(".tar")]
@@ -76,6 +80,8 @@ def tars_in(folder: Path) -> list[Path]:
             f"{tars[0]}: beside it lies {deeper}, which would be left out; keep tars apart from folders of "
             "images or other tars"
         )
+    words = (word for tar in tars for word in _WORD.findall(tar.stem.lower()))
+    _check_parts(words, origin=str(folder), remedy="keep each in a folder of its own")
     return tars
 
 
@@ -103,11 +109,13 @@ def list_tars(
         done: is told of so many more samples listed.
 
     Raises:
-        UserError: a tar is damaged, a sample has no label, or it would be lost beside another.
+        UserError: a tar is damaged, a sample has no label or would be lost beside another, or some are for
+            training and some are not.
     """
     samples: list[tuple[int, Member]] = []
     labels: list[RawLabels] = []
     names: list[str] = []
+    places = set[str]()
     for number, path in enumerate(tars):
         apart, of_folders = set[str](), set[str]()
         for sample, inner in _walk(path):
@@ -117,11 +125,13 @@ def list_tars(
             if image is None or not sample.key.startswith(only):
                 continue
             samples.append((number, image))
-            own = own_labels(path, sample)
+            place, own = sample.key.rpartition("/")[0], own_labels(path, sample)
             if own is None:
                 of_folders.add(sample.key)
                 own = label_of_place(path, sample, inner)
+                place = place.rpartition("/")[0]  # above the class
             labels.append(own)
+            places.add(place)
             names.append(f"{inner}/{image.name}" if inner else image.name)
             if len(names) % LISTED_AT_ONCE == 0:
                 done(LISTED_AT_ONCE)
@@ -135,6 +145,8 @@ def list_tars(
         raise UserError(
             f"{tars[0]}: no images in {number_of(len(tars), 'tar')}" + (f" below {only!r}" if only else "")
         )
+    folders = (folder for place in places for folder in place.lower().split("/"))
+    _check_parts(folders, origin=str(tars[0]), remedy="choose one by --only FOLDER/")
     numbered = number_labels(labels, classes=classes, origin=str(tars[0].parent), names=names, multi=multi)
     return Listing(
         root=Path(),
@@ -203,6 +215,17 @@ def label_of_place(path: Path, sample: TarSample, inner: str) -> RawLabels:
         f"{path}: {sample.key} has no label: beside it neither a cls member, nor a json one with "
         f"{' or '.join(_JSON_LABELS)}, and it lies in no folder"
     )
+
+
+def _check_parts(words: Iterable[str], *, origin: str, remedy: str) -> None:
+    """Refuse to make one corpus of what others train on and what they validate on.
+
+    Raises:
+        UserError: the words name several parts of a data set.
+    """
+    found = sorted(PARTS.intersection(words))
+    if len({word[:2] for word in found}) > 1:  # "valid" and "validation" are one
+        raise UserError(f"{origin}: holds parts of a data set, {', '.join(found)}; {remedy}")
 
 
 def _is_hidden(name: str) -> bool:

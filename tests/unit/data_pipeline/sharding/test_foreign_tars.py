@@ -16,6 +16,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.sharding.sources import SourceOptions
 
 Work = Callable[[Path], Manifest]
 
@@ -92,6 +93,44 @@ def test_a_label_apart_from_its_image_does_not_give_way_to_the_folder(
     members += [(f"train/{number}.{suffix}", b"%d" % number) for number in range(2)]
     with pytest.raises(UserError, match=r"a\.tar: train/0 has its label apart from its image.*--sort=name"):
         work(tars_of(tmp_path / "tars", members))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train/cat/0.jpg", "data/val/cat/1.jpg"),
+        ("./Training/cat/0.jpg", "./test/dog/1.jpg"),
+        ("train/0.jpg", "train/0.cls", "validation/1.jpg", "validation/1.cls"),
+    ],
+)
+def test_training_and_validation_in_one_tar_do_not_become_one_corpus(
+    tmp_path: Path, images: list[bytes], work: Work, names: tuple[str, ...]
+) -> None:
+    contents = {".jpg": iter(images), ".cls": iter([b"0", b"1"])}
+    folder = tars_of(tmp_path / "tars", [(name, next(contents[name[-4:]])) for name in names])
+    with pytest.raises(UserError, match=r"parts of a data set, \w+, \w+; choose one by --only FOLDER/"):
+        work(folder)
+    chosen = SourceOptions(only=names[0].partition("0.jpg")[0])
+    assert index_in_place(folder, source_options=chosen, quiet=True).samples == 1
+
+
+def test_tars_of_training_and_validation_side_by_side_do_not_become_one_corpus(
+    tmp_path: Path, images: list[bytes], work: Work
+) -> None:
+    """As a hub keeps ImageNet: imagenet1k-train-0000.tar beside imagenet1k-validation-00.tar."""
+    folder = tars_of(tmp_path / "tars", [("cat/0.jpg", images[0])], name="some1k-train-0000.tar")
+    tars_of(folder, [("cat/1.jpg", images[1])], name="latest-0001.tar")
+    assert work(folder).samples == 2
+    tars_of(folder, [("cat/2.jpg", images[2])], name="some1k-validation-00.tar")
+    with pytest.raises(UserError, match="parts of a data set, train, validation; keep each in a folder"):
+        work(folder)
+
+
+def test_classes_that_are_called_like_parts_of_a_data_set_are_classes(
+    tmp_path: Path, images: list[bytes], work: Work
+) -> None:
+    members = [("vehicles/train/0.jpg", images[0]), ("vehicles/test/1.jpg", images[1])]
+    assert work(tars_of(tmp_path / "tars", members)).classes == ["test", "train"]
 
 
 def test_a_json_that_names_no_class_leaves_it_to_the_folder(
