@@ -23,6 +23,7 @@ from data_pipeline.counter import betas, uniforms
 from data_pipeline.crops import random_resized_boxes
 from data_pipeline.erasing import erase
 from data_pipeline.filling import BatchFiller
+from data_pipeline.manifest import Manifest, ShardEntry
 from data_pipeline.mixing import draw_mixing
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order, Places, PositionOrder
@@ -88,6 +89,18 @@ def places_of(order: PositionOrder, positions: np.ndarray) -> str:
 
 def test_the_numbers_are_those_of_the_version_that_a_checkpoint_names() -> None:
     assert loader._STATE_VERSION == 1
+
+
+def test_a_corpus_that_a_checkpoint_names_is_known_again() -> None:
+    shards = [
+        ShardEntry("shard-000000.tar", 3, 10_240, "00" * 16, "11" * 16),
+        ShardEntry("shard-000001.tar", 2, 10_240, "22" * 16, "33" * 16, "44" * 16),
+    ]
+    assert Manifest(["ant", "bée"], shards).digest() == "73a52f4dcd13be8e"
+    assert (
+        Manifest(["ant", "bée"], shards, label_kind="multi", source={"path": "x"}).digest()
+        == "eeed7fb56b46e049"
+    )
 
 
 def test_keys_and_permutations_are_as_recorded() -> None:

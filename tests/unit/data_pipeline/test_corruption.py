@@ -208,6 +208,11 @@ def test_a_garbled_index_is_refused(damaged: Path, garbage: bytes) -> None:
             "holds no samples",
         ),
         (
+            '{"format": "coatnet-shards", "version": 1, "classes": ["a"], "label_kind": "single", '
+            '"samples": 2, "shards": [{"name":"x", "samples": 1, "bytes": 2, "xxh3": "", "index_xxh3": ""}]}',
+            "its shards hold 1 samples, it says 2",
+        ),
+        (
             '{"format": "coatnet-shards", "version": 1, "classes": ["a"], "label_kind": "some", '
             '"samples": 1, "shards": [{"name":"x", "samples": 1, "bytes": 2, "xxh3": "", "index_xxh3": ""}]}',
             "label_kind is 'some'; allowed: single, multi",
