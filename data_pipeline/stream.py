@@ -85,6 +85,10 @@ class Stream:
             finally:
                 batches.close()
 
+    def blank(self, *, image_size: int, samples: int) -> Batch:
+        """Return a batch of black images, for a step that nobody takes."""
+        return Batch.blank(image_size=image_size, samples=samples)
+
     def excuses(self) -> dict[str, str]:
         """Return what there is to say of data that do not come; from any thread."""
         found: dict[str, str] = {}

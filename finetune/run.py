@@ -17,7 +17,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.calendar import Calendar
 from coatnet.training.losses import make_loss
-from coatnet.training.recorder import LEAVE, StepResult
+from coatnet.training.recorder import StepResult
 from coatnet.training.run import TrainingRun
 from coatnet.training.state import RunState
 from data_pipeline.batch import Batch
@@ -93,29 +93,13 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             origin=origin,
         )
 
-    def step(self, state: State, batch: Batch, *, wish: int) -> StepResult:
-        """Train on this rank's share of a step and move the state on."""
-        result = self._take(state, batch, wish=wish)
-        if not result.asks_for(LEAVE):
-            state.count(samples=result.samples, applied=result.applied, bad=result.bad)
-        return result
-
-    def refuse(self, state: State) -> StepResult:
-        """Take a step of blank images without a finite gradient, and tell all ranks to LEAVE."""
-        phase = self.calendar.phase_at(state.samples_seen)
-        samples = phase.global_batch // self.ranks.world_size
-        blank = Batch.blank(image_size=phase.image_size, samples=samples)
-        return self._take(state, blank, wish=LEAVE, scale=math.nan)
-
-    def _take(self, state: State, batch: Batch, *, wish: int, scale: float = 1.0) -> StepResult:
-        samples, micro = batch.step_samples(self.ranks.world_size), self._micro_batch
+    def take(self, state: State, batch: Batch, *, wish: int, refused: bool = False) -> StepResult:
+        """Train on this rank's share of a step; with `refused` so that no gradient is finite."""
+        samples = batch.step_samples(self.ranks.world_size)
         self._image_size = self.calendar.phase_at(state.samples_seen).image_size
         rate = self.calendar.learning_rate(state.samples_seen + samples)
-        starts = range(0, len(batch), micro)
-        parts = [
-            partial(self._loss, batch=batch, rows=slice(start, start + micro), scale=scale)
-            for start in starts
-        ]
+        begins = range(0, len(batch), self._micro_batch)
+        parts = [partial(self._loss, batch=batch, begin=begin, refused=refused) for begin in begins]
         label = self.label(state.samples_seen)
         with self.account.measure(label):
             loss, norm, applied = self.engine.step(parts, learning_rate=rate, number=state.applied_steps + 1)
@@ -180,7 +164,9 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             "evaluation": state.evaluation,
         }
 
-    def _loss(self, model: nn.Module, *, batch: Batch, rows: slice, scale: float) -> Tensor:
-        """Return a micro-batch's part of the mean loss over this rank's images, times `scale`."""
+    def _loss(self, model: nn.Module, *, batch: Batch, begin: int, refused: bool) -> Tensor:
+        """Return a micro-batch's part of the mean loss over this rank's images; no number if refused."""
+        rows = slice(begin, begin + self._micro_batch)
         images, targets, keys, weights = self._transform(batch, rows)
-        return self._losses(model(images, sample_keys=keys), targets, weights).sum() * scale / len(batch)
+        loss = self._losses(model(images, sample_keys=keys), targets, weights).sum() / len(batch)
+        return loss * math.nan if refused else loss

@@ -104,9 +104,7 @@ def _rerun(
                 samples_seen=before,
                 learning_rate=assembly.calendar.learning_rate(before + batch.step_samples(1)),
             )
-            state.advance(
-                samples=result.samples, applied=result.applied, digest=result.digest, bad=result.bad
-            )
+            state.advance(**result.counts())
             rows.append(
                 {
                     "step": state.step,

@@ -12,7 +12,6 @@ from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
-from coatnet.training.recorder import LEAVE
 from coatnet.training.run import TrainingRun, Verdict
 from data_pipeline.batch import Batch
 from data_pipeline.first_look import check_best
@@ -106,23 +105,8 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         self.profiler.before_step(state.step + 1)
         return state
 
-    def step(self, state: State, batch: Batch, *, wish: int) -> PretrainResult:
-        """Train on this rank's share of a step and move the state on."""
-        result = self._take(state, batch, wish=wish)
-        if not result.asks_for(LEAVE):
-            state.advance(
-                samples=result.samples, applied=result.applied, digest=result.digest, bad=result.bad
-            )
-        return result
-
-    def refuse(self, state: State) -> PretrainResult:
-        """Take a step of blank images without a finite gradient, and tell all ranks to LEAVE."""
-        phase = self.calendar.phase_at(state.samples_seen)
-        samples = phase.global_batch // self.ranks.world_size
-        blank = Batch.blank(image_size=phase.image_size, samples=samples)
-        return self._take(state, blank, wish=LEAVE, refused=True)
-
-    def _take(self, state: State, batch: Batch, *, wish: int, refused: bool = False) -> PretrainResult:
+    def take(self, state: State, batch: Batch, *, wish: int, refused: bool = False) -> PretrainResult:
+        """Train on this rank's share of a step; with `refused` so that no gradient is finite."""
         before = state.samples_seen
         state.enter_phase(self.calendar.phase_at(before).begin)
         return self.trainer.step(

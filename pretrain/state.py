@@ -60,7 +60,7 @@ class State(RunState):
             self.phase_begin, self.spiking = begin, 0
             self.losses, self.gradient_norms = [], []
 
-    def advance(self, *, samples: int, applied: bool, digest: int, bad: int) -> None:
+    def advance(self, *, samples: int, applied: bool, bad: int, digest: int = 0) -> None:
         """Move on by one step over samples of this digest."""
-        self.count(samples=samples, applied=applied, bad=bad)
+        super().advance(samples=samples, applied=applied, bad=bad)
         self.trained_digest = (self.trained_digest + digest) & _MASK

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,10 @@ class PretrainResult(StepResult):
 
     seconds: list[float]
     digest: int
+
+    def counts(self) -> dict[str, Any]:
+        """Return what moves the run's state on."""
+        return {**super().counts(), "digest": self.digest}
 
 
 class Trainer:

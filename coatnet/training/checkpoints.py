@@ -50,6 +50,9 @@ class Stream(Protocol):
     def next_excluded(self, position: int) -> float:
         """Return the first position from this one on whose sample was left out; infinite where none is."""
 
+    def blank(self, *, image_size: int, samples: int) -> Any:
+        """Return a batch of black images."""
+
     def excuses(self) -> dict[str, str]:
         """Return what there is to say of data that do not come, for `coatnet.runtime.data_wait`."""
 

@@ -60,6 +60,10 @@ class StepResult:
         """The mean over all samples of the step."""
         return sum(self.losses) / len(self.losses)
 
+    def counts(self) -> dict[str, Any]:
+        """Return what moves the run's state on."""
+        return {"samples": self.samples, "applied": self.applied, "bad": self.bad}
+
     def asks_for(self, bit: int) -> bool:
         """Tell whether any rank asks for what a bit stands for."""
         return any(wish & bit for wish in self.wishes)

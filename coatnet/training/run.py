@@ -30,7 +30,7 @@ from coatnet.training.calendar import Calendar
 from coatnet.training.checkpoints import Checkpoints, Engine, State, Stream
 from coatnet.training.continuity import LossContinuity
 from coatnet.training.earlier import read_earlier
-from coatnet.training.recorder import Recorder, StepResult
+from coatnet.training.recorder import LEAVE, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.state import RunState
 from coatnet.training.utilisation import flops_per_image
@@ -71,7 +71,7 @@ class TrainingRun(Generic[State, Result]):
     """Everything that the loop calls.
 
     A stage sets `kind`, `state_type` and `zero_stage`, makes `calendar` and `stream`, calls `equip`, and
-    defines `step`, `evaluate` and `summary`.
+    defines `take`, `evaluate` and `summary`.
 
     Attributes:
         kind: of the checkpoints.
@@ -241,14 +241,25 @@ class TrainingRun(Generic[State, Result]):
 
         Where a rank asks for LEAVE, the state stays where it is.
         """
-        raise NotImplementedError
+        result = self.take(state, batch, wish=wish)
+        if not result.asks_for(LEAVE):
+            state.advance(**result.counts())
+        return result
 
     def leave(self, state: State) -> Result | None:
-        """Take part in the step that the others are in by now, such that all refuse it; None if alone."""
-        return None if self.ranks.world_size == 1 else self.refuse(state)
+        """Take part in the step that the others are in by now, such that all refuse it; None if alone.
 
-    def refuse(self, state: State) -> Result:
-        """Take a step of blank images without a finite gradient, and tell all ranks to LEAVE."""
+        With blank images: this rank's own do not come.
+        """
+        if self.ranks.world_size == 1:
+            return None
+        phase = self.calendar.phase_at(state.samples_seen)
+        samples = phase.global_batch // self.ranks.world_size
+        blank = self.stream.blank(image_size=phase.image_size, samples=samples)
+        return self.take(state, blank, wish=LEAVE, refused=True)
+
+    def take(self, state: State, batch: Any, *, wish: int, refused: bool = False) -> Result:
+        """Train on this rank's share of a step; with `refused` so that no gradient is finite."""
         raise NotImplementedError
 
     def judge(self, state: State, result: Result) -> Verdict:

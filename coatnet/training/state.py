@@ -25,7 +25,7 @@ class RunState:
     bad_samples: int = 0
     figures: dict[str, float] = field(default_factory=dict)
 
-    def count(self, *, samples: int, applied: bool, bad: int) -> None:
+    def advance(self, *, samples: int, applied: bool, bad: int) -> None:
         """Move on by one step, of which no evaluation has found anything yet."""
         self.samples_seen += samples
         self.step += 1

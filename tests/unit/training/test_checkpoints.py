@@ -49,7 +49,7 @@ def test_the_best_is_what_was_judged_when_it_was_judged_and_only_more_than_that_
     found: dict[int, float] = {2: 0.5, 4: 0.5, 6: 0.4, 8: 0.7, 11: 0.6}
     better = []
     for step in range(1, 13):
-        state.count(samples=8, applied=True, bad=0)
+        state.advance(samples=8, applied=True, bad=0)
         if step in found:
             state.figures = {"top1": found[step], "loss": 1.0}
         if checkpoints.would_be_best(state):
