@@ -12,7 +12,7 @@ from coatnet.runtime.class_names import read_class_names
 from data_pipeline.corpus import Corpus
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.vocabulary import read_classes
+from data_pipeline.sharding.vocabulary import Labels, number_labels, parse_labels, read_classes
 
 
 def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> None:
@@ -56,9 +56,35 @@ def test_a_number_that_is_the_place_of_one_class_and_the_name_of_another_is_refu
             UserError, match=r"label 1 .* a number is the class's place, and place [01] is named"
         ):
             shard_corpus(tmp_path / "table.csv", tmp_path / "out", source_options=options, quiet=True)
-    for number, names in enumerate(("0\n1\n2\n", "ant\n1\n", "ant\nbee\n")):
+    for number, names in enumerate(("0\n1\n2\n", "ant\n1\n", "ant\nbee\n", "²\nbee\n")):
         (tmp_path / "classes.txt").write_text(names)
         place = tmp_path / f"out-{number}"
         shard_corpus(tmp_path / "table.csv", place, source_options=options, quiet=True)
         corpus = Corpus.open(place)
         assert corpus.read(0, 0).label == 1 and corpus.classes == names.split()
+
+
+def numbered(*cells: object) -> Labels:
+    """Number the labels of samples, as a table's column holds them."""
+    names = [f"row-{number}" for number in range(len(cells))]
+    return number_labels(
+        [parse_labels(cell) for cell in cells], classes=None, origin="here", names=names, multi=False
+    )
+
+
+def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
+    found = numbered(10, "2", "07")
+    assert found.classes == [str(number) for number in range(11)]
+    assert found.label.tolist() == [10, 2, 7] and found.rows is None
+    for label in (-1, 1_000_000):
+        with pytest.raises(UserError, match=rf"here: labels from .*{label}.*; allowed: from 0 on"):
+            numbered(label, 0)
+
+
+@pytest.mark.parametrize("cell", ["cat;dog", ["cat", "dog"], "cat:0.5", {"cat": 0.5}])
+def test_no_label_and_no_weight_is_lost_to_a_single_one(cell: object) -> None:
+    found = numbered("ant", cell)
+    assert found.rows is not None and found.first is not None
+    assert found.rows["weight"].tolist() == ([1.0, 0.5] if "0.5" in str(cell) else [1.0, 1.0, 1.0])
+    assert [found.classes[label] for label in found.rows["label"]] == sorted(found.classes)
+    assert found.first.tolist() == [0, 1, len(found.rows)]
