@@ -20,7 +20,7 @@ from data_pipeline.shard_files import LocalFiles, OpenShards
 from data_pipeline.suffixes import is_image_name
 
 _NAMED = 5
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 def list_image_folder(
@@ -47,7 +47,7 @@ def list_image_folder(
         what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
         raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
     _check_beside(folder, [entry.name for entry in entries if not entry.is_dir()])
-    if PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
+    if _PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
         raise UserError(
             f"{folder}: its folders are parts of a data set: {', '.join(classes)}; give one of them"
         )
@@ -61,6 +61,17 @@ def list_image_folder(
         if done is not None:
             done(len(found))
     return classes, files
+
+
+def check_parts(words: Iterable[str], *, origin: str, remedy: str) -> None:
+    """Refuse to make one corpus of what others train on and what they validate on.
+
+    Raises:
+        UserError: the words name several parts of a data set.
+    """
+    found = sorted(_PARTS.intersection(words))
+    if len({word[:2] for word in found}) > 1:  # "valid" and "validation" are one
+        raise UserError(f"{origin}: holds parts of a data set, {', '.join(found)}; {remedy}")
 
 
 def is_image_folder(path: Path | str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from coatnet.config import UserError
+from data_pipeline.folder import check_parts
 from data_pipeline.sharding.listing import LISTED_AT_ONCE, WHOLE_FILE, Listing
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
@@ -22,6 +23,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path")
 _BYTES_COLUMNS = ("bytes", "image_bytes", "image", "jpg", "jpeg")
 _LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets")
+_PART_COLUMN = "split"
 _PARQUET_ROWS = 256
 _KNOWN_LABELS = 100_000
 _UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)")  # what a path library would change: //, ./, ../ and the like
@@ -42,7 +44,8 @@ def list_table(
     `bytes` (base64 in CSV and JSON), the label in `label` or `labels`; some other usual names do as well.
 
     Raises:
-        UserError: a column is missing, a row is malformed, or a path leads out of the root.
+        UserError: a column is missing, a row is malformed, a path leads out of the root, or some rows are for
+            training and some are not.
     """
     root = root or table.parent
     before = str(root / "x")[:-1]
@@ -51,9 +54,11 @@ def list_table(
     files: list[str] = []
     spans: list[tuple[int, int]] = []
     labels: list[RawLabels] = []
+    parts = set[str]()
     for number, row in enumerate(_rows(table), start=1):
         where = f"{table}, row {number}"
         labels.append(read_labels(row, where))
+        parts.add(str(row.get(_PART_COLUMN)).lower())
         content, path = _image(row, where)
         if content is None:
             relative = _inside(root, path, where)
@@ -71,6 +76,7 @@ def list_table(
     payloads.flush()
     if not names:
         raise UserError(f"{table}: holds no rows")
+    check_parts(parts, origin=f"{table}, column {_PART_COLUMN}", remedy="make a table of each")
     numbered = number_labels(labels, classes=classes, origin=str(table), names=names, multi=multi)
     distinct = list(dict.fromkeys(files))
     number_of = {path: number for number, path in enumerate(distinct)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
-from data_pipeline.folder import PARTS
+from data_pipeline.folder import check_parts
 from data_pipeline.sharding.listing import LISTED_AT_ONCE, Listing
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
 from data_pipeline.suffixes import is_image_name
@@ -81,7 +81,7 @@ def tars_in(folder: Path) -> list[Path]:
             "images or other tars"
         )
     words = (word for tar in tars for word in _WORD.findall(tar.stem.lower()))
-    _check_parts(words, origin=str(folder), remedy="keep each in a folder of its own")
+    check_parts(words, origin=str(folder), remedy="keep each in a folder of its own")
     return tars
 
 
@@ -146,7 +146,7 @@ def list_tars(
             f"{tars[0]}: no images in {number_of(len(tars), 'tar')}" + (f" below {only!r}" if only else "")
         )
     folders = (folder for place in places for folder in place.lower().split("/"))
-    _check_parts(folders, origin=str(tars[0]), remedy="choose one by --only FOLDER/")
+    check_parts(folders, origin=str(tars[0]), remedy="choose one by --only FOLDER/")
     numbered = number_labels(labels, classes=classes, origin=str(tars[0].parent), names=names, multi=multi)
     return Listing(
         root=Path(),
@@ -215,17 +215,6 @@ def label_of_place(path: Path, sample: TarSample, inner: str) -> RawLabels:
         f"{path}: {sample.key} has no label: beside it neither a cls member, nor a json one with "
         f"{' or '.join(_JSON_LABELS)}, and it lies in no folder"
     )
-
-
-def _check_parts(words: Iterable[str], *, origin: str, remedy: str) -> None:
-    """Refuse to make one corpus of what others train on and what they validate on.
-
-    Raises:
-        UserError: the words name several parts of a data set.
-    """
-    found = sorted(PARTS.intersection(words))
-    if len({word[:2] for word in found}) > 1:  # "valid" and "validation" are one
-        raise UserError(f"{origin}: holds parts of a data set, {', '.join(found)}; {remedy}")
 
 
 def _is_hidden(name: str) -> bool:

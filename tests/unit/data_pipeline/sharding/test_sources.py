@@ -337,6 +337,11 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
             '{"bytes": "", "label": "caf\u00e9"}\n{"bytes": "", "label": "cafe\u0301"}',
             r"'cafe\\u0301' and 'caf\\xe9' are one name, written in two ways",
         ),
+        (
+            "t.jsonl",
+            '{"bytes": "", "label": 1, "split": "train"}\n{"bytes": "", "label": 1, "split": "Test"}',
+            "column split: holds parts of a data set, test, train; make a table of each",
+        ),
         ("t.jsonl", '{"image": "x.jpg", "label": 1}', "is not base64; a path belongs in a column path"),
         ("t.parquet", "no parquet", r"t\.parquet: "),
         ("t.tar.gz", "x", "is of no known kind"),
