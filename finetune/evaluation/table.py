@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from coatnet.config.plain_text import number_of, plain
 from coatnet.runtime.console import make_console
 
 _WORST_SHOWN = 5
@@ -49,9 +50,12 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
         pair = f"{escape(first['class'])} → {escape(first['taken_for'])}"
         times = "once" if first["count"] == 1 else f"{first['count']:,} times"
         console.print(f"most confused: {pair}, {times}")
-    for label, key in (("not readable", "bad_samples"), ("without finite logits", "non_finite")):
-        if last[key]:
-            console.print(f"[red]{last[key]} images {label}[/red]")
+    if last["bad_samples"]:
+        first, images = last["bad"][0], number_of(last["bad_samples"], "image")
+        named = escape(plain(f"{first['name']}: {first['reason']}"))
+        console.print(f"[red]{images} not readable[/red], such as {named}")
+    if last["non_finite"]:
+        console.print(f"[red]{number_of(last['non_finite'], 'image')} without finite logits[/red]")
 
 
 def _figures(report: dict[str, Any], shares: Iterable[str]) -> tuple[str, ...]:

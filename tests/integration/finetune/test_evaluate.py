@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -26,16 +27,23 @@ EXACT = (
     "per_class",
     "most_confused",
     "top1_interval",
+    "bad",
 )
 
 
 @pytest.mark.slow
-def test_neither_batch_size_nor_ranks_change_a_figure(trained: Path, photos: Path, coatnet: Run) -> None:
+def test_neither_batch_size_nor_ranks_change_a_figure(
+    trained: Path, photos: Path, coatnet: Run, tmp_path: Path
+) -> None:
+    data = shutil.copytree(photos / "validation", tmp_path / "validation")
+    for number, folder in enumerate(sorted(data.iterdir())):
+        for copy in range(number + 1):
+            (folder / f"broken-{copy}.jpg").write_bytes(b"no image")
     reports = [
-        json.loads(coatnet("evaluate", trained, photos / "validation", "--json", *cut).stdout)[0]
+        json.loads(coatnet("evaluate", trained, data, "--json", *cut).stdout)[0]
         for cut in (["--batch", "64"], ["--batch", "5"], ["--batch", "4", "--ranks", "2"])
     ]
-    assert reports[0]["samples"] == 21
+    assert reports[0]["samples"] == 21 and reports[0]["bad_samples"] > 2
     for other in reports[1:]:
         for key in EXACT:
             assert other[key] == reports[0][key], key

@@ -39,3 +39,10 @@ def test_every_figure_is_whole_at_any_width(
         figure in said for figure in ("98.34%", "95.2%–99.4%", "100.00%", "0.121", "1,234", "balanced")
     )
     assert "…" not in said and max(len(line) for line in said.splitlines()) <= columns
+
+
+def test_the_first_image_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [{"name": "dress/[1]\x1b.jpg", "reason": "corrupt: ends early"}]
+    print_reports([{**REPORT, "bad_samples": 3, "bad": bad}])
+    said = " ".join(capsys.readouterr().out.split())
+    assert r"3 images not readable, such as dress/[1]\x1b.jpg: corrupt: ends early" in said
