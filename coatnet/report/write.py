@@ -57,7 +57,7 @@ _UNITS = {  # of what a plan predicts: how it is headed, and in what it is count
 _MOST_BROKEN = 10
 _LIFE_HEAD = (
     *("life", "began (UTC)", "lasted", "from image", "to image", "ranks", "start", "redone"),
-    "then nothing for",
+    "gap to the next",
 )
 
 
@@ -151,7 +151,7 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
     rows.append(("life" if lives == 1 else "lives", f"{lives:,}"))
     useful = record.account.get("compute", 0.0) + record.account.get("communication", 0.0)
     if record.seconds:
-        rows.append(("of it training", f"{useful / record.seconds:.1%}"))
+        rows.append(("spent training", f"{useful / record.seconds:.1%}"))
     for name, label in (
         ("evaluate/top1", "top-1"),
         ("evaluate/ema_top1", "top-1, average"),
@@ -203,7 +203,7 @@ def _lives(record: RunRecord) -> list[Block]:
     ]
     chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
     return [
-        Chart("lives along the wall time, in the colours of above", chart, wide=True),
+        Chart("lives along the wall time, in the colours above", chart, wide=True),
         Table(rows[-_MOST_ROWS:], _LIFE_HEAD, right=(0, 2, 3, 4, 5, 6, 7, 8)),
     ]
 
