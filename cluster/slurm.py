@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,8 +31,8 @@ _ALIVE = {
 }  # fmt: skip
 # How SLURM's commands say that the controller does not answer, and our own words for it.
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
-         "Zero Bytes were transmitted", "Transport endpoint", "Communication connection failure",
-         "Slurm backup controller in standby")  # fmt: skip
+         "ended by SIG", "Zero Bytes were transmitted", "Transport endpoint",
+         "Communication connection failure", "Slurm backup controller in standby")  # fmt: skip
 _COLUMNS = "%A|%F|%K|%T|%r|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
@@ -92,7 +93,7 @@ def run_command(
     try:
         done = subprocess.run(
             list(argv), capture_output=True, text=True, timeout=limit, env=_environment(),
-            stdin=subprocess.DEVNULL, check=False, pass_fds=keep_open,
+            stdin=subprocess.DEVNULL, check=False, pass_fds=keep_open, preexec_fn=_outlive_a_warning,
         )  # fmt: skip
     except FileNotFoundError:
         raise SlurmError(
@@ -101,9 +102,19 @@ def run_command(
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} did not answer within {limit:g} s") from None
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [_ending(done.returncode)]
         raise SlurmError(f"{argv[0]}: {lines[0].removeprefix(argv[0] + ': ').removeprefix('error: ')}")
     return done.stdout
+
+
+def _outlive_a_warning() -> None:
+    """Let a command finish: what SLURM sends to a job reaches also whom its batch script asks a question."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _ending(status: int) -> str:
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else "no message"
 
 
 def _environment() -> dict[str, str]:

@@ -44,6 +44,23 @@ def test_what_nobody_else_would_do_waits_for_the_controller(
     assert len((tmp_path / "asked").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("signal", ["TERM", "USR1"])
+def test_a_question_that_slurms_own_signal_to_the_job_reaches_is_answered_all_the_same(
+    program: Program, signal: str
+) -> None:
+    program("scontrol", f"kill -{signal} $$; echo JobState=COMPLETING")
+    assert slurm.job_state("7") == "COMPLETING"
+
+
+def test_a_command_that_was_killed_says_so_and_a_submission_may_have_been_heard(program: Program) -> None:
+    for name in ("squeue", "sbatch"):
+        program(name, "kill -KILL $$")
+    with pytest.raises(SlurmError, match=r"^squeue: ended by SIGKILL$"):
+        slurm.queue()
+    with pytest.raises(slurm.PerhapsSubmitted, match=r"^sbatch: ended by SIGKILL$"):
+        slurm.sbatch("script.sh")
+
+
 def test_a_requeued_job_is_kept_off_nodes_once_it_waits(program: Program, tmp_path: Path) -> None:
     program("scontrol", f'echo "$*" >> {tmp_path}/asked')
     slurm.requeue("7")
