@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.array import is_task
 from cluster.history import was_submitted
 from coatnet.runtime.lease import Lease, LeaseHeld, newest_epoch
 from coatnet.runtime.run_directory import RunDirectory
@@ -71,6 +72,8 @@ def _is_wanted(path: Path, *, rank: int | None) -> bool:
 
 def _new_lines(path: Path, positions: dict[Path, int]) -> Iterator[str]:
     """Yield the complete lines behind the known position."""
+    folder = path.parent.parent
+    source = f"{folder.name}/{path.stem}" if is_task(folder) else path.stem
     try:
         with path.open("rb") as file:
             while True:
@@ -83,7 +86,7 @@ def _new_lines(path: Path, positions: dict[Path, int]) -> Iterator[str]:
                 for line in whole.decode(errors="replace").split("\n"):
                     said = line.rstrip() if path.suffix == ".log" else _reported(line)
                     if said is not None:
-                        yield f"{path.stem}: {said}"
+                        yield f"{source}: {said}"
     except FileNotFoundError:
         return
 

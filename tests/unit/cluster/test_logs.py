@@ -31,6 +31,14 @@ def test_logs_come_in_the_order_of_lives_and_one_rank_at_a_time(run: Path) -> No
     assert [line[-1] for line in read_logs(run, rank=1, tail=0, follow=False, finished=finished)] == ["c"]
 
 
+def test_the_lines_of_an_arrays_tasks_say_whose_they_are(run: Path) -> None:
+    for task in ("task-0000", "task-0001"):
+        (run / task / "logs").mkdir(parents=True)
+        (run / task / "logs" / "life-001.try-1.rank-0.log").write_text("done\n")
+    lines = list(read_logs(run, rank=None, tail=0, follow=False, finished=lambda: True))
+    assert lines == [f"task-000{number}/life-001.try-1.rank-0: done" for number in (0, 1)]
+
+
 def test_a_run_by_hand_has_a_log_per_rank_beside_its_reports_and_one_can_be_chosen(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     (tmp_path / "logs").mkdir()
