@@ -92,7 +92,7 @@ def walk_members(path: Path, *, offset: int = 0, size: int | None = None) -> Ite
 
     Raises:
         TarError: a header is damaged, or the tar ends early. A reader that stops there loses the rest
-            without a word; this one names the byte. Or it holds a link, which stands for what is not there.
+            without a word; this one names the byte. Or it holds a link or holes in place of contents.
     """
     with path.open("rb") as whole:
         file = _Window(whole, offset, path.stat().st_size - offset if size is None else size)
@@ -106,13 +106,14 @@ def _walk(file: _Window, *, path: Path, offset: int) -> Iterator[Member]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (entry := tar.next()) is not None:
                 data, end = entry.offset_data, tar.offset
+                absent = "sparse" if entry.issparse() else "a link" if entry.issym() or entry.islnk() else ""
+                if absent:
+                    raise TarError(
+                        f"{path}: {entry.name!r} is {absent}: its content would be left out; "
+                        "`tar --dereference --hard-dereference` without `--sparse` holds contents"
+                    )
                 if data + entry.size > size and entry.isreg():
                     raise TarError(f"{path}: breaks off within {entry.name!r} at byte {offset + size}")
-                if entry.issym() or entry.islnk():
-                    raise TarError(
-                        f"{path}: {entry.name!r} is a link, whose content would be left out; "
-                        "`tar --dereference --hard-dereference` holds contents"
-                    )
                 if entry.isreg():
                     yield Member(entry.name, offset + position, offset + data, entry.size, offset + end)
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps a million of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -63,6 +64,23 @@ def test_a_link_whose_image_would_be_left_out_is_refused(
         tar.addfile(link)
     with pytest.raises(UserError, match=r"'dog/1\.jpg' is a link.*`tar --dereference --hard-dereference`"):
         work(folder)
+
+
+@pytest.mark.parametrize("format", ["gnu", "pax"])
+def test_a_file_with_holes_that_its_tar_left_out_is_refused(
+    tmp_path: Path, images: list[bytes], work: Work, format: str
+) -> None:
+    (tmp_path / "cat").mkdir()
+    for number, image in enumerate(images[:3]):
+        (tmp_path / "cat" / f"{number}.jpg").write_bytes(image)
+    with (tmp_path / "cat" / "1.jpg").open("r+b") as file:
+        file.truncate(1 << 20)
+    (tmp_path / "tars").mkdir()
+    command = ["tar", "--sparse", f"--format={format}", "--sort=name", "-cf", "tars/a.tar", "cat"]
+    if subprocess.run(command, cwd=tmp_path, check=False).returncode:
+        pytest.skip("there is no GNU tar")
+    with pytest.raises(UserError, match=r"'cat/1\.jpg' is sparse.* without `--sparse`"):
+        work(tmp_path / "tars")
 
 
 @pytest.mark.parametrize(
