@@ -84,6 +84,26 @@ def test_a_dropped_text_file_is_answered_by_one_line_and_the_next_image_works(pa
 
 
 @pytest.mark.slow
+def test_an_answer_that_comes_after_another_image_was_dropped_is_not_shown(page: Any, photos: Path) -> None:
+    jpegs = [(photos / "validation" / name / "000.jpg").read_bytes() for name in ("blue", "green")]
+    late = """(async (...images) => {
+        const bytes = image => Uint8Array.from(atob(image), c => c.charCodeAt(0));
+        const [first, second] = images.map(image => new Blob([bytes(image)]));
+        const honest = window.fetch;
+        let release;
+        window.fetch = (...words) => new Promise(done => release = done).then(() => honest(...words));
+        const earlier = classify(first);
+        window.fetch = honest;
+        await classify(second);
+        const shown = by("image").src;
+        release();
+        await earlier;
+        return shown.startsWith("data:image/png") && by("image").src === shown;
+    })"""
+    assert page.evaluate(f"{late}(...{json.dumps([base64.b64encode(one).decode() for one in jpegs])})")
+
+
+@pytest.mark.slow
 def test_the_server_answers_no_other_host_no_other_path_and_no_form(port: int, photos: Path) -> None:
     image = (photos / "validation" / "amber" / "000.jpg").read_bytes()
 
