@@ -104,12 +104,15 @@ def stopped(server: Away, run: RunDirectory, given: list[str], *, steps: bool) -
     return errors
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 1), pytest.param(2, 3, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize(
+    ("ranks", "stage", "spike"),
+    [(1, 1, "record"), (2, 1, "record"), pytest.param(2, 3, "skip", marks=pytest.mark.campaign)],
+)
 def test_a_stop_is_not_kept_waiting_by_a_store_that_is_away_and_the_run_goes_on_to_the_same_bits(
-    place: Path, shards: Path, tmp_path: Path, on_ranks: OnRanks, ranks: int, stage: int
+    place: Path, shards: Path, tmp_path: Path, on_ranks: OnRanks, ranks: int, stage: int, spike: str
 ) -> None:
     """Its patience is nine minutes. With guard.spike=skip all ranks ask each other about a step's loss."""
-    more = [*SLOW_ORDER, "guard.spike=skip", f"launch.ranks={ranks}", f"zero.stage={stage}"]
+    more = [*SLOW_ORDER, f"guard.spike={spike}", f"launch.ranks={ranks}", f"zero.stage={stage}"]
     run, undisturbed = RunDirectory(tmp_path / "run"), tmp_path / "undisturbed"
     with Away(shards, after=LATE) as server:
         far = [f"data.train={server.url}", f"data.cache.directory={tmp_path / 'cache'}", "data.evaluate=null"]
