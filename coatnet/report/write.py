@@ -56,8 +56,15 @@ _UNITS = {  # of what a plan predicts: how it is headed, and in what it is count
 }
 _MOST_BROKEN = 10
 _LIFE_HEAD = (
-    *("life", "began (UTC)", "lasted", "from image", "to image", "ranks", "start", "redone"),
-    "gap to the next",
+    "life",
+    "began (UTC)",
+    "lasted",
+    "from image",
+    "to image",
+    "ranks",
+    "start",
+    "redone",
+    "then gap",
 )
 
 
