@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.tools.verify import Problem
 
 _ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}  # the other counts have no plural
 _NAMED = 5
@@ -169,17 +173,11 @@ def inspect_shards(
 
     Example: coatnet inspect shards shards/train --verify --lint
     """
-    import os
-
     from coatnet.config import UserError
     from coatnet.config.checks import no_url
-    from coatnet.runtime.progress import progress
     from data_pipeline.corpus import Corpus
-    from data_pipeline.record import BadSampleError
     from data_pipeline.tools.exports import export_index
-    from data_pipeline.tools.shard_facts import shard_facts
     from data_pipeline.tools.tables import print_problems, print_shard_facts
-    from data_pipeline.tools.verify import Problem, lint_images, verify_shards
 
     try:
         no_url("FOLDER", folder)
@@ -193,21 +191,7 @@ def inspect_shards(
             raise UserError(f"coatnet inspect shards --export {error}") from None
         if not as_json:
             print(f"{folder}: {written[0].name}{f' to {written[-1].name}' if len(written) > 1 else ''}")
-    threads = threads or len(os.sched_getaffinity(0))
-    problems: list[Problem] = []
-    if verify:
-        with progress(corpus.samples, "verify", "samples", enabled=not as_json) as bar:
-            problems += verify_shards(corpus, folder, threads=threads, done=bar.advance)
-    if lint:
-        with progress(corpus.samples, "lint", "images", enabled=not as_json) as bar:
-            problems += lint_images(corpus, threads=threads, done=bar.advance)
-    try:
-        with progress(corpus.samples, "count", "samples", enabled=not as_json) as bar:
-            facts = shard_facts(corpus, done=bar.advance)
-    except BadSampleError as error:
-        if not problems:
-            raise UserError(f"{error}; `--verify` names all that is damaged") from None
-        facts = {"samples": corpus.samples, "shards": len(corpus.manifest.shards)}
+    facts, problems = _examine(corpus, folder, verify=verify, lint=lint, threads=threads, quiet=as_json)
     if as_json:
         print(json.dumps({**facts, "problems": [vars(problem) for problem in problems]}, indent=2))
     else:
@@ -215,6 +199,39 @@ def inspect_shards(
         print_problems(problems, checked=verify or lint)
     if problems:
         raise typer.Exit(1)
+
+
+def _examine(
+    corpus: Corpus, folder: Path, *, verify: bool, lint: bool, threads: int, quiet: bool
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Count what a corpus holds, and find what is wrong with it; `threads` is 0 for one per core.
+
+    Raises:
+        UserError: it cannot be counted, and nothing was asked for that would say why.
+    """
+    import os
+
+    from coatnet.config import UserError
+    from coatnet.runtime.progress import progress
+    from data_pipeline.record import BadSampleError
+    from data_pipeline.tools.shard_facts import shard_facts
+    from data_pipeline.tools.verify import lint_images, verify_shards
+
+    threads = threads or len(os.sched_getaffinity(0))
+    problems: list[Problem] = []
+    if verify:
+        with progress(corpus.samples, "verify", "samples", enabled=not quiet) as bar:
+            problems += verify_shards(corpus, folder, threads=threads, done=bar.advance)
+    if lint:
+        with progress(corpus.samples, "lint", "images", enabled=not quiet) as bar:
+            problems += lint_images(corpus, threads=threads, done=bar.advance)
+    try:
+        with progress(corpus.samples, "count", "samples", enabled=not quiet) as bar:
+            return shard_facts(corpus, done=bar.advance), problems
+    except BadSampleError as error:
+        if not problems:
+            raise UserError(f"{error}; `--verify` names all that is damaged") from None
+        return {"samples": corpus.samples, "shards": len(corpus.manifest.shards)}, problems
 
 
 def inspect_order(
