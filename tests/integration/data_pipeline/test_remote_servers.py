@@ -80,6 +80,14 @@ def test_a_redirect_to_another_host_is_followed_also_in_the_middle_of_a_file(
         assert other.ranges[NAME] == server.ranges[NAME] == ["bytes=1000-"]
 
 
+def test_three_redirects_in_a_row_are_followed_and_no_more(server: FaultServer, tmp_path: Path) -> None:
+    further = f"302 Location: {server.url}/{NAME}"
+    server.faults[NAME] = [further] * 3
+    assert not fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+    server.faults[NAME] = [further] * 4
+    assert len(fetch(f"{server.url}/{NAME}", tmp_path / "again")) == 1
+
+
 @pytest.mark.parametrize("place", ["SELF", "file:///etc/passwd", "ftp://127.0.0.1/x"])
 def test_a_redirect_in_a_circle_or_to_another_scheme_ends(
     server: FaultServer, tmp_path: Path, place: str
@@ -164,9 +172,12 @@ def test_a_store_may_say_by_a_date_when_to_come_again_and_nonsense_is_no_date(
     assert [pause > 20 for pause in pauses] == [True, False, False, False, False, False]
 
 
-def test_the_word_of_a_store_for_its_refusal_is_passed_on(server: FaultServer, tmp_path: Path) -> None:
-    server.faults[NAME] = ["403 <Error><Code>RequestTimeTooSkewed</Code></Error>"] * 50
-    with pytest.raises(DownloadError, match=r"the server answers 403 \(RequestTimeTooSkewed\)$"):
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_word_of_a_store_for_its_refusal_is_passed_on(
+    server: FaultServer, tmp_path: Path, status: int
+) -> None:
+    server.faults[NAME] = [f"{status} <Error><Code>RequestTimeTooSkewed</Code></Error>"] * 50
+    with pytest.raises(DownloadError, match=rf"the server answers {status} \(RequestTimeTooSkewed\)$"):
         fetch(f"{server.url}/{NAME}", tmp_path / NAME, attempts=40)
     assert server.requests[NAME] == 4, "no nine minutes for credentials that are wrong"
 
