@@ -35,8 +35,8 @@ def list_image_folder(
         The classes, and (path relative to the folder, label, bytes) per file.
 
     Raises:
-        UserError: there is no such folder, it holds no classes, or images beside them, which would be left
-            out; a class holds no files, or its name is not fit to be shown.
+        UserError: there is no such folder, it holds no classes, or beside them images or links to nothing,
+            which would be left out; a class holds no files, or its name is not fit to be shown.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -46,7 +46,7 @@ def list_image_folder(
     if not classes:
         what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
         raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
-    _check_beside(folder, [entry.name for entry in entries if not entry.is_dir()])
+    _check_beside(folder, [entry for entry in entries if not entry.is_dir()])
     if _PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
         raise UserError(
             f"{folder}: its folders are parts of a data set: {', '.join(classes)}; give one of them"
@@ -146,13 +146,17 @@ class FolderCorpus:
         """Do nothing: the file system reads ahead."""
 
 
-def _check_beside(folder: Path, names: Sequence[str]) -> None:
-    """Refuse images that lie beside the folders of classes: they would be left out, and be missed too late.
+def _check_beside(folder: Path, entries: Sequence[os.DirEntry[str]]) -> None:
+    """Refuse what lies beside the folders of classes and would be left out, and be missed too late.
 
     Raises:
-        UserError: there are such.
+        UserError: there are images, or links to nothing, which may have been classes.
     """
-    found = [name for name in names if is_image_name(name) and not name.startswith(".")]
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    lost = next((entry.path for entry in visible if not os.path.exists(entry.path)), None)
+    if lost is not None:
+        raise UserError(f"{lost}: is a link to nothing; mend or remove it")
+    found = [entry.name for entry in visible if is_image_name(entry.name)]
     if found:
         named = ", ".join([*found[:_NAMED], *["…"] * (len(found) > _NAMED)])
         what = number_of(len(found), "image lies", "images lie")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import folder, shard_files
+from coatnet.config import UserError
+from data_pipeline import folder, passing
 from data_pipeline.folder import FolderCorpus
 from data_pipeline.record import BadSampleError
 
@@ -19,7 +20,7 @@ from data_pipeline.record import BadSampleError
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the pauses that are asked for, and make none."""
     asked: list[float] = []
-    monkeypatch.setattr(shard_files.time, "sleep", asked.append)
+    monkeypatch.setattr(passing.time, "sleep", asked.append)
     return asked
 
 
@@ -84,10 +85,22 @@ def test_where_no_more_files_may_be_open_an_image_waits_until_one_is_closed(
         paused.append(seconds)
         os.close(held)
 
-    monkeypatch.setattr(shard_files.time, "sleep", close_one)
+    monkeypatch.setattr(passing.time, "sleep", close_one)
     resource.setrlimit(resource.RLIMIT_NOFILE, (held + 1, limits[1]))
     try:
         found = bytes(corpus.read(0, 0).payload)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert found == expected and len(paused) == 1
+
+
+def test_a_class_that_is_a_link_to_nothing_is_not_left_out_in_silence(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    """As in a choice of classes by links, where the disk of one of them is not mounted."""
+    (tmp_path / "ant").symlink_to(image_folder / "ant")
+    (tmp_path / ".bee").symlink_to(tmp_path / "nowhere")
+    assert FolderCorpus.open(tmp_path).classes == ["ant"]
+    (tmp_path / "bee").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="bee: is a link to nothing; mend or remove it"):
+        FolderCorpus.open(tmp_path)
