@@ -3,7 +3,7 @@
 `stand_in.py train DIRECTORY steps=N step_seconds=S save_every=K fault=STATUS@STEP` under srun. Its "weights"
 are a number folded over the steps, its "checkpoints" are folders with a manifest. Rank 1 of every try ends
 with the fault's status. With `asked_at=STEP` the first life waits there until it is asked to stop, however
-late that comes on a busy machine.
+late that comes on a busy machine; with `deaf=1` as well it hears nothing, as in a save that takes too long.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ def main() -> int:
     options = dict(item.split("=", 1) for item in sys.argv[3:])
     rank, run = int(os.environ["SLURM_PROCID"]), RunDirectory(directory)
     asked: list[int] = []
+    is_first = os.environ["COATNET_ATTEMPT"].split(".")[1] == "1"
     for number in (signal.SIGUSR1, signal.SIGTERM):
         # The careless save nothing when they are told to end: a life without progress.
         signal.signal(
             number, lambda *caught: os._exit(1) if "careless" in options else asked.append(caught[0])
         )
+        if is_first and "deaf" in options:
+            signal.signal(number, signal.SIG_IGN)
     lease = Lease.acquire(directory) if rank == 0 and "lease" in options else None
     step, value = newest(directory)
     status, _, at = options.get("fault", "").partition("@")
-    is_first = os.environ["COATNET_ATTEMPT"].split(".")[1] == "1"
     asked_at = int(options.get("asked_at", -1)) if is_first else -1
     print(f"rank {rank} starts at step {step} on {os.environ['SLURMD_NODENAME']}", flush=True)
     while step < int(options["steps"]):

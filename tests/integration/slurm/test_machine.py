@@ -12,7 +12,7 @@ from cluster.status import read_status
 from coatnet.config import UserError
 
 from fake_cluster import FakeCluster
-from runs import failing_on, start, start_array, start_pipeline
+from runs import failing_on, resubmit, start, start_array, start_pipeline
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -180,6 +180,27 @@ def test_a_time_limit_that_is_shortened_under_a_run_warns_it_in_time(
     assert run.value == run.expected
     outcomes = [life.outcome for life in run.lives]
     assert len(outcomes) > 1 and outcomes == ["stopped"] * (len(outcomes) - 1) + ["done"]
+
+
+@pytest.mark.slow
+@pytest.mark.every_scenario
+@pytest.mark.timeout(900)  # limits are whole minutes
+def test_a_life_that_the_time_limit_kills_before_it_saves_costs_what_came_after_the_last_save(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    options, limits = ("asked_at=30", "deaf=1"), {"nodes": 1, "time": "00:01:00", "warning_seconds": 10}
+    alone = start(slurm_cluster, tmp_path / "alone", options=options, **limits)
+    chain = start(slurm_cluster, tmp_path / "chain", options=options, continuation="chain", **limits)
+    assert alone.ends("TIMEOUT", "COMPLETED", "FAILED", "PENDING", seconds=240) == "TIMEOUT", alone.log()
+    for queue in (slurm.queue(), {}):
+        assert read_status(alone.directory, queue=queue).state == "timeout"
+    resubmit(alone, options=options, **limits)
+    assert alone.ends("COMPLETED", "FAILED") == "COMPLETED", alone.log()
+    slurm_cluster.wait_for(lambda: chain.marker("done"), seconds=240, what="the chain's end")
+    for run in (alone, chain):
+        assert run.value == run.expected
+        assert [(life.outcome, life.step) for life in run.lives] == [("", -1), ("done", 20)]
+    slurm_cluster.wait_for(lambda: not slurm_cluster.waiting(), seconds=30, what="an empty queue")
 
 
 @pytest.mark.slow
