@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from coatnet.runtime.ranks import Ranks
@@ -102,13 +101,8 @@ def equal_batches(
     size = augment.image_size
     batches = iter(loader)
     for _ in range(loader.steps):
-        one = next(batches, _empty(size))
-        images = one.images if len(one) else torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        one = next(batches, Batch.blank(image_size=size, samples=0))
+        images = one.images if len(one) else Batch.blank(image_size=size, samples=1).images
         on_device = images.to(ranks.device, non_blocking=True)
         yield normalise(on_device, mean=augment.mean, std=augment.std), one
         breathe()
-
-
-def _empty(size: int) -> Batch:
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return Batch(torch.zeros(0, size, size, 3, dtype=torch.uint8), nothing, nothing, nothing)

@@ -182,7 +182,8 @@ def sharded_build(precision: str) -> dict[str, Any]:
     for sharded, parameter in zip(model.parameters(), whole.parameters(), strict=True):
         with load_deepspeed().zero.GatheredParameters([sharded]):
             equal &= torch.equal(sharded.data, parameter.data.to(sharded.dtype))
-    return {"held": max(held), "largest": max(largest), "equal": bool(equal)}
+    dtypes = {str(one.ds_tensor.dtype) for one in model.parameters()}
+    return {"held": max(held), "largest": max(largest), "equal": bool(equal), "dtypes": sorted(dtypes)}
 
 
 def flattened_build(stage: int, precision: str) -> float:

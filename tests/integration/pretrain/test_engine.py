@@ -88,10 +88,13 @@ def test_deepspeed_does_not_switch_autocast_off_on_a_gpu(
     assert found == pytest.approx(in_fp32, rel=0.02) and found != in_fp32
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stage_three_never_holds_more_than_one_whole_module(on_ranks: OnRanks, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "torch.float32"), ("bf16", "torch.bfloat16")])
+def test_stage_three_never_holds_more_than_one_whole_module(
+    on_ranks: OnRanks, precision: str, dtype: str
+) -> None:
     for answer in on_ranks("sharded_build", world_size=2, precision=precision):
         assert answer["held"] == answer["largest"] and answer["equal"] is True
+        assert answer["dtypes"] == [dtype]
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.sections import LossConfig
@@ -22,8 +23,9 @@ from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.open_corpus import open_corpus
 from data_pipeline.sharding.sharder import shard_corpus
+from pretrain import evaluation
 from pretrain.config import PretrainConfig
-from pretrain.evaluation import Evaluator
+from pretrain.evaluation import Evaluator, equal_batches
 from pretrain.sections import PretrainEvaluateConfig
 from pretrain.transfer import TransferProbe
 
@@ -63,6 +65,65 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(folder: Path, batch:
         measured = found.measure(ENGINE)
         assert (measured.figures["samples"], measured.figures["top1"]) == (5, 2 / 5)
         assert [sample["name"] for sample in measured.bad] == ["ant/1.jpg"]
+
+
+def test_the_loss_is_the_mean_over_images_in_batches_of_any_size(folder: Path) -> None:
+    losses = [
+        Evaluator(open_corpus(folder), config(folder, batch=batch), **ALONE).measure(ENGINE).figures["loss"]
+        for batch in (2, 64)
+    ]
+    guess = torch.eye(2)[:1]
+    right, wrong = (float(cross_entropy(guess, torch.tensor([label]))) for label in (0, 1))
+    assert losses == pytest.approx([(2 * right + 3 * wrong) / 5] * 2)
+
+
+def test_the_average_is_measured_beside_the_weights_under_names_of_its_own(folder: Path) -> None:
+    @contextmanager
+    def evaluating(*, ema: bool) -> Iterator[Any]:
+        yield lambda pixels: torch.eye(2)[int(ema)].repeat(len(pixels), 1)
+
+    engine: Any = SimpleNamespace(ema=object(), evaluating=evaluating)
+    figures = Evaluator(open_corpus(folder), config(folder), **ALONE).measure(engine).figures
+    assert (figures["top1"], figures["ema_top1"]) == (2 / 5, 3 / 5)
+    assert figures["samples"] == figures["ema_samples"] == 5
+
+
+def test_the_counts_of_all_ranks_are_added_up(folder: Path) -> None:
+    class Twins(Ranks):
+        def all_reduce_sum(self, tensor: torch.Tensor) -> None:
+            tensor.mul_(2)
+
+    parts: Any = {**ALONE, "ranks": Twins()}
+    figures = Evaluator(open_corpus(folder), config(folder), **parts).measure(ENGINE).figures
+    assert (figures["samples"], figures["top1"]) == (10, 2 / 5)
+
+
+def test_every_rank_has_as_many_batches_and_together_they_have_each_image_once(folder: Path) -> None:
+    moved, positions, lengths = [], [], []
+    for rank in range(4):  # 1, 2, 1 and 2 of six images
+        found = equal_batches(
+            open_corpus(folder),
+            config(folder, batch=1),
+            ranks=Ranks(rank, 4),
+            breathe=lambda: moved.append(None),
+        )
+        batches = [*found]
+        lengths.append(len(batches))
+        assert all(len(pixels) == 1 for pixels, _ in batches), "a blank one where there is none"
+        positions += [position for _, batch in batches for position in batch.positions.tolist()]
+    assert lengths == [2] * 4 and len(moved) == 8
+    assert sorted(positions) == [0, 2, 3, 4, 5], "one is broken"
+
+
+def test_guesses_are_counted_by_class_where_that_can_be_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, shown in ((2, True), (1, False)):
+        monkeypatch.setattr(evaluation, "_MOST_CONFUSION_CLASSES", most)
+        found = Evaluator(open_corpus(folder), config(folder), **ALONE).measure(ENGINE)
+        assert (found.confusion is not None) == shown
+        if found.confusion is not None:
+            assert found.confusion.tolist() == [[2, 0], [3, 0]]
 
 
 def test_several_labels_are_ranked_by_what_the_loss_makes_of_logits(folder: Path, tmp_path: Path) -> None:

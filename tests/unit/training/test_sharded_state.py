@@ -100,6 +100,7 @@ def test_the_pieces_of_all_ranks_are_the_state_however_many_there_are(world_size
     for rank in range(world_size):  # at stage 0 each of them steps on everything
         _, own = begin(seed=1, bf16=bf16, steps=2, ranks=Ranks(rank, world_size))
         fragments += own.fragments()
+        assert all(len(piece.weight) for piece in own.pieces)
         elements = sum(len(piece.weight) for piece in own.pieces)
         assert elements in (17 // world_size, 17 // world_size + 1), "of all that learns"
     assert_equal(whole(fragments), expected)
