@@ -40,10 +40,8 @@ def meanings(schema: type) -> dict[str, str]:
     """Return what a dataclass says of its fields under `Attributes:`, those that it inherits included."""
     found: dict[str, str] = {}
     for kind in reversed(schema.__mro__):
-        name = None
-        for line in (
-            inspect.cleandoc(kind.__dict__.get("__doc__") or "").partition("Attributes:\n")[2].splitlines()
-        ):
+        name, doc = None, inspect.cleandoc(kind.__dict__.get("__doc__") or "")
+        for line in doc.partition("Attributes:\n")[2].splitlines():
             entry = _ATTRIBUTE.fullmatch(line)
             if entry:
                 name = entry[1]

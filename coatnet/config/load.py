@@ -135,9 +135,7 @@ def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
             raise ConfigError(f"override {item!r}: expected key.sub=value")
         try:
             layers.append((OmegaConf.from_dotlist([item]), f"override {item!r}"))
-        except (
-            UnicodeEncodeError
-        ):  # Python's stand-in for bytes that are no UTF-8, which `coatnet.commands` tells
+        except UnicodeEncodeError:  # bytes that are not UTF-8: `coatnet.commands` says so
             raise
         except _UNREADABLE as error:
             raise ConfigError(f"override {item[:_SHOWN]!r}: {_reason(error)}") from None
