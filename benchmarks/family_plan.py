@@ -68,6 +68,7 @@ def recipe(number: int, *, gpus: int, overlap: bool) -> RecipeView:
         checkpointing=(),
         ema=False,
         compiled=True,
+        fused=False,
         epoch_samples=14_197_122,
         total_samples=SAMPLES,
         shards=None,
