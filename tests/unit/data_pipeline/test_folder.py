@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +105,27 @@ def test_a_class_that_is_a_link_to_nothing_is_not_left_out_in_silence(
     (tmp_path / "bee").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="bee: is a link to nothing; mend or remove it"):
         FolderCorpus.open(tmp_path)
+
+
+def test_a_folder_whose_images_have_changed_is_another_corpus(image_folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    before = FolderCorpus.open(place).digest
+    assert before == FolderCorpus.open(image_folder).digest
+    digests = {before}
+    changes: list[Callable[[], object]] = [
+        (place / "ant" / ".hidden.jpg").touch,
+        lambda: (place / "ant" / "000.jpg").rename(place / "ant" / "moved.jpg"),
+        lambda: (place / "ant" / "moved.jpg").write_bytes(b"of another size"),
+        lambda: (place / "ant" / "moved.jpg").rename(place / "bee" / "moved.jpg"),
+        (place / "bee" / "moved.jpg").unlink,
+    ]
+    for number, change in enumerate(changes):
+        change()
+        digests.add(FolderCorpus.open(place).digest)
+        assert len(digests) == 1 + number, "what is hidden does not count, all else does"
+
+
+def test_a_folder_with_shards_or_tars_is_no_folder_of_images(shard_folder: Path, image_folder: Path) -> None:
+    assert folder.is_image_folder(image_folder)
+    assert not folder.is_image_folder(shard_folder)
+    assert not folder.is_image_folder(image_folder / "ant" / "000.jpg")
