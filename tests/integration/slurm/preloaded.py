@@ -45,7 +45,7 @@ for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
 server = socket.socket(socket.AF_UNIX)
 server.connect({socket!r})
 request = dict(arguments=sys.argv[1:], environment=dict(os.environ), folder=os.getcwd())
-request.update(pace={pace}, until_told={until_told})
+request.update(pace={pace}, until_told={until_told}, flips_at={flips_at})
 streams = array.array("i", [0, 1, 2]).tobytes()
 server.sendmsg([json.dumps(request).encode() + b"\\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
 answers = server.makefile()
@@ -72,12 +72,13 @@ class Preloaded:
         self._socket, self.tag = folder / "preloaded", tag
         self._process: subprocess.Popen[bytes] | None = None
 
-    def program(self, path: Path, *, pace: float, until_told: bool = False) -> Path:
-        """Write the executable; for `pace` and `until_told` see `keep_pace`."""
+    def program(self, path: Path, *, pace: float, until_told: bool = False, flips_at: int = 0) -> Path:
+        """Write the executable; for `pace` and `until_told` see `keep_pace`, for `flips_at` `flip_a_bit`."""
         self._start()
         text = _EXECUTABLE.format(
-            python=sys.executable, socket=str(self._socket), pace=pace, until_told=until_told
-        )
+            python=sys.executable, socket=str(self._socket), pace=pace, until_told=until_told,
+            flips_at=flips_at,
+        )  # fmt: skip
         path.write_text(text)
         path.chmod(0o755)
         return path
@@ -179,6 +180,7 @@ def _become(request: dict[str, Any], streams: list[int], *, tag: str) -> NoRetur
     try:
         _be_a_host_of_its_own(node)
         keep_pace(float(request["pace"]), until_told=bool(request["until_told"]))
+        flip_a_bit(int(request["flips_at"]))
         from coatnet.cli import main
 
         main()
@@ -225,6 +227,28 @@ def keep_pace(seconds: float, *, until_told: bool = False) -> None:
         told.append(reason)
 
     Trainer.step, StopFlag.request = slow_step, noted
+
+
+def flip_a_bit(at: int) -> None:
+    """Flip a bit in a weight of the last rank behind a step of the first life; 0 flips none."""
+    is_last = int(os.environ.get("SLURM_PROCID", 0)) == int(os.environ.get("SLURM_NTASKS", 0)) - 1
+    if not at or not is_last or os.environ["COATNET_ATTEMPT"].split(".")[1] != "1":
+        return
+    import torch
+
+    from pretrain.trainer import Trainer
+
+    step, taken = Trainer.step, []
+
+    def faulty_step(self: Trainer, *arguments: Any, **named: Any) -> Any:
+        result = step(self, *arguments, **named)
+        if named["learning_rate"] > 0:  # not the rehearsal
+            taken.append(None)
+        if len(taken) == at:
+            next(self.engine.module.parameters()).data.view(torch.int32).view(-1)[0] ^= 1
+        return result
+
+    Trainer.step = faulty_step
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from coatnet.runtime.run_directory import RunDirectory
 
 from fake_cluster import FakeCluster
 from runs import Run
-from training import samples_seen
+from training import samples_seen, train
 
 __all__ = ["shards", "undisturbed"]  # fixtures
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.every_scenario, pytest.mark.timeout(900)]
@@ -77,3 +77,16 @@ def test_a_suspended_run_goes_on_where_it_was(
     (life,) = read_lives(RunDirectory(run.directory).account)
     assert life.seconds["idle"] > 8
     assert sum(life.seconds.values()) == pytest.approx(life.ended - life.began, rel=0.01)
+
+
+def test_a_node_whose_weights_went_wrong_without_a_word_is_left_out_and_leaves_no_trace(
+    slurm_cluster: FakeCluster, shards: Path, tmp_path: Path
+) -> None:
+    four = {"tasks_per_node": 2, "steps": 30, "every": "10 steps", "overrides": ("guard.digest_every=5",)}
+    expected = finish(train(slurm_cluster, tmp_path / "sound", shards, pace=0.0, **four), outcomes=["done"])
+    run = train(slurm_cluster, tmp_path / "flipped", shards, flips_at=20, **four)
+    assert finish(run, outcomes=["excluded", "done"]) == expected
+    victim = run.lives[0].nodes[1]
+    assert "silent corruption: the weights of ranks [3] differ" in run.lives[0].excluded[victim]
+    assert victim not in run.lives[1].nodes
+    assert run.lives[1].step == 10, "nothing of what came after the flipped bit was saved"

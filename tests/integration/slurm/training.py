@@ -59,13 +59,14 @@ def make_photos(folder: Path, *, seed: int, per_class: int) -> None:
 def train(
     cluster: FakeCluster, directory: Path, shards: Path, *, every: str = "15 steps", steps: int = STEPS,
     overrides: tuple[str, ...] = (), release: bool = False, pace: float | None = 0.1,
-    until_told: bool = False, **site: Any,
+    until_told: bool = False, flips_at: int = 0, **site: Any,
 ) -> Run:  # fmt: skip
     """Submit a training run as a user would.
 
     Args:
         pace: least seconds of a step, in a preloaded process; None starts the installed command itself.
         until_told: the first life does not end before it is told to, however late that comes.
+        flips_at: behind this step of the first life a bit flips in a weight of the last rank.
     """
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     site.setdefault("preflight", PreflightConfig(enabled=False))
@@ -78,7 +79,7 @@ def train(
     prepared = prepare(request)
     if pace is not None:
         program = cluster.preloaded.program(
-            directory.with_suffix(".program"), pace=pace, until_told=until_told
+            directory.with_suffix(".program"), pace=pace, until_told=until_told, flips_at=flips_at
         )
         prepared.job.program = str(program)
     run.job_id = submit(prepared, release=release)
