@@ -140,8 +140,8 @@ class _OneBad:
         pass
 
 
-def test_a_bad_sample_that_also_fills_is_named_once(shard_folder: Path) -> None:
-    position = 100  # in the tail
+@pytest.mark.parametrize("position", [100, 110], ids=["one that also fills", "one that does not"])
+def test_a_bad_sample_in_the_tail_is_named_once(shard_folder: Path, position: int) -> None:
     data = DataConfig(train=[CorpusConfig("x")], tail="mask", bad_sample_budget=0.1)
     probe = TrainLoader([open_corpus(shard_folder)], data, AUGMENT, seed=5, global_batch=BATCH)
     places = probe._order.locate(np.array([position]))
