@@ -10,7 +10,7 @@
 #          to 3, bf16, compiled, two ranks on the card; DDP and accelerate's DeepSpeed plug-in
 # kernels  the Triton kernels against float64
 # peers    a training step beside timm's, all compiled; they compile at once and are timed in turns
-# fused    whether recomputing and train.fused_mbconv pay
+# fused    whether recomputing and train.fused_mbconv pay, and what sums of one form cost
 # plan     the plan beside a compiled run
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -66,7 +66,7 @@ workers=-n$(($(nproc) < 12 ? $(nproc) : 12))
 import platform, torch
 print(platform.python_version(), torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())
 PY
-# On 80 GB three models in training have room at 32 images each.
+# On 80 GB four models in training have room at 32 images each.
 [ "$profile" = h200 ] && batch=64 || batch=32
 step="coatnet_4 b$batch" timm="coatnet_4_224 b$batch"
 tests=(tests/gpu/test_runs.py tests/gpu/test_finetune.py)
@@ -79,8 +79,9 @@ part peers bash -c 'together "$@"' - \
     "$(lease 3 --batch "$batch" --phases peer --only "$timm products, compiled by block NCHW")"
 part fused bash -c 'together "$@"' - \
     "$(lease 4 --batch "$batch" --phases fused --only 'step stored')" \
-    "$(lease 5 --batch "$batch" --phases fused --only 'step apart')" \
-    "$(lease 6 --batch "$batch" --phases fused --only 'step joined' kernels)"
+    "$(lease 5 --batch "$batch" --phases fused --only 'step timed')" \
+    "$(lease 6 --batch "$batch" --phases fused --only 'step apart')" \
+    "$(lease 7 --batch "$batch" --phases fused --only 'step joined' kernels)"
 part plan "$python" benchmarks/plan.py --hardware "$profile" --only coatnet_4
 rm -rf "$work"
 exit $failed

@@ -50,7 +50,7 @@ MINUTES = {
     "batches": 3.0,
 }  # fmt: skip
 _TOGETHER = 8
-_WAYS = ("stored", "apart", "joined")
+_WAYS = ("stored", "timed", "apart", "joined")
 
 
 def ceilings(bench: Bench) -> Iterator[Case]:
@@ -133,7 +133,8 @@ def depthwise(bench: Bench) -> Iterator[Case]:
 def fused(bench: Bench) -> Iterator[Case]:
     """What recomputing in compiled blocks brings ("stored": inductor's default), and `train.fused_mbconv`.
 
-    Its kernels beside a copy, then blocks and the whole step each way.
+    "timed" lets inductor choose the forms of sums by their time: what it costs that they have one. The fused
+    kernels beside a copy, then blocks and the whole step each way.
     """
     config, batch = bench.sizes.models[0]
     plan = architecture(config)
@@ -175,16 +176,18 @@ def fused(bench: Bench) -> Iterator[Case]:
             if way == "joined":
                 model.fuse_mbconv()
             if bench.sizes.compile:
-                with mock.patch.object(network, "RECOMPUTING", _fusion(bench, way)):
+                with mock.patch.object(network, "GPU_OPTIONS", _fusion(bench, way)):
                     model.compile_blocks()
             return whole_step(bench, model, batch=batch, px=bench.sizes.px, macs=macs)
 
         yield f"step {way}", step
 
 
-def _fusion(bench: Bench, way: str) -> dict[str, int] | None:
+def _fusion(bench: Bench, way: str) -> dict[str, int | bool] | None:
     """Inductor's options of a way; None is its default."""
-    return network.RECOMPUTING if way != "stored" and bench.device.type == "cuda" else None
+    if way == "stored" or bench.device.type != "cuda":
+        return None
+    return {**network.RECOMPUTING} if way == "timed" else network.GPU_OPTIONS
 
 
 def _fused_kernels(bench: Bench, shape: tuple[int, ...]) -> Row:

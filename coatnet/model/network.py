@@ -25,6 +25,9 @@ _RECOMPILE_LIMIT = 64
 # backward pass through norm and GELU wrote and read five of them. Computing them again moves some 40 % less
 # (benchmarks/gpu_traffic.py; not timed on a GPU yet). For a CPU the code would take minutes to compile.
 RECOMPUTING = {"realize_opcount_threshold": 100, "realize_reads_threshold": 8}
+# Left alone, inductor times several forms of a sum on the card, so that another node, or the next life of a run,
+# may add up in another order. What the quickest form would win, benchmarks/gpu_lease.py asks a GPU ("timed").
+GPU_OPTIONS: dict[str, int | bool] = {**RECOMPUTING, "deterministic": True}
 
 
 class Stem(nn.Module):
@@ -164,7 +167,7 @@ class CoAtNet(nn.Module):
         # refused by inductor (its strides of 1×1 maps become symbols that it cannot order).
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, _RECOMPILE_LIMIT)
-        options = RECOMPUTING if torch.cuda.is_available() else None
+        options = GPU_OPTIONS if torch.cuda.is_available() else None
         for part in (self.stem, *(block for _, block in self.blocks()), self.head):
             part.compile(dynamic=False, options=options)
 

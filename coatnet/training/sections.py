@@ -265,8 +265,7 @@ class LaunchConfig:
         ranks: processes on this machine; null for one per GPU, or one without. Ignored under srun and
             torchrun.
         deterministic: on a GPU, let torch use only kernels that give the same bits every time, and refuse
-            what has none. In "autocast" and "bf16" the network's own have them anyway; "fp32" needs it, and
-            so does `compile`, which otherwise takes whichever form of a sum is the quickest on the card.
+            what has none. In "autocast" and "bf16" the network's own have them anyway; "fp32" needs it.
     """
 
     ranks: int | None = None

@@ -61,6 +61,17 @@ def test_the_kernel_for_gpus_traces_without_a_graph_break() -> None:
     assert torch.allclose(compiled(q, q, q, bias), fused_attention(q, q, q, bias), atol=1e-6)
 
 
+def test_on_a_gpu_no_sum_is_chosen_by_the_time_that_it_takes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config as inductor
+
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _part, *, dynamic, options: given.append(options))
+    build_model(ModelConfig(), device="meta").compile_blocks()
+    assert given and all(options["deterministic"] for options in given)
+    assert all(hasattr(inductor, name) for options in given for name in options)
+
+
 def test_checkpointed_stages_give_the_same_gradients() -> None:
     config = ModelConfig(
         depths=[1, 1, 1, 2, 1], widths=[8, 8, 16, 32, 32], stochastic_depth=0.2, image_size=64, num_classes=5

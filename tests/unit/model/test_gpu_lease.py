@@ -23,7 +23,9 @@ def test_every_phase_writes_its_rows_in_the_leases_order(lease: ModuleType, tmp_
     rows = [row for found in phases.values() for row in found]
     assert not [row for row in rows if "failed" in row or "left_out" in row]
     assert [row["case"] for row in phases["fused"]] == [
-        f"{what} {way}" for what in ("block S1", "block S2", "step") for way in ("stored", "apart", "joined")
+        f"{what} {way}"
+        for what in ("block S1", "block S2", "step")
+        for way in ("stored", "timed", "apart", "joined")
     ]
     assert [row["case"].split()[-1] for row in phases["stages"]] == ["step", "S0", "S1", "S2", "S3", "S4"]
     assert all(
