@@ -25,8 +25,8 @@ _RECOMPILE_LIMIT = 64
 # backward pass through norm and GELU wrote and read five of them. Computing them again moves some 40 % less
 # (benchmarks/gpu_traffic.py; not timed on a GPU yet). For a CPU the code would take minutes to compile.
 RECOMPUTING = {"realize_opcount_threshold": 100, "realize_reads_threshold": 8}
-# Left alone, inductor times several forms of a sum on the card, so that another node, or the next life of a run,
-# may add up in another order. What the quickest form would win, benchmarks/gpu_lease.py asks a GPU ("timed").
+# Left alone, inductor times several forms of a sum on the card, so that another node, or a run's next life,
+# may add up in another order. benchmarks/gpu_lease.py asks a GPU what that would win ("timed").
 GPU_OPTIONS: dict[str, int | bool] = {**RECOMPUTING, "deterministic": True}
 
 
