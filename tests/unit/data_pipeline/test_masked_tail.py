@@ -140,17 +140,18 @@ class _OneBad:
         pass
 
 
-@pytest.mark.parametrize("position", [100, 110], ids=["one that also fills", "one that does not"])
-def test_a_bad_sample_in_the_tail_is_named_once(shard_folder: Path, position: int) -> None:
+@pytest.mark.parametrize("batch", [BATCH, 32], ids=["one that also fills", "one that does not"])
+def test_a_bad_sample_in_the_tail_is_named_once(shard_folder: Path, batch: int) -> None:
+    position = 101  # in the tail, behind the eight that fill a batch of 32
     data = DataConfig(train=[CorpusConfig("x")], tail="mask", bad_sample_budget=0.1)
-    probe = TrainLoader([open_corpus(shard_folder)], data, AUGMENT, seed=5, global_batch=BATCH)
+    probe = TrainLoader([open_corpus(shard_folder)], data, AUGMENT, seed=5, global_batch=batch)
     places = probe._order.locate(np.array([position]))
     corpus = _OneBad(shard_folder, (int(places.shard[0]), int(places.index[0])))
     for world_size in (1, 2):
         named = []
         for rank in range(world_size):
             one = TrainLoader(
-                [corpus], data, AUGMENT, seed=5, global_batch=BATCH, rank=rank, world_size=world_size
+                [corpus], data, AUGMENT, seed=5, global_batch=batch, rank=rank, world_size=world_size
             )
             with closing(one.from_sample(96)) as stream:
                 named += next(stream).bad
