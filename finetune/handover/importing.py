@@ -22,6 +22,7 @@ from coatnet.model.network import build_model
 from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular
 from data_pipeline.augment_config import AugmentConfig
+from finetune.handover.timm_form import ARGUMENTS, TENSORS, description
 
 # Under which trainers keep a state dict beside other things; as in timm, an average before what it is of.
 _STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -66,6 +67,8 @@ def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = Fa
     if logits is None or logits.ndim != 2:
         raise UserError(f"{source}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")
     config = _config(name, is_timm=is_timm, num_classes=len(logits), px=px)
+    if is_timm:
+        _refuse_other_network(source, config)
     tensors = from_timm(state, config) if is_timm else dict(state)
     load_tensors(build_model(config, device="meta"), tensors, origin=str(source))
     origin = {"imported": source.name, "form": "timm" if is_timm else "native"}
@@ -80,6 +83,18 @@ def _config(name: str, *, is_timm: bool, num_classes: int, px: int) -> ModelConf
         return ModelConfig(name=name, num_classes=num_classes, image_size=px)
     except ValueError as error:
         raise UserError(f"--name or --px: {error}") from None
+
+
+def _refuse_other_network(source: Path, config: ModelConfig) -> None:
+    """Refuse what this project exported of a network that timm has no name for: its tensors would fit."""
+    described = source.with_name(ARGUMENTS)
+    if source.name != TENSORS or not described.is_file():
+        return
+    if described.read_bytes() != description(config).encode():
+        raise UserError(
+            f"{source}: {ARGUMENTS} beside it describes another network than timm's; "
+            "export it again with --format safetensors and give that folder"
+        )
 
 
 def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:

@@ -21,7 +21,7 @@ from coatnet.runtime.run_directory import write_atomically
 from finetune.classifier import Classifier
 from finetune.handover.certificate import Answers
 
-_TENSORS, _ARGUMENTS = "timm.safetensors", "timm.json"
+TENSORS, ARGUMENTS = "timm.safetensors", "timm.json"
 
 
 def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
@@ -35,7 +35,7 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     config = replace(classifier.config, image_size=classifier.augment.image_size)
     name, arguments = timm_arguments(config)
     tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
-    path, described = destination / _TENSORS, destination / _ARGUMENTS
+    path, described = destination / TENSORS, destination / ARGUMENTS
     try:
         import timm
     except ImportError as error:
@@ -43,7 +43,7 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
             f"--format timm is proved by timm, and {error.name} is missing here; `pip install timm` brings it"
         ) from None
     write_tensors(tensors, path, described_by=described)
-    write_atomically(described, json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n")
+    write_atomically(described, description(config))
     peer = timm.create_model(name, **arguments)
     peer.load_state_dict(load_file(path))
     peer.eval()
@@ -52,6 +52,12 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         return peer(images)
 
     return [path, described], answers, {"create_model": name, "arguments": arguments}
+
+
+def description(config: ModelConfig) -> str:
+    """Return what `timm.json` says of a network."""
+    name, arguments = timm_arguments(config)
+    return json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n"
 
 
 def _with_tables_for(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coatnet.checkpoint.inspection import check_source
+from coatnet.checkpoint.timm import timm_config, to_timm
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
@@ -27,6 +28,7 @@ from finetune.handover.card import model_card
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model
 from finetune.handover.importing import foreign_weights, import_model
+from finetune.handover.timm_form import description
 
 
 def odd_batch(px: int = 64, *, images: int = 7) -> torch.Tensor:
@@ -139,6 +141,21 @@ def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tm
     images = odd_batch(224, images=2)
     with torch.inference_mode():
         assert (peer(images) - own_answers(tmp_path / "own", images)).abs().max() <= TOLERANCE
+
+
+def test_an_export_for_timm_of_a_network_that_timm_has_no_name_for_is_not_taken_for_timms_own(
+    tmp_path: Path,
+) -> None:
+    ours = ModelConfig(name="coatnet_0", num_classes=2, image_size=32, stem_bias=False)
+    theirs = timm_config("coatnet_0_224", num_classes=2, image_size=32)
+    for name, config in (("ours", ours), ("theirs", theirs)):
+        (tmp_path / name).mkdir()
+        tensors = to_timm(build_model(config, seed=0).state_dict(), config)
+        save_file(tensors, tmp_path / name / "timm.safetensors")
+        (tmp_path / name / "timm.json").write_text(description(config))
+    assert foreign_weights(tmp_path / "theirs" / "timm.safetensors", name="coatnet_0", px=32).model == theirs
+    with pytest.raises(UserError, match=r"timm\.json beside it describes another network"):
+        foreign_weights(tmp_path / "ours" / "timm.safetensors", name="coatnet_0", px=32)
 
 
 @pytest.mark.slow
