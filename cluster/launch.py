@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _LIFE_STRIDE, _TRY_STRIDE = 1009, 101  # far from the ports of jobs with neighbo
 # Of the site's own options those without which no step starts; others share out what only the ranks have.
 _OF_EVERY_STEP = {"--mpi", "--network"}
 _LAUNCHER_WAIT_SECONDS = 120  # for the other ranks after the first one ended well
-_ENDED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d+)[\d,-]*: (.+?)(?: \(core dumped\))?\s*")
+_ENDED = re.compile(r"srun: error: ([A-Za-z0-9._-]+): tasks? (\d[\d,-]*): (.+?)(?: \(core dumped\))?\s*")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _SIGNALED = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
 OUT_OF_MEMORY = 125  # by which SLURM records a task that the kernel killed for its memory
@@ -100,22 +100,29 @@ def rank_environment(
 
 @dataclass(frozen=True)
 class Failure:
-    """The first rank that failed, as srun told it; a status above 128 is 128 and a signal."""
+    """A rank that failed, as srun told it; a status above 128 is 128 and a signal."""
 
     node: str
     rank: int
     status: int
 
 
-def first_failure(lines: Sequence[str]) -> Failure | None:
-    """Find the first rank that failed in srun's messages; those after it were ended by srun."""
+def failures(lines: Sequence[str]) -> list[Failure]:
+    """Find the ranks that failed in srun's messages, as they come; those that srun ended are none."""
+    found = []
     for line in lines:
         ended = _ENDED.fullmatch(line)
         exited = _EXITED.fullmatch(ended[3]) if ended else None
         status = int(exited[1]) if exited else _WORDS.get(ended[3]) if ended else None
         if ended and status and status != _BY_SRUN:
-            return Failure(ended[1], int(ended[2]), status)
-    return None
+            found += [Failure(ended[1], rank, status) for rank in _ranks(ended[2])]
+    return found
+
+
+def _ranks(text: str) -> Iterator[int]:
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def _srun(job: Job, *, nodes: Sequence[str], tasks_per_node: int, output: str) -> list[str]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from cluster.blame import is_nobodys_fault, node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import SUPERVISOR, History, Life
 from cluster.job import MARKERS, Job, read_job
-from cluster.launch import OUT_OF_MEMORY, Attempt, first_failure, rank_command, rank_environment
+from cluster.launch import OUT_OF_MEMORY, Attempt, Failure, failures, rank_command, rank_environment
 from cluster.preflight import PreflightError, unfit_nodes
 from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
@@ -37,6 +38,7 @@ EXIT_HELD = 1
 EXIT_OCCUPIED = 3
 _EXIT_USER_ERROR = 2
 _LEASE_HELD = "held by process"
+_LOST_PEER = "lost another rank"
 _END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
 
 
@@ -208,9 +210,8 @@ class Supervisor:
             status, messages = self._run_ranks(attempt, nodes=nodes)
         if status == 0 and self.job.protocol != MARKERS and not self.warned:
             self.run.mark("done")
-        failure = first_failure(messages)
+        failure, message = self._first_failure(failures(messages), attempt)
         status = failure.status if failure else status
-        message = last_words(self.directory / "logs", attempt.label, rank=failure.rank if failure else 0)
         if status == OUT_OF_MEMORY:
             message = f"out of memory, says SLURM; the last words: {message}"
         done = self.run.marker("done") is not None
@@ -227,6 +228,19 @@ class Supervisor:
             user_error=status == _EXIT_USER_ERROR and _LEASE_HELD not in message,
             retries_left=self.job.site.retries + 1 - attempt.number,
         )
+
+    def _first_failure(self, failed: Sequence[Failure], attempt: Attempt) -> tuple[Failure | None, str]:
+        """Return the first rank that failed by itself, or else the first, and its last words.
+
+        srun tells ranks of one node and status together, and those that lost their peer often before it.
+        """
+        logs = self.directory / "logs"
+        for failure in failed:
+            message = last_words(logs, attempt.label, rank=failure.rank)
+            if _LOST_PEER not in message:
+                return failure, message
+        first = failed[0] if failed else None
+        return first, last_words(logs, attempt.label, rank=first.rank if first else 0)
 
     def _stopped(self, attempt: Attempt) -> bool:
         """Return whether this attempt said that it saved and stopped, and not one that was thought dead."""

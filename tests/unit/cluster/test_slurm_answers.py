@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster import slurm
-from cluster.launch import Attempt, Failure, first_failure
+from cluster.launch import Attempt, Failure, failures
 
 TABLE = """\
 2501|2501|1-2%1|PENDING|JobArrayTaskLimit|/a/script.sh
@@ -29,14 +29,16 @@ def test_the_queue_is_read_from_a_table() -> None:
     assert slurm.jobs_of(["2502"], jobs) == [jobs["2502"]] and slurm.parse_queue("") == {}
 
 
-def test_the_first_rank_that_failed_is_found_in_sruns_messages() -> None:
+def test_the_ranks_that_failed_are_found_in_sruns_messages() -> None:
     lines = [
         "srun: Job step aborted: Waiting up to 12 seconds for job step to finish.\n",
         "srun: error: fake2: task 1: Exited with exit code 7\n",
         "srun: error: fake1: tasks 0,2-3: Exited with exit code 143\n",
+        "srun: error: fake3: tasks 4,6-7: Exited with exit code 1\n",
     ]
-    assert first_failure(lines) == Failure("fake2", 1, 7)
-    assert first_failure(["fine\n"]) is None
+    others = [Failure("fake3", rank, 1) for rank in (4, 6, 7)]
+    assert failures(lines) == [Failure("fake2", 1, 7), *others]
+    assert failures(["fine\n"]) == []
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_a_rank_that_a_signal_killed_is_the_first_and_not_its_peer_that_lost_it(
         f"srun: error: fake2: task 1: {words}\n",
         "srun: error: fake3: task 2: Exited with exit code 1\n",
     ]
-    assert first_failure(lines) == Failure("fake2", 1, status)
+    assert failures(lines)[0] == Failure("fake2", 1, status)
 
 
 def test_no_two_starts_of_a_run_nor_neighbouring_jobs_meet_at_one_port() -> None:

@@ -50,6 +50,19 @@ def test_a_crash_is_tried_again_in_place_and_recorded(machine: Machine) -> None:
     assert (retry["job_id"], retry["attempt"]) == ("7", "7.1.1")
 
 
+@pytest.mark.parametrize("told", ["n1: task 0", "n2: tasks 1-2"])
+def test_whoever_lost_a_rank_is_not_asked_what_happened_and_its_node_is_not_blamed(
+    machine: Machine, told: str
+) -> None:
+    logs, lost = "$run/logs/$label", "error: rank 1 lost another rank (Connection closed by peer)"
+    words = f"for rank in 0 1; do echo '{lost}' > {logs}.rank-$rank.log; done; "
+    words += f"echo 'error: silent corruption: the weights of ranks [2] differ' > {logs}.rank-2.log; "
+    words += f"echo 'srun: error: {told}: Exited with exit code 1' >&2; "
+    machine.live(words + machine.ended("n2", "Exited with exit code 1", task=2), retries=2)
+    assert machine.last_life()[0] == "excluded"
+    assert list(machine.history.excluded()) == ["n2"]
+
+
 def test_the_last_try_fails_the_job_with_the_ranks_status_and_cancels_what_waits(machine: Machine) -> None:
     boom = machine.ended("n1", "Exited with exit code 7", says="KeyError: no")
     assert machine.live(boom, retries=1, dependents=["20"]) == 7
