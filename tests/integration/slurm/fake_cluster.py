@@ -26,6 +26,8 @@ from processes import environment_of, is_python, open_files, read, send_signal
 
 _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 120
+# A node that the backfill scheduler had planned for a job may stay "planned" when that one began elsewhere.
+_FREE = {"idle", "planned"}
 _BUSY = 4  # how much slower a machine may be than one on which nothing else runs, for which waits are given
 _POLL_SECONDS = 0.2  # asking SLURM takes 20 ms of a core
 _PLACES, _JOBS_APART = 4, 2500
@@ -166,18 +168,21 @@ class FakeCluster:
             happened: is true when it has.
             seconds: how long it may take where nothing else runs.
             what: it is, for the error.
-            ask: show the queue if it does not happen.
+            ask: show queue and nodes if it does not happen.
         """
         deadline = time.monotonic() + seconds * _BUSY
         while not happened():
             if time.monotonic() > deadline:
-                known = f"{self.client('squeue', check=False)}\n{self._last_words()}" if ask else ""
+                known = self._known() if ask else ""
                 raise AssertionError(f"waited {seconds * _BUSY:g} s for {what}\n{known}")
             time.sleep(_POLL_SECONDS)
 
-    def _last_words(self) -> str:
+    def _known(self) -> str:
+        """Return the queue, the nodes' states and the daemons' last words."""
+        asked = [self.client("squeue", check=False), self.client("sinfo", "-N", "-l", check=False)]
         logs = sorted((self.root / "log").glob("*.log"))
-        return "\n".join(f"{log.name}: {line}" for log in logs for line in log.read_text().splitlines()[-4:])
+        said = [f"{log.name}: {line}" for log in logs for line in log.read_text().splitlines()[-4:]]
+        return "\n".join([*asked, *said])
 
     def kill_controller(self, *, job_id: str) -> None:
         """Kill the cluster's controller once it has written down what it knows of a job; jobs go on.
@@ -252,13 +257,13 @@ class FakeCluster:
 
     def sick_nodes(self) -> list[str]:
         """Return the nodes that take no jobs."""
-        good = {"idle", "mixed", "allocated", "completing"}
+        good = _FREE | {"mixed", "allocated", "completing"}
         return [name for name in self.names if self._node_state(name).rstrip("*") not in good]
 
     def restore_node(self, name: str) -> None:
         """Start a dead node again and wait until it is idle."""
         self.revive_node(name)
-        self.wait_for(lambda: self._node_state(name) == "idle", seconds=30, what=f"{name} idle")
+        self.wait_for(lambda: self._node_state(name) in _FREE, seconds=30, what=f"{name} idle")
 
     def _stop_node(self, name: str) -> set[int]:
         seen: set[int] = set()
@@ -351,7 +356,7 @@ class FakeCluster:
         (self.root / "slurm.conf").write_text(text)
 
     def _all_idle(self) -> bool:
-        return all(self._node_state(name) == "idle" for name in self.names)
+        return all(self._node_state(name) in _FREE for name in self.names)
 
     def _node_state(self, name: str) -> str:
         return self.client("sinfo", "-h", "-p", "batch", "-n", name, "-o", "%T", check=False).strip()
