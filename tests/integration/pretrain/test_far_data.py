@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from fault_server import FaultServer
-from interrupted import begun, start
-from waiting import PATIENCE_SECONDS
+from interrupted import begun, going_on, stepping, told_to_stop
 
 from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory
@@ -90,18 +89,11 @@ def test_a_run_waits_for_a_store_for_longer_than_a_hang_may_take(
 
 def stopped(server: Away, run: RunDirectory, given: list[str], *, steps: bool) -> str:
     """Start a run, press Ctrl-C when its store is away, and return what it says."""
-    command = start(*given)
-    try:
+    with going_on(*given) as command:
         begun(command, server.away.is_set)
         if steps:
-            begun(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
-        command.send_signal(signal.SIGINT)
-        errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
-    finally:
-        command.kill()
-        command.wait()
-    assert command.returncode == 0 and run.marker("stopped") is not None, errors
-    return errors
+            stepping(command, run)
+        return told_to_stop(command, run, by=signal.SIGINT)
 
 
 @pytest.mark.parametrize(

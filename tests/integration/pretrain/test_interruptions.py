@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from interrupted import Command, begun, start
+from interrupted import Command, begun, going_on, start, stepping, told_to_stop
 from waiting import PATIENCE_SECONDS
 
 from coatnet.runtime.run_directory import RunDirectory
@@ -27,13 +27,9 @@ pytestmark = pytest.mark.slow
 def long_run(place: Path, tmp_path: Path) -> Iterator[tuple[RunDirectory, Command]]:
     """A run that has taken a step and would go on for hours."""
     run = RunDirectory(tmp_path / "run")
-    command = start(*arguments(place, str(run.path), *LONG))
-    try:
-        begun(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+    with going_on(*arguments(place, str(run.path), *LONG)) as command:
+        stepping(command, run)
         yield run, command
-    finally:
-        command.kill()
-        command.wait()
 
 
 def ranks_of(command: Command) -> list[psutil.Process]:
@@ -46,11 +42,8 @@ def test_a_signal_while_torch_loads_ends_the_run_before_its_first_step(place: Pa
     run = RunDirectory(tmp_path / "run")
     command = start(*arguments(place, str(run.path), *LONG))
     begun(command, lambda: len(psutil.Process(command.pid).children()) == 2)
-    command.send_signal(signal.SIGUSR1)
-    errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
-    assert command.returncode == 0, errors
-    assert "SIGUSR1: asking 2 ranks to end" in errors
-    assert run.marker("stopped") is not None and not run.has_begun
+    assert "SIGUSR1: asking 2 ranks to end" in told_to_stop(command, run, by=signal.SIGUSR1)
+    assert not run.has_begun
 
 
 def test_ctrl_c_twice_saves_once_and_until_then_a_second_start_hears_who_holds_the_run(
@@ -66,10 +59,8 @@ def test_ctrl_c_twice_saves_once_and_until_then_a_second_start_hears_who_holds_t
     assert usage.ru_utime + usage.ru_stime < 4  # within five seconds even on one slow core: it loads no torch
 
     command.send_signal(signal.SIGINT)
-    command.send_signal(signal.SIGINT)
-    errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
-    assert command.returncode == 0, errors
-    assert run.marker("stopped") is not None and run.marker("done") is None
+    errors = told_to_stop(command, run, by=signal.SIGINT)
+    assert run.marker("done") is None
     (saved,) = run.checkpoints.glob("step-*")
     assert f"stopped and saved after {last(run.path).samples_seen:,} images" in errors
 
@@ -163,17 +154,11 @@ def test_a_run_that_is_stopped_where_no_checkpoint_finds_room_does_not_say_that_
     place: Path, small_disk: Path
 ) -> None:
     run = RunDirectory(small_disk / "run")
-    command = start(*arguments(place, str(run.path), *LONG))
-    try:
-        begun(command, lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+    with going_on(*arguments(place, str(run.path), *LONG)) as command:
+        stepping(command, run)
         disk = os.statvfs(small_disk)
         (small_disk / "ballast").write_bytes(bytes(disk.f_bavail * disk.f_frsize - (128 << 10)))
-        command.send_signal(signal.SIGTERM)
-        errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
-    finally:
-        command.kill()
-        command.wait()
-    assert command.returncode == 0 and run.marker("stopped") is not None, errors
+        errors = told_to_stop(command, run, by=signal.SIGTERM)
     assert "checkpoint not saved" in errors and "and saved after" not in errors
     assert "the same command goes on from the last checkpoint" in errors
 
