@@ -205,10 +205,16 @@ def _patiently(
             time.sleep(0.5)
 
 
-def cancel_job(job_id: str) -> None:
-    """End a job, pending or running; one that is already gone is no error."""
+def cancel_job(job_id: str, *, patiently: bool = False) -> None:
+    """End a job, pending or running; one that is already gone is no error.
+
+    Args:
+        job_id: whose.
+        patiently: whether to ask again while the controller is away.
+    """
     with _unless_gone():
-        run_command(["scancel", job_id])
+        away = _AWAY if patiently else ()
+        _patiently(lambda: run_command(["scancel", job_id]), away=away)
 
 
 def release(job_id: str) -> None:

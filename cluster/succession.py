@@ -40,13 +40,18 @@ class Succession:
         """Return the continuation mode."""
         return self._job.site.continuation
 
-    def predecessor_was_cancelled(self) -> bool:
-        """Return whether this job is a successor whose predecessor the user cancelled by scancel."""
+    def end_before(self) -> str:
+        """Return how the job before this one ended the run, a successor's: cancelled by scancel, or failed.
+
+        SLURM starts the successor of a failed one whose request to cancel it was never heard.
+        """
         lives = self._history.lives()
-        if self.mode != "chain" or not lives:
-            return False
         successors = [entry["job_id"] for entry in self._history.events() if entry["event"] == "successor"]
-        return self._job_id in successors and slurm.job_state(lives[-1].job_id) == "CANCELLED"
+        if self.mode != "chain" or not lives or self._job_id not in successors:
+            return ""
+        if lives[-1].outcome == "failed":
+            return "failed"
+        return "cancelled" if slurm.job_state(lives[-1].job_id) == "CANCELLED" else ""
 
     def prepare(self, *, excluded: Mapping[str, str]) -> None:
         """Queue the successor first thing, in chain mode.
@@ -94,7 +99,7 @@ class Succession:
         job = self._as_filed()
         successor = [self._successor] if self._successor else []
         for job_id in [*successor, *job.dependents, *job.later]:
-            slurm.cancel_job(job_id)
+            slurm.cancel_job(job_id, patiently=True)
 
     def _as_filed(self) -> Job:
         """Return the job as its file has it now: more may have been queued behind it since it began."""

@@ -123,11 +123,13 @@ class Supervisor:
         if other and other != self.job_id and slurm.job_state(other) == RUNNING:
             say(f"job {other} is running in {self.directory}; leaving it alone")
             return EXIT_OCCUPIED
-        if self.succession.predecessor_was_cancelled():
-            self.run.mark("cancelled", by="scancel")
+        end = self.succession.end_before()
+        if end:
+            if end == "cancelled":
+                self.run.mark("cancelled", by="scancel")
             self.succession.failed()
-            say("the job before this one was cancelled; so is the run")
-            return 0
+            say(f"the job before this one ended the run: {end}")
+            return int(end == "failed")
         step = newest_step(self.directory)
         stalled = self.history.lives_without_progress(step=step)
         if self.job.protocol == MARKERS and stalled >= self.job.site.lives_without_progress:

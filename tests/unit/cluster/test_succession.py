@@ -105,23 +105,37 @@ def test_what_is_queued_behind_a_run_after_it_began_is_released_or_cancelled_as_
 
 
 @pytest.mark.parametrize(
-    ("mode", "last_life", "successor", "expected"),
+    ("mode", "last_life", "outcome", "successor", "expected"),
     [
-        ("chain", "6", "7", True),
-        ("chain", "5", "7", False),  # it still runs, as far as SLURM knows
-        ("chain", "6", "9", False),  # submitted anew, no successor
-        ("chain", "7", "7", False),  # a life of its own was the last
-        ("chain", "", "7", False),
-        ("requeue", "6", "7", False),
+        ("chain", "6", "ended", "7", "cancelled"),
+        ("chain", "5", "ended", "7", ""),  # it still runs, as far as SLURM knows
+        ("chain", "5", "failed", "7", "failed"),
+        ("chain", "6", "ended", "9", ""),  # submitted anew, no successor
+        ("chain", "5", "failed", "9", ""),
+        ("chain", "7", "ended", "7", ""),  # a life of its own was the last
+        ("chain", "", "", "7", ""),
+        ("requeue", "6", "ended", "7", ""),
     ],
 )
-def test_a_successor_sees_that_the_job_before_it_was_cancelled(
-    tmp_path: Path, heard: Heard, mode: str, last_life: str, successor: str, expected: bool
+def test_a_successor_sees_that_the_job_before_it_was_cancelled_or_failed(
+    tmp_path: Path, heard: Heard, mode: str, last_life: str, outcome: str, successor: str, expected: str
 ) -> None:
     history = History(tmp_path)
     if last_life:
         life = history.begin(job_id=last_life, nodes=["n1"], step=-1)
-        history.end(life, outcome="ended", reason="", tries=1, excluded={})
+        history.end(life, outcome=outcome, reason="", tries=1, excluded={})
     history.note("submitted", job_id="7", lives=0)
     history.note("successor", job_id=successor)
-    assert succession(tmp_path, mode).predecessor_was_cancelled() is expected
+    assert succession(tmp_path, mode).end_before() == expected
+
+
+def test_a_failed_run_asks_again_to_end_its_successor_while_the_controller_is_away(
+    tmp_path: Path, heard: Heard, program: Callable[[str, str], None]
+) -> None:
+    chain = succession(tmp_path, "chain")
+    chain.prepare(excluded={})
+    away = "scancel: error: Kill job error on job id 8: Unable to contact slurm controller (connect failure)"
+    asked = f'echo "scancel $*" >> {tmp_path}/heard; mkdir {tmp_path}/asked 2>/dev/null || exit 0'
+    program("scancel", f'{asked}; echo "{away}" >&2; exit 8')
+    chain.failed()
+    assert heard()[1:] == ["scancel 8", "scancel 8"]

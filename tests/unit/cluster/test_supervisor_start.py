@@ -61,6 +61,14 @@ def test_the_successor_of_a_job_that_was_cancelled_cancels_the_run(machine: Mach
     assert len(machine.history.lives()) == 1 and machine.heard() == ["scancel 20"]
 
 
+def test_the_successor_of_a_job_that_failed_while_nobody_heard_it_begins_no_life(machine: Machine) -> None:
+    life = machine.history.begin(job_id="6", nodes=["n1"], step=-1)
+    machine.history.end(life, outcome="failed", reason="bad data", tries=1, excluded={})
+    machine.history.note("successor", job_id="7")
+    assert machine.live(machine.DONE, continuation="chain", dependents=["20"]) == 1
+    assert len(machine.history.lives()) == 1 and machine.heard() == ["scancel 20"]
+
+
 def test_lives_without_a_new_checkpoint_hold_the_run_with_the_last_reason(machine: Machine) -> None:
     boom = machine.ended("n1", "Exited with exit code 7")
     for _ in range(2):
