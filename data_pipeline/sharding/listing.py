@@ -5,6 +5,7 @@ All sources come down to this, so that planning and writing know none of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.index import LABEL
+from data_pipeline.sharding.vocabulary import RawLabels, number_labels
 
 WHOLE_FILE = -1
-LISTED_AT_ONCE = 1000  # samples between two words about how far a listing is
+_LISTED_AT_ONCE = 1000  # samples between two words about how far a listing is
 
 
 class Item(NamedTuple):
@@ -106,7 +107,46 @@ class Listing:
         return hasher.hexdigest()
 
 
-def label_rows(labels: list[list[tuple[int, float]]]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Return (rows, first) for a list of weighted labels per sample."""
-    rows = np.array([row for sample in labels for row in sample], dtype=LABEL)
-    return rows, np.cumsum([0, *(len(sample) for sample in labels)])
+class ListingMaker:
+    """Takes a source's samples one by one, tells how many there are, and numbers their labels in the end."""
+
+    def __init__(self, done: Callable[[int], None], *, files: Iterable[str] = ()) -> None:
+        """Begin; `files` are listed whether they hold samples or not, the others as their samples come."""
+        self._done = done
+        self._files = {path: number for number, path in enumerate(files)}
+        self._places: list[tuple[int, int, int]] = []  # file, offset, size
+        self._names: list[str] = []
+        self._labels: list[RawLabels] = []
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, name: str, path: str, labels: RawLabels, *, offset: int, size: int) -> None:
+        """Take a sample; arguments as of `Item`."""
+        self._places.append((self._files.setdefault(path, len(self._files)), offset, size))
+        self._names.append(name)
+        self._labels.append(labels)
+        if len(self._names) % _LISTED_AT_ONCE == 0:
+            self._done(_LISTED_AT_ONCE)
+
+    def finish(
+        self, *, classes: list[str] | None, multi: bool, origin: str, source: dict[str, Any]
+    ) -> Listing:
+        """Return all of them.
+
+        Raises:
+            UserError: as `number_labels` does.
+        """
+        self._done(len(self._names) % _LISTED_AT_ONCE)
+        numbered = number_labels(self._labels, classes=classes, origin=origin, names=self._names, multi=multi)
+        file, offset, size = np.array(self._places, dtype=np.int64).T
+        return Listing(
+            root=Path(),
+            files=list(self._files),
+            file=file,
+            offset=offset,
+            size=size,
+            names=self._names,
+            source=source,
+            **vars(numbered),
+        )

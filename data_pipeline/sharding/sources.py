@@ -10,7 +10,8 @@ import numpy as np
 
 from coatnet.config import UserError
 from data_pipeline.folder import list_image_folder
-from data_pipeline.sharding.listing import WHOLE_FILE, Listing, label_rows
+from data_pipeline.index import LABEL
+from data_pipeline.sharding.listing import WHOLE_FILE, Listing
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.table_source import SUFFIXES, list_table
 from data_pipeline.sharding.tar_source import list_tars, tars_in
@@ -89,7 +90,7 @@ def list_folder(
         raise UserError(f"{folder / unknown}: is none of the {len(numbers)} classes of --classes")
     places = [numbers[name] for name in own]
     label = np.array([places[number] for _, number, _ in files], dtype=np.int64)
-    rows, first = label_rows([[(number, 1.0)] for number in label.tolist()]) if multi else (None, None)
+    rows = np.array([(number, 1.0) for number in label], dtype=LABEL) if multi else None
     return Listing(
         root=folder,
         classes=classes or own,
@@ -99,6 +100,6 @@ def list_folder(
         size=np.array([size for _, _, size in files], dtype=np.int64),
         label=label,
         rows=rows,
-        first=first,
+        first=np.arange(len(files) + 1) if multi else None,
         source={"kind": "image folder", "path": str(folder)},
     )

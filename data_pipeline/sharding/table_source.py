@@ -8,16 +8,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from coatnet.config import UserError
 from data_pipeline.folder import check_parts
-from data_pipeline.sharding.listing import LISTED_AT_ONCE, WHOLE_FILE, Listing
+from data_pipeline.sharding.listing import WHOLE_FILE, Listing, ListingMaker
 from data_pipeline.sharding.payloads import Payloads
-from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
+from data_pipeline.sharding.vocabulary import RawLabels, parse_labels
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path")
@@ -49,50 +48,25 @@ def list_table(
     """
     root = root or table.parent
     before = str(root / "x")[:-1]
-    read_labels = _LabelReader()
-    names: list[str] = []
-    files: list[str] = []
-    spans: list[tuple[int, int]] = []
-    labels: list[RawLabels] = []
-    parts = set[str]()
+    parse = lru_cache(_KNOWN_LABELS)(parse_labels)
+    made, parts = ListingMaker(done), set[str]()
     for number, row in enumerate(_rows(table), start=1):
         where = f"{table}, row {number}"
-        labels.append(read_labels(row, where))
+        labels = _labels(row, where, parse)
         parts.add(str(row.get(_PART_COLUMN)).lower())
         content, path = _image(row, where)
         if content is None:
-            relative = _inside(root, path, where)
-            names.append(relative)
-            files.append(before + relative)
-            spans.append((WHOLE_FILE, _size(before + relative, where)))
+            name = _inside(root, path, where)
+            made.add(name, before + name, labels, offset=WHOLE_FILE, size=_size(before + name, where))
         else:
             file, begin = payloads.add(content)
-            names.append(path or f"row-{number}")
-            files.append(file)
-            spans.append((begin, len(content)))
-        if number % LISTED_AT_ONCE == 0:
-            done(LISTED_AT_ONCE)
-    done(len(names) % LISTED_AT_ONCE)
+            made.add(path or f"row-{number}", file, labels, offset=begin, size=len(content))
     payloads.flush()
-    if not names:
+    if not len(made):
         raise UserError(f"{table}: holds no rows")
     check_parts(parts, origin=f"{table}, column {_PART_COLUMN}", remedy="make a table of each")
-    numbered = number_labels(labels, classes=classes, origin=str(table), names=names, multi=multi)
-    distinct = list(dict.fromkeys(files))
-    number_of = {path: number for number, path in enumerate(distinct)}
-    return Listing(
-        root=Path(),
-        classes=numbered.classes,
-        files=distinct,
-        file=np.array([number_of[path] for path in files], dtype=np.int64),
-        offset=np.array([offset for offset, _ in spans], dtype=np.int64),
-        size=np.array([size for _, size in spans], dtype=np.int64),
-        label=numbered.label,
-        names=names,
-        rows=numbered.rows,
-        first=numbered.first,
-        source={"kind": "table", "path": str(table)},
-    )
+    source = {"kind": "table", "path": str(table)}
+    return made.finish(classes=classes, multi=multi, origin=str(table), source=source)
 
 
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
@@ -127,37 +101,23 @@ def _column(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if row.get(name) is not None), None)
 
 
-class _LabelReader:
-    """Reads the labels of rows; equal cells share one list: a table of millions has a few thousand."""
+def _labels(row: dict[str, Any], where: str, parse_text: Callable[[str], RawLabels]) -> RawLabels:
+    """Return a row's labels.
 
-    def __init__(self) -> None:
-        self._known: dict[str, RawLabels] = {}
+    Args:
+        parse_text: gives equal cells one list: a table of millions has a few thousand.
 
-    def __call__(self, row: dict[str, Any], where: str) -> RawLabels:
-        """Return a row's labels.
-
-        Raises:
-            UserError: it has none, or they cannot be read.
-        """
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: is not a mapping of columns")
-        column = _column(row, _LABEL_COLUMNS)
-        if column is None:
-            raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
-        value = row[column]
-        if not isinstance(value, str):
-            return _parsed(value, column, where)
-        found = self._known.get(value)
-        if found is None:
-            found = _parsed(value, column, where)
-            if len(self._known) < _KNOWN_LABELS:
-                self._known[value] = found
-        return found
-
-
-def _parsed(value: object, column: str, where: str) -> RawLabels:
+    Raises:
+        UserError: it has none, or they cannot be read.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: is not a mapping of columns")
+    column = _column(row, _LABEL_COLUMNS)
+    if column is None:
+        raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
+    value = row[column]
     try:
-        return parse_labels(value)
+        return parse_text(value) if isinstance(value, str) else parse_labels(value)
     except ValueError as error:
         raise UserError(f"{where}, column {column}: {error}") from None
 

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
 from data_pipeline.folder import check_parts
-from data_pipeline.sharding.listing import LISTED_AT_ONCE, Listing
-from data_pipeline.sharding.vocabulary import RawLabels, number_labels, parse_labels
+from data_pipeline.sharding.listing import Listing, ListingMaker
+from data_pipeline.sharding.vocabulary import RawLabels, parse_labels
 from data_pipeline.suffixes import is_image_name
 from data_pipeline.tar_format import Member, TarError, walk_members
 
@@ -112,55 +110,42 @@ def list_tars(
         UserError: a tar is damaged, a sample has no label or would be lost beside another, or some are for
             training and some are not.
     """
-    samples: list[tuple[int, Member]] = []
-    labels: list[RawLabels] = []
-    names: list[str] = []
-    places = set[str]()
-    for number, path in enumerate(tars):
-        apart, of_folders = set[str](), set[str]()
-        for sample, inner in _walk(path):
-            image = sample.image
-            if image is None and sample.has_label:
-                apart.add(sample.key)
-            if image is None or not sample.key.startswith(only):
-                continue
-            samples.append((number, image))
-            place, own = sample.key.rpartition("/")[0], own_labels(path, sample)
-            if own is None:
-                of_folders.add(sample.key)
-                own = label_of_place(path, sample, inner)
-                place = place.rpartition("/")[0]  # above the class
-            labels.append(own)
-            places.add(place)
-            names.append(f"{inner}/{image.name}" if inner else image.name)
-            if len(names) % LISTED_AT_ONCE == 0:
-                done(LISTED_AT_ONCE)
-        for key in sorted(apart & of_folders):
-            raise UserError(
-                f"{path}: {key} has its label apart from its image, which would be of its folder's class; "
-                "`tar --sort=name` puts them side by side"
-            )
-    done(len(names) % LISTED_AT_ONCE)
-    if not names:
+    made, places = ListingMaker(done, files=map(str, tars)), set[str]()
+    for path in tars:
+        places |= _add_tar(path, made, only=only)
+    if not len(made):
         raise UserError(
             f"{tars[0]}: no images in {number_of(len(tars), 'tar')}" + (f" below {only!r}" if only else "")
         )
     folders = (folder for place in places for folder in place.lower().split("/"))
     check_parts(folders, origin=str(tars[0]), remedy="choose one by --only FOLDER/")
-    numbered = number_labels(labels, classes=classes, origin=str(tars[0].parent), names=names, multi=multi)
-    return Listing(
-        root=Path(),
-        classes=numbered.classes,
-        files=[str(path) for path in tars],
-        file=np.array([number for number, _ in samples], dtype=np.int64),
-        offset=np.array([image.data for _, image in samples], dtype=np.int64),
-        size=np.array([image.size for _, image in samples], dtype=np.int64),
-        label=numbered.label,
-        names=names,
-        rows=numbered.rows,
-        first=numbered.first,
-        source={"kind": "tars", "path": str(tars[0] if len(tars) == 1 else tars[0].parent)},
-    )
+    source = {"kind": "tars", "path": str(tars[0] if len(tars) == 1 else tars[0].parent)}
+    return made.finish(classes=classes, multi=multi, origin=str(tars[0].parent), source=source)
+
+
+def _add_tar(path: Path, made: ListingMaker, *, only: str) -> set[str]:
+    """Add a tar's samples, and return the folders that they lie in, without those that are their classes."""
+    places, apart, of_folders = set[str](), set[str](), set[str]()
+    for sample, inner in _walk(path):
+        image = sample.image
+        if image is None and sample.has_label:
+            apart.add(sample.key)
+        if image is None or not sample.key.startswith(only):
+            continue
+        place, labels = sample.key.rpartition("/")[0], own_labels(path, sample)
+        if labels is None:
+            of_folders.add(sample.key)
+            labels = label_of_place(path, sample, inner)
+            place = place.rpartition("/")[0]  # above the class
+        places.add(place)
+        name = f"{inner}/{image.name}" if inner else image.name
+        made.add(name, str(path), labels, offset=image.data, size=image.size)
+    if lost := sorted(apart & of_folders):
+        raise UserError(
+            f"{path}: {lost[0]} has its label apart from its image, which would be of its folder's class; "
+            "`tar --sort=name` puts them side by side"
+        )
+    return places
 
 
 def walk_samples(members: Iterator[Member]) -> Iterator[TarSample]:
