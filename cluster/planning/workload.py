@@ -74,14 +74,15 @@ def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = 
     *network, logits = operations(config, image_size)
     for operation in (*network, logits):
         learns = (
-            operation is logits or (_DENSE if operation.stage == "head" else operation.stage) not in frozen
+            operation is logits
+            or (_DENSE if operation.place.stage == "head" else operation.place.stage) not in frozen
         )
         tracked = tracked or (learns and operation.parameters > 0)
         if not learns:  # its norm takes the statistics that it has
             operation = replace(operation, grouped=False)
-        first_norm = operation.kind == "norm" and operation.block_name not in seen
+        first_norm = operation.kind == "norm" and operation.place.block_name not in seen
         if first_norm:
-            seen.add(operation.block_name)
+            seen.add(operation.place.block_name)
         work = _work(operation, before, head_size=head_size, first_norm=first_norm)
         fuses = known_form and operation.kind == "depthwise" and operation.reads == operation.writes
         works.append(replace(work, learns=learns, tracked=tracked, fuses=fuses))
@@ -91,8 +92,8 @@ def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = 
 
 def _work(operation: Operation, before: Operation | None, *, head_size: int, first_norm: bool) -> Work:
     return Work(
-        stage=operation.stage,
-        block=operation.block_name,
+        stage=operation.place.stage,
+        block=operation.place.block_name,
         kind=_CLASSES.get(operation.kind, "elementwise"),
         parameters=operation.parameters,
         macs=operation.macs,

@@ -112,8 +112,8 @@ def _stages(
         shapes.append((stage.name, kinds, stage.depth, stage.width, side))
     shapes.append(("head", "dense", 1, plan.width, 1))
     for name, kinds, depth, width, side in shapes:
-        own = [op for op in ops if op.stage == name]
-        blocks = dict.fromkeys(op.block_name for op in own)
+        own = [op for op in ops if op.place.stage == name]
+        blocks = dict.fromkeys(op.place.block_name for op in own)
         yield StageCost(
             **count(name, own),
             kinds=kinds,
@@ -121,6 +121,6 @@ def _stages(
             width=width,
             side=side,
             blocks=tuple(
-                Cost(**count(block, (op for op in own if op.block_name == block))) for block in blocks
+                Cost(**count(block, (op for op in own if op.place.block_name == block))) for block in blocks
             ),
         )

@@ -17,34 +17,6 @@ _BATCH_NORM, _GELU, _LAYER_NORM, _SOFTMAX, _POOL, _ADD = 2, 7, 8, 5, 4, 1
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One operation on one image. Units: multiply-adds, float operations of elements, elements.
-
-    Args:
-        tensors: weights and biases that `parameters` are in.
-        grouped: normalises over groups of images.
-    """
-
-    stage: str
-    block: int
-    kind: str
-    parameters: int = 0
-    macs: int = 0
-    float_ops: int = 0
-    reads: int = 0
-    writes: int = 0
-    saved: int = 0
-    lookup_macs: int = 0
-    tensors: int = 0
-    grouped: bool = False
-
-    @property
-    def block_name(self) -> str:
-        """The block as users name it: S3.4, stem, head."""
-        return self.stage if self.block < 0 else f"{self.stage}.{self.block}"
-
-
-@dataclass(frozen=True)
 class Place:
     """Where a block stands: its stage, its number there and the side of its output in pixels."""
 
@@ -56,6 +28,33 @@ class Place:
     def pixels(self) -> int:
         """Positions of the output map."""
         return self.side * self.side
+
+    @property
+    def block_name(self) -> str:
+        """The block as users name it: S3.4, stem, head."""
+        return self.stage if self.block < 0 else f"{self.stage}.{self.block}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation on one image. Units: multiply-adds, float operations of elements, elements.
+
+    Args:
+        tensors: weights and biases that `parameters` are in.
+        grouped: normalises over groups of images.
+    """
+
+    place: Place
+    kind: str
+    parameters: int = 0
+    macs: int = 0
+    float_ops: int = 0
+    reads: int = 0
+    writes: int = 0
+    saved: int = 0
+    lookup_macs: int = 0
+    tensors: int = 0
+    grouped: bool = False
 
 
 def operations(config: ModelConfig, image_size: int) -> Iterator[Operation]:
@@ -159,47 +158,30 @@ def _head(width: int, side: int, num_classes: int) -> Iterator[Operation]:
 
 
 def _convolution(place: Place, width_in: int, width: int, *, bias: bool, pixels_in: int) -> Operation:
-    taps, elements = KERNEL_SIZE * KERNEL_SIZE * width_in, width * place.pixels
-    return Operation(
-        place.stage,
-        place.block,
-        "conv",
-        parameters=taps * width + width * bias,
-        macs=taps * elements,
-        float_ops=elements * bias,
-        reads=width_in * pixels_in,
-        writes=elements,
-        saved=width_in * pixels_in,
-        tensors=1 + bias,
-    )
+    inputs = width_in * pixels_in
+    return _weighted(place, "conv", width, KERNEL_SIZE**2 * width_in, inputs=inputs, bias=bias)
 
 
 def _depthwise(place: Place, width: int, *, pixels_in: int) -> Operation:
-    taps = KERNEL_SIZE * KERNEL_SIZE
-    return Operation(
-        place.stage,
-        place.block,
-        "depthwise",
-        parameters=taps * width,
-        macs=taps * width * place.pixels,
-        reads=width * pixels_in,
-        writes=width * place.pixels,
-        saved=width * pixels_in,
-        tensors=1,
-    )
+    return _weighted(place, "depthwise", width, KERNEL_SIZE**2, inputs=width * pixels_in, bias=False)
 
 
 def _linear(place: Place, width_in: int, width: int, *, bias: bool = True) -> Operation:
+    return _weighted(place, "linear", width, width_in, inputs=width_in * place.pixels, bias=bias)
+
+
+def _weighted(place: Place, kind: str, width: int, taps: int, *, inputs: int, bias: bool) -> Operation:
+    """Each element of the output is a sum over `taps` of the input's `inputs` elements."""
+    elements = width * place.pixels
     return Operation(
-        place.stage,
-        place.block,
-        "linear",
-        parameters=width_in * width + width * bias,
-        macs=width_in * width * place.pixels,
-        float_ops=width * place.pixels * bias,
-        reads=width_in * place.pixels,
-        writes=width * place.pixels,
-        saved=width_in * place.pixels,
+        place,
+        kind,
+        parameters=(taps + bias) * width,
+        macs=taps * elements,
+        float_ops=elements * bias,
+        reads=inputs,
+        writes=elements,
+        saved=inputs,
         tensors=1 + bias,
     )
 
@@ -209,8 +191,7 @@ def _attention(place: Place, width: int, *, heads: int, grid: int | None) -> Ope
     tokens, span = place.pixels, 2 * place.side - 1
     scores = heads * tokens * tokens
     return Operation(
-        place.stage,
-        place.block,
+        place,
         "attention",
         parameters=heads * (2 * grid - 1) ** 2 if grid else 0,
         macs=2 * tokens * tokens * width,
@@ -227,8 +208,7 @@ def _norm(place: Place, width: int, pixels: int, *, kind: str) -> Operation:
     elements = width * pixels
     per_element = _BATCH_NORM if kind == "batch" else _LAYER_NORM
     return Operation(
-        place.stage,
-        place.block,
+        place,
         "norm",
         parameters=2 * width,
         float_ops=per_element * elements,
@@ -257,6 +237,4 @@ def _add(place: Place, width: int) -> Operation:
 
 
 def _element(place: Place, kind: str, float_ops: int, *, reads: int, writes: int, saved: int) -> Operation:
-    return Operation(
-        place.stage, place.block, kind, float_ops=float_ops, reads=reads, writes=writes, saved=saved
-    )
+    return Operation(place, kind, float_ops=float_ops, reads=reads, writes=writes, saved=saved)
