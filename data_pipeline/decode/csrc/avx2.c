@@ -155,11 +155,6 @@ AVX2 static inline void spread(uint8_t *out, const int16_t *sums, int count, int
     }
 }
 
-AVX2 static inline void mend_edges(int16_t *sums, int count, Edges edges) {
-    if (!edges.before) sums[0] = sums[1];
-    if (!edges.behind) sums[count + 1] = sums[count];
-}
-
 /* Sums are made for whole vectors; of the samples behind the row's, at most PADDING bytes, nothing is used. */
 AVX2 static void upsample_h2v2(
     uint8_t *out, int16_t *sums, const uint8_t *near, const uint8_t *far, int count, Edges edges) {

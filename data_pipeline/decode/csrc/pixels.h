@@ -35,6 +35,11 @@ typedef struct {
     int before, behind;
 } Edges;
 
+static inline void mend_edges(int16_t *sums, int count, Edges edges) {
+    if (!edges.before) sums[0] = sums[1];
+    if (!edges.behind) sums[count + 1] = sums[count];
+}
+
 typedef struct {
     /* libjpeg's accurate integer inverse DCT of two blocks. */
     void (*inverse_dct)(const Block *first, const Block *second);

@@ -65,11 +65,6 @@ static void spread(uint8_t *out, const int16_t *sums, int count, int even, int o
     }
 }
 
-static void mend_edges(int16_t *sums, int count, Edges edges) {
-    if (!edges.before) sums[0] = sums[1];
-    if (!edges.behind) sums[count + 1] = sums[count];
-}
-
 static void upsample_h2v2(
     uint8_t *out, int16_t *sums, const uint8_t *near, const uint8_t *far, int count, Edges edges) {
     for (int i = -edges.before; i < count + edges.behind; i++) sums[i + 1] = (int16_t)(3 * near[i] + far[i]);

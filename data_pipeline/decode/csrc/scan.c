@@ -7,7 +7,7 @@
 typedef struct {
     const Jpeg *jpeg;
     Region region;
-    Sink *sink;
+    Sink *sink;     /* NULL: nothing is kept */
     Tokens *tokens; /* instead of the sink, where there are any */
     Bits bits;
     int running[MAX_COMPONENTS]; /* DC values */
@@ -32,51 +32,34 @@ static int tokens_reserve(Tokens *tokens) {
     return 1;
 }
 
-static Status decode_mcu_to_tokens(Walk *walk) {
-    const Jpeg *jpeg = walk->jpeg;
+/* A block to the tokens, where there are any, or else to the sink if it is `wanted`. */
+static Status read_block(Walk *walk, int component, int x, int y, int wanted) {
+    const Component *c = &walk->jpeg->component[component];
+    const Huffman *dc = &walk->jpeg->dc[c->dc], *ac = &walk->jpeg->ac[c->ac];
+    int *running = &walk->running[component], count = 0;
     Tokens *tokens = walk->tokens;
-    for (int i = 0; i < jpeg->components; i++) {
-        const Component *c = &jpeg->component[i];
-        for (int blocks = c->h * c->v; blocks > 0; blocks--) {
-            int count;
-            if (bits_overrun(&walk->bits)) return CORRUPT;
-            if (!tokens_reserve(tokens)) return NO_MEMORY;
-            const Status status = block_tokens(
-                &walk->bits, &jpeg->dc[c->dc], &jpeg->ac[c->ac], &walk->running[i], tokens->list + tokens->count, &count);
-            if (status != OK) return status;
-            tokens->count += (size_t)count;
-        }
+    Sink *sink = walk->sink;
+    if (bits_overrun(&walk->bits)) return CORRUPT;
+    if (tokens) {
+        if (!tokens_reserve(tokens)) return NO_MEMORY;
+        const Status status = block_tokens(&walk->bits, dc, ac, running, tokens->list + tokens->count, &count);
+        tokens->count += (size_t)count;
+        return status;
     }
-    return OK;
+    if (!wanted) return block_skip(&walk->bits, dc, ac, running);
+    const Status status = block_decode(&walk->bits, dc, ac, running, sink->values, sink->places, &count);
+    if (status == OK) sink->take(sink, component, x, y, count);
+    return status;
 }
 
-static Status decode_mcu(Walk *walk, int column, int row) {
-    const Jpeg *jpeg = walk->jpeg;
-    for (int i = 0; i < jpeg->components; i++) {
-        const Component *c = &jpeg->component[i];
-        for (int v = 0; v < c->v; v++) {
-            for (int h = 0; h < c->h; h++) {
-                int count;
-                if (bits_overrun(&walk->bits)) return CORRUPT;
-                const Status status = block_decode(
-                    &walk->bits, &jpeg->dc[c->dc], &jpeg->ac[c->ac], &walk->running[i], walk->sink->values,
-                    walk->sink->places, &count);
+static Status read_mcu(Walk *walk, int column, int row, int wanted) {
+    for (int i = 0; i < walk->jpeg->components; i++) {
+        const Component *c = &walk->jpeg->component[i];
+        for (int y = row * c->v; y < (row + 1) * c->v; y++) {
+            for (int x = column * c->h; x < (column + 1) * c->h; x++) {
+                const Status status = read_block(walk, i, x, y, wanted);
                 if (status != OK) return status;
-                walk->sink->take(walk->sink, i, column * c->h + h, row * c->v + v, count);
             }
-        }
-    }
-    return OK;
-}
-
-static Status skip_mcu(Walk *walk) {
-    const Jpeg *jpeg = walk->jpeg;
-    for (int i = 0; i < jpeg->components; i++) {
-        const Component *c = &jpeg->component[i];
-        for (int blocks = c->h * c->v; blocks > 0; blocks--) {
-            if (bits_overrun(&walk->bits)) return CORRUPT;
-            const Status status = block_skip(&walk->bits, &jpeg->dc[c->dc], &jpeg->ac[c->ac], &walk->running[i]);
-            if (status != OK) return status;
         }
     }
     return OK;
@@ -90,9 +73,7 @@ static Status decode_interval(Walk *walk, int64_t start, int64_t stop) {
     int column = (int)(start % across), row = (int)(start / across);
     for (int64_t mcu = start; mcu < stop; mcu++) {
         const int inside = column >= region->left && column < region->right && row >= region->top;
-        const Status status = walk->tokens ? decode_mcu_to_tokens(walk)
-                              : inside     ? decode_mcu(walk, column, row)
-                                           : skip_mcu(walk);
+        const Status status = read_mcu(walk, column, row, walk->sink && inside);
         if (status != OK) return status;
         if (++column == across) {
             column = 0;

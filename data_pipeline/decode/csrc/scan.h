@@ -20,8 +20,8 @@ struct Sink {
 };
 
 /* Decode the region. Restart intervals without any of its MCUs are not even entropy-decoded, and nothing is
- * decoded behind the region's last MCU; when that is the image's last, an EOI marker must follow. `scratch` has
- * room for scan_scratch_bytes. */
+ * decoded behind the region's last MCU; when that is the image's last, an EOI marker must follow. Without a sink
+ * nothing is kept. `scratch` has room for scan_scratch_bytes. */
 Status scan_region(const Jpeg *jpeg, Region region, Sink *sink, uint8_t *scratch);
 
 /* A whole image's tokens; the list grows, and is the caller's to free whatever comes back. */
