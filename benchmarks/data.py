@@ -190,10 +190,10 @@ def measure_manifest(samples: int) -> dict[str, Any]:
         ShardEntry(f"shard-{n:06d}.tar", USUAL_SAMPLES_PER_SHARD, SHARD_BYTES, f"{n:032x}", f"{n:032x}")
         for n in range(count)
     ]
-    text = Manifest([f"class-{n}" for n in range(21_841)], shards).to_json()
+    content = Manifest([f"class-{n}" for n in range(21_841)], shards).to_json().encode()
 
     def open_it() -> Corpus:
-        return Corpus(parse_manifest(text, origin="manifest.json"), LocalFiles(Path()))
+        return Corpus(parse_manifest(content, origin="manifest.json"), LocalFiles(Path()))
 
     began = time.process_time()
     open_it()

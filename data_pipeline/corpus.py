@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
-from data_pipeline.index import (
-    LABEL,
-    SAMPLE,
-    DamagedIndex,
-    ShardIndex,
-    index_path,
-    labels_path,
-    parse_array,
-)
+from data_pipeline.index import LABEL, SAMPLE, DamagedIndex, ShardIndex, parse_array
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError, LostSampleError, Record
 from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles
@@ -38,6 +29,8 @@ class Corpus:
         counts, samples: of each shard, and in all.
         digest: names the content; part of a run's state.
         remote: shards are fetched over a network.
+        load_index: reads a shard's index and verifies it.
+        index: does the same, and keeps those that were used most recently.
     """
 
     def __init__(self, manifest: Manifest, files: ShardFiles) -> None:
@@ -50,8 +43,9 @@ class Corpus:
         self.remote = files.remote
         self.counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
         self.samples = manifest.samples
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._lock = threading.Lock()
+        # No methods: to keep what one returns would make a cycle, and a training collects none for long.
+        self.load_index = partial(_load_index, manifest, self._shards)
+        self.index = lru_cache(_KEPT_INDEXES)(self.load_index)
 
     @classmethod
     def open(cls, folder: Path | str) -> Corpus:
@@ -62,33 +56,13 @@ class Corpus:
         """
         path = Path(folder) / MANIFEST
         try:
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
         except OSError as error:
             raise UserError(
                 f"{path}: {error.strerror}; `coatnet shard SOURCE {folder}` makes it, and for tars of others "
                 f"`coatnet shard {folder} --in-place`"
             ) from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is not JSON: {error}") from None
-        return cls(parse_manifest(text, origin=str(path)), LocalFiles(Path(folder)))
-
-    def index(self, shard: int) -> ShardIndex:
-        """Return a shard's index, verified.
-
-        Raises:
-            BadSampleError: it is gone or does not match the manifest.
-        """
-        with self._lock:
-            found = self._indexes.get(shard)
-            if found is not None:
-                self._indexes.move_to_end(shard)
-                return found
-        loaded = self.load_index(shard)
-        with self._lock:
-            self._indexes[shard] = loaded
-            while len(self._indexes) > _KEPT_INDEXES:
-                self._indexes.popitem(last=False)
-        return loaded
+        return cls(parse_manifest(content, origin=str(path)), LocalFiles(Path(folder)))
 
     def read(self, shard: int, index: int) -> Record:
         """Return a sample after verifying its checksum.
@@ -103,7 +77,7 @@ class Corpus:
         except LostSampleError:
             raise
         except BadSampleError:
-            if not self._shards.renew(self._files_of(shard)):
+            if not self._shards.renew([*self.manifest.shards[shard].files]):
                 raise
         return self._read(shard, index)
 
@@ -153,41 +127,34 @@ class Corpus:
 
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
-        self._files.prepare([self.manifest.shards[shard].name for shard in shards])
+        self._files.prepare([file for shard in shards for file in self.manifest.shards[shard].files])
 
-    def load_index(self, shard: int) -> ShardIndex:
-        """Read a shard's index, without keeping it as `index` does.
 
-        Raises:
-            BadSampleError: it is gone or does not match the manifest.
-        """
-        entry = self.manifest.shards[shard]
-        name = Path(entry.name)
-        try:
-            samples = self._array(index_path(name), SAMPLE, entry.index_xxh3)
-            labels = None
-            if entry.labels_xxh3 is not None:
-                labels = self._array(labels_path(name), LABEL, entry.labels_xxh3)
-        except DamagedIndex as error:
-            raise BadSampleError(str(error)) from None
-        if len(samples) != entry.samples:
-            raise BadSampleError(
-                f"{entry.name}: its index holds {len(samples)} samples, the manifest says {entry.samples}"
-            )
-        index = ShardIndex(samples, labels)
-        named = index.all_labels
-        if len(named) and not 0 <= named.min() <= named.max() < len(self.classes):
-            raise BadSampleError(
-                f"{entry.name}: its index names a class beyond the manifest's {len(self.classes)}"
-            )
-        return index
+def _load_index(manifest: Manifest, shards: OpenShards, shard: int) -> ShardIndex:
+    """Read a shard's index.
 
-    def _files_of(self, shard: int) -> list[str]:
-        name = self.manifest.shards[shard].name
-        return [name, index_path(Path(name)).name, labels_path(Path(name)).name]
+    Raises:
+        BadSampleError: it is gone or does not match the manifest.
+    """
+    entry = manifest.shards[shard]
+    *files, _ = entry.files.items()
+    try:
+        arrays = [
+            shards.use(name, partial(_read_array, dtype=dtype, xxh3=xxh3))
+            for (name, xxh3), dtype in zip(files, (SAMPLE, LABEL), strict=False)
+        ]
+    except DamagedIndex as error:
+        raise BadSampleError(str(error)) from None
+    index = ShardIndex(*arrays)
+    if len(index.samples) != entry.samples:
+        raise BadSampleError(
+            f"{entry.name}: its index holds {len(index.samples)} samples, the manifest says {entry.samples}"
+        )
+    named, classes = index.all_labels, len(manifest.classes)
+    if len(named) and not 0 <= named.min() <= named.max() < classes:
+        raise BadSampleError(f"{entry.name}: its index names a class beyond the manifest's {classes}")
+    return index
 
-    def _array(self, name: Path, dtype: np.dtype, xxh3: str) -> NDArray[np.void]:
-        def parse(path: Path) -> NDArray[np.void]:
-            return parse_array(path.read_bytes(), dtype=dtype, origin=str(path), xxh3=xxh3)
 
-        return self._shards.use(name.name, parse)
+def _read_array(path: Path, *, dtype: np.dtype, xxh3: str) -> NDArray[np.void]:
+    return parse_array(path.read_bytes(), dtype=dtype, origin=str(path), xxh3=xxh3)

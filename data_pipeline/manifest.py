@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import check_class_names
+from data_pipeline.index import index_path, labels_path
 
 MANIFEST = "manifest.json"
 FORMAT = "coatnet-shards"
@@ -34,6 +36,13 @@ class ShardEntry:
             raise ValueError(f"shard name {self.name!r}; allowed: letters, digits, '.', '_' and '-'")
         if self.samples < 0 or self.bytes < 0:
             raise ValueError(f"shard {self.name}: {self.samples} samples in {self.bytes} bytes")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The hashes of its files by their names, in the order in which a reader needs them."""
+        path = Path(self.name)
+        labels = {} if self.labels_xxh3 is None else {labels_path(path).name: self.labels_xxh3}
+        return {index_path(path).name: self.index_xxh3, **labels, self.name: self.xxh3}
 
 
 @dataclass(frozen=True)
@@ -76,14 +85,14 @@ class Manifest:
         return f'{head[:-2]},\n "shards": [\n  {lines}\n ]\n}}\n'
 
 
-def parse_manifest(text: str, *, origin: str) -> Manifest:
+def parse_manifest(content: bytes, *, origin: str) -> Manifest:
     """Read a manifest.
 
     Raises:
         UserError: it is none, of another version, or inconsistent.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(content.decode())
     except ValueError as error:
         raise UserError(f"{origin}: is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:

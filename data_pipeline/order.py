@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -92,12 +93,11 @@ class Order:
         self.lanes = max(
             n for n in range(1, lanes + 1) if lanes % n == 0 and (n == 1 or n * window <= shards)
         )
-        self._key = derive_key(seed, _SHARDS)
         self._window_key = derive_key(seed, _WINDOWS)
         # The windows of a lane share its samples evenly: a rest of a few samples would not be shuffled.
         lane_samples = self.samples // self.lanes
         self._windows = max(1, round(lane_samples / (window * self.samples / shards)))
-        self._lines: dict[int, _Line] = {}
+        self._line = lru_cache(_KEPT_LINES)(partial(_line, self._counts, derive_key(seed, _SHARDS)))
 
     def lane_fractions(self, positions: Integers) -> Integers:
         """Return where in the row of lanes each position lies, in units of 2**-32 of it."""
@@ -139,12 +139,7 @@ class Order:
         end = np.minimum((window + 1) * size // self._windows - shift, size)
         return window, first, end - first
 
-    def _line(self, epoch: int) -> _Line:
-        found = self._lines.get(epoch)
-        if found is None:
-            shards = shuffled(len(self._counts), derive_key(self._key, epoch))
-            found = _Line(shards, np.cumsum(self._counts[shards]) - self._counts[shards])
-            lines = self._lines
-            kept = sorted(lines)[-(_KEPT_LINES - 1) :]
-            self._lines = {**{old: lines[old] for old in kept}, epoch: found}
-        return found
+
+def _line(counts: Integers, key: int, epoch: int) -> _Line:
+    shards = shuffled(len(counts), derive_key(key, epoch))
+    return _Line(shards, np.cumsum(counts[shards]) - counts[shards])

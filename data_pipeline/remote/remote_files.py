@@ -16,7 +16,7 @@ from pathlib import Path
 from coatnet.config import UserError
 from coatnet.runtime.endings import Unreachable
 from data_pipeline.config import CacheConfig, parse_bytes
-from data_pipeline.index import index_path, labels_path, size_and_hash
+from data_pipeline.index import size_and_hash
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import LostSampleError
 from data_pipeline.remote.address import check_url, join, without_secrets
@@ -39,7 +39,11 @@ class RemoteFiles:
     def __init__(self, url: str, manifest: Manifest, cache: Cache, *, patience: Patience) -> None:
         self._url, self._cache, self._patience = url, cache, patience
         self._digest = manifest.digest()
-        self._expected = _expected_files(manifest)
+        self._expected = {
+            name: Expected(xxh3, shard.bytes if name == shard.name else None)
+            for shard in manifest.shards
+            for name, xxh3 in shard.files.items()
+        }
         self._lost: dict[str, tuple[float, Exception]] = {}
         self._under_way: dict[int, str] = {}  # by thread
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -132,7 +136,7 @@ class RemoteFiles:
         return next(iter(self._under_way.copy().values()), "")
 
     def prepare(self, names: list[str]) -> None:
-        """Fetch shards and their indexes ahead, in the background, in this order."""
+        """Fetch files ahead, in the background, in this order."""
         with self._starting:
             if not self._threads:
                 # daemons: leaving the program must not wait for a download; what is half there is resumed
@@ -143,9 +147,7 @@ class RemoteFiles:
                 for thread in self._threads:
                     thread.start()
         for name in names:
-            for file in (index_path(Path(name)).name, labels_path(Path(name)).name, name):
-                if file in self._expected:
-                    self._queue.put(file)
+            self._queue.put(name)
 
     def renew(self, names: list[str]) -> bool:
         """Throw away copies that are no longer what the manifest says; they are fetched when next asked for.
@@ -153,12 +155,9 @@ class RemoteFiles:
         True in any case: another thread, or another rank, may have thrown away what was read.
         """
         for name in names:
-            if name in self._expected:
-                is_whole = partial(_is_whole, expected=self._expected[name])
-                if self._cache.drop_unless(f"{self._digest}/{name}", is_whole):
-                    print(
-                        f"{name}: was damaged in the cache, {self._cache.folder}", file=sys.stderr, flush=True
-                    )
+            is_whole = partial(_is_whole, expected=self._expected[name])
+            if self._cache.drop_unless(f"{self._digest}/{name}", is_whole):
+                print(f"{name}: was damaged in the cache, {self._cache.folder}", file=sys.stderr, flush=True)
         return True
 
     def _fetch_ahead(self) -> None:
@@ -180,11 +179,7 @@ def open_remote(url: str, cache: CacheConfig) -> tuple[Manifest, RemoteFiles]:
         content = fetch_bytes(address, limit=_MAX_MANIFEST_BYTES, patience=patience)
     except DownloadError as error:
         raise UserError(f"{error}; a remote corpus is a folder with a {MANIFEST}") from None
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{without_secrets(address)}: is not JSON: {error}") from None
-    manifest = parse_manifest(text, origin=without_secrets(address))
+    manifest = parse_manifest(content, origin=without_secrets(address))
     return manifest, RemoteFiles(url, manifest, open_cache(cache), patience=patience)
 
 
@@ -207,14 +202,3 @@ def _is_whole(path: Path, expected: Expected) -> bool:
         return size_and_hash(path)[1] == expected.xxh3
     except OSError:  # what its disk cannot read any more is damaged, too
         return False
-
-
-def _expected_files(manifest: Manifest) -> dict[str, Expected]:
-    found = {}
-    for shard in manifest.shards:
-        path = Path(shard.name)
-        found[shard.name] = Expected(shard.xxh3, shard.bytes)
-        found[index_path(path).name] = Expected(shard.index_xxh3)
-        if shard.labels_xxh3 is not None:
-            found[labels_path(path).name] = Expected(shard.labels_xxh3)
-    return found

@@ -93,7 +93,7 @@ def finished_before(destination: Path, *, plan: str) -> Manifest | None:
     path = destination / MANIFEST
     if not path.exists():
         return None
-    present = parse_manifest(path.read_text(encoding="utf-8"), origin=str(path))
+    present = parse_manifest(path.read_bytes(), origin=str(path))
     if present.source.get("plan") != plan:
         raise UserError(
             f"{destination}: holds a corpus of another source or other options; give another folder"

@@ -217,7 +217,7 @@ def test_a_store_that_is_asked_ahead_survives_what_one_request_meets(
     monkeypatch.setattr("data_pipeline.remote.remote_files._FETCHERS", 1)
     server.faults["shard-000000.index.npy"] = ["503"] * 3
     files = files_of(server, tmp_path)
-    files.prepare([NAME])
+    files.prepare(["shard-000000.index.npy", NAME])
     wait_until(lambda: list(tmp_path.rglob(NAME)), what=NAME)
     assert server.requests == {"shard-000000.index.npy": 3, NAME: 1}
 
