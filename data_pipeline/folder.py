@@ -15,7 +15,7 @@ from coatnet.config.plain_text import check_class_names, number_of
 from data_pipeline.decode import DecodeError, probe
 from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.manifest import MANIFEST
-from data_pipeline.record import BadSampleError, Record
+from data_pipeline.record import BadSampleError, Record, SampleSource
 from data_pipeline.shard_files import LocalFiles, OpenShards
 from data_pipeline.suffixes import is_image_name
 
@@ -94,11 +94,8 @@ def keep_out(name: str, written: Path | str, folders: Iterable[Path | str]) -> N
             )
 
 
-class FolderCorpus:
-    """Files of a folder with the interface of a corpus of one shard; they carry no checksums."""
-
-    remote = False
-    fetching = ""
+class FolderCorpus(SampleSource):
+    """Files of a folder as a corpus of one shard; they carry no checksums."""
 
     def __init__(
         self, folder: Path, *, classes: list[str], files: Sequence[tuple[str, int]], digest: str = ""
@@ -141,9 +138,6 @@ class FolderCorpus:
     def name(self, shard: int, index: int) -> str:
         """Return the file's path within the folder."""
         return self._files[index][0]
-
-    def prepare(self, shards: list[int]) -> None:
-        """Do nothing: the file system reads ahead."""
 
 
 def _check_beside(folder: Path, entries: Sequence[os.DirEntry[str]]) -> None:

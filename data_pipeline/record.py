@@ -39,7 +39,7 @@ class LostSampleError(BadSampleError):
 
 
 class SampleSource(Protocol):
-    """A corpus as loaders see it: shards of samples, known by (shard, index).
+    """A corpus as loaders see it: shards of samples, known by (shard, index). By default it lies here.
 
     Attributes:
         counts, samples: of each shard, and in all.
@@ -51,7 +51,7 @@ class SampleSource(Protocol):
     digest: str
     counts: NDArray[np.int64]
     samples: int
-    remote: bool
+    remote: bool = False
 
     def read(self, shard: int, index: int) -> Record:
         """Return a sample.
@@ -76,8 +76,7 @@ class SampleSource(Protocol):
     @property
     def fetching(self) -> str:
         """Name a file that is being fetched, and why it does not come; empty where none is."""
-        ...
+        return ""
 
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
-        ...

@@ -26,17 +26,18 @@ _LOST_SECONDS = 60.0  # a file that failed for so long is not waited for again f
 
 
 class ShardFiles(Protocol):
-    """Where a corpus' files are on this machine.
+    """Where a corpus' files are on this machine; by default they lie there.
 
     Attributes:
         remote: whether they are fetched.
-        fetching: one that is just being fetched, and why it does not come; empty where none is.
     """
 
-    remote: bool
+    remote: bool = False
 
     @property
-    def fetching(self) -> str: ...
+    def fetching(self) -> str:
+        """Name one that is just being fetched, and why it does not come; empty where none is."""
+        return ""
 
     def path(self, name: str) -> Path:
         """Return a file's path, fetching it first where it is remote.
@@ -47,19 +48,15 @@ class ShardFiles(Protocol):
         ...
 
     def prepare(self, names: list[str]) -> None:
-        """Announce files that will be asked for soon, the most urgent first."""
-        ...
+        """Announce files that will be asked for soon, the most urgent first; here the system reads ahead."""
 
     def renew(self, names: list[str]) -> bool:
         """Let go of copies that are damaged; say whether another reading may do better."""
-        ...
+        return False
 
 
-class LocalFiles:
+class LocalFiles(ShardFiles):
     """A folder on a file system."""
-
-    remote = False
-    fetching = ""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -67,13 +64,6 @@ class LocalFiles:
     def path(self, name: str) -> Path:
         """Return the file's path, whether it exists or not."""
         return self._folder / name
-
-    def prepare(self, names: list[str]) -> None:
-        """Do nothing: the file system reads ahead."""
-
-    def renew(self, names: list[str]) -> bool:
-        """Do nothing: these are no copies."""
-        return False
 
 
 class OpenShard:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import replace
+from contextlib import suppress
 from math import ceil
 
 import numpy as np
@@ -11,16 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from coatnet.config import UserError
+from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
-from data_pipeline.batch import Batch
-from data_pipeline.config import DataConfig
 from data_pipeline.device import as_pictures, augmented
-from data_pipeline.evaluate_loader import EvaluateLoader
-from data_pipeline.loader import TrainLoader
 from data_pipeline.numbering import Numbering
 from data_pipeline.permutation import shuffled
-from data_pipeline.record import Record, SampleSource
-from data_pipeline.training_order import make_order
+from data_pipeline.record import BadSampleError, Record, SampleSource
 
 _CAPTION = 16
 _GAP = 4
@@ -30,69 +26,58 @@ _NAMED_LABELS = 2
 _Cell = tuple[NDArray[np.uint8], str]
 
 
-class _Chosen:
-    """A few samples of a corpus, as a corpus of one shard."""
-
-    remote = False
-    fetching = ""
-
-    def __init__(self, corpus: SampleSource, places: list[tuple[int, int]]) -> None:
-        self._corpus, self._places = corpus, places
-        self.classes, self.label_kind, self.digest = corpus.classes, corpus.label_kind, corpus.digest
-        self.counts, self.samples = np.array([len(places)], dtype=np.int64), len(places)
-
-    def read(self, shard: int, index: int) -> Record:
-        return self._corpus.read(*self._places[index])
-
-    def class_counts(self) -> NDArray[np.int64]:
-        labels = [self.read(0, index).label for index in range(self.samples)]
-        return np.bincount(labels, minlength=len(self.classes))
-
-    def name(self, shard: int, index: int) -> str:
-        return self._corpus.name(*self._places[index])
-
-    def prepare(self, shards: list[int]) -> None:
-        pass
-
-
 def contact_sheet(
     corpus: SampleSource, augment: AugmentConfig, *, images: int, columns: int, seed: int
 ) -> Image.Image:
-    """Draw randomly chosen images: each as evaluation sees it, and below it as training does."""
-    numbering = Numbering(corpus.counts)
-    numbers = shuffled(corpus.samples, seed)[:images].tolist()
-    chosen = _Chosen(corpus, [numbering.place(number) for number in numbers])
-    plain_augment = replace(augment, randaugment_n=0, mixup=0.0, cutmix=0.0, erasing=0.0)
-    plain = next(iter(EvaluateLoader(chosen, plain_augment, batch=chosen.samples)))
-    data = DataConfig()
-    loader = TrainLoader([chosen], data, augment, seed=seed, global_batch=chosen.samples)
-    with closing(loader.from_sample(0)) as stream:
-        trained = next(stream)
-    order = make_order([chosen], data, seed=seed, global_batch=chosen.samples)
-    drawn = order.locate(trained.positions.numpy()).index
-    below = dict(zip(drawn.tolist(), _augmented(trained, augment, corpus.classes), strict=True))
-    above = [
-        (image, _caption(label, corpus.classes))
-        for image, label in zip(plain.images.numpy(), plain.labels, strict=True)
-    ]
-    pairs = [(cell, below[int(p)]) for p, cell in zip(plain.positions, above, strict=True)]
-    return _draw(pairs, columns)
+    """Draw randomly chosen images: each as evaluation sees it, and below it as training does.
+
+    Raises:
+        UserError: none of them can be used.
+    """
+    multi = corpus.label_kind == "multi"
+    views = [Assembler(augment, training, multi * len(corpus.classes), "auto") for training in (False, True)]
+    found = _look_at(corpus, views, shuffled(corpus.samples, seed)[:images].tolist())
+    if not found:
+        raise UserError(
+            "a preview of images of which none can be used; `coatnet inspect shards --lint` says why"
+        )
+    labels = views[0].label_array(len(found))
+    for row, (_, record, _) in enumerate(found):
+        views[0].put_label(labels, row, record)
+    targets, keys = torch.from_numpy(labels), torch.tensor([number for number, _, _ in found])
+    plain, trained = torch.from_numpy(np.stack([seen for _, _, seen in found], axis=1))
+    captions = [_caption(label, corpus.classes) for label in targets]
+    above = zip(plain.numpy(), captions, strict=True)
+    below = _augmented(trained, targets, keys, augment, corpus.classes)
+    return _draw([*zip(above, below, strict=True)], columns)
 
 
-def _augmented(batch: Batch, augment: AugmentConfig, classes: list[str]) -> list[_Cell]:
-    """Return a training batch's images as the model sees them, brought back to bytes, with their targets."""
+def _look_at(
+    corpus: SampleSource, views: list[Assembler], numbers: list[int]
+) -> list[tuple[int, Record, NDArray[np.uint8]]]:
+    """Read samples, and return with each that can be used how it looks: (views, H, W, 3)."""
+    numbering, side, found = Numbering(corpus.counts), views[0].augment.image_size, []
+    for number in numbers:
+        with suppress(BadSampleError):
+            record = corpus.read(*numbering.place(number))
+            seen = np.empty((len(views), 1, side, side, 3), np.uint8)
+            pairs = zip(views, seen, strict=True)
+            if not any(view.decode([record], np.array([number]), out)[0] for view, out in pairs):
+                found.append((number, record, seen[:, 0]))
+    return found
+
+
+def _augmented(
+    images: torch.Tensor, labels: torch.Tensor, keys: torch.Tensor, augment: AugmentConfig, classes: list[str]
+) -> list[_Cell]:
+    """Return training images as the model sees them, brought back to bytes, with their targets."""
     pixels, targets = augmented(
-        batch.images,
-        batch.labels,
-        batch.keys,
-        augment,
-        num_classes=len(classes),
-        group_images=max(2, len(batch)),
+        images, labels, keys, augment, num_classes=len(classes), group_images=max(2, len(images))
     )
-    images = (as_pictures(pixels, augment) * 255).round().to(torch.uint8).numpy()
+    shown = (as_pictures(pixels, augment) * 255).round().to(torch.uint8).numpy()
     return [
         (image, f"augmented: {_caption(target, classes)}")
-        for image, target in zip(images, targets, strict=True)
+        for image, target in zip(shown, targets, strict=True)
     ]
 
 

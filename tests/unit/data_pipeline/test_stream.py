@@ -36,13 +36,17 @@ class FarFiles(LocalFiles):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.fetching = ""  # type: ignore[misc]
+        self._fetching = ""
         self.listen: Callable[[], object] = lambda: None
 
+    @property
+    def fetching(self) -> str:
+        return self._fetching
+
     def path(self, name: str) -> Path:
-        self.fetching = f"far/{name}"  # type: ignore[misc]
+        self._fetching = f"far/{name}"
         self.listen()
-        self.fetching = ""  # type: ignore[misc]
+        self._fetching = ""
         return super().path(name)
 
 
