@@ -15,49 +15,43 @@ from torch.nn import functional as F
 
 from coatnet.model import rows
 from coatnet.model.attention import RelativeAttention
-from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO
+from coatnet.model.config import ModelConfig
+from coatnet.model.family import EXPANSION, KERNEL_SIZE, SE_RATIO, Architecture
 from coatnet.model.gpu import dense, depthwise, excite, mbconv, moments
 from coatnet.model.gpu.gelu import gelu
 from coatnet.model.norm import GroupBatchNorm
 from coatnet.model.pooling import max_pool
 
-NormFactory = Callable[[int], nn.Module]
-
 
 @dataclass(frozen=True)
 class Style:
-    """What all blocks of a network share; the names and defaults are those of `ModelConfig`."""
+    """What all blocks of a network share.
 
-    norm: NormFactory
-    stride_place: str
-    head_size: int
-    relative: bool
-    pooling: str
-    padding: str
-    gelu: str
-    layer_norm_eps: float
+    Args:
+        norm: makes the norm of MBConv blocks.
+    """
+
+    config: ModelConfig
+    plan: Architecture
+    norm: Callable[[int], nn.Module]
 
     def activate(self, x: Tensor) -> Tensor:
         """GELU: by its tanh approximation in the paper's lineage."""
-        if self.gelu == "exact":
+        if self.config.gelu == "exact":
             return F.gelu(x)
         return rows.gelu(x) if rows.fits(x) else gelu(x)
 
     def norm_activate(self, norm: nn.Module, x: Tensor) -> Tensor:
         """Normalise and apply GELU."""
-        if self.gelu == "tanh" and isinstance(norm, GroupBatchNorm):
+        if self.config.gelu == "tanh" and isinstance(norm, GroupBatchNorm):
             return norm(x, gelu=True)
         return self.activate(norm(x))
 
     def pool(self, x: Tensor) -> Tensor:
         """Halve the resolution. Shape: (B, H, W, C) → (B, H/2, W/2, C)."""
-        if self.pooling == "max":
+        if self.config.pooling == "max":
             return max_pool(x)
         return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-
-    def layer_norm(self, width: int) -> nn.Module:
-        """Make the norm of transformer blocks and of the head."""
-        return nn.LayerNorm(width, eps=self.layer_norm_eps)
 
 
 def convolve(x: Tensor, weight: Tensor, *, bias: Tensor | None, stride: int, padding: str) -> Tensor:
@@ -137,13 +131,15 @@ class MBConv(nn.Module):
         super().__init__()
         hidden = EXPANSION * width
         self.style, self.fused = style, False
-        self.expand_stride = stride if style.stride_place == "expand" else 1
+        self.expand_stride = stride if style.plan.stride_place == "expand" else 1
         rest = stride // self.expand_stride
         self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
         self.norm = style.norm(width_in)
         self.expand = nn.Linear(width_in, hidden, bias=False)
         self.expand_norm = style.norm(hidden)
-        self.depthwise = Conv(hidden, hidden, stride=rest, padding=style.padding, bias=False, depthwise=True)
+        self.depthwise = Conv(
+            hidden, hidden, stride=rest, padding=style.config.padding, bias=False, depthwise=True
+        )
         self.depthwise_norm = style.norm(hidden)
         self.se = SqueezeExcite(hidden, squeeze=max(1, int(width * SE_RATIO)))
         self.shrink = nn.Linear(hidden, width)
@@ -165,7 +161,7 @@ class MBConv(nn.Module):
     def fuse(self) -> None:
         """Let the GPU's kernels join norms and depthwise convolution, if the block's form is theirs."""
         batch_norm = isinstance(self.depthwise_norm, GroupBatchNorm)
-        self.fused = batch_norm and self.style.gelu == "tanh" and self.depthwise.stride == 1
+        self.fused = batch_norm and self.style.config.gelu == "tanh" and self.depthwise.stride == 1
 
     def _fused_middle(self, e: Tensor) -> Tensor:
         """Do what lies between both 1×1 convolutions by the GPU's kernels; the same mathematics."""
@@ -191,23 +187,19 @@ class TransformerBlock(nn.Module):
 
     branches = 2
 
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        *,
-        stride: int,
-        style: Style,
-        grid: int,
-    ) -> None:
+    def __init__(self, width_in: int, width: int, *, stride: int, style: Style, grid: int) -> None:
         super().__init__()
         self.style, self.stride = style, stride
         self.shortcut = Shortcut(width_in, width, stride=stride, style=style)
-        self.attention_norm = style.layer_norm(width_in)
+        self.attention_norm = nn.LayerNorm(width_in, eps=style.config.layer_norm_eps)
         self.attention = RelativeAttention(
-            width_in, width, head_size=style.head_size, grid=grid, relative=style.relative
+            width_in,
+            width,
+            head_size=style.plan.head_size,
+            grid=grid,
+            relative=style.config.relative_attention,
         )
-        self.ffn_norm = style.layer_norm(width)
+        self.ffn_norm = nn.LayerNorm(width, eps=style.config.layer_norm_eps)
         self.ffn_expand = nn.Linear(width, EXPANSION * width)
         self.ffn_shrink = nn.Linear(EXPANSION * width, width)
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from coatnet.config import UserError
-from coatnet.model.blocks import Conv, MBConv, NormFactory, Style, TransformerBlock
+from coatnet.model.blocks import Conv, MBConv, Style, TransformerBlock
 from coatnet.model.config import ModelConfig, NormConfig, architecture
-from coatnet.model.family import Architecture
 from coatnet.model.initial import INIT_STD, Placed, allocate, materialise
 from coatnet.model.norm import GroupBatchNorm
 from coatnet.model.stochastic_depth import keep_scales, uniform
@@ -33,12 +32,13 @@ GPU_OPTIONS: dict[str, int | bool] = {**RECOMPUTING, "deterministic": True}
 class Stem(nn.Module):
     """S0: two 3×3 convolutions, the first of stride 2. Shape: (B, H, W, 3) → (B, H/2, W/2, C)."""
 
-    def __init__(self, width: int, *, norm: nn.Module, style: Style, bias: bool) -> None:
+    def __init__(self, width: int, *, norm: nn.Module, style: Style) -> None:
         super().__init__()
         self.style = style
-        self.conv1 = Conv(3, width, stride=2, padding=style.padding, bias=bias)
+        bias, padding = style.config.stem_bias, style.config.padding
+        self.conv1 = Conv(3, width, stride=2, padding=padding, bias=bias)
         self.norm = norm
-        self.conv2 = Conv(width, width, stride=1, padding=style.padding, bias=bias)
+        self.conv2 = Conv(width, width, stride=1, padding=padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(self.style.norm_activate(self.norm, self.conv1(x)))
@@ -95,15 +95,16 @@ class CoAtNet(nn.Module):
             eps=config.batch_norm_eps,
             sync=norm.sync,
         )
-        style = _style(config, plan, batch_norm)
+        layer_norm = partial(nn.LayerNorm, eps=config.layer_norm_eps)
+        style = Style(config, plan, norm=batch_norm if config.mbconv_norm == "batch" else layer_norm)
         # The stem keeps batch norm in the LN ablation, which the paper words for MBConv only.
         self.stem: Stem | PatchStem = (
             PatchStem(plan.stem_width, patch_size=plan.patch_size)
             if plan.patch_size is not None
-            else Stem(plan.stem_width, norm=batch_norm(plan.stem_width), style=style, bias=config.stem_bias)
+            else Stem(plan.stem_width, norm=batch_norm(plan.stem_width), style=style)
         )
-        self.stages = nn.ModuleDict(_stages(plan, config, style))
-        self.head = Head(plan.width, num_classes=config.num_classes, norm=style.layer_norm(plan.width))
+        self.stages = nn.ModuleDict(_stages(style))
+        self.head = Head(plan.width, num_classes=config.num_classes, norm=layer_norm(plan.width))
         self.watch: Callable[[str, Tensor], None] | None = None
         self._checkpointed: frozenset[str] = frozenset()
         self._frozen: list[nn.Module] = []
@@ -263,24 +264,10 @@ def empty_model(config: ModelConfig, *, device: torch.device | str) -> CoAtNet:
     return model
 
 
-def _style(config: ModelConfig, plan: Architecture, batch_norm: NormFactory) -> Style:
-    layer_norm = partial(nn.LayerNorm, eps=config.layer_norm_eps)
-    return Style(
-        norm=batch_norm if config.mbconv_norm == "batch" else layer_norm,
-        stride_place=plan.stride_place,
-        head_size=plan.head_size,
-        relative=config.relative_attention,
-        pooling=config.pooling,
-        padding=config.padding,
-        gelu=config.gelu,
-        layer_norm_eps=config.layer_norm_eps,
-    )
-
-
-def _stages(plan: Architecture, config: ModelConfig, style: Style) -> dict[str, nn.ModuleList]:
-    width, grid = plan.stem_width, config.image_size // plan.stem_stride
+def _stages(style: Style) -> dict[str, nn.ModuleList]:
+    width, grid = style.plan.stem_width, style.config.image_size // style.plan.stem_stride
     stages = {}
-    for stage in plan.stages:
+    for stage in style.plan.stages:
         blocks = nn.ModuleList()
         grid //= stage.stride
         for run in stage.runs:
