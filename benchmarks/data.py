@@ -205,7 +205,7 @@ def measure_manifest(samples: int) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 2),
         "megabytes": round(kept / 1e6, 1),
-        "text_megabytes": round(len(text) / 1e6, 1),
+        "text_megabytes": round(len(content) / 1e6, 1),
         "shards": len(corpus.counts),
     }
 

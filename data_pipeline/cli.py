@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from data_pipeline.corpus import Corpus
+    from data_pipeline.manifest import Manifest
     from data_pipeline.tools.verify import Problem
 
 _ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}  # the other counts have no plural
@@ -87,7 +88,7 @@ def shard(
             tile_jpeg=tile_jpeg,
             bad_budget=bad_budget,
             workers=workers,
-            policy=OddPolicy.from_pairs(_pair(item) for item in policy or []),
+            policy=OddPolicy.parse(policy or []),
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"coatnet shard: {error}") from None
@@ -95,39 +96,35 @@ def shard(
         classes=classes, hierarchy=hierarchy, root=root, only=only, multi_label=multi_label
     )
     if destination is None:
-        destination = source
-        made = index_in_place(source, options=options, source_options=understood, quiet=as_json)
-        manifests = {"all": made}
+        made = {"all": index_in_place(source, options=options, source_options=understood, quiet=as_json)}
     else:
-        manifests = shard_corpus(
-            source, destination, options=options, source_options=understood, quiet=as_json
-        )
-    summary = {
-        split: {"shards": len(made.shards), "classes": len(made.classes), **made.counts}
-        for split, made in manifests.items()
-    }
-    if as_json:
-        print(json.dumps(summary, indent=2))
-        return
-    for split, facts in summary.items():
-        folder = destination if split == "all" else destination / split
-        _tell_sharded(folder, facts, label_kind=manifests[split].label_kind)
+        made = shard_corpus(source, destination, options=options, source_options=understood, quiet=as_json)
+    _tell_sharded(destination or source, made, as_json=as_json)
 
 
-def _tell_sharded(folder: Path, facts: dict[str, int], *, label_kind: str) -> None:
+def _tell_sharded(place: Path, made: dict[str, Manifest], *, as_json: bool) -> None:
     """Say what was written, and what is odd about it."""
     from coatnet.config.plain_text import number_of
     from data_pipeline.corpus import Corpus
     from data_pipeline.tools.shard_facts import empty_classes
 
-    numbers = ", ".join(number_of(count, _ONE.get(what, what), several=what) for what, count in facts.items())
-    labels = "one label per image" if label_kind == "single" else "several labels per image"
-    print(f"{folder}: {numbers}; {labels}")
-    if facts["odd"]:
-        print(f"  odd images are named in {folder / 'report.jsonl'}")
-    if facts["skipped"] and (empty := empty_classes(Corpus.open(folder))):
-        named = ", ".join(empty[:_NAMED]) + (", …" if len(empty) > _NAMED else "")
-        print(f"  {number_of(len(empty), 'class has', several='classes have')} no image: {named}")
+    facts = {
+        split: {"shards": len(one.shards), "classes": len(one.classes), **one.counts}
+        for split, one in made.items()
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for split, counts in facts.items():
+        folder = place if split == "all" else place / split
+        numbers = (number_of(count, _ONE.get(what, what), several=what) for what, count in counts.items())
+        labels = "one label" if made[split].label_kind == "single" else "several labels"
+        print(f"{folder}: {', '.join(numbers)}; {labels} per image")
+        if counts["odd"]:
+            print(f"  odd images are named in {folder / 'report.jsonl'}")
+        if counts["skipped"] and (empty := empty_classes(Corpus.open(folder))):
+            named = ", ".join(empty[:_NAMED]) + (", …" if len(empty) > _NAMED else "")
+            print(f"  {number_of(len(empty), 'class has', several='classes have')} no image: {named}")
 
 
 def preview(
@@ -252,12 +249,9 @@ def inspect_order(
     """
     from coatnet.config import UserError
     from coatnet.runtime.progress import progress
-    from data_pipeline.config import DataConfig
     from data_pipeline.open_corpus import open_corpus
-    from data_pipeline.order import Order
-    from data_pipeline.tools.order_proof import first_reads, prove_order
+    from data_pipeline.tools.order_proof import prove_order
     from data_pipeline.tools.tables import print_order
-    from data_pipeline.training_order import make_order
 
     sizes = _counts(world_sizes, option="--world-sizes")
     if any(global_batch % size for size in sizes):
@@ -265,17 +259,16 @@ def inspect_order(
             f"--world-sizes is {world_sizes!r}; allowed: divisors of the global batch, {global_batch}"
         )
     opened = open_corpus(corpus)
-    order = make_order([opened], DataConfig(), seed=seed, global_batch=global_batch)
-    assert isinstance(order, Order), "one corpus is no mixture"
-    with progress(order.epoch_samples * len(sizes), "prove", "positions", enabled=not as_json) as bar:
+    with progress(opened.samples * len(sizes), "prove", "positions", enabled=not as_json) as bar:
         proof = prove_order(
-            order, opened.counts, global_batch=global_batch, world_sizes=sizes, epoch=epoch, done=bar.advance
+            opened,
+            global_batch=global_batch,
+            world_sizes=sizes,
+            seed=seed,
+            epoch=epoch,
+            show_steps=show_steps,
+            done=bar.advance,
         )
-    proof["reads"] = [
-        {"world_size": size, **row}
-        for size in sizes
-        for row in first_reads(order, global_batch=global_batch, world_size=size, steps=show_steps)
-    ]
     if as_json:
         print(json.dumps(proof, indent=2))
     else:
@@ -330,10 +323,3 @@ def _counts(text: str, *, option: str) -> list[int]:
     if not counts or min(counts) < 1:
         raise UserError(f"{option} is {text!r}; allowed: numbers from 1 on, with commas, such as 1,2,8")
     return counts
-
-
-def _pair(item: str) -> tuple[str, str]:
-    kind, equals, action = item.partition("=")
-    if not equals:
-        raise ValueError(f"policy {item!r}: expected KIND=ACTION, such as cmyk=convert")
-    return kind, action

@@ -80,3 +80,4 @@ class SampleSource(Protocol):
 
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
+        return

@@ -49,6 +49,7 @@ class ShardFiles(Protocol):
 
     def prepare(self, names: list[str]) -> None:
         """Announce files that will be asked for soon, the most urgent first; here the system reads ahead."""
+        return
 
     def renew(self, names: list[str]) -> bool:
         """Let go of copies that are damaged; say whether another reading may do better."""

@@ -49,44 +49,40 @@ def inspect_layouts(
 
     Example: coatnet inspect layouts
     """
-    from coatnet.model.config import architecture
-    from coatnet.model.layouts import LAYOUTS, layout_config
+    from coatnet.model.layouts import LAYOUTS
 
-    rows: list[dict[str, Any]] = []
-    for layout in LAYOUTS:
-        config = layout_config(layout)
-        cost, plan = _cost(config, px), architecture(config)
-        rows.append(
-            {
-                "layout": layout,
-                "depths": [stage.depth for stage in plan.stages],
-                "widths": [stage.width for stage in plan.stages],
-                "parameters": cost.parameters,
-                "macs": cost.macs,
-                "paper_flops": cost.paper_flops,
-                "activation_bytes": cost.activation_bytes,
-            }
-        )
+    rows = [_layout_facts(layout, px) for layout in LAYOUTS]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     heads = ("layout", "depths", "widths", "parameters", "MACs", "paper's FLOPs", "activations")
-    _print_table(
-        f"Layouts at {px} px",
-        heads,
-        [
-            (
-                row["layout"],
-                " ".join(map(str, row["depths"])),
-                " ".join(map(str, row["widths"])),
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['macs'] / 1e9:.2f} G",
-                f"{row['paper_flops'] / 1e9:.2f} G",
-                f"{row['activation_bytes'] / _MIB:.0f} MiB",
-            )
-            for row in rows
-        ],
-    )
+    texts = [
+        (
+            row["layout"],
+            " ".join(map(str, row["depths"])),
+            " ".join(map(str, row["widths"])),
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['macs'] / 1e9:.2f} G",
+            f"{row['paper_flops'] / 1e9:.2f} G",
+            f"{row['activation_bytes'] / _MIB:.0f} MiB",
+        )
+        for row in rows
+    ]
+    _print_table(f"Layouts at {px} px", heads, texts)
+
+
+def _layout_facts(layout: str, px: int) -> dict[str, Any]:
+    from coatnet.model.config import architecture
+    from coatnet.model.layouts import layout_config
+
+    config = layout_config(layout)
+    cost, stages = _cost(config, px), architecture(config).stages
+    return {
+        "layout": layout,
+        "depths": [stage.depth for stage in stages],
+        "widths": [stage.width for stage in stages],
+        **{name: getattr(cost, name) for name in ("parameters", "macs", "paper_flops", "activation_bytes")},
+    }
 
 
 def _model_config(name: str, overrides: list[str]) -> ModelConfig:

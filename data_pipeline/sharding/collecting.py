@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from coatnet.runtime.progress import progress
 from data_pipeline.manifest import Manifest
@@ -18,7 +18,6 @@ from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.workers import run_jobs
 
-J = TypeVar("J")
 _FEW_BYTES = 64_000_000  # below, starting worker processes costs more than it saves
 
 
@@ -26,8 +25,7 @@ def make_corpus(
     destination: Path,
     listing: Listing,
     names: Sequence[str],
-    job_of: Callable[[int], J],
-    work: Callable[[J], ShardResult],
+    job_of: Callable[[int], Callable[[], ShardResult]],
     *,
     options: ShardOptions,
     plan: str,
@@ -41,8 +39,7 @@ def make_corpus(
 
     Args:
         names: of the shards, in their order.
-        job_of: makes the job of a shard, given its number among them.
-        work: does it, in any process.
+        job_of: makes the job of a shard, given its number among them; it can be done in any process.
         plan: names what is done; finished work of another plan is refused.
         source: what the manifest says of it beside the listing's own.
         images: in all, finished ones included.
@@ -65,7 +62,7 @@ def make_corpus(
         workers = options.workers or (1 if int(listing.size.sum()) < _FEW_BYTES else 0)
         done = sum(result.images for result in results.values())
         with progress(images, label, "images", done=done, enabled=not quiet) as bar:
-            for result in run_jobs(work, map(job_of, missing), workers=workers, count=len(missing)):
+            for result in run_jobs(map(job_of, missing), workers=workers, count=len(missing)):
                 journal.add(result)
                 results[result.entry.name] = result
                 bar.advance(result.images)

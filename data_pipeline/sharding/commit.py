@@ -13,7 +13,6 @@ from typing import Any
 from coatnet.config import UserError
 from coatnet.runtime.whole_files import write_whole
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
-from data_pipeline.sharding.inspection import StopSharding
 from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.listing import Listing
 
@@ -106,8 +105,6 @@ def disk_errors(destination: Path) -> Iterator[None]:
     """Turn the file system's errors into advice."""
     try:
         yield
-    except StopSharding as error:
-        raise UserError(str(error)) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(

@@ -42,6 +42,5 @@ def _content_hash(listing: Listing, number: int) -> str | None:
 
 def _named(listing: Listing, number: int, first: int) -> Oddity:
     one, other = listing.item(number), listing.item(first)
-    rows = [None if item.rows is None else item.rows.tolist() for item in (one, other)]
-    differs = ", of another label" if (one.label, rows[0]) != (other.label, rows[1]) else ""
+    differs = ", of another label" if one.label != other.label else ""
     return Oddity(one.name, ["duplicate"], "drop", f"equals {other.name}{differs}")

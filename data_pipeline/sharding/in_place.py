@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +18,12 @@ from data_pipeline.sharding.commit import disk_errors
 from data_pipeline.sharding.index_rows import IndexRows
 from data_pipeline.sharding.inspection import judge
 from data_pipeline.sharding.job import Oddity, ShardResult
-from data_pipeline.sharding.listing import Listing
+from data_pipeline.sharding.listing import Label, Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.sources import SourceOptions, list_source
 from data_pipeline.sharding.tar_source import tars_in, walk_samples
 from data_pipeline.tar_format import walk_members
-
-
-@dataclass(frozen=True)
-class IndexJob:
-    """A tar to be indexed; `labels` has the number, or the rows, of the image at each byte offset."""
-
-    path: str
-    labels: dict[int, int | list[tuple[int, float]]]
-    options: ShardOptions
-    multi: bool
 
 
 def index_in_place(
@@ -62,12 +52,16 @@ def index_in_place(
         with progress(None, f"list {folder.name}", "images", enabled=not quiet) as bar:
             listing = list_source(folder, source_options, payloads=Payloads(folder), done=bar.advance)
         multi = listing.label_kind == "multi"
+
+        def job_of(number: int) -> Callable[[], ShardResult]:
+            labels = _labels_of(listing, number)
+            return partial(index_tar, Path(listing.files[number]), labels, options=options, multi=multi)
+
         return make_corpus(
             folder,
             listing,
             [Path(tar).name for tar in listing.files],
-            lambda number: IndexJob(listing.files[number], _labels_of(listing, number), options, multi),
-            run_index_job,
+            job_of,
             options=options,
             plan=f"in-place-{listing.digest()}",
             source={"in_place": True},
@@ -77,50 +71,45 @@ def index_in_place(
         )
 
 
-def run_index_job(job: IndexJob) -> ShardResult:
-    """Index one tar.
+def index_tar(path: Path, labels: dict[int, Label], *, options: ShardOptions, multi: bool) -> ShardResult:
+    """Index one tar, of which `labels` has the label of the image at each byte offset.
 
     Raises:
         UserError: an image lies in a tar within it, or would have to be converted.
         TarError: it is damaged.
         OSError: it cannot be read, or its index not be written.
     """
-    path = Path(job.path)
-    index = IndexRows(multi=job.multi)
+    index = IndexRows(multi=multi)
     odd: list[Oddity] = []
     found = 0
     with path.open("rb") as file:
         for sample in walk_samples(walk_members(path)):
             image = sample.image
-            if image is None or image.data not in job.labels:
+            if image is None or image.data not in labels:
                 continue
             found += 1
             file.seek(sample.start)
             record = file.read(sample.end - sample.start)
             at = image.data - sample.start
-            judged = judge(record[at : at + image.size], name=image.name, options=job.options)
+            judged = judge(record[at : at + image.size], name=image.name, options=options)
             if judged.action == "convert":
                 raise UserError(
                     f"{image.name}: policy convert would change a tar that stays in place; re-pack it"
                 )
             if judged.kinds:
                 odd.append(Oddity(image.name, list(judged.kinds), judged.action, judged.detail))
-            if judged.info is None:
-                continue
-            label = job.labels[image.data]
-            label, rows = (0, label) if isinstance(label, list) else (label, None)
-            checksum = xxhash.xxh3_64_intdigest(record)
-            index.add(
-                judged, label, rows, offset=sample.start, checksum=checksum, size=len(record), image_at=at
-            )
-    if found < len(job.labels):
+            if judged.info is not None:
+                label, checksum = labels[image.data], xxhash.xxh3_64_intdigest(record)
+                index.add(
+                    judged, label, offset=sample.start, checksum=checksum, size=len(record), image_at=at
+                )
+    if found < len(labels):
         raise UserError(
-            f"{path}: {len(job.labels) - found} of {len(job.labels)} images lie in tars within tars, which "
-            "cannot be read where they are; give a DESTINATION to pack them anew"
+            f"{path}: {len(labels) - found} of {len(labels)} images lie in tars within tars, which cannot be "
+            "read where they are; give a DESTINATION to pack them anew"
         )
     hashes = index.write(path)
-    entry = ShardEntry(path.name, len(index), *size_and_hash(path), *hashes)
-    return ShardResult(entry, odd)
+    return ShardResult(ShardEntry(path.name, len(index), *size_and_hash(path), *hashes), odd)
 
 
 def _check_names(tars: Sequence[Path]) -> None:
@@ -136,9 +125,6 @@ def _check_names(tars: Sequence[Path]) -> None:
             raise UserError(f"{tar}: {error}; rename it") from None
 
 
-def _labels_of(listing: Listing, tar: int) -> dict[int, int | list[tuple[int, float]]]:
-    found: dict[int, int | list[tuple[int, float]]] = {}
+def _labels_of(listing: Listing, tar: int) -> dict[int, Label]:
     begin, end = np.searchsorted(listing.file, [tar, tar + 1])  # listed tar by tar
-    for item in listing.items(np.arange(begin, end)):
-        found[item.offset] = item.label if item.rows is None else item.rows.tolist()
-    return found
+    return {item.offset: item.label for item in listing.items(np.arange(begin, end))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from coatnet.runtime.whole_files import write_whole
 from data_pipeline.index import FORMATS, LABEL, SAMPLE, ShardIndex, file_hash, index_path, labels_path
 from data_pipeline.sharding.inspection import Judged
+from data_pipeline.sharding.listing import Label
 
 
 class IndexRows:
@@ -26,8 +26,7 @@ class IndexRows:
     def add(
         self,
         image: Judged,
-        label: int,
-        rows: Sequence[tuple[int, float]] | None,
+        label: Label,
         *,
         offset: int,
         checksum: int,
@@ -37,15 +36,15 @@ class IndexRows:
         """Add an image.
 
         Args:
-            label: the class, where there are no rows.
-            rows: (label, weight) rows of a multi-label corpus.
+            label: as of `Item`.
             offset, checksum, size: of its record, of which the image begins at `image_at`.
         """
         info, count = image.info, 1
         assert info is not None, "skipped images have no row"
-        if rows is not None:
-            label, count = len(self._labels), len(rows)
-            self._labels += rows
+        if isinstance(label, list):
+            self._labels += label
+            count = len(label)
+            label = len(self._labels) - count
         places = (offset, checksum, size, image_at, len(image.payload), info.width, info.height, label, count)
         self._rows.append((*places, image.flags, info.orientation, FORMATS.index(info.format), 0))
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from coatnet.config import UserError
 from data_pipeline.decode import DecodeError, ImageInfo, check_image, decode_image, probe
 from data_pipeline.index import Flag
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
@@ -22,10 +23,6 @@ _FLAGS = {
     "renamed": Flag.RENAMED,
 }
 _QUALITY = 95
-
-
-class StopSharding(Exception):
-    """The policy stops at this image."""
 
 
 class Judged(NamedTuple):
@@ -54,7 +51,7 @@ def judge(payload: bytes | memoryview, *, name: str, options: ShardOptions) -> J
     """Judge an image.
 
     Raises:
-        StopSharding: the policy for one of its kinds is "stop".
+        UserError: the policy for one of its kinds is "stop".
     """
     kinds: list[str] = []
     detail = ""
@@ -72,7 +69,7 @@ def judge(payload: bytes | memoryview, *, name: str, options: ShardOptions) -> J
         detail = error.detail
     action = _action(kinds, options.policy)
     if action == "stop":
-        raise StopSharding(f"{name}: {', '.join(kinds)}{': ' if detail else ''}{detail} (its policy is stop)")
+        raise UserError(f"{name}: {', '.join(kinds)}{': ' if detail else ''}{detail} (its policy is stop)")
     if action == "skip":
         return Judged(payload, None, kinds=kinds, detail=detail, action=action)
     assert info is not None

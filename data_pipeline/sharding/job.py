@@ -19,17 +19,6 @@ _MAX_PAYLOAD_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """A shard to be written; `first` is its first sample's number in the corpus."""
-
-    path: str
-    first: int
-    items: list[Item]
-    options: ShardOptions
-    multi: bool
-
-
-@dataclass(frozen=True)
 class Oddity:
     """An image that is not just a plain one, as the report names it."""
 
@@ -57,22 +46,24 @@ class ShardResult:
         return [oddity for oddity in self.odd if oddity.action == "skip"]
 
 
-def run_job(job: ShardJob) -> ShardResult:
-    """Write a shard.
+def write_shard(
+    path: Path, *, first: int, items: list[Item], options: ShardOptions, multi: bool
+) -> ShardResult:
+    """Write a shard; `first` is its first sample's number in the corpus.
 
     Raises:
         OSError: it could not be written; nothing of it is left.
-        StopSharding: an image whose policy is "stop".
+        UserError: the policy for an image is "stop".
     """
     odd: list[Oddity] = []
-    with warnings.catch_warnings(), ShardWriter(Path(job.path), multi=job.multi) as shard:
+    with warnings.catch_warnings(), ShardWriter(path, multi=multi) as shard:
         warnings.simplefilter("ignore")  # Pillow's, of images that the report names
-        for number, item in enumerate(job.items, start=job.first):
-            judged = _judge(item, shard.payload_room(item.size + 1), job.options)
+        for number, item in enumerate(items, start=first):
+            judged = _judge(item, shard.payload_room(item.size + 1), options)
             if judged.kinds:
                 odd.append(Oddity(item.name, list(judged.kinds), judged.action, judged.detail))
             if judged.info is not None:
-                shard.add(sample_key(number, item.name), judged, item.label, item.rows)
+                shard.add(sample_key(number, item.name), judged, item.label)
         entry = shard.commit()
     return ShardResult(entry, odd)
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.sharding.vocabulary import RawLabels, number_labels
 
+Label = int | list[tuple[int, float]]
+
 WHOLE_FILE = -1
 _LISTED_AT_ONCE = 1000  # samples between two words about how far a listing is
 
@@ -27,7 +29,7 @@ class Item(NamedTuple):
         name: where it came from, for people.
         offset: of its payload in the file, or WHOLE_FILE.
         size: of its payload as listed.
-        rows: (label, weight) rows of a multi-label source.
+        label: the class, or (class, weight) rows of a multi-label source.
     """
 
     number: int
@@ -35,8 +37,7 @@ class Item(NamedTuple):
     path: str
     offset: int
     size: int
-    label: int
-    rows: NDArray[np.void] | None = None
+    label: Label
 
 
 @dataclass
@@ -87,14 +88,15 @@ class Listing:
         lines = zip(numbers.tolist(), *(column[numbers].tolist() for column in columns), strict=True)
         root = f"{self.root}/" if self.root != Path() else ""
         return [
-            Item(number, self.name(number), root + self.files[file], offset, size, label, self._rows(number))
+            Item(number, self.name(number), root + self.files[file], offset, size, self._label(number, label))
             for number, file, offset, size, label in lines
         ]
 
-    def _rows(self, number: int) -> NDArray[np.void] | None:
+    def _label(self, number: int, label: int) -> Label:
         if self.rows is None or self.first is None:
-            return None
-        return self.rows[self.first[number] : self.first[number + 1]]
+            return label
+        rows: list[tuple[int, float]] = self.rows[self.first[number] : self.first[number + 1]].tolist()
+        return rows
 
     def digest(self) -> str:
         """Name the listing's content, to refuse going on with another one."""

@@ -35,14 +35,17 @@ class OddPolicy:
     progressive: str = "keep"
 
     @classmethod
-    def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> OddPolicy:
-        """Return the policy in which the given kinds have the given actions.
+    def parse(cls, items: Iterable[str]) -> OddPolicy:
+        """Read items of KIND=ACTION; the other kinds keep theirs.
 
         Raises:
-            ValueError: there is no such kind, or not that action for it.
+            ValueError: one is none, or there is no such kind, or not that action for it.
         """
-        chosen, kinds = dict(pairs), [entry.name for entry in fields(cls)]
-        for kind in chosen:
+        chosen, kinds = dict[str, str](), [entry.name for entry in fields(cls)]
+        for item in items:
+            kind, equals, chosen[kind] = item.partition("=")
+            if not equals:
+                raise ValueError(f"policy {item!r}: expected KIND=ACTION, such as cmyk=convert")
             if kind not in kinds:
                 raise ValueError(f"--policy is of {kind!r}; allowed: {', '.join(kinds)}")
         return cls(**chosen)

@@ -6,15 +6,14 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from coatnet.runtime.whole_files import sync_folder
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.direct_file import DirectFile
 from data_pipeline.sharding.index_rows import IndexRows
 from data_pipeline.sharding.inspection import Judged
+from data_pipeline.sharding.listing import Label
 from data_pipeline.tar_format import BLOCK, END, member_header, padding
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]+")
@@ -61,22 +60,22 @@ class ShardWriter:
         room = self._file.room(BLOCK + size)
         return None if room is None else room[BLOCK:]
 
-    def add(self, key: bytes, image: Judged, label: int, rows: NDArray[np.void] | None) -> None:
+    def add(self, key: bytes, image: Judged, label: Label) -> None:
         """Write a sample; a payload that is a view lies at the beginning of the newest `payload_room`.
 
         Args:
             key: names the sample in the tar.
-            rows: (label, weight) rows of a multi-label corpus.
+            label: as of `Item`.
 
         Raises:
             OSError: the disk is full or fails.
         """
-        payload, several = image.payload, None if rows is None else rows.tolist()
+        payload = image.payload
         head = member_header(key + b"." + image.suffix.encode(), len(payload))
-        tail = padding(len(payload)) + _label_member(key, label, several)
+        tail = padding(len(payload)) + _label_member(key, label)
         position, size = self._file.position, BLOCK + len(payload) + len(tail)
         checksum = self._write(head, payload, tail)
-        self._index.add(image, label, several, offset=position, checksum=checksum, size=size, image_at=BLOCK)
+        self._index.add(image, label, offset=position, checksum=checksum, size=size, image_at=BLOCK)
 
     def commit(self) -> ShardEntry:
         """Write the index, then let both appear under their names.
@@ -117,11 +116,11 @@ class ShardWriter:
         return xxhash.xxh3_64_intdigest(record)
 
 
-def _label_member(key: bytes, label: int, rows: list[tuple[int, float]] | None) -> bytes:
+def _label_member(key: bytes, label: Label) -> bytes:
     """Return the member that holds the label: `cls` for one, `json` for several with weights."""
-    if rows is None:
+    if isinstance(label, int):
         suffix, content = b".cls", b"%d" % label
     else:
-        pairs = ",".join(f"[{label},{weight:.7g}]" for label, weight in rows)
+        pairs = ",".join(f"[{number},{weight:.7g}]" for number, weight in label)
         suffix, content = b".json", f'{{"labels":[{pairs}]}}'.encode()
     return member_header(key + suffix, len(content)) + content + padding(len(content))

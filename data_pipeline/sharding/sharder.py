@@ -6,6 +6,8 @@ Killed at any moment, the same call goes on: finished shards stay, nothing doubl
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.collecting import make_corpus
 from data_pipeline.sharding.commit import disk_errors
 from data_pipeline.sharding.duplicates import without_duplicates
-from data_pipeline.sharding.job import Oddity, ShardJob, run_job
+from data_pipeline.sharding.job import Oddity, ShardResult, write_shard
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
@@ -93,16 +95,16 @@ def _shard_part(
     firsts = np.cumsum([0, *map(len, shards)])
     multi = listing.label_kind == "multi"
 
-    def job_of(number: int) -> ShardJob:
-        items = listing.items(shards[number])
-        return ShardJob(str(destination / names[number]), int(firsts[number]), items, options, multi)
+    def job_of(number: int) -> Callable[[], ShardResult]:
+        items, first = listing.items(shards[number]), int(firsts[number])
+        path = destination / names[number]
+        return partial(write_shard, path, first=first, items=items, options=options, multi=multi)
 
     return make_corpus(
         destination,
         listing,
         names,
         job_of,
-        run_job,
         options=options,
         plan=_plan_name(listing, chosen, options),
         source={"options": options.what_counts()},

@@ -1,4 +1,4 @@
-"""Runs one function over many jobs in processes. Knows no shards."""
+"""Runs many jobs in processes. Knows no shards."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import TypeVar
 from coatnet.config import UserError
 from coatnet.runtime.parent import die_with_parent
 
-J = TypeVar("J")
 R = TypeVar("R")
 _JOBS_PER_WORKER = 2  # submitted ahead: their items are copied to the workers
 
 
-def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: int) -> Iterator[R]:
+def run_jobs(jobs: Iterator[Callable[[], R]], *, workers: int, count: int) -> Iterator[R]:
     """Run jobs, yielding results as they come; in this process if one worker suffices.
 
     Args:
@@ -31,7 +30,7 @@ def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: 
     """
     workers = min(workers or len(os.sched_getaffinity(0)), count)
     if workers <= 1:
-        yield from map(work, jobs)
+        yield from (job() for job in jobs)
         return
     # spawn: a fork would inherit the locks of this process' threads
     context = multiprocessing.get_context("spawn")
@@ -39,10 +38,10 @@ def run_jobs(work: Callable[[J], R], jobs: Iterator[J], *, workers: int, count: 
         workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
     ) as pool:
         try:
-            running = {pool.submit(work, job) for job in islice(jobs, workers * _JOBS_PER_WORKER)}
+            running = {pool.submit(job) for job in islice(jobs, workers * _JOBS_PER_WORKER)}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(work, job) for job in islice(jobs, len(done))}
+                running |= {pool.submit(job) for job in islice(jobs, len(done))}
                 yield from (future.result() for future in done)
         except BrokenProcessPool:
             raise UserError(

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from data_pipeline.config import DataConfig
 from data_pipeline.numbering import Numbering
 from data_pipeline.order import Order
+from data_pipeline.record import SampleSource
 from data_pipeline.steps import Steps
+from data_pipeline.training_order import make_order
 
 
 def prove_order(
-    order: Order,
-    counts: NDArray[np.int64],
+    corpus: SampleSource,
     *,
     global_batch: int,
     world_sizes: Sequence[int],
+    seed: int,
     epoch: int,
+    show_steps: int,
     done: Callable[[int], None],
 ) -> dict[str, Any]:
     """Walk through the steps of an epoch, the last one masked, for each world size, and count.
+
+    Args:
+        corpus: read as training does by default.
+        show_steps: tell of so many first steps which rank reads which shards.
+        done: is told of so many more positions walked through.
 
     Returns:
         Per world size: samples read more than once and never within the walk, steps whose set of samples
         differs from the order's, and how many shards a rank reads.
     """
-    numbering = Numbering(counts)
+    order = make_order([corpus], DataConfig(), seed=seed, global_batch=global_batch)
+    assert isinstance(order, Order), "one corpus is no mixture"
+    numbering = Numbering(corpus.counts)
     results = [
         _walk(order, numbering, global_batch=global_batch, world_size=world_size, epoch=epoch, done=done)
         for world_size in world_sizes
     ]
     return {
         "samples": order.samples,
-        "shards": len(counts),
+        "shards": len(corpus.counts),
         "lanes": order.lanes,
         "steps": order.epoch_samples // global_batch,
         "tail_samples": order.epoch_samples % global_batch,
@@ -43,6 +53,7 @@ def prove_order(
         "exactly_once": all(
             not (row["doubled"] or row["missing"] or row["differing_steps"]) for row in results
         ),
+        "reads": [row for size in world_sizes for row in _first_reads(order, global_batch, size, show_steps)],
     }
 
 
@@ -80,15 +91,9 @@ def _walk(
     }
 
 
-def first_reads(order: Order, *, global_batch: int, world_size: int, steps: int) -> list[dict[str, Any]]:
-    """Return which rank reads which shards in the first steps."""
+def _first_reads(order: Order, global_batch: int, world_size: int, steps: int) -> Iterator[dict[str, Any]]:
     ranks = [Steps(order, global_batch, rank, world_size) for rank in range(world_size)]
-    places = [order.locate(own.positions(step * global_batch)) for step in range(steps) for own in ranks]
-    return [
-        {
-            "step": number // world_size,
-            "rank": number % world_size,
-            "shards": np.unique(found.shard).tolist(),
-        }
-        for number, found in enumerate(places)
-    ]
+    for step in range(steps):
+        for rank, own in enumerate(ranks):
+            shards = np.unique(order.locate(own.positions(step * global_batch)).shard).tolist()
+            yield {"world_size": world_size, "step": step, "rank": rank, "shards": shards}

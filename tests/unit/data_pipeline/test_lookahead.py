@@ -36,7 +36,7 @@ class Source:
 
 
 class FarFiles(LocalFiles):
-    """A folder that is taken for a remote one, and keeps what is announced."""
+    """A folder that is taken for a remote one, and keeps which shards are announced."""
 
     remote = True
 
@@ -45,7 +45,7 @@ class FarFiles(LocalFiles):
         self.announced: list[str] = []
 
     def prepare(self, names: list[str]) -> None:
-        self.announced += names
+        self.announced += [name for name in names if name.endswith(".tar")]
 
 
 class CountedOrder(Order):

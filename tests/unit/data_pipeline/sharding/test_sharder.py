@@ -17,7 +17,7 @@ from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.sharding import collecting, direct_file, sharder
-from data_pipeline.sharding.job import ShardJob, run_job
+from data_pipeline.sharding.job import write_shard
 from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
@@ -96,8 +96,10 @@ def test_a_file_that_changed_since_it_was_listed_is_read_whole(tmp_path: Path, b
     Image.new("RGB", (40, 30), "red").save(path)
     listed = Item(0, "image.jpg", str(path), WHOLE_FILE, path.stat().st_size, label=0)
     path.write_bytes(path.read_bytes() + behind)
-    job = ShardJob(str(tmp_path / "shard-000000.tar"), 0, [listed], ShardOptions(), multi=False)
-    assert run_job(job).entry.samples == 1
+    target = tmp_path / "shard-000000.tar"
+    assert (
+        write_shard(target, first=0, items=[listed], options=ShardOptions(), multi=False).entry.samples == 1
+    )
     with tarfile.open(tmp_path / "shard-000000.tar") as tar:
         written = tar.extractfile(tar.getmembers()[0])
         assert written is not None and written.read() == path.read_bytes()
@@ -125,15 +127,15 @@ def test_an_interrupted_sharding_goes_on_and_ends_equal(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard(image_folder, tmp_path / "whole")
-    real, calls = sharder.run_job, []
+    real, calls = sharder.write_shard, []
 
-    def stops_after_five(job):
-        calls.append(job)
+    def stops_after_five(path, **given):
+        calls.append(path)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(job)
+        return real(path, **given)
 
-    monkeypatch.setattr(sharder, "run_job", stops_after_five)
+    monkeypatch.setattr(sharder, "write_shard", stops_after_five)
     with pytest.raises(KeyboardInterrupt):
         shard(image_folder, tmp_path / "cut")
     assert not (tmp_path / "cut" / MANIFEST).exists()
