@@ -18,24 +18,23 @@ from data_pipeline.augment_config import EVALUATE_RESIZES
 from finetune.choices import FORMS, PRECISIONS, WEIGHTS
 
 
-def _one_of(name: str, allowed: Collection[str]) -> Callable[[Any], Any]:
+def _allowing(name: str, is_good: Callable[[Any], bool], *, allowed: str) -> Callable[[Any], Any]:
     """Return what checks an option's value, or each of several, before the command begins."""
 
     def check(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
-            if one is not None and one not in allowed:
-                raise UserError(f"{name} is {one}; allowed: {', '.join(allowed)}")
+            if one is not None and not is_good(one):
+                raise UserError(f"{name} is {one}; allowed: {allowed}")
         return value
 
     return check
 
 
-def _sides(value: Any) -> Any:
-    """Check the side of images, or each of several."""
-    for px in value if isinstance(value, list) else [value]:
-        if px is not None and (px < 32 or px % 32):
-            raise UserError(f"--px is {px}; allowed: multiples of 32")
-    return value
+def _one_of(name: str, allowed: Collection[str]) -> Callable[[Any], Any]:
+    return _allowing(name, allowed.__contains__, allowed=", ".join(allowed))
+
+
+_sides = _allowing("--px", lambda px: px >= 32 and px % 32 == 0, allowed="multiples of 32")
 
 
 def _local_folder(path: Path | None) -> Path | None:
@@ -162,6 +161,7 @@ def predict(
     px: Annotated[int | None, _PX] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
     batch: Annotated[int, _BATCH] = 32,
+    threads: Annotated[int, _THREADS] = 2,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Name what images show.
@@ -172,13 +172,14 @@ def predict(
     from finetune.image_files import image_files, print_predictions, refused_images
 
     check_model(model, weights=weights)
-    rows = refused_images(image_files(images))
+    files = image_files(images)
+    rows = refused_images(files)
     if not rows:
         from finetune.classifier import open_classifier
         from finetune.prediction import predict_files
 
         classifier = open_classifier(str(model), weights=weights, px=px)
-        rows = predict_files(classifier, images, top=top, batch=batch)
+        rows = predict_files(classifier, files, top=top, batch=batch, threads=threads)
     if as_json:
         _print_json(rows)
     else:

@@ -12,33 +12,35 @@ from torch import Tensor
 
 from coatnet.runtime.progress import progress
 from data_pipeline.assemble import Assembler
-from data_pipeline.decode import DecodeError, probe
-from data_pipeline.decode.image_file import read_image_file
+from data_pipeline.decode import probe
 from data_pipeline.device import normalise
+from data_pipeline.evaluate_loader import EvaluateLoader
+from data_pipeline.folder import FolderCorpus
 from data_pipeline.record import Record
 from finetune.classifier import Classifier
 from finetune.evaluation.measure import top_classes
-from finetune.image_files import image_files
 
 _PROGRESS_FROM = 64
 
 
+@torch.inference_mode()
 def predict_files(
-    classifier: Classifier, paths: Sequence[Path], *, top: int, batch: int
+    classifier: Classifier, files: Sequence[Path], *, top: int, batch: int, threads: int = 2
 ) -> list[dict[str, Any]]:
-    """Return per file its guesses, best first, or an `error`.
-
-    Raises:
-        UserError: a path does not exist, or a folder holds no files.
-    """
-    files = image_files(paths)
-    rows: list[dict[str, Any]] = []
+    """Return per file, in order, its guesses, best first, or an `error`."""
+    corpus = FolderCorpus(Path(), classes=[], files=[(str(file), 0) for file in files])
+    loader = EvaluateLoader(corpus, classifier.augment, batch=batch, threads=threads)
+    found: dict[int, dict[str, Any]] = {}
     with progress(len(files), "predict", "images", enabled=len(files) >= _PROGRESS_FROM) as bar:
-        for start in range(0, len(files), batch):
-            chosen = files[start : start + batch]
-            rows += _predict_batch(classifier, chosen, top=top)
-            bar.advance(len(chosen))
-    return rows
+        for one in loader:
+            if len(one):
+                logits = classifier.model(prepare(one.images, classifier)).float().cpu()
+                for position, own in zip(one.positions.tolist(), logits, strict=True):
+                    found[position] = {"guesses": guesses(own, classifier, top=top)}
+            for bad in one.bad:  # a reason that begins with the file's name is said beside it
+                found[bad.position] = {"error": bad.reason.removeprefix(f"{bad.name}: ")}
+            bar.advance(len(one) + len(one.bad))
+    return [{"image": str(file), **found[position]} for position, file in enumerate(files)]
 
 
 def load_square(payload: bytes, classifier: Classifier) -> Tensor:
@@ -70,21 +72,3 @@ def guesses(logits: Tensor, classifier: Classifier, *, top: int) -> list[dict[st
     best = top_classes(logits[None], count=top)[0].tolist()
     names = classifier.names
     return [{"class": names[place], "index": place, "probability": float(shares[place])} for place in best]
-
-
-@torch.inference_mode()
-def _predict_batch(classifier: Classifier, files: Sequence[Path], *, top: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    squares: list[Tensor] = []
-    for file in files:
-        try:
-            squares.append(load_square(read_image_file(file), classifier))
-            rows.append({"image": str(file)})
-        except (OSError, DecodeError) as error:
-            rows.append({"image": str(file), "error": str(error)})
-    if squares:
-        logits = iter(classifier.model(prepare(torch.stack(squares), classifier)).float().cpu())
-        for row in rows:
-            if "error" not in row:
-                row["guesses"] = guesses(next(logits), classifier, top=top)
-    return rows

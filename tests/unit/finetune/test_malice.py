@@ -29,7 +29,7 @@ from data_pipeline.record import BadSampleError
 from finetune.classifier import open_classifier
 from finetune.evaluation.sources import open_evaluation_set, read_real_labels
 from finetune.handover.importing import import_model
-from finetune.image_files import print_predictions
+from finetune.image_files import image_files, print_predictions
 from finetune.prediction import predict_files
 
 # A GIF of 65,535 × 65,535 pixels.
@@ -184,7 +184,7 @@ def test_names_of_files_and_folders_do_not_command_the_terminal(
     image = next(photos.rglob("*.jpg"))
     shutil.copy(image, tmp_path / "a\x1b[31mb\u202ec.jpg")
     (tmp_path / "b\x1b[31m.jpg").write_bytes(b"no image")
-    print_predictions(predict_files(open_classifier(str(exported)), [tmp_path], top=1, batch=1))
+    print_predictions(predict_files(open_classifier(str(exported)), image_files([tmp_path]), top=1, batch=1))
     said, refused = capsys.readouterr()
     assert "\x1b" not in said + refused and "\u202e" not in said
     assert refused.count("\n") == 1 and "b\\x1b[31m.jpg: " in refused
