@@ -23,6 +23,8 @@ from data_pipeline.record import SampleSource
 from finetune.evaluation.predictions import TOP, MultiLabelPredictions, Predictions, join
 
 AnyPredictions = Predictions | MultiLabelPredictions
+# Of log odds: copies of an image tie, which the products of batches of different sizes part by a last bit.
+_SCORE_DECIMALS = 3
 _BYTES_PER_PAIR = 10  # of an image and a class: a score and a truth, twice while batches are joined
 
 
@@ -166,7 +168,8 @@ class _Recorder:
         safe = torch.where(finite[:, None], logits, 0.0).double()
         own = {"index": index, "loss": torch.where(finite, self._loss(safe, labels), torch.inf)}
         if labels.ndim == 2:
-            scores = torch.where(finite[:, None], log_odds(safe, self._name), -torch.inf)
+            scores = log_odds(safe, self._name).round(decimals=_SCORE_DECIMALS)
+            scores = torch.where(finite[:, None], scores, -torch.inf)
             own |= {"present": labels > 0.5, "scores": scores.float()}
         else:
             top = top_classes(safe, count=TOP)

@@ -78,8 +78,9 @@ class MultiLabelPredictions(Rows):
     """What a model said about a corpus with several labels per image.
 
     Shape: `present`, `scores` (n, K).
-    Units: `scores` are log odds, the sigmoid of which is a probability; `loss` is in nats, summed over
-    classes; a row whose logits are not finite has loss and scores of infinity, these below all others.
+    Units: `scores` are log odds to three decimals, the sigmoid of which is a probability; `loss` is in nats,
+    summed over classes; a row whose logits are not finite has loss and scores of infinity, these below all
+    others.
     """
 
     present: NDArray[np.bool_]

@@ -19,12 +19,16 @@ from data_pipeline.sharding.sharder import shard_corpus
 Arguments = Callable[..., list[str]]
 OnRanks = Callable[..., list[Any]]
 CLASSES = ("amber", "blue", "green")
+EXACT = ("map", "map_micro", "precision1", "map_interval", "map_micro_interval", "samples", "labels")
 
 
-def write_shards(folder: Path, *, images: int, seed: int) -> Path:
-    """Noise with rows of each colour that the image is labelled with, one to three of them."""
+def write_shards(folder: Path, *, images: int, seed: int, different: int | None = None) -> Path:
+    """Noise with rows of each colour that the image is labelled with, one to three of them.
+
+    Those beyond the first `different` are copies of these, labelled in other ways.
+    """
     rng = np.random.default_rng(seed)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number in range(images):
         shown = [label for label in range(3) if (number % 7 + 1) >> label & 1]
         pixels = rng.integers(0, 90, size=(48, 48, 3), dtype=np.uint8)
@@ -32,8 +36,10 @@ def write_shards(folder: Path, *, images: int, seed: int) -> Path:
             pixels[label::4, :, label] += 150
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=90)
-        labels = {CLASSES[label]: 1.0 for label in shown}
-        lines.append({"bytes": base64.b64encode(file.getvalue()).decode(), "labels": labels})
+        image = base64.b64encode(file.getvalue()).decode()
+        if different is not None and number >= different:
+            image = lines[number % different]["bytes"]
+        lines.append({"bytes": image, "labels": {CLASSES[label]: 1.0 for label in shown}})
     folder.mkdir(parents=True)
     (folder / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
     shard_corpus(folder / "table.jsonl", folder / "shards", quiet=True)
@@ -91,17 +97,34 @@ def test_a_run_is_judged_by_map_and_any_number_of_ranks_finds_the_same(
 
     alone = evaluate(1, 64)
     assert alone["samples"] == 13 and all(alone[key] == summary[key] for key in ("map", "precision1"))
-    exact = ("map", "map_micro", "precision1", "map_interval", "map_micro_interval", "samples", "labels")
     for others, batch in ((2, 4), (3, 3)):
         other = evaluate(others, batch)
-        assert {key: other[key] for key in exact} == {key: alone[key] for key in exact}
+        assert {key: other[key] for key in EXACT} == {key: alone[key] for key in EXACT}
         assert [row["ap"] for row in other["per_class"]] == [row["ap"] for row in alone["per_class"]]
         assert other["loss"] == pytest.approx(alone["loss"], abs=1e-5)
 
     few = str(write_shards(tmp_path / "few", images=3, seed=3))
     alone = evaluate(1, 64, few)
     other = evaluate(4, 64, few)  # one of which has no image
-    assert {key: other[key] for key in exact} == {key: alone[key] for key in exact}
+    assert {key: other[key] for key in EXACT} == {key: alone[key] for key in EXACT}
+
+
+@pytest.mark.slow
+def test_copies_of_an_image_tie_whatever_the_batch_and_the_number_of_ranks(
+    trained: Path, on_ranks: OnRanks, tmp_path: Path
+) -> None:
+    """Products of another batch's size are rounded differently: copies used to differ by a last bit."""
+    data = str(write_shards(tmp_path / "copies", images=44, seed=4, different=4))
+
+    def evaluate(ranks: int, batch: int) -> dict[str, Any]:
+        request = {"model": str(trained), "data": data, "sizes": [], "batch": batch}
+        found = on_ranks("evaluate_on_ranks", world_size=ranks, request=request)[0]
+        rows = [(row["ap"], row["guessed"], row["right"]) for row in found["per_class"]]
+        return {"per_class": rows, **{name: found[name] for name in EXACT}, "ece": round(found["ece"], 6)}
+
+    alone = evaluate(1, 64)
+    for ranks, batch in ((1, 1), (1, 3), (1, 7), (2, 1), (2, 3), (2, 7)):
+        assert evaluate(ranks, batch) == alone, (ranks, batch)
 
 
 @pytest.mark.slow

@@ -131,6 +131,12 @@ def test_three_classes_have_a_top_five_and_a_confusion_of_target_by_prediction()
     assert metrics.confusion.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
 
 
+def test_equal_logits_are_guesses_in_the_order_of_the_classes() -> None:
+    metrics = SingleLabelMetrics(20)
+    metrics.update(torch.zeros(20, 20), torch.arange(20), losses=torch.zeros(20))
+    assert metrics.result()["top5"] == 5 / 20 and metrics.confusion[:, 0].sum() == 20
+
+
 def test_an_evaluation_of_nothing_and_classes_without_a_positive_have_figures_and_no_nan() -> None:
     assert SingleLabelMetrics(3).result() == {"samples": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0}
     metrics = MultiLabelMetrics(2)
