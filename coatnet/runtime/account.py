@@ -15,12 +15,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coatnet.runtime.absence import Absence
 from coatnet.runtime.lease import newest_epoch
 from coatnet.runtime.lives import CLASSES, LINE_BYTES, gather_earlier
-from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from coatnet.runtime.ranks import Ranks
 
 _FLUSH_SECONDS = 2.0
 _WRITES_A_SECOND = 32  # of all ranks: each opens a file of the run, which is work for one metadata server

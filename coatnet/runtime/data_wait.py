@@ -1,6 +1,6 @@
 """Whether no step comes because data do not: what ranks say of it to each other, beside their collectives.
 
-Knows no data: a rank's own words are given.
+Knows no data: a rank's own words are given. Imports no torch.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from coatnet.runtime.ranks import Ranks
+if TYPE_CHECKING:
+    from coatnet.runtime.ranks import Ranks
 
 WAITS, FETCHES = "waits", "fetches"
 

@@ -1,4 +1,4 @@
-"""The ranks of a job and what they say to each other. torch is imported only inside functions."""
+"""The ranks of a job and what they say to each other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import resource
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from coatnet.runtime.rendezvous import choose_interface, find_place
-
-if TYPE_CHECKING:
-    import torch
 
 _TIMEOUT_SECONDS = 600
 _ENDLESS = timedelta(days=365)
@@ -56,9 +56,6 @@ class Ranks:
         Raises:
             UserError: no rank variables in the environment, or no network interface towards the first node.
         """
-        import torch
-        import torch.distributed
-
         _ask_for_huge_pages()
         allow_open_files()
         place = find_place()
@@ -76,11 +73,11 @@ class Ranks:
         choose_interface(os.environ["MASTER_ADDR"])
         timeout = timedelta(seconds=timeout_seconds)
         mailbox, rank, world_size = next(
-            torch.distributed.rendezvous("env://", place.rank, place.world_size, timeout=timeout)
+            dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout)
         )
-        torch.distributed.init_process_group(
+        dist.init_process_group(
             "nccl" if kind == "cuda" else "gloo",
-            store=torch.distributed.PrefixStore("group", mailbox),
+            store=dist.PrefixStore("group", mailbox),
             rank=rank,
             world_size=world_size,
             timeout=timeout,
@@ -95,8 +92,6 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         """Where this rank's tensors live."""
-        import torch
-
         if self.device_type == "cuda":
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device(self.device_type)
@@ -104,8 +99,6 @@ class Ranks:
     @property
     def device_name(self) -> str:
         """Return the GPU's name as its driver tells it, "cpu" without one."""
-        import torch
-
         return torch.cuda.get_device_name(self.device) if self.device_type == "cuda" else "cpu"
 
     def wait_patiently(self) -> None:
@@ -132,8 +125,6 @@ class Ranks:
         """
         if not self.distributed:
             return
-        import torch.distributed as dist
-
         if self.device_type == "cuda":
             dist.barrier(device_ids=[self.device.index])
         elif timeout_seconds is None:
@@ -143,26 +134,17 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """True on every rank when the flag is set on at least one."""
-        if not self.distributed:
-            return flag
-        import torch
-        import torch.distributed as dist
-
-        value = torch.tensor([int(flag)], dtype=torch.int32, device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        own = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        self.all_reduce_sum(own)
+        return bool(own)
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> None:
         """Sum a tensor over all ranks, in place."""
         if self.distributed:
-            import torch.distributed as dist
-
             dist.all_reduce(tensor)
 
     def table(self, own: torch.Tensor) -> torch.Tensor:
         """Return every rank's numbers, one row each, on the CPU. Shape: (n,) → (world size, n)."""
-        import torch
-
         everyone = torch.zeros(self.world_size, len(own), dtype=own.dtype, device=own.device)
         everyone[self.rank] = own
         self.all_reduce_sum(everyone)
@@ -173,8 +155,6 @@ class Ranks:
 
         Shape: (n, …), n of each rank's own → (sum of all n, …).
         """
-        import torch
-
         if not self.distributed:
             return own
         if own.dtype == torch.bool:  # gloo adds up no booleans
@@ -190,25 +170,15 @@ class Ranks:
         """Return rank 0's JSON-able value on every rank, what the others give being of no interest."""
         if not self.distributed:
             return value
-        import torch
-        import torch.distributed as dist
-
-        text = self._as_bytes(value if self.is_main else None)
-        length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
-        dist.broadcast(length, src=0)
-        told = text if self.is_main else text.new_empty(int(length))
-        dist.broadcast(told, src=0)
-        return json.loads(told.cpu().numpy().tobytes())
+        own = _as_bytes(value if self.is_main else None)
+        return json.loads(self.rows(own if self.is_main else own[:0]).cpu().numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's JSON-able value, on every rank. As JSON, so that nothing is unpickled."""
         if not self.distributed:
             return [value]
-        import torch
-        import torch.distributed as dist
-
-        text = self._as_bytes(value)
-        length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
+        text = _as_bytes(value).to(self.device)
+        length = torch.tensor([len(text)], device=self.device)
         lengths = [torch.zeros_like(length) for _ in range(self.world_size)]
         dist.all_gather(lengths, length)
         padded = torch.zeros(int(max(int(one) for one in lengths)), dtype=torch.uint8, device=self.device)
@@ -219,11 +189,6 @@ class Ranks:
             json.loads(part[: int(size)].cpu().numpy().tobytes())
             for part, size in zip(parts, lengths, strict=True)
         ]
-
-    def _as_bytes(self, value: Any) -> torch.Tensor:
-        import torch
-
-        return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
 
     def tell(self, key: str, text: str) -> None:
         """Leave a word for whoever asks for the key; from any thread, waits for nobody.
@@ -245,9 +210,11 @@ class Ranks:
     def stop(self) -> None:
         """Leave the process group."""
         if self.distributed:
-            import torch.distributed as dist
-
             dist.destroy_process_group()
+
+
+def _as_bytes(value: Any) -> torch.Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 
 def _ask_for_huge_pages() -> None:
@@ -272,14 +239,10 @@ def _keep_the_bits() -> None:
     An error rather than a warning for what has no such kernel: with warnings alone the memory-efficient
     attention keeps its racing backward pass.
     """
-    import torch
-
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _device_type() -> str:
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"

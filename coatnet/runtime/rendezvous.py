@@ -31,25 +31,21 @@ def find_place() -> Place:
         UserError: neither is there.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return Place(
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        )
+        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:
         if "MASTER_ADDR" not in os.environ:
             raise UserError("MASTER_ADDR is not set: submit with `coatnet submit`, which sets it for srun")
         os.environ.setdefault("MASTER_PORT", str(slurm_port(int(os.environ["SLURM_JOB_ID"]))))
-        return Place(
-            rank=int(os.environ["SLURM_PROCID"]),
-            world_size=int(os.environ["SLURM_NTASKS"]),
-            local_rank=int(os.environ.get("SLURM_LOCALID", 0)),
-            local_world_size=int(os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]),
-        )
+        return _place("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
     raise UserError(
         "neither RANK and WORLD_SIZE nor SLURM_PROCID and SLURM_NTASKS are set: start under torchrun or srun"
     )
+
+
+def _place(*names: str) -> Place:
+    """Read a launcher's variables, of which SLURM's last may be 4(x2); the node's own may be missing."""
+    given = [os.environ.get(name, other) for name, other in zip(names, ("", "", "0", "1"), strict=True)]
+    return Place(*(int(value.split("(")[0]) for value in given))
 
 
 def local_variables(rank: int, *, ranks: int, port: int) -> dict[str, str]:
