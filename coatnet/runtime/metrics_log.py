@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from coatnet.runtime.run_directory import RunDirectory
@@ -28,50 +27,40 @@ class MetricsLog:
         self._run.append(
             self._run.metrics, {"time": time.time(), "samples_seen": samples_seen, **values, **lost}
         )
-        with self._survived():
-            for name, value in values.items():
-                self._board().add_scalar(name, value, samples_seen)
+        self._show(lambda board: [board.add_scalar(*each, samples_seen) for each in values.items()])
 
     def images(self, name: str, images: Any, *, samples_seen: int) -> None:
         """Record images, uint8 or float in 0…1. Shape: (n, H, W, 3)."""
-        if self._enabled:
-            with self._survived():
-                self._board().add_images(name, images, samples_seen, dataformats="NHWC")
+        self._show(lambda board: board.add_images(name, images, samples_seen, dataformats="NHWC"))
 
     def figure(self, name: str, figure: Any, *, samples_seen: int) -> None:
         """Record a matplotlib figure."""
-        if self._enabled:
-            with self._survived():
-                self._board().add_figure(name, figure, samples_seen)
+        self._show(lambda board: board.add_figure(name, figure, samples_seen))
 
     def flush(self) -> None:
         """Hand everything to the file system."""
         if self._writer is not None:
-            with self._survived():
-                self._writer.flush()
+            self._show(lambda board: board.flush())
 
     def close(self) -> None:
         """Close the event file."""
         if self._writer is not None:
-            with self._survived():
-                self._writer.close()
+            self._show(lambda board: board.close())
             self._writer = None
 
-    @contextmanager
-    def _survived(self) -> Iterator[None]:
-        """Count what a full disk costs; its writer is of no use any more, and the next has a new file."""
+    def _show(self, draw: Callable[[Any], object]) -> None:
+        """Give TensorBoard's writer to `draw`; after a full disk, which counts, the next has a new file."""
+        if not self._enabled:
+            return
         try:
-            yield
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._run.tensorboard))
+            draw(self._writer)
         except OSError as error:
             self._writer = None
             self._run.lose_record(error)
-
-    def _board(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._run.tensorboard))
-        return self._writer
 
 
 def _keep_the_board_quiet() -> None:
