@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +28,6 @@ _BLOCK_BYTES = 1 << 20
 Answers = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What was compared, and what came out.
-
-    Attributes:
-        max_logit_difference: on a fixed batch, against the model in torch, fp32.
-        compared: on the evaluation set, where one was given: `top1` and `exported_top1`, or with several
-            labels per image `map` and `exported_map`; and `differing_guesses`.
-        files: SHA-256 of every file of the export.
-        weights: SHA-256 of the model's tensors, whatever the form.
-    """
-
-    format: str
-    accepted: bool
-    max_logit_difference: float
-    tolerance: float
-    images: list[int]
-    files: dict[str, str]
-    weights: str
-    model: dict[str, Any]
-    commit: str
-    versions: dict[str, str]
-    data: str | None = None
-    compared: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, what was compared beside the rest."""
-        values = asdict(self)
-        compared = values.pop("compared")
-        return {**values, **compared}
-
-
 def fixed_batch(px: int) -> Tensor:
     """Return the batch that every certificate compares on: smooth noise of the range of normalised images.
 
@@ -79,30 +45,36 @@ def certify(
     *,
     files: list[Path],
     data: str | None,
-    notes: dict[str, Any] | None = None,
-) -> Certificate:
-    """Compare an export's answers with the model's."""
+    notes: dict[str, Any],
+) -> dict[str, Any]:
+    """Compare an export's answers with the model's, and return what came out.
+
+    Returns:
+        Plain values: among them `max_logit_difference` on a fixed batch against the model in torch, fp32; by
+        SHA-256 `files`, all of the export's, and `weights`, the model's, whatever the form; and of the images
+        of `data` `top1` and `exported_top1`, or with several labels each `map` and `exported_map`, and
+        `differing_guesses`.
+    """
     images = fixed_batch(classifier.augment.image_size)
     with torch.inference_mode():
         own = classifier.model(images.to(classifier.device)).float().cpu()
         theirs = answers(images).float().cpu()
     difference = float((own - theirs).abs().max())
-    compared = {} if data is None else _compare_on(data, answers, classifier)
-    return Certificate(
-        format=form,
-        accepted=difference <= TOLERANCE,
-        max_logit_difference=difference,
-        tolerance=TOLERANCE,
-        images=list(images.shape),
-        files={file.name: _sha256(file) for file in files},
-        weights=_digest_of_weights(classifier),
-        model=to_dict(classifier.config),
-        commit=code_commit(),
-        versions=installed_versions(_PACKAGES),
-        data=data,
-        compared=compared,
-        notes=notes or {},
-    )
+    return {
+        "format": form,
+        "accepted": difference <= TOLERANCE,
+        "max_logit_difference": difference,
+        "tolerance": TOLERANCE,
+        "images": list(images.shape),
+        "files": {file.name: _sha256(file) for file in files},
+        "weights": _digest_of_weights(classifier),
+        "model": to_dict(classifier.config),
+        "commit": code_commit(),
+        "versions": installed_versions(_PACKAGES),
+        "data": data,
+        "notes": notes,
+        **({} if data is None else _compare_on(data, answers, classifier)),
+    }
 
 
 class OnImages(torch.nn.Module):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetensors
 from coatnet.config import UserError, to_dict
@@ -73,7 +72,7 @@ def _export(classifier: Classifier, destination: Path, *, form: str, data: str |
     _require_space(destination, classifier)
     certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
     files, answers, notes = _WRITERS[form](classifier, destination)
-    certificate = certify(form, answers, classifier, files=files, data=data, notes=notes).to_json()
+    certificate = certify(form, answers, classifier, files=files, data=data, notes=notes)
     write_atomically(certified, json_text(certificate, indent=2) + "\n")
     return certificate
 
@@ -130,11 +129,7 @@ def _native(classifier: Classifier, destination: Path) -> _Written:
     tensors = {name: tensor.detach() for name, tensor in classifier.model.state_dict().items()}
     export_safetensors(Weights(classifier.config, tensors, classifier.classes, facts), destination)
     read_back = open_classifier(str(destination), device=classifier.device)
-
-    def answers(images: Tensor) -> Tensor:
-        return read_back.model(images)
-
-    return [destination / TENSORS, destination / CONFIG], answers, {}
+    return [destination / TENSORS, destination / CONFIG], read_back.model, {}
 
 
 # What an export says of its origin: nothing that names a machine.

@@ -46,12 +46,7 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     write_atomically(described, description(config))
     peer = timm.create_model(name, **arguments)
     peer.load_state_dict(load_file(path))
-    peer.eval()
-
-    def answers(images: Tensor) -> Tensor:
-        return peer(images)
-
-    return [path, described], answers, {"create_model": name, "arguments": arguments}
+    return [path, described], peer.eval(), {"create_model": name, "arguments": arguments}
 
 
 def description(config: ModelConfig) -> str:
