@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 
 from coatnet.report.style import STYLE
 
@@ -103,16 +105,11 @@ def markdown(title: str, *, state: str, subtitle: str, sections: Sequence[Sectio
 
 
 def _html_blocks(blocks: Sequence[Block]) -> str:
-    parts, charts = [], ""
-    for block in blocks:
-        if isinstance(block, Chart) and not block.wide:
-            charts += _html(block)
-            continue
-        if charts:
-            parts.append(f'<div class="grid2">{charts}</div>')
-            charts = ""
-        parts.append(_html(block))
-    return "".join(parts) + (f'<div class="grid2">{charts}</div>' if charts else "")
+    parts = ""
+    for is_narrow, group in groupby(blocks, key=lambda block: isinstance(block, Chart) and not block.wide):
+        shown = "".join(map(_html, group))
+        parts += f'<div class="grid2">{shown}</div>' if is_narrow else shown
+    return parts
 
 
 def _html(block: Block) -> str:
@@ -157,7 +154,7 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
     lines: list[str] = []
     values = [pair for block in blocks if isinstance(block, Chart) for pair in block.last]
     if values:
-        lines += _markdown(Table([(name, value) for name, value in values], ("curve", "last"), (1,)))
+        lines += _markdown(Table(values, ("curve", "last"), right=(1,)))
     for block in blocks:
         if not isinstance(block, Chart):
             lines += _markdown(block)
@@ -168,7 +165,7 @@ def _markdown(block: Block) -> list[str]:
     if isinstance(block, Text):
         return [_plain(block.text), ""]
     if isinstance(block, Code):
-        fence = "`" * max(3, 1 + max((len(run) for run in _backticks(block.text)), default=0))
+        fence = "`" * (1 + max(2, *map(len, re.findall("`+", block.text)), 0))
         return [f"{fence}{block.language}", block.text.rstrip(), fence, ""]
     if isinstance(block, Tiles):
         return _markdown(Table(block.rows, ("", "")))
@@ -182,13 +179,6 @@ def _markdown(block: Block) -> list[str]:
     return [*(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def _backticks(text: str) -> list[str]:
-    return "".join(one if one == "`" else " " for one in text).split()
-
-
 def _plain(text: str) -> str:
     """Return text that no Markdown reader takes for markup."""
-    kept = " ".join(text.split())
-    for mark, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("*", "\\*")):
-        kept = kept.replace(mark, safe)
-    return kept
+    return re.sub(r"([\\|`\[*])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

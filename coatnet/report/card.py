@@ -38,14 +38,14 @@ def model_card(record: RunRecord) -> list[Block]:
     config = record.config
     sizes = _sizes(record, model)
     size = sizes[-1]
-    cost = model_cost(model, size)
+    cost, average = model_cost(model, size), config.get("ema") or "none"
     rows = [
         ("architecture", f"CoAtNet (Dai et al., arXiv 2106.04803): {_architecture(model)}"),
         ("size", f"{cost.parameters:,} parameters, {cost.macs / 1e9:.3g} GMAC per image at {size} px"),
         ("classes", _classes(record, model)),
         ("trained on", _corpora(_section(record, "data"))),
         ("recipe", _recipe(record, sizes)),
-        ("precision", f"{config.get('precision', 'fp32')}, moving average of the weights: {_ema(config)}"),
+        ("precision", f"{config.get('precision', 'fp32')}, moving average of the weights: {average}"),
         ("evaluated on", str(_section(record, "data").get("evaluate") or "nothing")),
         ("results", _results(record)),
         ("checkpoint", str(record.facts.get("checkpoint") or "none yet")),
@@ -112,10 +112,6 @@ def _recipe(record: RunRecord, sizes: list[int]) -> str:
         f"{loss.get('name', 'softmax')} loss, smoothing {loss.get('smoothing', 0)}",
     ]
     return "; ".join(parts)
-
-
-def _ema(config: Mapping[str, Any]) -> str:
-    return str(config.get("ema") or "none")
 
 
 def _results(record: RunRecord) -> str:

@@ -28,7 +28,6 @@ class RunRecord:
     """
 
     name: str
-    path: Path
     series: dict[str, list[tuple[int, float]]]
     events: list[dict[str, Any]]
     life_accounts: list[LifeAccount]
@@ -97,7 +96,6 @@ def read_run(path: Path) -> RunRecord:
     markers = {name: run.marker(name) for name in MARKERS}
     return RunRecord(
         name=path.resolve().name,
-        path=path,
         series=_series(run.metrics),
         events=run.read_events(),
         life_accounts=read_lives(run.account),
