@@ -33,9 +33,7 @@ def _print(findings: list[dict[str, str]]) -> None:
     from coatnet.runtime.console import make_console
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    table = Table(box=None)
-    for heading in ("check", "", "what was found"):
-        table.add_column(heading)
+    table = Table("check", "", "what was found", box=None)
     for finding in findings:
         colour = colours[finding["status"]]
         status = f"[{colour}]{finding['status']}[/{colour}]"

@@ -72,14 +72,19 @@ class Journey:
         output = subprocess.DEVNULL if self.quiet else None
         return subprocess.Popen([sys.executable, "-m", "coatnet.cli", *words], env=environment, stdout=output)
 
-    def run(self, *arguments: str | Path) -> None:
-        """Run a command to its end.
+    def run(self, *arguments: str | Path, until: Callable[[], bool] = lambda: False) -> None:
+        """Run a command to its end, or until something is so, when it is told to stop.
 
         Raises:
             UserError: it failed; its own message is on stderr already.
         """
         process = self.command(*arguments)
         try:
+            while process.poll() is None and not until():
+                time.sleep(_POLL_SECONDS)
+            if process.poll() is None:
+                self.console.print("[yellow]sending SIGTERM, as a cluster would[/yellow]")
+                process.send_signal(signal.SIGTERM)
             status = process.wait()
         except KeyboardInterrupt:
             process.wait()  # the terminal's Ctrl-C reached it as well: it saves and leaves
@@ -142,18 +147,7 @@ def _pretrain(journey: Journey, *, config: Path) -> None:
         if (run / "stopped").exists():
             return _samples_seen(run)  # it was interrupted before, by someone else
         began = time.time()  # what a killed attempt left in the metrics is not this one's progress
-        process = journey.command(*arguments)
-        try:
-            while process.poll() is None and _progress(run, since=began) < _INTERRUPT_AT:
-                time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-        if process.poll() is None:
-            journey.console.print("[yellow]sending SIGTERM, as a cluster would[/yellow]")
-            process.send_signal(signal.SIGTERM)
-        if process.wait() != 0:
-            raise UserError(f"`coatnet pretrain` failed with status {process.returncode}")
+        journey.run(*arguments, until=lambda: _progress(run, since=began) >= _INTERRUPT_AT)
         return _samples_seen(run)
 
     def to_the_end() -> int:
@@ -199,7 +193,7 @@ def _summarise(journey: Journey, summary_file: Path) -> dict[str, Any]:
     summary = {
         "finetuned_top1": _result(root / "finetune")["top1"],
         "scratch_top1": _result(root / "scratch")["top1"],
-        "resumed": _lives(root / "pretrain") > 1,
+        "resumed": any(row.get("kind") == "resume" for row in read_lines(root / "pretrain" / "events.jsonl")),
         "seconds": round(sum(step.seconds for step in journey.steps.values()), 1),
         "steps": [asdict(step) for step in journey.steps.values()],
         "paths": {
@@ -231,10 +225,6 @@ def _samples_seen(run: Path) -> int:
 def _progress(run: Path, *, since: float) -> float:
     rows = [row for row in read_lines(run / "metrics.jsonl") if float(row.get("time", 0.0)) >= since]
     return max((float(row.get("progress", 0.0)) for row in rows), default=0.0)
-
-
-def _lives(run: Path) -> int:
-    return sum(1 for row in read_lines(run / "events.jsonl") if row.get("kind") in {"start", "resume"})
 
 
 def _result(run: Path) -> dict[str, Any]:
