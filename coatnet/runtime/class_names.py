@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coatnet.config import UserError
 from coatnet.config.plain_text import check_class_names
-from coatnet.runtime.regular_files import read_regular
+from coatnet.runtime.regular_files import read_text
 
 _MAX_BYTES = 4 << 20  # 40,000 names of a hundred characters
 
@@ -17,13 +16,8 @@ def read_class_names(path: Path) -> list[str]:
     Raises:
         UserError: no such file, no text, an empty line among others, or a name that is not fit to be shown.
     """
-    try:
-        text = read_regular(path, most=_MAX_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
     # Neither splitlines nor a bare strip, which hide control characters.
+    text = read_text(path, most=_MAX_BYTES)
     lines = [line.removesuffix("\r").strip(" ") for line in text.split("\n")]
     while len(lines) > 1 and not lines[-1]:
         lines.pop()

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from coatnet.config import UserError
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
@@ -35,3 +37,17 @@ def read_regular(path: Path, *, most: int) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB", str(path))
         return file.read(size)  # takes as much memory as it is asked to read
+
+
+def read_text(path: Path, *, most: int) -> str:
+    """Read a text that a user gives, of at most so many bytes.
+
+    Raises:
+        UserError: as `read_regular` does, or it is no text.
+    """
+    try:
+        return read_regular(path, most=most).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None

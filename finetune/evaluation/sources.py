@@ -16,7 +16,7 @@ from typing import Any
 from coatnet.checkpoint.classes import class_key, evaluation_columns, is_wordnet_id, match_classes
 from coatnet.checkpoint.inspection import Description
 from coatnet.config import UserError
-from coatnet.runtime.regular_files import read_regular
+from coatnet.runtime.regular_files import read_text
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.folder import FolderCorpus
 from data_pipeline.open_corpus import open_corpus
@@ -116,7 +116,7 @@ def open_evaluation_set(
 
 def _label_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield each line's name and label, and where it stands."""
-    for row, line in enumerate(_text(path).splitlines(), start=1):
+    for row, line in enumerate(read_text(path, most=_MAX_LABEL_FILE_BYTES).splitlines(), start=1):
         name, _, label = line.strip().partition(" ")
         if "\0" in name or name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"{path}:{row}: {name[:200]!a} leads out of the folder")
@@ -130,15 +130,6 @@ def _number(label: str, *, origin: str, classes: int) -> int:
     return int(label)
 
 
-def _text(path: Path) -> str:
-    try:
-        return read_regular(path, most=_MAX_LABEL_FILE_BYTES).decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
-
-
 def read_real_labels(path: Path) -> list[list[int]]:
     """Read the reassessed labels of ImageNet's validation set: classes per image, in the set's order.
 
@@ -148,7 +139,7 @@ def read_real_labels(path: Path) -> list[list[int]]:
         UserError: the file is not of that form.
     """
     try:
-        rows: Any = json.loads(_text(path))
+        rows: Any = json.loads(read_text(path, most=_MAX_LABEL_FILE_BYTES))
     except (json.JSONDecodeError, RecursionError):
         raise UserError(f"{path}: is not JSON") from None
     if not isinstance(rows, list) or not all(
