@@ -87,19 +87,13 @@ def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
     by_size, by_cost = figure.subplots(1, 2, sharey=True)
     ordered = sorted(reports, key=lambda report: report["image_size"])
     name, words = ("map", "mAP") if ordered[0]["label_kind"] == "multi" else ("top1", "top-1")
-    shares = [100 * report[name] for report in ordered]
-    low, high = (
-        [
-            abs(share - 100 * report[f"{name}_interval"][side])
-            for share, report in zip(shares, ordered, strict=True)
-        ]
-        for side in (0, 1)
-    )
+    shares = 100 * np.array([report[name] for report in ordered])
+    reach = np.abs(100 * np.array([report[f"{name}_interval"] for report in ordered]).T - shares)
     for axes, key, label in (
         (by_size, "image_size", "resolution (px)"),
         (by_cost, "gmacs", "cost (GMAC per image)"),
     ):
-        axes.errorbar([report[key] for report in ordered], shares, yerr=[low, high], marker="o", capsize=3)
+        axes.errorbar([report[key] for report in ordered], shares, yerr=reach, marker="o", capsize=3)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
