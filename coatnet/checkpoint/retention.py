@@ -13,7 +13,7 @@ from coatnet.checkpoint.inspection import MANIFEST
 
 @dataclass(frozen=True)
 class Retention:
-    """Keep the newest `last`, those of every `every_steps` steps, and the first with the best figure.
+    """Keep the newest `last`, the first from each multiple of `every_steps` on, and the first with the best figure.
 
     Whatever is asked, one is deleted only while two newer ones have been verified.
     """
@@ -34,7 +34,9 @@ class Retention:
         """
         kept = set(steps[-self.last :])
         if self.every_steps:
-            kept |= {step for step in steps if step % self.every_steps == 0}
+            # A save by the clock hardly ever falls on a multiple.
+            firsts = {step // self.every_steps: step for step in reversed(steps)}
+            kept |= {step for multiple, step in firsts.items() if multiple}
         if figures and (finite := [step for step in figures if math.isfinite(figures[step])]):
             kept.add(max(finite, key=lambda step: (figures[step], -step)))
         return [

@@ -207,7 +207,7 @@ class SaveConfig:
     Attributes:
         every: seconds, minutes or hours (by rank 0's clock), epochs, steps or images.
         last: so many of the newest stay.
-        keep_every_steps: those of every so many steps stay for good; null for none.
+        keep_every_steps: the first from each multiple of so many steps on stays for good; null for none.
         best: the one with the highest figure of this name is saved when it is evaluated, and stays: top1 or
             top5 (one label per image), map, map_micro or precision1 (several), transfer_top1; in pretraining
             also of the average (ema_top1 …); null for none.

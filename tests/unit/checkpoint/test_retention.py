@@ -42,6 +42,13 @@ def test_only_superfluous_checkpoints_are_deleted(tmp_path: Path) -> None:
     assert store.steps() == [2, 4, 6, 7]
 
 
+def test_of_saves_that_go_by_the_clock_the_first_from_each_multiple_on_stays() -> None:
+    kept = Retention(last=1, every_steps=100)
+    steps = [37, 95, 148, 199, 260, 300, 351, 520, 580]
+    gone = kept.superfluous(steps, verified={520, 580})
+    assert [step for step in steps if step not in gone] == [148, 260, 300, 520, 580]
+
+
 def test_a_checkpoint_without_the_figure_is_not_the_best(tmp_path: Path) -> None:
     store, alarms = make_store(tmp_path, retention=Retention(last=2, best="top1"))
     for step, figures in enumerate([{"top1": math.nan}, {"top1": 0.1}, {"loss": 3.0}, {}], start=1):
