@@ -81,13 +81,20 @@ class Recorder:
         metrics: MetricsLog,
         total: int,
         augmented: Callable[[Any], torch.Tensor],
-        flops_per_image: float,
+        flops_per_image: Callable[[int], float],
     ) -> None:
+        """Write for one life of a run.
+
+        Args:
+            run, ranks, account, metrics: of the run.
+            total: its samples.
+            augmented: pictures of what the model sees of a batch.
+            flops_per_image: of training at a position; phases differ in the images' size.
+        """
         self._run, self._ranks, self._account, self._metrics = run, ranks, account, metrics
         self._total, self._augmented = total, augmented
         self._show_pictures = True
-        peak = peak_flops()
-        self._mfu_per_rate = flops_per_image / (peak * ranks.world_size) if peak else None
+        self._flops_per_image, self._peak = flops_per_image, peak_flops()
         self._recorded_at = self._flushed_at = time.monotonic()
         self._record_seconds, self._record_next = _RECORD_SECONDS, False
         self._drawn_at = -_DRAW_SECONDS
@@ -239,6 +246,7 @@ class Recorder:
     def _scalars(self, state: RunState, result: StepResult, seconds: float) -> dict[str, float]:
         waited = self._account.seconds()["data_wait"]
         share = (waited - self._data_wait_seconds) / seconds
+        rate = self._samples / seconds
         self._data_wait_seconds = waited
         return {
             "train/loss": result.loss,
@@ -246,14 +254,22 @@ class Recorder:
             "train/gradient_norm": result.gradient_norm,
             "train/learning_rate": result.learning_rate,
             "train/global_batch": result.samples,
-            "images_per_second": self._samples / seconds,
+            "images_per_second": rate,
             "step_seconds": seconds / self._steps,
             "data_wait_share": share,
             "skipped_steps": state.step - state.applied_steps,
             "bad_samples": state.bad_samples,
             **_memory(),
-            **({} if self._mfu_per_rate is None else {"mfu": self._samples / seconds * self._mfu_per_rate}),
+            **self._utilisation(rate, begin=state.samples_seen - result.samples),
             "progress": state.samples_seen / self._total,
+        }
+
+    def _utilisation(self, images_per_second: float, *, begin: int) -> dict[str, float]:
+        """Return the share of the devices' peak that a step from `begin` on makes use of, where that is known."""
+        if self._peak is None:
+            return {}
+        return {
+            "mfu": images_per_second * self._flops_per_image(begin) / (self._peak * self._ranks.world_size)
         }
 
     def occasional(self, state: RunState, values: Mapping[str, float]) -> None:

@@ -161,7 +161,7 @@ class TrainingRun(Generic[State, Result]):
             metrics=MetricsLog(self.run, enabled=self.ranks.is_main),
             total=self.calendar.total,
             augmented=augmented,
-            flops_per_image=flops_per_image(model, self.calendar.phases[-1].image_size),
+            flops_per_image=lambda begin: flops_per_image(model, self.calendar.phase_at(begin).image_size),
         )
         self.checkpoints = Checkpoints(
             self.run.checkpoints,

@@ -55,7 +55,7 @@ def make_recorder(
         metrics=MetricsLog(run, enabled=True),
         total=total,
         augmented=lambda batch: batch.images.float() / 255,
-        flops_per_image=1e9,
+        flops_per_image=lambda begin: 1e9 if begin < 16 else 4e9,
     )
 
 
@@ -147,6 +147,19 @@ def test_rates_are_of_the_time_in_which_steps_are_taken(
     rows = [row for row in read_lines(run.metrics) if "step_seconds" in row]
     rates = [(row["images_per_second"], row["step_seconds"]) for row in rows]
     assert rates == [(4.0, 2.0)] * 2
+
+
+def test_the_use_of_a_devices_peak_is_counted_by_the_images_size_at_that_position(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coatnet.training.recorder.peak_flops", lambda: 1e12)
+    recorder, state = make_recorder(run), State()
+    for _ in range(3):
+        recorder.record_next()
+        take_step(recorder, state)
+    rows = [row for row in read_lines(run.metrics) if "mfu" in row]
+    operations = [row["mfu"] * 1e12 / row["images_per_second"] for row in rows]
+    assert operations == pytest.approx([1e9, 1e9, 4e9])
 
 
 def test_a_life_that_goes_back_names_bad_samples_and_skipped_steps_again_and_counts_them_once(
