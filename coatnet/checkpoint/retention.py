@@ -13,7 +13,7 @@ from coatnet.checkpoint.inspection import MANIFEST
 
 @dataclass(frozen=True)
 class Retention:
-    """Keep the newest `last`, the first from each multiple of `every_steps` on, and the first with the best figure.
+    """Keep the newest `last`, the first from each multiple of `every_steps` on, and the best by a figure.
 
     Whatever is asked, one is deleted only while two newer ones have been verified.
     """

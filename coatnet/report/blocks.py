@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from coatnet.config.plain_text import one_line
+from coatnet.report.chart import as_markup
 from coatnet.report.style import STYLE
 
 _NEAR = 20  # letters: a moment's length
@@ -56,10 +58,11 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks behind a line that unfolds."""
+    """Blocks behind a line that unfolds; on paper they stand open, or are left out."""
 
     title: str
     blocks: Sequence[Block]
+    on_paper: bool = True
 
 
 Block = Table | Text | Code | Chart | Tiles | Fold
@@ -77,19 +80,19 @@ def html_page(title: str, *, state: str, subtitle: str, sections: Sequence[Secti
     """Return one self-contained page."""
     shown = [section for section in sections if section.blocks]
     links = "".join(
-        f'<a href="#s{number}">{escape(one.title)}</a>' for number, one in enumerate(shown) if one.title
+        f'<a href="#s{number}">{as_markup(one.title)}</a>' for number, one in enumerate(shown) if one.title
     )
     body = "".join(
-        f'<section id="s{number}">{f"<h2>{escape(one.title)}</h2>" if one.title else ""}'
+        f'<section id="s{number}">{f"<h2>{as_markup(one.title)}</h2>" if one.title else ""}'
         f"{_html_blocks(one.blocks)}</section>"
         for number, one in enumerate(shown)
     )
-    badge = f'<span class="state {escape(state.split()[0])}">{escape(state)}</span>'
+    badge = f'<span class="state {as_markup(state.split()[0])}">{as_markup(state)}</span>'
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<main><header><h1>{escape(title)} {badge}</h1><p>{escape(subtitle)}</p></header>"
+        f"<title>{as_markup(title)}</title><style>{STYLE}</style>"
+        f"<main><header><h1>{as_markup(title)} {badge}</h1><p>{as_markup(subtitle)}</p></header>"
         f"<nav>{links}</nav>{body}</main></html>\n"
     )
 
@@ -114,27 +117,29 @@ def _html_blocks(blocks: Sequence[Block]) -> str:
 
 def _html(block: Block) -> str:
     if isinstance(block, Text):
-        return f"<p>{escape(block.text)}</p>"
+        return f"<p>{as_markup(block.text)}</p>"
     if isinstance(block, Code):
         return f"<pre>{escape(block.text)}</pre>"
     if isinstance(block, Tiles):
         tiles = "".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+            f'<div class="tile"><b>{as_markup(value)}</b><span>{as_markup(label)}</span></div>'
             for label, value in block.rows
         )
         return f'<div class="tiles">{tiles}</div>'
     if isinstance(block, Chart):
-        last = "".join(f" <b>{escape(value)}</b>" for _, value in block.last[:1])
-        return f"<figure><figcaption>{escape(block.title)}{last}</figcaption>{block.svg}</figure>"
+        last = "".join(f" <b>{as_markup(value)}</b>" for _, value in block.last[:1])
+        return f"<figure><figcaption>{as_markup(block.title)}{last}</figcaption>{block.svg}</figure>"
     if isinstance(block, Fold):
-        return f"<details><summary>{escape(block.title)}</summary>{_html_blocks(block.blocks)}</details>"
+        where = "" if block.on_paper else " class=screen"
+        inner = f"<summary>{as_markup(block.title)}</summary>{_html_blocks(block.blocks)}"
+        return f"<details{where}>{inner}</details>"
     return _html_table(block)
 
 
 def _html_table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "".join(
-            f"<{tag}{_look(cell, is_number=number in table.right)}>{escape(cell)}</{tag}>"
+            f"<{tag}{_look(cell, is_number=number in table.right)}>{as_markup(cell)}</{tag}>"
             for number, cell in enumerate(cells)
         )
 
@@ -181,4 +186,4 @@ def _markdown(block: Block) -> list[str]:
 
 def _plain(text: str) -> str:
     """Return text that no Markdown reader takes for markup."""
-    return re.sub(r"([\\|`\[*])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+    return re.sub(r"([\\|`\[*])", r"\\\1", one_line(text)).replace("<", "&lt;")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
+from itertools import pairwise
+
+from coatnet.config.plain_text import one_line
+from coatnet.runtime.progress import clock
 
 _WIDTH, _HEIGHT = 460, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
 _LEGEND_HEIGHT, _LETTER_WIDTH = 16, 6.2
 _MOST_STEPS = 5
+_MANY_TURNS = 60  # which a stroke of the usual width would melt into one band
 _SEEN_APART = 1 / 300  # of a bar's length; 2,000 lives in nine colours each were a page of 3 MB
 _Life = tuple[float, float, dict[str, float]]  # begin, end, seconds by class
 _Place = Callable[[float, float], tuple[float, float]]  # from what is drawn to where
@@ -39,7 +44,7 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
             _HEIGHT - _BOTTOM - up * (_HEIGHT - top - _BOTTOM),
         )
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(", ".join(series))}">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{as_markup(", ".join(series))}">']
     parts += _axes(place, ticks, x_low=x_low, x_high=x_high)
     drawn = {round(place(mark, y_low)[0]) for mark in marks if x_low < mark < x_high}
     parts += [f'<path class="mark" d="M{x} {top}V{_HEIGHT - _BOTTOM}"/>' for x in sorted(drawn)]
@@ -48,7 +53,7 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
         parts += _curve([place(x, y) for x, y in curve if math.isfinite(y)], number)
         if len(series) > 1:
             parts.append(f'<path class="c{number}" d="M{begin:.0f} {_TOP}h14"/>')
-            parts.append(f'<text x="{begin + 19:.0f}" y="{_TOP + 3.5}">{escape(name)}</text>')
+            parts.append(f'<text x="{begin + 19:.0f}" y="{_TOP + 3.5}">{as_markup(name)}</text>')
             begin += len(name) * _LETTER_WIDTH + 34
     parts.append("</svg>")
     return "".join(parts)
@@ -73,11 +78,17 @@ def _curve(placed: Sequence[tuple[float, float]], number: int) -> Iterator[str]:
     if len(placed) == 1:
         yield f'<circle class="d{number}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3"/>'
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    yield f'<polyline class="c{number}" points="{path}"/>'
+    rises = [later > y for (_, y), (_, later) in pairwise(placed)]
+    thin = " thin" if sum(rise != later for rise, later in pairwise(rises)) > _MANY_TURNS else ""
+    yield f'<polyline class="c{number}{thin}" points="{path}"/>'
 
 
 def stacked_bar(parts_by_name: dict[str, float]) -> str:
-    """Draw shares of a whole as one bar with a legend below."""
+    """Draw shares of a whole as one bar with a legend below.
+
+    Args:
+        parts_by_name: in seconds.
+    """
     total = sum(parts_by_name.values())
     if total <= 0:
         return ""
@@ -87,9 +98,11 @@ def stacked_bar(parts_by_name: dict[str, float]) -> str:
             continue
         share = value / total
         pieces.append(_piece(left, share, colour=number, title=f"{name}: {share:.1%}"))
-        legend.append(f'<li><span class="key f{number}"></span>{escape(name)} <b>{share:.1%}</b></li>')
+        key = f'<span class="key f{number}"></span>{as_markup(name)}'
+        legend.append(f"<li>{key} <b>{share:.1%}</b> <i>{clock(value)}</i></li>")
         left += share
-    return f'{_bar(pieces)}<ul class="legend">{"".join(legend)}</ul>'
+    said = ", ".join(f"{name} {value / total:.1%}" for name, value in parts_by_name.items() if value > 0)
+    return f'{_bar(pieces, said=said)}<ul class="legend">{"".join(legend)}</ul>'
 
 
 def timeline(lives: Sequence[_Life]) -> str:
@@ -114,7 +127,7 @@ def timeline(lives: Sequence[_Life]) -> str:
                 share = value / own * lasted / span
                 pieces.append(_piece(left, share, colour=colour, title=f"{name}, {each}: {value:,.1f} s"))
                 left += share
-    return _bar(pieces)
+    return _bar(pieces, said="lives along the wall time")
 
 
 def _seen_apart(lives: Sequence[_Life], *, least: float) -> list[list[tuple[int, _Life]]]:
@@ -131,12 +144,20 @@ def _seen_apart(lives: Sequence[_Life], *, least: float) -> list[list[tuple[int,
 def _piece(left: float, share: float, *, colour: int, title: str) -> str:
     return (
         f'<rect class="f{colour}" x="{left * 1000:.2f}" width="{share * 1000:.2f}" y="0" height="26">'
-        f"<title>{escape(title)}</title></rect>"
+        f"<title>{as_markup(title)}</title></rect>"
     )
 
 
-def _bar(pieces: Sequence[str]) -> str:
-    return f'<svg class="bar" viewBox="0 0 1000 26" preserveAspectRatio="none">{"".join(pieces)}</svg>'
+def _bar(pieces: Sequence[str], *, said: str) -> str:
+    spoken = f'role="img" aria-label="{as_markup(said)}"'
+    return (
+        f'<svg class="bar" viewBox="0 0 1000 26" preserveAspectRatio="none" {spoken}>{"".join(pieces)}</svg>'
+    )
+
+
+def as_markup(text: str) -> str:
+    """Return a text of anyone's as one line of markup, with no character in it that acts."""
+    return escape(one_line(text))
 
 
 def number_text(value: float) -> str:

@@ -60,8 +60,13 @@ class RunRecord:
 
     @property
     def lives(self) -> list[dict[str, Any]]:
-        """Starts and resumes, oldest first."""
+        """Starts and resumes, oldest first; of lives that came to their first step."""
         return [event for event in self.events if event.get("kind") in _BEGINNINGS]
+
+    @property
+    def life_count(self) -> int:
+        """How often it was started; a life that ended before its first step has an account and no event."""
+        return max(len(self.lives), len(self.life_accounts))
 
     @property
     def counts(self) -> Counter[str]:

@@ -10,7 +10,7 @@ STYLE = """
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
 header p{color:var(--soft);margin:2px 0 14px}h1{font-size:27px;margin:0;overflow-wrap:anywhere}
-h2{font-size:18px;margin:40px 0 12px;padding-top:4px}
+h2{font-size:18px;margin:34px 0 12px;padding-top:4px}
 nav{position:sticky;top:0;z-index:1;background:var(--paper);border-bottom:1px solid var(--line);display:flex;
 gap:4px 18px;overflow-x:auto;padding:9px 0;margin-bottom:16px;font-size:13.5px;white-space:nowrap}
 nav a{color:var(--soft);text-decoration:none}nav a:hover{color:var(--ink)}section{scroll-margin-top:44px}
@@ -36,16 +36,21 @@ svg polyline,svg path:not(.grid):not(.mark){fill:none;stroke-width:1.8;stroke-li
 .f6{fill:var(--c4);background:var(--c4)}.f7{fill:var(--c7);background:var(--c7)}
 .f8{fill:var(--c8);background:var(--c8)}
 .d0{fill:var(--c0)}.d1{fill:var(--c1)}.d2{fill:var(--c2)}.d3{fill:var(--c3)}
+svg .thin{stroke-width:1.2}
 .bar{height:30px;border-radius:6px}.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;padding:0;
-margin:10px 4px 0;font-size:13px}
+margin:10px 4px 0;font-size:13px}.legend i{font-style:normal;color:var(--soft)}
+.tiles+p{margin:14px 0 0}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto}.scroll+.scroll{margin-top:20px}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 td,th{text-align:left;padding:4px 18px 4px 0;border-bottom:1px solid var(--line);vertical-align:top;
-max-width:640px}
+max-width:640px;overflow-wrap:break-word}
 td:last-child{overflow-wrap:anywhere}
 td.right,th.right,td.near,th{white-space:nowrap}td.right,th.right{text-align:right}
-@media(max-width:600px){td,th{padding-right:12px}}
+@media(max-width:600px){td,th{padding-right:12px}main{padding:18px 14px 40px}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(100px,1fr));gap:8px}.tile{padding:7px 9px}
+.tile b{font-size:17px}.tile span{font-size:12px}
+svg text{font-size:13.5px}}
 th{color:var(--soft);font-weight:600}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;
 padding:12px;overflow-x:auto;font-size:12.5px}details{margin:12px 0}
@@ -54,5 +59,6 @@ summary{cursor:pointer;color:var(--soft);margin-bottom:10px}
 --c2:#4456c7;--c3:#8a3f8f;--c4:#6e7781;--c5:#c4990c;--c6:#2f9ac4;--c7:#a3343f;--c8:#b8c0c8}
 body{font-size:11px}main{max-width:none;padding:0}nav{display:none}
 .grid2{grid-template-columns:1fr 1fr}figure,tr,.tile{break-inside:avoid}h2{break-after:avoid;margin-top:22px}
-pre{white-space:pre-wrap}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+pre{white-space:pre-wrap}td{overflow-wrap:anywhere}
+details:not(.screen)::details-content{content-visibility:visible}summary{list-style:none}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

@@ -45,6 +45,7 @@ _TROUBLE = {
     "retry": "retries",
     "held": "holds",
 }
+_NO_TROUBLE = "No refused step, spike, rollback or alarm."
 _TOLD_BY_EVERY_RANK = ("skipped_step", "skipped_spike", "spike", "rollback")
 _MOST_ROWS = 200
 _MOST_BAD = 100
@@ -55,6 +56,7 @@ _UNITS = {  # of what a plan predicts: how it is headed, and in what it is count
     "memory_bytes": ("memory, GiB", _GIB),
 }
 _MOST_BROKEN = 10
+_MOST_PLAIN_SECONDS = 120.0
 _LIFE_HEAD = (
     "life",
     "began (UTC)",
@@ -97,7 +99,7 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "samples_seen": record.samples_seen,
         "seconds": round(record.seconds, 3),
         "between_lives_seconds": round(record.between_seconds, 3),
-        "lives": len(record.lives),
+        "lives": record.life_count,
         "account_seconds": {name: round(value, 3) for name, value in record.account.items() if value},
         "last": {name: points[-1][1] for name, points in record.series.items() if points},
         "events": dict(record.counts),
@@ -135,10 +137,9 @@ def comparison(record: RunRecord) -> dict[str, dict[str, float]]:
 
 def _sections(record: RunRecord) -> list[Section]:
     return [
-        Section("", [Tiles(_headline(record))]),
-        Section("Curves", curves(record)),
+        Section("", [Tiles(_headline(record)), Text(_story(record))]),
         Section("Where the time went", _time(record)),
-        Section("Lives", _lives(record)),
+        Section("Curves", curves(record)),
         Section("Bad samples", _bad_samples(record)),
         Section("What happened", _happened(record)),
         Section("Predicted against measured", _compared(record)),
@@ -153,7 +154,7 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
     progress = record.series.get("progress")
     if progress and record.state != "done":
         rows.append(("of the run", f"{progress[-1][1]:.1%}"))
-    lives = max(1, len(record.lives))
+    lives = max(1, record.life_count)
     rows += [("wall time", clock(record.seconds))] if record.seconds else []
     rows.append(("life" if lives == 1 else "lives", f"{lives:,}"))
     useful = record.account.get("compute", 0.0) + record.account.get("communication", 0.0)
@@ -178,52 +179,73 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
     return rows
 
 
+def _story(record: RunRecord) -> str:
+    """Say in a few sentences what happened to a run, what that cost, and whether anything went wrong."""
+    said, lives = [], record.life_accounts
+    if len(lives) > 1:
+        again, between = _span(record.account["redone"]), _span(record.between_seconds)
+        times = number_of(len(lives) - 1, "interruption")
+        said.append(f"{times}: {again} of work were done again, {between} passed between lives.")
+    elif lives:
+        said.append("No interruption.")
+    said += [block.text for block in _continuity(record)]
+    trouble = [f"{label}: {times:,}" for label, times in _troubles(record)]
+    said.append("; ".join(trouble) + "." if trouble else _NO_TROUBLE)
+    if lives and not record.markers:
+        said.append(f"The last sign of life came {_span(max(0.0, time.time() - lives[-1].ended))} ago.")
+    return " ".join(said)
+
+
 def _time(record: RunRecord) -> list[Block]:
+    lives = record.life_accounts
     if not record.seconds:
         return []
+    classes = {name.replace("_", " "): value for name, value in record.account.items()}
+    began, ended = _moment(lives[0].began), _moment(lives[-1].ended)
+    ended = ended.removeprefix(f"{began.split()[0]} ")
+    chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
+    return [
+        Chart("every second of an average rank since the first start", stacked_bar(classes), wide=True),
+        Chart(f"each life in the same colours, from {began} to {ended} UTC", chart, wide=True),
+        Fold("in numbers", [_account(record), _lives(record)]),
+    ]
+
+
+def _account(record: RunRecord) -> Table:
     rows = [
-        (name.replace("_", " "), f"{value:,.1f} s", f"{value / record.seconds:.1%}")
+        (name.replace("_", " "), _span(value), f"{value / record.seconds:.1%}")
         for name, value in record.account.items()
         if value > 0
     ]
     if record.between_seconds:
         between = record.between_seconds
-        rows.append(("… of idle, between lives", f"{between:,.1f} s", f"{between / record.seconds:.1%}"))
-    rows.append(("all", f"{record.seconds:,.1f} s", "100.0%"))
-    bar = stacked_bar({name.replace("_", " "): value for name, value in record.account.items()})
-    return [
-        Chart("every second of an average rank since the first start", bar, wide=True),
-        Table(rows, ("class", "seconds per rank", "share"), right=(1, 2)),
-    ]
+        rows.append(("… of idle, between lives", _span(between), f"{between / record.seconds:.1%}"))
+    rows.append(("all", _span(record.seconds), "100.0%"))
+    return Table(rows, ("class", "time per rank", "share"), right=(1, 2))
 
 
-def _lives(record: RunRecord) -> list[Block]:
+def _lives(record: RunRecord) -> Table:
     lives = record.life_accounts
-    if not lives:
-        return []
     beginnings = {event.get("life"): event for event in record.lives}
-    gaps = [f"{later.began - life.ended:,.1f} s" for life, later in pairwise(lives)]
+    gaps = [_span(later.began - life.ended) for life, later in pairwise(lives)]
     rows = [
         # No event where a life ended before its first step.
         (str(number), *_life(life, beginnings.get(life.life, {})), gap)
         for number, (life, gap) in enumerate(zip(lives, [*gaps, "–"], strict=True), start=1)
     ]
-    chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
-    return [
-        Chart("lives along the wall time, in the colours above", chart, wide=True),
-        Table(rows[-_MOST_ROWS:], _LIFE_HEAD, right=(0, 2, 3, 4, 5, 6, 7, 8)),
-    ]
+    return Table(rows[-_MOST_ROWS:], _LIFE_HEAD, right=(0, 2, 3, 4, 5, 6, 7, 8))
 
 
 def _life(life: LifeAccount, beginning: dict[str, Any]) -> tuple[str, ...]:
+    begin = beginning.get("samples_seen")
     return (
         _moment(life.began),
         clock(life.ended - life.began),
-        number_text(float(beginning["samples_seen"])) if "samples_seen" in beginning else "–",
-        number_text(life.samples_seen),
+        "–" if begin is None else number_text(float(begin)),
+        "–" if begin is None else number_text(max(life.samples_seen, begin)),
         str(beginning.get("world_size", "–")),
-        f"{life.seconds['start'] + life.seconds['compile']:,.1f} s",
-        f"{life.seconds['redone']:,.1f} s",
+        _span(life.seconds["start"] + life.seconds["compile"]),
+        _span(life.seconds["redone"]),
     )
 
 
@@ -244,12 +266,8 @@ def _bad_samples(record: RunRecord) -> list[Block]:
 
 
 def _happened(record: RunRecord) -> list[Block]:
-    counted = [(label, f"{times:,}") for kind, label in _TROUBLE.items() if (times := _times(record, kind))]
-    blocks: list[Block] = [
-        Table(counted, ("what", "times"), right=(1,))
-        if counted
-        else Text("No refused step, spike, rollback or alarm.")
-    ]
+    counted = [(label, f"{times:,}") for label, times in _troubles(record)]
+    blocks: list[Block] = [Table(counted, ("what", "times"), right=(1,)) if counted else Text(_NO_TROUBLE)]
     blocks += _continuity(record)
     rows = [
         (
@@ -262,8 +280,13 @@ def _happened(record: RunRecord) -> list[Block]:
     if rows:
         title = number_of(len(record.events), "event")
         title += f", the last {_MOST_ROWS}" if len(record.events) > _MOST_ROWS else ""
-        blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))]))
+        blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))], on_paper=False))
     return blocks
+
+
+def _troubles(record: RunRecord) -> list[tuple[str, int]]:
+    """Return what went wrong, and how often."""
+    return [(label, times) for kind, label in _TROUBLE.items() if (times := _times(record, kind))]
 
 
 def _of_kind(record: RunRecord, kind: str) -> list[dict[str, Any]]:
@@ -283,7 +306,7 @@ def _times(record: RunRecord, kind: str) -> int:
     return len({(event.get("step"), event.get("loss")) for event in found if event.get("rank") == 0})
 
 
-def _continuity(record: RunRecord) -> list[Block]:
+def _continuity(record: RunRecord) -> list[Text]:
     """Say whether the loss after each resume was the one that an earlier life had recorded."""
     found = _of_kind(record, "loss_continuity")
     broken = [event for event in found if not event.get("continuous")]
@@ -302,7 +325,7 @@ def _continuity(record: RunRecord) -> list[Block]:
     ]
     if len(broken) > _MOST_BROKEN:
         told.append(Text(f"So it was after {len(broken):,} of {len(found):,} resumes."))
-    return [*told]
+    return told
 
 
 def _compared(record: RunRecord) -> list[Block]:
@@ -335,6 +358,11 @@ def _said(value: Any) -> str:
         return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 400 else f"{text[:400]} …"
+
+
+def _span(seconds: float) -> str:
+    """Write a length of time, to a tenth of a second where that can be seen."""
+    return f"{seconds:.1f} s" if seconds < _MOST_PLAIN_SECONDS else clock(seconds)
 
 
 def _moment(seconds: Any) -> str:

@@ -100,9 +100,12 @@ def progress(
 
 
 def clock(seconds: float) -> str:
-    """Write a length of time as 1:02:03, or – when it is unknown."""
+    """Write a length of time as 2:03, 1:02:03 or 12 d 1:02:03, or – when it is unknown."""
     if seconds == float("inf"):
         return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours}:{minutes:02d}:{rest:02d}"
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

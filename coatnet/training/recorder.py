@@ -265,7 +265,7 @@ class Recorder:
         }
 
     def _utilisation(self, images_per_second: float, *, begin: int) -> dict[str, float]:
-        """Return the share of the devices' peak that a step from `begin` on makes use of, where that is known."""
+        """Return the share of the devices' peak that a step from `begin` on uses, where that is known."""
         if self._peak is None:
             return {}
         return {

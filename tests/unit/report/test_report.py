@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_the_markdown_holds_the_same_numbers(tmp_path: Path) -> None:
     assert "| compute | 90.0 s | 90.0% |" in text and "| top-1 | 75.00% |" in text
 
 
-HOSTILE = "</td><script>alert(1)</script>|`x`\n# not a title ${HOME} [a](javascript:b)"
+HOSTILE = "</td><script>alert(1)</script>|`x`\n# not a title ${HOME} [a](javascript:b)\0\x1b[2J\u202e"
 
 
 def test_hostile_names_stay_text_in_both_forms(tmp_path: Path) -> None:
@@ -104,6 +105,8 @@ def test_hostile_names_stay_text_in_both_forms(tmp_path: Path) -> None:
     text = page.with_suffix(".md").read_text()
     outside = "".join(text.split("````")[::2])
     assert "<script" not in outside and "\n# not a title" not in text and "| `x`" not in text
+    for acting in "\0\x1b\u202e":
+        assert acting not in page.read_text() and acting not in text
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
@@ -210,19 +213,43 @@ def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_pat
     assert "| life | began" in text and "1970-01-01 00:16:40" in text and "| 10.0 s |" in text
 
 
+def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_went_wrong(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    for life, began in ((1, 1000.0), (2, 701_000.0)):
+        account = TimeAccount(run.account, rank=0, life=life)
+        account._began, account._epoch_of_clock = began, began + 600_000 - time.monotonic()
+        account._seconds["compute"], account._seconds["redone"] = 600_000.0 - 200 * life, 200.0 * life
+        account.flush(samples_seen=100 * life)
+    run.record_event("start", life=1, samples_seen=0, world_size=2)
+    run.record_event("resume", life=2, samples_seen=90, world_size=2)
+    run.record_event("loss_continuity", samples_seen=95, loss=1.0, recorded=1.0, continuous=True)
+    text = write_report(run.path).with_suffix(".md").read_text()
+    top = text.partition("## ")[0]
+    assert "1 interruption: 10:00 of work were done again, 1 d 3:46:40 passed between lives. After a" in top
+    assert "No refused step, spike, rollback or alarm. The last sign of life came" in top
+    assert "| compute | 13 d 21:10:00 | 92.3% |" in text and "| 2 | 1970-01-09 02:43:20 | 6 d" in text
+    run.record_event("rollback", rank=0, step=6, loss="9.5")
+    run.mark("done")
+    top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
+    assert "rollbacks: 1." in top and "No refused" not in top and "sign of life" not in top
+
+
 def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_takes_nobodys_row(
     tmp_path: Path,
 ) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create("seed: 1\n", digest="aa")
     for life in (1, 2, 3):
-        account = TimeAccount(run.account, rank=0, life=life)
+        account = TimeAccount(run.account, rank=0, life=life, age_seconds=1.0)
         account._began = 1000.0 * life
         account.flush(samples_seen=100 * life)
     run.record_event("start", life=1, samples_seen=0, world_size=2)
     run.record_event("life", writer="supervisor", life=1, outcome="stopped", reason="", excluded={})
     run.record_event("resume", life=3, samples_seen=90, world_size=4)  # 2 was killed while it started
-    assert figures(read_run(run.path))["lives"] == 2
+    assert figures(read_run(run.path))["lives"] == 3
     rows = [line.split(" | ") for line in write_report(run.path).with_suffix(".md").read_text().splitlines()]
     lives = [(row[0], row[3], row[5]) for row in rows if row[0] in ("| 1", "| 2", "| 3")]
     assert lives == [("| 1", "0", "2"), ("| 2", "–", "–"), ("| 3", "90", "4")]

@@ -13,7 +13,7 @@ import termios
 
 import pytest
 
-from coatnet.runtime.progress import progress
+from coatnet.runtime.progress import clock, progress
 
 
 def test_work_that_is_given_up_is_taken_off_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +23,14 @@ def test_work_that_is_given_up_is_taken_off_again(capsys: pytest.CaptureFixture[
         bar.note("loss 1.0")
     said = capsys.readouterr().err
     assert said.startswith("pretrain: 4/20, – left") and said.endswith("loss 1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.4, "0:07"), (3723, "1:02:03"), (86399, "23:59:59"), (1_040_523, "12 d 1:02:03"), (float("inf"), "–")],
+)
+def test_a_length_of_time_is_written_as_people_read_it_weeks_too(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
 
 
 @pytest.mark.parametrize("plain", [True, False])
