@@ -56,9 +56,10 @@ def padding(size: int) -> bytes:
 
 def member_name(header: bytes) -> str:
     """Read the name out of a header."""
-    name = header[:MAX_NAME_BYTES].rstrip(b"\0").decode("utf-8", "replace")
-    prefix = header[345:500].rstrip(b"\0").decode("utf-8", "replace") if header[257:262] == b"ustar" else ""
-    return f"{prefix}/{name}" if prefix else name
+    fields = header[345:500] if header[257:262] == b"ustar" else b"", header[:MAX_NAME_BYTES]
+    # What stands behind the first zero is no part of a name: a flipped bit may have left something.
+    names = [field.partition(b"\0")[0].decode("utf-8", "replace") for field in fields]
+    return "/".join(name for name in names if name)
 
 
 class _Window(io.RawIOBase):

@@ -100,6 +100,16 @@ def test_one_flipped_bit_anywhere_is_never_accepted(damaged: Path) -> None:
             assert problems(damaged), f"byte {byte}"
 
 
+def test_a_flipped_bit_behind_the_end_of_a_samples_name_is_no_part_of_it(damaged: Path) -> None:
+    corpus = Corpus.open(damaged)
+    usual = corpus.name(0, 0)
+    path, name = shard_path(damaged), usual.split()[1].encode()
+    content = bytearray(path.read_bytes())
+    content[content.index(name) + len(name) + 5] ^= 0x40
+    path.write_bytes(content)
+    assert Corpus.open(damaged).name(0, 0) == usual
+
+
 def test_a_truncation_at_any_offset_is_never_accepted(damaged: Path) -> None:
     path = shard_path(damaged)
     original = path.read_bytes()
