@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_SILENT = "6"  # above the levels at which kineto writes of each start and stop to stderr
 
 
 class StepProfiler:
@@ -22,6 +25,7 @@ class StepProfiler:
             step: the number that the step will have when it is done.
         """
         if self._profiler is None and step in self._window:
+            os.environ.setdefault("KINETO_LOG_LEVEL", _SILENT)
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)

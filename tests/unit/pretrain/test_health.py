@@ -119,9 +119,10 @@ def trace(window: range, folder: Path, *, first: int = 1) -> StepProfiler:
 
 @pytest.mark.parametrize(("window", "first"), [(range(1, 3), 1), (range(2, 4), 1), (range(2, 4), 3)])
 def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
-    tmp_path: Path, window: range, first: int
+    tmp_path: Path, window: range, first: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     trace(window, tmp_path, first=first)
+    assert capfd.readouterr().err == "", "kineto tells of each start and stop if it is let"
     (file,) = tmp_path.iterdir()
     assert file.name == f"steps-{window.start}-{window.stop - 1}-rank3.json"
     names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
