@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_pipeline.augment_config import AugmentConfig
@@ -56,6 +57,11 @@ class Assembler:
             orientation=orientation,
         )
         return [None if verdict is None or verdict.usable else verdict for verdict in verdicts]
+
+    def empty_images(self, count: int) -> torch.Tensor:
+        """Return memory for the images of `count` records, pinned where there is a GPU."""
+        shape = (count, self.augment.image_size, self.augment.image_size, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
     def label_array(self, count: int) -> NDArray[np.generic]:
         """Return an empty array for the labels of `count` records."""

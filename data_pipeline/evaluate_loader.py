@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from math import ceil
 
 import numpy as np
@@ -15,7 +14,7 @@ from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import BadSample, Batch
 from data_pipeline.numbering import Numbering
-from data_pipeline.prefetch import chunks_of, made_ahead
+from data_pipeline.prefetch import made_ahead
 from data_pipeline.record import BadSampleError, Record, SampleSource
 
 _PREFETCH = 2
@@ -51,7 +50,6 @@ class EvaluateLoader:
         self.samples = self._end - self._first
         self.steps = ceil(ceil(corpus.samples / world_size) / batch)
         self._batch, self._threads = batch, threads
-        self._size = augment.image_size
         width = len(corpus.classes) if corpus.label_kind == "multi" else 0
         self._assembler = Assembler(augment, False, width, decoder)
         self._numbering = Numbering(corpus.counts)
@@ -72,11 +70,7 @@ class EvaluateLoader:
             yield _PendingBatch(
                 loader=self,
                 samples=samples,
-                images=torch.empty(
-                    (count, self._size, self._size, 3),
-                    dtype=torch.uint8,
-                    pin_memory=torch.cuda.is_available(),
-                ),
+                images=self._assembler.empty_images(count),
                 labels=self._assembler.label_array(count),
                 good=np.ones(count, dtype=np.bool_),
             )
@@ -93,7 +87,7 @@ class EvaluateLoader:
                 self._leave_out(batch, row, str(error))
         if not rows:
             return
-        pixels = np.empty((len(rows), self._size, self._size, 3), dtype=np.uint8)
+        pixels = np.empty((len(rows), *batch.images.shape[1:]), dtype=np.uint8)
         verdicts = self._assembler.decode(records, batch.samples[rows], pixels)
         batch.images.numpy()[rows] = pixels
         for row, record, verdict in zip(rows, records, verdicts, strict=True):
@@ -119,9 +113,11 @@ class _PendingBatch:
     good: NDArray[np.bool_]
     bad: list[BadSample] = field(default_factory=list)
 
-    def chunks(self) -> list[Callable[[], None]]:
-        fill, threads = partial(self.loader._fill, self), self.loader._threads
-        return chunks_of(fill, rows=len(self.samples), threads=threads)
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def fill(self, begin: int, end: int) -> None:
+        self.loader._fill(self, begin, end)
 
     def finish(self) -> Batch:
         images, labels, samples = self.images, torch.from_numpy(self.labels), torch.from_numpy(self.samples)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from data_pipeline.decode import DecodeError
 from data_pipeline.numbering import Numbering
 from data_pipeline.order import Places
 from data_pipeline.permutation import derive_key, derive_keys
-from data_pipeline.prefetch import chunks_of
 from data_pipeline.record import BadSampleError, Record, SampleSource
 
 Integers = NDArray[np.int64]
@@ -29,7 +27,7 @@ _SUBSTITUTES = 16  # with half of a corpus lost, all of them are bad once in 65,
 
 @dataclass
 class PendingBatch:
-    """A training batch under way; its chunks may be filled in any order, by any thread."""
+    """A training batch under way, as `prefetch.Pending`."""
 
     filler: BatchFiller
     positions: Integers
@@ -37,13 +35,15 @@ class PendingBatch:
     keys: Integers
     images: torch.Tensor
     labels: NDArray[np.generic]
-    threads: int
     tail: Tail | None = None
     bad: list[BadSample] = field(default_factory=list)
 
-    def chunks(self) -> list[Callable[[], None]]:
-        """Return the pieces of work."""
-        return chunks_of(partial(self.filler.fill, self), rows=len(self.positions), threads=self.threads)
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fill(self, begin: int, end: int) -> None:
+        """Read and decode the rows from `begin` to `end`."""
+        self.filler.fill(self, begin, end)
 
     def finish(self) -> Batch:
         """Return the batch, its bad samples in the order of positions."""
@@ -72,25 +72,15 @@ class BatchFiller:
         self._numberings = [Numbering(corpus.counts) for corpus in corpora]
         self.excluded: Counter[int] = Counter()
 
-    def plan(
-        self,
-        positions: Integers,
-        places: Places,
-        *,
-        image_size: int,
-        threads: int,
-        tail: Tail | None = None,
-    ) -> PendingBatch:
-        """Return an empty batch for some places, its buffers allocated (pinned where there is a GPU)."""
-        shape = (len(positions), image_size, image_size, 3)
+    def plan(self, positions: Integers, places: Places, *, tail: Tail | None = None) -> PendingBatch:
+        """Return an empty batch for some places, its buffers allocated."""
         return PendingBatch(
             filler=self,
             positions=positions,
             places=places,
             keys=self._sample_keys(places),
-            images=torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
+            images=self._assembler.empty_images(len(positions)),
             labels=self._assembler.label_array(len(positions)),
-            threads=threads,
             tail=tail,
         )
 

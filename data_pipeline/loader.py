@@ -61,7 +61,6 @@ class TrainLoader:
         self._corpora = list(corpora)
         self._data = data
         self._seed = seed
-        self._image_size = augment.image_size
         self._order = make_order(corpora, data, seed=seed, global_batch=global_batch)
         multi = any(corpus.label_kind == "multi" for corpus in corpora)
         assembler = Assembler(augment, True, len(classes) if multi else 0, data.decoder)
@@ -157,13 +156,8 @@ class TrainLoader:
                 ahead.at(samples_seen)
             positions, end = self._steps.positions(samples_seen), self._steps.end(samples_seen)
             weights = self._steps.weights(samples_seen)
-            yield self._filler.plan(
-                positions,
-                self._order.locate(positions),
-                image_size=self._image_size,
-                threads=self._data.threads,
-                tail=None if weights is None else Tail(end - samples_seen, torch.from_numpy(weights)),
-            )
+            tail = None if weights is None else Tail(end - samples_seen, torch.from_numpy(weights))
+            yield self._filler.plan(positions, self._order.locate(positions), tail=tail)
             samples_seen = end
 
 

@@ -26,17 +26,13 @@ _Work = tuple[Future[None], Callable[[], None]]
 
 
 class Pending(Protocol[T_co]):
-    """A batch under way: its chunks fill one buffer in any order; `finish` is called once all are done."""
+    """A batch of rows under way: they are filled in any order, by any thread; then `finish` is called."""
 
-    def chunks(self) -> list[Callable[[], None]]: ...
+    def __len__(self) -> int: ...
+
+    def fill(self, begin: int, end: int) -> None: ...
 
     def finish(self) -> T_co: ...
-
-
-def chunks_of(fill: Callable[[int, int], None], *, rows: int, threads: int) -> list[Callable[[], None]]:
-    """Cut a batch's rows into chunks, `fill(begin, end)` each, in which all threads have a part."""
-    size = max(1, min(_MOST_ROWS, ceil(rows / threads)))
-    return [partial(fill, begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
 def made_ahead(
@@ -65,7 +61,8 @@ def made_ahead(
     queue: deque[tuple[Pending[T], list[Future[None]]]] = deque()
     try:
         for batch in pending:
-            queue.append((batch, [_begun(chunk, work) for chunk in batch.chunks()]))
+            chunks = chunks_of(len(batch), threads=threads)
+            queue.append((batch, [_begun(partial(batch.fill, *chunk), work) for chunk in chunks]))
             if len(queue) > ahead:
                 yield _finished(*queue.popleft(), meanwhile)
         while queue:
@@ -79,6 +76,12 @@ def made_ahead(
         until = time.monotonic() + _ENDING_SECONDS
         for thread in crew:
             thread.join(max(0.0, until - time.monotonic()))
+
+
+def chunks_of(rows: int, *, threads: int) -> list[tuple[int, int]]:
+    """Cut a batch's rows into chunks (begin, end) in which all threads have a part."""
+    size = max(1, min(_MOST_ROWS, ceil(rows / threads)))
+    return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
 def _begun(chunk: Callable[[], None], work: SimpleQueue[_Work | None]) -> Future[None]:

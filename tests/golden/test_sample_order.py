@@ -167,7 +167,7 @@ def test_a_samples_key_is_as_recorded_in_every_epoch_and_corpus() -> None:
         [[0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0], [2, 3, 0, 4]]
     )  # corpus, epoch, shard, index
     filler = BatchFiller(corpora, assembler, seed=9)
-    batch = filler.plan(np.arange(4), Places(*numbers), image_size=1, threads=1)
+    batch = filler.plan(np.arange(4), Places(*numbers))
     assert batch.keys.tolist() == KEYS
 
 
@@ -191,9 +191,9 @@ def test_a_bad_samples_substitutes_are_as_recorded() -> None:
     corpus: Any = Lost()
     assembler = Assembler(AugmentConfig(), training=True, num_classes=0, decoder="auto")
     place = Places(*np.array([[0], [0], [1], [5]]))
-    batch = BatchFiller([corpus], assembler, seed=9).plan(np.array([77]), place, image_size=1, threads=1)
+    batch = BatchFiller([corpus], assembler, seed=9).plan(np.array([77]), place)
     with pytest.raises(UserError, match="substitutes are bad as well"):
-        batch.chunks()[0]()
+        batch.fill(0, 1)
     assert corpus.asked[0] == (1, 5) and corpus.asked[1:6] == SUBSTITUTES
     assert len(corpus.asked) == 1 + 16
 

@@ -15,18 +15,19 @@ from data_pipeline.prefetch import chunks_of, made_ahead
 
 @dataclass
 class Numbered:
-    """A batch of chunks that wait for what they are given, and then do it."""
+    """A batch of rows, each of which does what it is given."""
 
     number: int
     work: list[Callable[[], object]] = field(default_factory=list)
     done: int = 0
 
-    def chunks(self) -> list[Callable[[], None]]:
-        return [lambda one=one: self._do(one) for one in self.work]  # type: ignore[misc]
+    def __len__(self) -> int:
+        return len(self.work)
 
-    def _do(self, one: Callable[[], object]) -> None:
-        one()
-        self.done += 1
+    def fill(self, begin: int, end: int) -> None:
+        for one in self.work[begin:end]:
+            one()
+            self.done += 1
 
     def finish(self) -> int:
         assert self.done == len(self.work), "a chunk is still under way"
@@ -40,11 +41,9 @@ class Numbered:
 def test_a_batch_is_cut_so_that_all_threads_have_a_part_of_it(
     rows: int, threads: int, sizes: list[int]
 ) -> None:
-    spans: list[tuple[int, int]] = []
-    for chunk in chunks_of(lambda begin, end: spans.append((begin, end)), rows=rows, threads=threads):
-        chunk()
-    assert [end - begin for begin, end in spans] == sizes
-    assert [row for span in spans for row in range(*span)] == list(range(rows))
+    chunks = chunks_of(rows, threads=threads)
+    assert [end - begin for begin, end in chunks] == sizes
+    assert [row for chunk in chunks for row in range(*chunk)] == list(range(rows))
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
