@@ -11,16 +11,13 @@ from data_pipeline.record import SampleSource
 
 
 def loss_weights(corpora: Sequence[SampleSource], kind: str) -> list[float] | None:
-    """Return what `loss.class_weights` asks for: None, or `balanced_weights`."""
-    return balanced_weights(corpora) if kind == "balanced" else None
-
-
-def balanced_weights(corpora: Sequence[SampleSource]) -> list[float]:
-    """Return samples / (classes · samples of the class), by class.
+    """Return what `loss.class_weights` asks for, by class: samples / (classes · samples of it), or None.
 
     Raises:
         UserError: a corpus has several labels per image.
     """
+    if kind != "balanced":
+        return None
     check_single_labels(corpora, needed_by="loss.class_weights is 'balanced'")
     counts = np.sum([corpus.class_counts() for corpus in corpora], axis=0)
     return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()

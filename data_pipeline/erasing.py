@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.counter import uniforms
+from data_pipeline.rectangles import inside
 
 _AREA = (0.02, 1 / 3)  # shares of the image
 _RATIO = (0.3, 10 / 3)  # height / width
@@ -20,19 +21,13 @@ def erase(images: Tensor, keys: NDArray[np.int64], *, probability: float) -> Ten
     Source: Zhong et al., arXiv 1708.04896.
     """
     height, width = images.shape[2:]
-    rows, columns = _spans(keys, probability=probability, height=height, width=width)
-    down = torch.arange(height, device=images.device)[None, :]
-    across = torch.arange(width, device=images.device)[None, :]
-    top, bottom = torch.from_numpy(rows).to(images.device).T[:, :, None]
-    left, right = torch.from_numpy(columns).to(images.device).T[:, :, None]
-    in_rows, in_columns = (down >= top) & (down < bottom), (across >= left) & (across < right)
-    return images.masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    boxes = torch.from_numpy(_boxes(keys, probability=probability, height=height, width=width))
+    erased = inside(boxes.to(images.device), height=height, width=width)
+    return images.masked_fill_(erased[:, None], 0.0)
 
 
-def _spans(
-    keys: NDArray[np.int64], *, probability: float, height: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw each image's rows and columns as (start, stop), (n, 2) each; empty where nothing is erased."""
+def _boxes(keys: NDArray[np.int64], *, probability: float, height: int, width: int) -> NDArray[np.int64]:
+    """Draw each image's (left, top, right, bottom), (n, 4); empty where nothing is erased."""
     coin, size, shape, down, across = uniforms(keys, "erasing", count=5).T
     area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * size)
     ratio = np.exp(np.log(_RATIO[0]) + (np.log(_RATIO[1]) - np.log(_RATIO[0])) * shape)
@@ -40,6 +35,4 @@ def _spans(
     high = np.where(taken, np.clip(np.rint(np.sqrt(area * ratio)), 1, height), 0)
     wide = np.where(taken, np.clip(np.rint(np.sqrt(area / ratio)), 1, width), 0)
     top, left = np.floor(down * (height - high + 1)), np.floor(across * (width - wide + 1))
-    rows = np.stack([top, top + high], axis=1).astype(np.int64)
-    columns = np.stack([left, left + wide], axis=1).astype(np.int64)
-    return rows, columns
+    return np.stack([left, top, left + wide, top + high], axis=1).astype(np.int64)

@@ -16,10 +16,8 @@ from data_pipeline.batch import BadSample, Batch, Tail
 from data_pipeline.decode import DecodeError
 from data_pipeline.numbering import Numbering
 from data_pipeline.order import Places
-from data_pipeline.permutation import derive_key, derive_keys
+from data_pipeline.permutation import Integers, derive_key, derive_keys
 from data_pipeline.record import BadSampleError, Record, SampleSource
-
-Integers = NDArray[np.int64]
 
 _SAMPLE, _SUBSTITUTE = 5, 6  # purposes of a key; the orders' own are 1 to 4
 _SUBSTITUTES = 16  # with half of a corpus lost, all of them are bad once in 65,536 samples

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.counter import betas, uniforms
+from data_pipeline.rectangles import inside
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,9 @@ def mix_images(images: Tensor, mixing: Mixing) -> Tensor:
     device = images.device
     own = torch.from_numpy(mixing.blend.astype(np.float32)).to(device)[:, None, None, None]
     if mixing.boxes.any():  # inside its box an image has no share of its own
-        left, top, right, bottom = torch.from_numpy(mixing.boxes).to(device).T[:, :, None]
-        rows = torch.arange(images.shape[2], device=device)[None, :]
-        columns = torch.arange(images.shape[3], device=device)[None, :]
-        inside_rows, inside_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
-        inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
-        own = own.expand(inside.shape).masked_fill(inside, 0.0)
+        boxes = torch.from_numpy(mixing.boxes).to(device)
+        pasted = inside(boxes, height=images.shape[2], width=images.shape[3])[:, None]
+        own = own.expand(pasted.shape).masked_fill(pasted, 0.0)
     # One pass and no third batch in memory: on a CPU fresh pages cost as much as the arithmetic.
     return images[torch.from_numpy(mixing.partners).to(device)].lerp_(images, own)
 

@@ -7,12 +7,9 @@ from fractions import Fraction
 from math import lcm
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.order import Order, Places
-from data_pipeline.permutation import derive_key, derive_keys, permute
-
-Integers = NDArray[np.int64]
+from data_pipeline.permutation import Integers, derive_key, derive_keys, permute
 
 _BLOCKS = 3  # a key's purpose; 1 and 2 are the orders' own
 _LEAST_BLOCK, _GREATEST_BLOCK = 1000, 10_000

@@ -13,11 +13,8 @@ from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.permutation import derive_key, derive_keys, permute, shuffled
-
-Integers = NDArray[np.int64]
+from data_pipeline.permutation import Integers, derive_key, derive_keys, permute, shuffled
 
 _SHARDS, _WINDOWS = 1, 2  # purposes of a key
 _FRACTION_BITS = 32

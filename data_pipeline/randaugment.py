@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_pipeline import randaugment_ops as ops
 from data_pipeline.counter import uniforms
+from data_pipeline.rectangles import inside
 
 _Floats = NDArray[np.float64]
 _Operation = Callable[[Tensor, Tensor], Tensor]
@@ -93,10 +94,9 @@ def _cutout(images: Tensor, centres: _Floats, *, level: float) -> Tensor:
     """Paint a gray square around a random place, cut off at the border."""
     height, width = images.shape[1:3]
     half_height, half_width = (int(level * 40.0 / _SIDE * side) for side in (height, width))
-    across = torch.from_numpy(np.floor(centres[:, :1] * width)).to(images.device)
-    down = torch.from_numpy(np.floor(centres[:, 1:] * height)).to(images.device)
-    columns = torch.arange(width, device=images.device)[None, :]
-    rows = torch.arange(height, device=images.device)[None, :]
-    in_columns = (columns >= across - half_width) & (columns < across + half_width)
-    in_rows = (rows >= down - half_height) & (rows < down + half_height)
-    return torch.where((in_rows[:, :, None] & in_columns[:, None, :])[..., None], ops.FILL, images)
+    across, down = np.floor(centres * (width, height)).T
+    boxes = np.stack(
+        [across - half_width, down - half_height, across + half_width, down + half_height], axis=1
+    )
+    painted = inside(torch.from_numpy(boxes).to(images.device), height=height, width=width)
+    return torch.where(painted[..., None], ops.FILL, images)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.order import Integers, PositionOrder
+from data_pipeline.order import PositionOrder
+from data_pipeline.permutation import Integers
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,8 @@ def decode_batch(
             for payload in payloads
         ]
         statuses = _run_kernel(payloads, boxes, flips, out, chosen, interpolation=interpolation)
-    verdicts: list[DecodeError | None] = []
-    for row, status in enumerate(statuses):
-        if status is Status.OK:
-            verdicts.append(None)
-            continue
+    verdicts = list(map(_damage, statuses))
+    for row in (row for row, status in enumerate(statuses) if status is not Status.OK):
         try:
             pillow.decode_into(
                 bytes(payloads[row]),
@@ -96,9 +93,8 @@ def decode_batch(
                 interpolation=interpolation,
                 orientation=orientation,
             )
-            verdicts.append(_damage(status))
         except DecodeError as error:
-            verdicts.append(error)
+            verdicts[row] = error
     return verdicts
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
-import xxhash
 
+from data_pipeline.index import size_and_hash
 from data_pipeline.remote.address import without_secrets
 from data_pipeline.remote.cache import is_full, part_path
 from data_pipeline.remote.request import (
@@ -155,12 +155,9 @@ def _total_bytes(response: urllib3.BaseHTTPResponse, start: int) -> int | None:
 
 def _verify(part: Path, expected: Expected) -> None:
     """Compare with the manifest; what differs is thrown away, since no resuming can mend it."""
-    hasher = xxhash.xxh3_128()
-    with part.open("rb", buffering=0) as file:
-        while chunk := file.read(1 << 22):
-            hasher.update(chunk)
+    with part.open("rb") as file:
         os.fsync(file.fileno())
-    if hasher.hexdigest() != expected.xxh3:
+    if size_and_hash(part)[1] != expected.xxh3:
         part.unlink()
         raise Wrong("its content is not what the manifest says")
 

@@ -13,7 +13,7 @@ from coatnet.runtime.progress import progress
 from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.commit import SkipBudget, commit, finished_before
 from data_pipeline.sharding.job import Oddity, ShardResult
-from data_pipeline.sharding.journal import Journal
+from data_pipeline.sharding.journal import journal_in
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.workers import run_jobs
@@ -53,7 +53,7 @@ def make_corpus(
     if present is not None:
         return present
     destination.mkdir(parents=True, exist_ok=True)
-    with Journal(destination, plan=plan) as journal:
+    with journal_in(destination, plan=plan) as journal:
         results = journal.finished()
         missing = [number for number, name in enumerate(names) if name not in results]
         budget = SkipBudget(options.bad_budget, total=images)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 
 from coatnet.config import UserError
 from coatnet.runtime.whole_files import write_whole
@@ -23,44 +23,38 @@ from data_pipeline.sharding.job import Oddity, ShardResult
 FOLDER = ".sharding"
 
 
-class Journal:
-    """The record of one sharding; a context that holds the destination's lock."""
+@contextmanager
+def journal_in(destination: Path, *, plan: str) -> Iterator[Journal]:
+    """Take the destination for one sharding, and remove what a killed one left half-written.
 
-    def __init__(self, destination: Path, *, plan: str) -> None:
-        self._folder = destination / FOLDER
-        self._plan = plan
-        self._lock = -1
-
-    def __enter__(self) -> Journal:
-        """Take the destination, and remove what a killed sharding left half-written.
-
-        Raises:
-            UserError: another process is at work there, or it holds the beginning of another sharding.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    Raises:
+        UserError: another process is at work there, or it holds the beginning of another sharding.
+    """
+    folder = destination / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(self._lock)
-            raise UserError(f"{self._folder.parent}: another process is sharding into it") from None
-        plan_file = self._folder / "plan"
-        if plan_file.exists() and plan_file.read_text() != self._plan:
-            os.close(self._lock)
+            raise UserError(f"{destination}: another process is sharding into it") from None
+        plan_file = folder / "plan"
+        if plan_file.exists() and plan_file.read_text() != plan:
             raise UserError(
-                f"{self._folder.parent}: holds the beginning of a sharding of another source or with other "
-                "options; delete it, or give another destination"
+                f"{destination}: holds the beginning of a sharding of another source or with other options; "
+                "delete it, or give another destination"
             )
-        write_whole(plan_file, self._plan.encode())
-        for folder in (self._folder.parent, self._folder):
-            for orphan in folder.glob(".*.tmp"):
+        write_whole(plan_file, plan.encode())
+        for place in (destination, folder):
+            for orphan in place.glob(".*.tmp"):
                 orphan.unlink(missing_ok=True)
-        return self
+        yield Journal(folder)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._lock)
+
+class Journal:
+    """The record of one sharding."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def finished(self) -> dict[str, ShardResult]:
         """Return the finished shards whose files are still there, by name."""

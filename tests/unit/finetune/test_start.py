@@ -15,7 +15,7 @@ from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from coatnet.training.optimizer import parameter_groups
-from data_pipeline.class_weights import balanced_weights
+from data_pipeline.class_weights import loss_weights
 from data_pipeline.config import DataConfig
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from finetune.config import FinetuneConfig, HeadConfig
@@ -122,5 +122,5 @@ def test_a_run_without_training_data_is_refused() -> None:
 
 
 def test_balanced_weights_make_every_class_count_alike(photos: Path) -> None:
-    weights = balanced_weights([open_corpus(photos)])  # 8, 8 and 7 images
+    weights = loss_weights([open_corpus(photos)], "balanced")  # 8, 8 and 7 images
     assert weights == pytest.approx([23 / 24, 23 / 24, 23 / 21])
