@@ -15,6 +15,8 @@ from cluster.array import job_ids
 from cluster.job import SCRIPT, SUBMISSIONS
 from cluster.slurm import QueuedJob, jobs_of
 
+_REFUSED = ("FAILED", "BadConstraints")  # by sbatch, which has told so; SLURM knows the job all the same
+
 
 def jobs_of_run(directory: Path, queue: Mapping[str, QueuedJob]) -> list[QueuedJob]:
     """Return the jobs of a run that SLURM knows, as its history has them, and last what is not recorded."""
@@ -26,6 +28,8 @@ def jobs_of_run(directory: Path, queue: Mapping[str, QueuedJob]) -> list[QueuedJ
 def _home(job: QueuedJob) -> str | None:
     """Return the run directory in which a job's script lies, as far as it is one that `submit` wrote."""
     script = Path(job.script)
+    if (job.state, job.reason) == _REFUSED:
+        return None
     if script.name != SCRIPT or script.parent.parent.name != SUBMISSIONS:
         return None
     return os.path.realpath(script.parents[2])

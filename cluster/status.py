@@ -29,6 +29,16 @@ _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
 _FINAL_MARKERS = ("done", "cancelled", "held")
 _LOG_CHARACTERS = 200
+_NEXT = {
+    "held": "mend it, then submit again with --release",
+    "cancelled": "to go on, submit again with --release",
+    "failed": "mend it, then submit again",
+    "out_of_memory": "ask for more memory, then submit again",
+    **dict.fromkeys(
+        ("stopped", "ended", "lost", "timeout", "deadline", "preempted", "node_fail", "boot_fail"),
+        "submit again",
+    ),
+}
 _WAITING = {"pending", "requeued", "requeue_hold", "special_exit"}
 
 
@@ -40,6 +50,7 @@ class RunStatus:
         state: done, held, cancelled, running, pending, requeued, waiting, stopped, failed, ended, lost or
             unreadable; interrupted, of a run that was started by hand; or SLURM's own word.
         detail: why, in a few words.
+        next_action: what somebody has to do for the run to go on, where `detail` does not say it.
         step: newest committed checkpoint's.
         lost_seconds: wall time since the first life began that no rank spent on the run's own work.
     """
@@ -57,6 +68,7 @@ class RunStatus:
     remaining_seconds: float | None = None
     lost_seconds: float | None = None
     last_error: str = ""
+    next_action: str = ""
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
@@ -91,6 +103,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
     rate = _own_rate(records) if by_hand else _rate(records, since=lives[-1].started if lives else 0.0)
     remaining = (total - seen) / rate if total and seen is not None and rate and state == "running" else None
     step = newest_step(directory)
+    is_told = by_hand or queue is None or "submit" in detail
     return RunStatus(
         directory=str(directory),
         state=state,
@@ -105,6 +118,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
         remaining_seconds=remaining,
         lost_seconds=_lost_seconds(run, lives, running=state == "running"),
         last_error=_last_error(run, lives),
+        next_action="" if is_told else _NEXT.get(state, ""),
     )
 
 

@@ -31,13 +31,19 @@ from cluster.snapshot import snapshot_code, snapshot_folder
 from coatnet.config import UserError, to_dict, to_yaml
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
+_NO_SUCH_NODE = (
+    "no node is like that: ask for fewer --gpus-per-node, "
+    "or for less by --set cpus_per_task=N, --set memory=SIZE"
+)
 # What sbatch says, and what to do about it.
 _REMEDIES = {
     "generic resource": "no such GPUs here (sinfo -o %G shows them); --gpus-per-node 0 asks for none",
     "account": "give one that is yours by --account, or `account` in the site file",
     "qos": "give one that the partition allows by --qos, or `qos` in the site file",
     "job array specification": "`scontrol show config` tells MaxArraySize; submit several arrays",
-    "node configuration": "no node is like that: ask for fewer --gpus-per-node, `cpus_per_task` or `memory`",
+    "CPU count per node": _NO_SUCH_NODE,
+    "Memory specification": _NO_SUCH_NODE,
+    "node configuration": _NO_SUCH_NODE,
 }
 
 

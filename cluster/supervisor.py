@@ -126,7 +126,7 @@ class Supervisor:
         end = self.succession.end_before()
         if end:
             if end == "cancelled":
-                self.run.mark("cancelled", by="scancel")
+                self.run.mark("cancelled", reason="scancel")
             self.succession.failed()
             say(f"the job before this one ended the run: {end}")
             return int(end == "failed")
@@ -186,6 +186,8 @@ class Supervisor:
         action, outcome, reason = Action.CONTINUE, "excluded", ""
         try:
             checked = [node for node in nodes if node not in bad]
+            if self.job.site.preflight.enabled:
+                say(f"checking {', '.join(checked)}; results: preflight/{attempt.label}")
             unfit = unfit_nodes(self.job, checked, attempt=attempt, environment=self.environment)
             if is_nobodys_fault(unfit, nodes=checked, lives=self.history.lives()[:-1]):
                 raise PreflightError(f"life after life: {next(iter(unfit.values()))}")
@@ -198,7 +200,7 @@ class Supervisor:
             # the checks were cut short; requeueing here would revive a job that its user cancelled
             return _End(Action.LEAVE, "ended", "SLURM is ending the job", attempt.number - 1, 0, {})
         reason = reason or "; ".join(f"{node}: {why}" for node, why in bad.items())
-        say(f"preflight: {outcome}: {reason}")
+        say(f"{outcome}: {reason}")
         return _End(action, outcome, reason, attempt.number - 1, 1, bad)
 
     def _attempt(self, attempt: Attempt, *, nodes: list[str]) -> Ending:

@@ -33,7 +33,7 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
         else "no runs found; give their directories, or folders of them"
     )
     for run in runs:
-        words = run.detail or run.last_error
+        words = "; ".join(filter(None, (run.detail or run.last_error, run.next_action)))
         if words and run.state != "done":
             console.print(
                 f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}",

@@ -46,6 +46,26 @@ def test_a_run_tells_its_job_its_nodes_and_its_newest_checkpoint(run: Path) -> N
     assert read_status(run, queue=None).job_id == "7"
 
 
+@pytest.mark.parametrize(
+    ("outcome", "reason", "told"),
+    [
+        ("failed", "boom", "mend it, then submit again"),
+        ("failed", "SLURM does not let it go on; submit again, or with --continuation chain", ""),
+        ("stopped", "saved", "submit again"),
+        ("excluded", "n1: bad", ""),  # waits for its next life
+    ],
+)
+def test_what_somebody_has_to_do_is_said_where_slurm_was_asked(
+    run: Path, outcome: str, reason: str, told: str
+) -> None:
+    assert read_status(run, queue=RUNNING).next_action == ""
+    end(run, outcome, reason)
+    assert read_status(run, queue={}).next_action == told
+    assert read_status(run, queue=None).next_action == "", "its job may be waiting"
+    RunDirectory(run).mark("held", reason="three lives")
+    assert read_status(run, queue={}).next_action == "mend it, then submit again with --release"
+
+
 def test_a_job_that_lives_outweighs_one_that_was_submitted_later(run: Path) -> None:
     History(run).note("submitted", job_id="8", lives=1)
     ended = QueuedJob("8", "CANCELLED")

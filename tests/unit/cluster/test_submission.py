@@ -145,9 +145,18 @@ def test_two_submissions_at_once_queue_one_job(programs: Program, tmp_path: Path
         submit(twin)
 
 
-def test_what_slurm_refuses_is_told_in_its_own_words(programs: Program, tmp_path: Path) -> None:
-    programs("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
-    with pytest.raises(UserError, match="sbatch: Invalid account; give one that is yours by --account"):
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("Invalid account", "give one that is yours by --account"),
+        ("CPU count per node can not be satisfied", "no node is like that: .* --set cpus_per_task=N"),
+    ],
+)
+def test_what_slurm_refuses_is_told_in_its_own_words_with_a_remedy(
+    programs: Program, tmp_path: Path, words: str, remedy: str
+) -> None:
+    programs("sbatch", f"echo 'sbatch: error: {words}' >&2; exit 1")
+    with pytest.raises(UserError, match=f"sbatch: {words}; {remedy}"):
         try_to_submit(tmp_path)
     assert find_runs([tmp_path]) == [], "what was refused is no run"
     programs("sbatch", "echo 7")

@@ -57,7 +57,7 @@ def test_the_successor_of_a_job_that_was_cancelled_cancels_the_run(machine: Mach
     machine.history.note("successor", job_id="7")
     machine.set_state("6", "CANCELLED")
     assert machine.live(machine.DONE, continuation="chain", dependents=["20"]) == 0
-    assert machine.run.marker("cancelled")["by"] == "scancel"
+    assert machine.run.marker("cancelled")["reason"] == "scancel"
     assert len(machine.history.lives()) == 1 and machine.heard() == ["scancel 20"]
 
 

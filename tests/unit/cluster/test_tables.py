@@ -31,7 +31,7 @@ def test_every_run_has_a_line_and_what_it_has_to_say_stands_below(
 ) -> None:
     runs = [
         RunStatus("runs/a", "running", "", "7", ["n1"], 2, 1200, 30_000, 60_000, 1234.5, 7500.0, 40.0),
-        RunStatus("runs/b", "failed", "boom [/b]"),
+        RunStatus("runs/b", "failed", "boom [/b]", next_action="submit again"),
         RunStatus("runs/c", "requeued", "", samples_seen=500, last_error="life 1: n1 was lost"),
         RunStatus("runs/d", "done", "all is well", samples_seen=70, total_samples=60),
     ]
@@ -45,7 +45,7 @@ def test_every_run_has_a_line_and_what_it_has_to_say_stands_below(
             "runs/b failed – – – – – – –",
             "runs/c requeued – – – 500 images – – –",
             f"runs/d done – – – {bar}116.7% – – –",
-            "runs/b, failed: boom [/b]",
+            "runs/b, failed: boom [/b]; submit again",
             "runs/c, requeued: life 1: n1 was lost",
             "states are read from the run directories alone: no squeue",
         ]

@@ -102,6 +102,15 @@ def test_a_script_is_of_the_run_it_lies_in_by_whatever_name(tmp_path: Path) -> N
     assert jobs_of_run(other, queue) == [queue["1"]]
 
 
+def test_a_job_that_sbatch_refused_is_not_the_runs_although_slurm_keeps_it(tmp_path: Path) -> None:
+    """SLURM 22.05 does so where no node has so many cores; it has the path of the script that came after."""
+    script = str(tmp_path / "submissions" / "0001" / "script.sh")
+    Path(script).parent.mkdir(parents=True)
+    refused = slurm.QueuedJob("8", "FAILED", reason="BadConstraints", script=script)
+    ended = slurm.QueuedJob("9", "FAILED", reason="NonZeroExitCode", script=script)
+    assert jobs_of_run(tmp_path, {"9": ended, "8": refused}) == [ended]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
 def test_the_jobs_of_everybody_who_submitted_a_run_are_looked_at(
     prepared: Prepared, program: Program
