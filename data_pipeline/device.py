@@ -6,6 +6,8 @@ mixup and cutmix, whose partners come from the same group of `group_images` cons
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -100,6 +102,14 @@ def normalise(images: Tensor, *, mean: list[float], std: list[float]) -> Tensor:
 
     Shape: uint8 (n, H, W, 3) → float32 (n, 3, H, W), a view of NHWC memory (channels_last).
     """
-    scale = torch.tensor([1.0 / (255.0 * value) for value in std], device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images.device)
     return images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Make both once: a copy of numbers to a GPU waits for all that the GPU has to do."""
+    scale = torch.tensor([1.0 / (255.0 * value) for value in std], device=device)
+    return scale, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)

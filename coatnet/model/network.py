@@ -185,7 +185,7 @@ class CoAtNet(nn.Module):
             module.requires_grad_(False)
         stages = [stage for stage, block in self.blocks() for _ in range(block.branches)]
         rates = zip(self._drop_rates, stages, strict=True)
-        self._drop_rates = [0.0 if stage in parts else rate for rate, stage in rates]
+        self._drop_rates = tuple(0.0 if stage in parts else rate for rate, stage in rates)
 
     def train(self, mode: bool = True) -> CoAtNet:
         """Set the mode of everything that is not frozen."""
@@ -206,13 +206,13 @@ class CoAtNet(nn.Module):
             self.head.logits.weight.normal_(std=INIT_STD, generator=generator)
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
-    def _make_drop_rates(self) -> list[float]:
+    def _make_drop_rates(self) -> tuple[float, ...]:
         """Drop rate of every branch: 0 at first, linear in the block's index (as google-research/maxvit)."""
         blocks = [block for _, block in self.blocks()]
         rate = self.config.stochastic_depth
-        return [
+        return tuple(
             rate * index / len(blocks) for index, block in enumerate(blocks) for _ in range(block.branches)
-        ]
+        )
 
     def _scales(self, images: Tensor, keys: Tensor | None) -> Tensor | None:
         """Draw stochastic depth for all branches at once, so that blocks of one shape stay alike."""
@@ -223,7 +223,7 @@ class CoAtNet(nn.Module):
             draws = torch.rand(images.shape[0], branches, device=images.device)
         else:
             draws = uniform(keys, branches)
-        return keep_scales(draws, torch.tensor(self._drop_rates, device=images.device))
+        return keep_scales(draws, self._drop_rates)
 
 
 def build_model(

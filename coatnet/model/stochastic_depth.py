@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -24,13 +26,19 @@ def uniform(keys: Tensor, branches: int) -> Tensor:
     return _shift(z, 40).float() / (1 << 24)
 
 
-def keep_scales(draws: Tensor, drop_rates: Tensor) -> Tensor:
+def keep_scales(draws: Tensor, drop_rates: tuple[float, ...]) -> Tensor:
     """Return 0 for a dropped sample and 1/keep for a kept one.
 
-    Shape: draws (B, branches), drop_rates (branches,) → (B, branches).
+    Shape: draws (B, branches), a rate for each branch → (B, branches).
     """
-    keep = 1.0 - drop_rates
+    keep = _keep_rates(drop_rates, draws.device)
     return (draws < keep).float() / keep
+
+
+@lru_cache
+def _keep_rates(drop_rates: tuple[float, ...], device: torch.device) -> Tensor:
+    """Make them once: a copy of numbers to a GPU waits for all that the GPU has to do."""
+    return 1.0 - torch.tensor(drop_rates, device=device)
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

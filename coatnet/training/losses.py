@@ -6,6 +6,7 @@ Computed in fp32, or in fp64 where the logits are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -39,13 +40,17 @@ def make_loss(
     """
     each = {"softmax": _softmax_each, "sigmoid": _sigmoid_each}[name]
 
+    @cache  # a copy of numbers to a GPU waits for all that the GPU has to do
+    def table_on(device: torch.device) -> Tensor:
+        return torch.tensor(class_weights, device=device)
+
     def loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         exact = torch.promote_types(logits.dtype, torch.float32)
         values = each(logits.to(exact), targets, smoothing)
         if weights is not None:
             values = values * weights
         if class_weights is not None:
-            table = torch.tensor(class_weights, device=values.device)
+            table = table_on(values.device)
             values = values * (targets.float() @ table if targets.ndim == 2 else table[targets])
         return values if per_sample else values.mean()
 

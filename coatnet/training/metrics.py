@@ -42,7 +42,7 @@ class SingleLabelMetrics:
         hits = best.eq(targets[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
         self._totals += torch.stack(
             [
-                torch.tensor(len(targets), device=logits.device),
+                torch.full((), len(targets), device=logits.device),
                 hits[:, 0].sum(),
                 hits.any(dim=1).sum(),
                 _as_units(losses),
@@ -86,7 +86,7 @@ class MultiLabelMetrics:
         present, finite = targets > 0.5, scores.isfinite().all(dim=1, keepdim=True)
         first = (present.gather(1, scores.argmax(dim=1, keepdim=True)) & finite).sum()
         self._totals += torch.stack(
-            [torch.tensor(len(targets), device=scores.device), first, _as_units(losses)]
+            [torch.full((), len(targets), device=scores.device), first, _as_units(losses)]
         )
         bounded = scores.float().where(finite, -_SCORE_RANGE).clamp(-_SCORE_RANGE, _SCORE_RANGE)
         scaled = (bounded + _SCORE_RANGE) / (2 * _SCORE_RANGE)
