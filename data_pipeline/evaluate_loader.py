@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -41,7 +41,9 @@ class EvaluateLoader:
         world_size: int = 1,
         threads: int = 2,
         decoder: str = "auto",
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
+        """Read nothing yet; `meanwhile` is called now and then while a batch does not come, and may raise."""
         if batch < 1:
             raise ValueError(f"batch is {batch}; allowed: 1 or more")
         self._corpus = corpus
@@ -49,14 +51,15 @@ class EvaluateLoader:
         self._end = corpus.samples * (rank + 1) // world_size
         self.samples = self._end - self._first
         self.steps = ceil(ceil(corpus.samples / world_size) / batch)
-        self._batch, self._threads = batch, threads
+        self._batch, self._threads, self._meanwhile = batch, threads, meanwhile
         width = len(corpus.classes) if corpus.label_kind == "multi" else 0
         self._assembler = Assembler(augment, False, width, decoder)
         self._numbering = Numbering(corpus.counts)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's batches; their positions are the samples' numbers in the corpus."""
-        return made_ahead(self._plans(), threads=self._threads, ahead=_PREFETCH)
+        plans, threads = self._plans(), self._threads
+        return made_ahead(plans, threads=threads, ahead=_PREFETCH, meanwhile=self._meanwhile)
 
     def _plans(self) -> Iterator[_PendingBatch]:
         unannounced, last = (self._numbering.place(sample)[0] for sample in (self._first, self._end - 1))

@@ -96,7 +96,6 @@ class FinetuneRun(TrainingRun[State, StepResult]):
     def take(self, state: State, batch: Batch, *, wish: int, refused: bool = False) -> StepResult:
         """Train on this rank's share of a step; with `refused` so that no gradient is finite."""
         samples = batch.step_samples(self.ranks.world_size)
-        self._image_size = self.calendar.phase_at(state.samples_seen).image_size
         rate = self.calendar.learning_rate(state.samples_seen + samples)
         begins = range(0, len(batch), self._micro_batch)
         parts = [partial(self._loss, batch=batch, begin=begin, refused=refused) for begin in begins]
@@ -116,15 +115,16 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             bad=int(sum(bad)),
         )
 
-    def evaluate(self, state: State) -> None:
+    def measure(self, state: State) -> None:
         """Evaluate what will be handed on, and remember the best."""
         if self.evaluation_corpus is None:
             return
+        size = state.image_size
         with self.patience("evaluation"), self.engine.state.averaged_weights():
             measured = measure(
                 self.engine.model,
                 self.evaluation_corpus,
-                replace(self.config.augment, image_size=self._image_size),
+                replace(self.config.augment, image_size=size),
                 batch=self.config.evaluate.batch,
                 ranks=self.ranks,
                 loss=self.config.loss.name,
@@ -132,19 +132,19 @@ class FinetuneRun(TrainingRun[State, StepResult]):
                 threads=self.config.data.threads,
                 decoder=self.config.data.decoder,
                 show_progress=False,
-                breathe=self.watchdog.breathe,
+                way_out=self.way_out,
             )
             found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))
-        state.evaluation = {**asdict(found), "at": state.samples_seen, "image_size": self._image_size}
+        state.evaluation = {**asdict(found), "at": state.samples_seen, "image_size": size}
         state.figures = {name: getattr(found, name) for name in (*self._shares, "loss", "ece")}
-        self.recorder.evaluation(state, {**state.figures, "image_size": self._image_size}, bad=measured.bad)
-        state.stale += self._image_size == self.calendar.phases[-1].image_size  # others are there to be left
+        self.recorder.evaluation(state, {**state.figures, "image_size": size}, bad=measured.bad)
+        state.stale += size == self.calendar.phases[-1].image_size  # others are there to be left
         if (reached := state.figures[self._shares[0]]) > state.best:
             state.best, state.best_step, state.stale = reached, state.step, 0
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save with the last evaluation and the size of images, which go on into what is exported."""
-        augment = to_dict(replace(self.config.augment, image_size=self._image_size))
+        augment = to_dict(self.config.augment) | {"image_size": state.image_size}
         super().save(state, wait=wait, evaluation=state.evaluation, augment=augment, **facts)
 
     def is_finished(self, state: State) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
+from coatnet.training.way_out import WayOut
 from data_pipeline.batch import Batch
 from data_pipeline.device import normalise
 from data_pipeline.evaluate_loader import EvaluateLoader
@@ -37,16 +38,20 @@ class Findings:
 
 
 class Evaluator:
-    """Measures a corpus with the engine's weights. `breathe` is called with every batch."""
+    """Measures a corpus with the engine's weights."""
 
     def __init__(
-        self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
+        self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, way_out: WayOut
     ) -> None:
-        self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
+        self._corpus, self._config, self._ranks, self._way_out = corpus, config, ranks, way_out
         self._loss = make_loss(config.loss.name, per_sample=True)
 
     def measure(self, engine: Engine) -> Findings:
-        """Measure the weights and, where there is one, their average, whose figures begin with `ema_`."""
+        """Measure the weights and, where there is one, their average, whose figures begin with `ema_`.
+
+        Raises:
+            Stopped: all ranks have taken the way out.
+        """
         found = self._measure(engine, ema=False)
         if engine.ema is None:
             return found
@@ -58,7 +63,7 @@ class Evaluator:
         metrics, bad = self._metrics(), []
         with engine.evaluating(ema=ema) as forward:
             for pixels, batch in equal_batches(
-                self._corpus, self._config, ranks=self._ranks, breathe=self._breathe
+                self._corpus, self._config, ranks=self._ranks, way_out=self._way_out
             ):
                 bad += [sample.to_dict() for sample in batch.bad]
                 logits = forward(pixels)[: len(batch)]
@@ -67,6 +72,7 @@ class Evaluator:
                     multi = isinstance(metrics, MultiLabelMetrics)
                     scores = log_odds(logits.float(), self._config.loss.name) if multi else logits
                     metrics.update(scores, targets, losses=self._loss(logits, targets))
+        self._way_out.agree()
         metrics.reduce(self._ranks.all_reduce_sum)
         if isinstance(metrics, SingleLabelMetrics) and len(metrics.confusion):
             return Findings(metrics.result(), bad, metrics.confusion.cpu())
@@ -80,11 +86,11 @@ class Evaluator:
 
 
 def equal_batches(
-    corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
+    corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, way_out: WayOut
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (pixels, batch), equally often on every rank: at ZeRO-3 a forward pass is a collective.
 
-    Where a rank has no images left, it gets one blank picture with an empty batch.
+    Where a rank has no images left, or has taken the way out, it gets one blank picture with an empty batch.
 
     Shape: pixels float (max(1, n), 3, H, W).
     """
@@ -97,12 +103,15 @@ def equal_batches(
         world_size=ranks.world_size,
         threads=config.data.threads,
         decoder=config.data.decoder,
+        meanwhile=way_out.look,
     )
     size = augment.image_size
-    batches = iter(loader)
+    batches = way_out.before_the_end_of(loader)
     for _ in range(loader.steps):
         one = next(batches, Batch.blank(image_size=size, samples=0))
+        if way_out.taken and config.zero.stage < 3:
+            return
         images = one.images if len(one) else Batch.blank(image_size=size, samples=1).images
         on_device = images.to(ranks.device, non_blocking=True)
         yield normalise(on_device, mean=augment.mean, std=augment.std), one
-        breathe()
+        way_out.breathe()

@@ -87,7 +87,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
     def _open_judges(self) -> tuple[Evaluator | None, TransferProbe | None]:
         """Open the corpora that are evaluated on; each is None where the config names none."""
         config, evaluator, probe = self.config, None, None
-        parts: dict[str, Any] = {"ranks": self.ranks, "breathe": self.watchdog.breathe}
+        parts: dict[str, Any] = {"ranks": self.ranks, "way_out": self.way_out}
         evaluated = open_evaluation_corpus(config.data, classes=self._classes)
         check_best(config, evaluated, averaged=bool(config.ema))
         if evaluated is not None:
@@ -142,7 +142,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             )
         return Verdict("spike", score=verdict.score)
 
-    def evaluate(self, state: State) -> None:
+    def measure(self, state: State) -> None:
         """Measure the evaluation corpus and that of the transfer, if there are any."""
         if self.evaluator is None and self.transfer is None:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.sections import TRANSFER
+from coatnet.training.way_out import WayOut
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.record import SampleSource
 from pretrain.config import PretrainConfig
@@ -21,13 +21,10 @@ _CHUNK = 1024
 
 
 class TransferProbe:
-    """k nearest neighbours by cosine similarity, each image against all others (leave one out).
-
-    `breathe` is called with every batch.
-    """
+    """k nearest neighbours by cosine similarity, each image against all others (leave one out)."""
 
     def __init__(
-        self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, breathe: Callable[[], None]
+        self, corpus: SampleSource, config: PretrainConfig, *, ranks: Ranks, way_out: WayOut
     ) -> None:
         """Take a corpus of any classes.
 
@@ -35,10 +32,14 @@ class TransferProbe:
             UserError: its images have several labels each.
         """
         check_single_labels([corpus], needed_by="evaluate.transfer")
-        self._corpus, self._config, self._ranks, self._breathe = corpus, config, ranks, breathe
+        self._corpus, self._config, self._ranks, self._way_out = corpus, config, ranks, way_out
 
     def measure(self, engine: Engine) -> Findings:
-        """Measure the share of images whose neighbours vote for their class, where any can be read."""
+        """Measure the share of images whose neighbours vote for their class, where any can be read.
+
+        Raises:
+            Stopped: all ranks have taken the way out.
+        """
         features, labels, bad = self._features(engine)
         rows, targets = self._ranks.rows(features), self._ranks.rows(labels)
         if len(rows) < 2:
@@ -59,7 +60,7 @@ class TransferProbe:
         try:
             with engine.evaluating() as forward:
                 for pixels, batch in equal_batches(
-                    self._corpus, self._config, ranks=self._ranks, breathe=self._breathe
+                    self._corpus, self._config, ranks=self._ranks, way_out=self._way_out
                 ):
                     forward(pixels)
                     features.append(functional.normalize(caught.pop()[: len(batch)], dim=1))
@@ -67,6 +68,7 @@ class TransferProbe:
                     bad += [sample.to_dict() for sample in batch.bad]
         finally:
             hook.remove()
+        self._way_out.agree()
         return torch.cat(features), torch.cat(labels).to(self._ranks.device), bad
 
 

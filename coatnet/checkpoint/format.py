@@ -21,6 +21,7 @@ from coatnet.checkpoint.inspection import MAX_MANIFEST_BYTES
 from coatnet.config import UserError
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.regular_files import read_regular
+from coatnet.runtime.whole_files import write_whole
 
 FORMAT = 1
 T = TypeVar("T", "Piece", "RankFile", "Manifest")
@@ -125,11 +126,24 @@ def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document that carries its own checksum, and fsync it."""
-    text = json_text(value, separators=(",", ":"), sort_keys=True)
-    sealed = json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "body": text})
     with path.open("xb", buffering=0) as file:
-        _write_all(file.fileno(), memoryview(sealed.encode()))
+        _write_all(file.fileno(), memoryview(_sealed(value)))
         os.fsync(file.fileno())
+
+
+def replace_facts(manifest: Path, facts: dict[str, Any]) -> None:
+    """Let a manifest tell other facts of the same files, from one moment to the next.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        OSError: it could not be written, and tells what it told.
+    """
+    write_whole(manifest, _sealed({**read_json(manifest), "facts": facts}))
+
+
+def _sealed(value: Any) -> bytes:
+    text = json_text(value, separators=(",", ":"), sort_keys=True)
+    return json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "body": text}).encode()
 
 
 def read_json(path: Path) -> Any:

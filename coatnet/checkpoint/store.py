@@ -18,8 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.format import CheckpointError, replace_facts
 from coatnet.checkpoint.fragments import Fragment
+from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Figures, Retention
 from coatnet.checkpoint.save import PREFIX, Save, SaveFailed, write_save
@@ -102,6 +103,21 @@ class CheckpointStore:
         self._pending = self._writer.submit(self._write, save, snapshot)
         if wait:
             self.wait()
+
+    def amend(self, step: int, facts: dict[str, Any]) -> None:
+        """Let a committed checkpoint tell other facts of the same tensors; all ranks call, rank 0 writes.
+
+        Raises:
+            LeaseLost: another job has taken the run over.
+        """
+        self.wait()
+        if self._ranks.is_main:
+            try:
+                self._check_lease()
+                replace_facts(self.path(step) / MANIFEST, facts)
+            except (OSError, CheckpointError) as error:
+                self._alarm(f"checkpoint {step} still tells what it told: {error}")
+            self._figures.forget(self.path(step))
 
     def wait(self) -> None:
         """Wait for the save under way.

@@ -95,7 +95,7 @@ class Checkpoints(Generic[State]):
         every = Duration.parse(save.every)
         self._every_seconds = every.value if every.is_time else None
         self._saved_at = time.monotonic()
-        self.last_step = -1
+        self._progress: dict[str, Any] = {}  # of the newest
 
     @property
     def time_is_up(self) -> bool:
@@ -106,24 +106,22 @@ class Checkpoints(Generic[State]):
     def save(self, state: State, *, wait: bool = False, **facts: Any) -> None:
         """Take a snapshot and write it in the background, or wait for it. `facts` travel with it.
 
+        Where only an evaluation came since the last one, that one tells what it found.
+
         Raises:
             LeaseLost: another job has taken over the run.
         """
         with self._account.measure("checkpoint"):
-            if self.last_step != state.step:
-                self._store.save(
-                    step=state.step,
-                    samples_seen=state.samples_seen,
-                    fragments=self._engine.fragments(),
-                    facts={
-                        **self._facts,
-                        "data": self._stream.state(),
-                        "progress": asdict(state),
-                        "figures": state.figures,
-                        **facts,
-                    },
-                )
-                self.last_step = state.step
+            progress = asdict(state)
+            if self._progress != progress:
+                facts |= {**self._facts, "data": self._stream.state(), "progress": progress}
+                facts["figures"] = state.figures
+                if self._progress.get("step") == state.step:
+                    self._store.amend(state.step, facts)
+                else:
+                    fragments, seen = self._engine.fragments(), state.samples_seen
+                    self._store.save(step=state.step, samples_seen=seen, fragments=fragments, facts=facts)
+                self._progress = progress
             if wait:
                 self._store.wait()
         self._saved_at = time.monotonic()
@@ -209,5 +207,5 @@ class Checkpoints(Generic[State]):
         except TypeError as error:
             raise UserError(f"{checkpoint.directory}: was written by another version ({error})") from None
         self._engine.load(checkpoint, applied_steps=state.applied_steps)
-        self.last_step = state.step
+        self._progress = asdict(state)
         return state

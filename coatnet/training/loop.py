@@ -25,9 +25,10 @@ def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
         state = run.resume()
     if run.ranks.any(stop.requested):  # told while it was being started
         return state
+    run.make_up_for(state)
     done, total, shown = state.samples_seen, run.calendar.total, run.ranks.is_main
     with progress(total, run.kind, "images", done=done, enabled=shown) as bar:
-        for batch in run.batches(state, stop) if not run.is_finished(state) else ():
+        for batch in run.batches(state, stop):
             before = state.samples_seen
             wish = STOP * stop.requested + SAVE * run.checkpoints.time_is_up
             result = run.leave(state) if batch is None else run.step(state, batch, wish=wish)
@@ -49,9 +50,9 @@ def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
                 run.evaluate(state)
             if verdict.event is not None:  # now: it may save, with what the evaluation found
                 run.keep_for_replay(state, result, verdict)
-            stopping, finished = result.asks_for(STOP), run.is_finished(state)
-            if stopping or finished or result.asks_for(SAVE) or run.save_due(state, before=before):
-                run.save(state, wait=stopping or finished)
-            if stopping or finished:
+            ending = result.asks_for(STOP) or state.unevaluated or run.is_finished(state)
+            if ending or result.asks_for(SAVE) or run.save_due(state, before=before):
+                run.save(state, wait=ending)
+            if ending:
                 break
     return state

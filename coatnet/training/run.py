@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ from coatnet.training.recorder import LEAVE, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.state import RunState
 from coatnet.training.utilisation import flops_per_image
+from coatnet.training.way_out import WayOut
 
 _MAX_REFUSED_IN_A_ROW = 10
 _ANSWER_SECONDS = 5.0
@@ -71,11 +72,11 @@ class TrainingRun(Generic[State, Result]):
     """Everything that the loop calls.
 
     A stage sets `kind`, `state_type` and `zero_stage`, makes `calendar` and `stream`, calls `equip`, and
-    defines `take`, `evaluate` and `summary`.
+    defines `take`, `measure` and `summary`.
 
     Attributes:
         kind: of the checkpoints.
-        account, recorder, checkpoints, watchdog: of the run.
+        account, recorder, checkpoints, watchdog, way_out: of the run.
         stop: tells that this rank is to stop, once the loop has begun.
     """
 
@@ -112,6 +113,7 @@ class TrainingRun(Generic[State, Result]):
             say=lambda text: self.recorder.alarm(text),
             look=self._answer,
         )
+        self.way_out = WayOut(ranks, is_told=self.is_told, breathe=self.watchdog.breathe)
         self.stop: StopFlag | None = None
         self._redone_until = 0
         self._answered: set[str] = set()
@@ -124,9 +126,13 @@ class TrainingRun(Generic[State, Result]):
             self._answered.add(what)
             self.recorder.say(f"{self.stop.reason}: the run will end after {what}")
 
+    def is_told(self) -> bool:
+        """Return whether this rank was told to stop after a step."""
+        return self.stop is not None and self.stop.requested
+
     def excuses(self) -> dict[str, str]:
         """Return what excuses that no step gets done; nothing once this rank was told to stop after one."""
-        return {} if self.stop is not None and self.stop.requested else self.stream.excuses()
+        return {} if self.is_told() else self.stream.excuses()
 
     def equip(
         self,
@@ -213,9 +219,13 @@ class TrainingRun(Generic[State, Result]):
         return stop.at_once() if self.ranks.world_size == 1 else nullcontext()
 
     def batches(self, state: State, stop: StopFlag) -> Iterator[Any]:
-        """Yield the batches from `state` on; None for one that does not come, where a stop was asked for."""
+        """Yield the batches from `state` on, none where its own evaluation is still to take place.
+
+        None for one that does not come, where a stop was asked for.
+        """
         try:
-            yield from self.stream.follow(state, meanwhile=stop.check)
+            if not (state.unevaluated or self.is_finished(state)):
+                yield from self.stream.follow(state, meanwhile=stop.check)
         except Stopped:
             yield None
 
@@ -243,6 +253,7 @@ class TrainingRun(Generic[State, Result]):
         """
         result = self.take(state, batch, wish=wish)
         if not result.asks_for(LEAVE):
+            state.image_size = self.calendar.phase_at(state.samples_seen).image_size
             state.advance(**result.counts())
         return result
 
@@ -293,7 +304,24 @@ class TrainingRun(Generic[State, Result]):
             )
 
     def evaluate(self, state: State) -> None:
-        """Measure the evaluation corpus, if there is one."""
+        """Measure the weights of `state`, unless a stop comes while images do not."""
+        state.unevaluated = True
+        with suppress(Stopped):
+            self.measure(state)
+            state.unevaluated = False
+
+    def make_up_for(self, state: State) -> None:
+        """Do the evaluation that the life before has left, and let its checkpoint tell what it finds."""
+        if state.unevaluated:
+            self.evaluate(state)
+            self.save(state, wait=True)
+
+    def measure(self, state: State) -> None:
+        """Measure the evaluation corpus, if there is one, with `patience`.
+
+        Raises:
+            Stopped: all ranks have taken the way out.
+        """
         raise NotImplementedError
 
     def save_due(self, state: State, *, before: int) -> bool:
@@ -312,7 +340,7 @@ class TrainingRun(Generic[State, Result]):
 
     def is_finished(self, state: State) -> bool:
         """True at the end of the run."""
-        return state.samples_seen >= self.calendar.total
+        return state.samples_seen >= self.calendar.total and not state.unevaluated
 
     def summary(self, state: State) -> dict[str, Any]:
         """Return what summary.json says of a run that reached its end."""

@@ -16,6 +16,8 @@ class RunState:
         skipped_in_a_row: until now.
         bad_samples: that could not be used in the steps up to here.
         figures: what an evaluation found at this very step; empty where there was none.
+        image_size: of the last step.
+        unevaluated: a stop came before the evaluation of this very step was done; the next life does it.
     """
 
     samples_seen: int = 0
@@ -24,6 +26,8 @@ class RunState:
     skipped_in_a_row: int = 0
     bad_samples: int = 0
     figures: dict[str, float] = field(default_factory=dict)
+    image_size: int = 0
+    unevaluated: bool = False
 
     def advance(self, *, samples: int, applied: bool, bad: int) -> None:
         """Move on by one step, of which no evaluation has found anything yet."""

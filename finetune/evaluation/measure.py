@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +14,7 @@ from coatnet.runtime.memory import available_memory
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss, probabilities
+from coatnet.training.way_out import WayOut
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import BadSample
 from data_pipeline.device import normalise
@@ -58,7 +58,7 @@ def measure(
     decoder: str = "auto",
     label: str = "evaluate",
     show_progress: bool = True,
-    breathe: Callable[[], None] = lambda: None,
+    way_out: WayOut | None = None,
 ) -> Measurement:
     """Evaluate in inference mode; every rank takes its share and every rank gets the whole.
 
@@ -69,13 +69,15 @@ def measure(
             where it is not known takes the one that is usual for the corpus's labels.
         columns: choose and order the model's outputs by the corpus's classes; None takes them as they are.
         label, show_progress: of the progress bar.
-        breathe: called with every batch.
+        way_out: of a run that may be told to stop while its images do not come.
 
     Raises:
+        Stopped: all ranks have taken it.
         UserError: no image can be read, or what is kept of several labels per image finds no room.
     """
     _check_memory(corpus, ranks)
     model.eval()
+    way_out = way_out or WayOut(ranks)
     loader = EvaluateLoader(
         corpus,
         augment,
@@ -84,6 +86,7 @@ def measure(
         world_size=ranks.world_size,
         threads=threads,
         decoder=decoder,
+        meanwhile=way_out.look,
     )
     is_multi = corpus.label_kind == "multi"
     record = _Recorder(
@@ -93,8 +96,8 @@ def measure(
     began, in_model = time.monotonic(), 0.0
     shown = show_progress and ranks.is_main
     with progress(loader.samples, label, "images", enabled=shown) as bar:
-        for one in loader:
-            breathe()
+        for one in way_out.before_the_end_of(loader):
+            way_out.breathe()
             bad += one.bad
             if len(one):
                 entered = time.monotonic()
@@ -103,6 +106,7 @@ def measure(
                 record(logits.cpu(), labels=one.labels, index=one.positions)
                 in_model += time.monotonic() - entered
             bar.advance(len(one) + len(one.bad))
+    way_out.agree()
     everyones_bad = ranks.gather([sample.to_dict() for sample in bad])
     unread = [sample for own in everyones_bad for sample in own]
     if len(unread) == corpus.samples:

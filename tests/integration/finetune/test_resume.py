@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from waiting import wait_until
+from far_corpora import Away
+from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.checkpoint.fragments import KINDS
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import read_lines
+from data_pipeline.sharding.options import ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
 
 ROOT = Path(__file__).parents[3]
 Arguments = Command = Callable[..., list[str]]
@@ -102,6 +105,36 @@ def test_a_run_told_to_stop_while_it_evaluates_ends_after_the_next_step_and_goes
     assert stopped.step == 7 and stopped.facts["evaluation"]["at"] == 6 * 16
     on_ranks("finetune_run", world_size=1, arguments=words)
     assert_equal_to_the_bit(trained, tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_a_stop_does_not_wait_for_images_to_evaluate_and_the_next_life_judges_that_step_as_it_would_have_been(
+    photos: Path, arguments: Arguments, command: Command, on_ranks: OnRanks, tmp_path: Path
+) -> None:
+    """The step is the last of a resolution, and the best so far."""
+    shards, left, whole = tmp_path / "shards", tmp_path / "left", tmp_path / "whole"
+    shard_corpus(photos / "validation", shards, options=ShardOptions(shard_samples=3), quiet=True)
+    phases = "[{image_size: 32, share: 1}, {image_size: 64, share: 2}]"
+    changes = {"train__phases": phases, "train__patience": "1", "train__duration": "18 steps"}
+    changes |= {"evaluate__batch": "3", "save__keep_every_steps": "6"}
+    with Away(shards, after=4) as server:
+        changes["data__cache__directory"] = str(tmp_path / "cache")
+        changes["data__evaluate"] = server.url
+        words = command(left, **changes)
+        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        wait_until(lambda: server.away.is_set() or process.poll() is not None, what="the first evaluation")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_SECONDS) == 0 and (left / "stopped").exists()
+        stopped = last_checkpoint(left)
+        assert stopped.step == 6 and stopped.facts["progress"]["unevaluated"]
+        server.back()
+        on_ranks("finetune_run", world_size=1, arguments=words[4:])
+    changes["data__evaluate"] = str(shards)
+    on_ranks("finetune_run", world_size=1, arguments=arguments(whole, **changes))
+    assert_equal_to_the_bit(whole, left)
+    one, other = (Checkpoint(run / "checkpoints" / "step-00000006").facts for run in (whole, left))
+    assert one["evaluation"]["image_size"] == 32 and one["progress"]["best_step"] == 6
+    assert all(one[key] == other[key] for key in ("evaluation", "figures", "progress", "augment"))
 
 
 @pytest.mark.slow

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from far_corpora import Away
 from fault_server import FaultServer
 from interrupted import begun, going_on, stepping, told_to_stop
 
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
-from tiny_runs import STEPS, arguments, assert_bit_equal, last
+from tiny_runs import STEPS, arguments, assert_bit_equal, evaluations, last
 
 pytestmark = pytest.mark.slow
 OnRanks = Callable[..., list[Any]]
@@ -39,28 +40,6 @@ class LateOutage(FaultServer):
     @property
     def shards(self) -> list[str]:
         return [name for name in self.requests if name.endswith(".tar")]
-
-
-class Away(FaultServer):
-    """Answers with the manifest and so many shards, and then not at all, until it is back.
-
-    Attributes:
-        away: set by the first request without an answer.
-    """
-
-    def __init__(self, folder: Path, *, after: int) -> None:
-        super().__init__(folder)
-        self._after, self._back, self.away = after, False, threading.Event()
-
-    def back(self) -> None:
-        self._back = True
-
-    def next_fault(self, name: str, ranged: str | None) -> str:
-        fault = super().next_fault(name, ranged)
-        if self._back or sum(one.endswith(".tar") for one in self.requests) + 1 <= self._after:
-            return fault
-        self.away.set()
-        return "stall"
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +106,32 @@ def test_so_it_is_where_the_store_was_away_from_the_start(
         far = [f"data.train={server.url}", f"data.cache.directory={tmp_path / 'cache'}", "launch.ranks=1"]
         errors = stopped(server, run, arguments(place, str(run.path), *far, *SLOW_ORDER), steps=False)
     assert "the same command goes on" in errors and not any(run.checkpoints.glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "every"),
+    [(1, 1, 6), (2, 1, STEPS), pytest.param(2, 3, 6, marks=pytest.mark.campaign)],
+    ids=["alone", "at the end", "where passes are collective"],
+)
+def test_so_it_is_in_an_evaluation_which_the_next_life_does_with_the_same_figures(
+    place: Path, shards: Path, tmp_path: Path, on_ranks: OnRanks, ranks: int, stage: int, every: int
+) -> None:
+    run, undisturbed = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "undisturbed")
+    more = [f"evaluate.every={every} steps", "evaluate.batch=4", "save.best=ema_top1", "save.every=5 steps"]
+    more += [f"evaluate.transfer={shards}", f"launch.ranks={ranks}", f"zero.stage={stage}"]
+    with Away(shards, after=6) as server:
+        far = [f"data.evaluate={server.url}", f"data.cache.directory={tmp_path / 'cache'}"]
+        given = arguments(place, str(run.path), *more, *far)
+        assert f"stopped and saved after {every * 24:,} images" in stopped(server, run, given, steps=True)
+        assert not evaluations(run) and last(run.path).facts["progress"]["unevaluated"]
+        server.back()
+        on_ranks("pretrain_run", world_size=ranks, arguments=given)
+    near = arguments(place, str(undisturbed.path), *more, f"data.evaluate={shards}")
+    on_ranks("pretrain_run", world_size=ranks, arguments=near)
+    assert_bit_equal(last(run.path), last(undisturbed.path))
+    assert evaluations(run) == evaluations(undisturbed)
+    best = max(evaluations(run), key=lambda row: row["evaluate/ema_top1"])
+    judged = Checkpoint(run.checkpoints / f"step-{best['samples_seen'] // 24:08d}").facts
+    assert judged["figures"]["ema_top1"] == best["evaluate/ema_top1"]
+    assert judged["progress"]["figures"] == judged["figures"] and not judged["progress"]["unevaluated"]
+    assert run.summary.read_text() == undisturbed.summary.read_text()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 STEPS = 16
 CONFIG = f"""
@@ -67,3 +67,9 @@ def assert_bit_equal(one: Any, other: Any) -> None:
 def kinds(run: Path) -> list[str]:
     """Return the kinds of a run's events, in order."""
     return [event["kind"] for event in RunDirectory(run).read_events()]
+
+
+def evaluations(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return what each evaluation of a run found, in order."""
+    rows = [row for row in read_lines(run.metrics) if "evaluate/top1" in row]
+    return [{name: row[name] for name in row if name[:8] in ("samples_", "evaluate")} for row in rows]

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.sections import LossConfig
+from coatnet.training.way_out import WayOut
 from data_pipeline import decode
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
@@ -36,7 +37,7 @@ def first_class(*, ema: bool) -> Iterator[Any]:
 
 
 ENGINE: Any = SimpleNamespace(ema=None, evaluating=first_class)
-ALONE: Any = {"ranks": Ranks(), "breathe": lambda: None}
+ALONE: Any = {"ranks": Ranks(), "way_out": WayOut(Ranks())}
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_every_rank_has_as_many_batches_and_together_they_have_each_image_once(f
             open_corpus(folder),
             config(folder, batch=1),
             ranks=Ranks(rank, 4),
-            breathe=lambda: moved.append(None),
+            way_out=WayOut(Ranks(rank, 4), breathe=lambda: moved.append(None)),
         )
         batches = [*found]
         lengths.append(len(batches))

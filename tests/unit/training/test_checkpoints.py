@@ -63,6 +63,28 @@ def test_the_best_is_what_was_judged_when_it_was_judged_and_only_more_than_that_
     assert Checkpoint(tmp_path / "new" / "step-00000009").facts["figures"] == {}
 
 
+def test_what_an_evaluation_finds_after_a_save_of_its_step_is_told_by_that_checkpoint(tmp_path: Path) -> None:
+    checkpoints, state = checkpoints_in(tmp_path, SaveConfig(last=1, best="top1")), RunState()
+    state.advance(samples=8, applied=True, bad=0)
+    state.unevaluated = True
+    checkpoints.save(state, wait=True)
+    (place,) = (tmp_path / "new").iterdir()
+    written = {path.name: path.stat().st_ino for path in place.iterdir()}
+    checkpoints.save(state, wait=True)
+    assert {path.name: path.stat().st_ino for path in place.iterdir()} == written, "there was nothing new"
+    state.unevaluated, state.figures = False, {"top1": 0.5}
+    assert checkpoints.would_be_best(state)
+    checkpoints.save(state)
+    found = Checkpoint(place)
+    found.verify()
+    assert found.facts["figures"] == {"top1": 0.5} and not found.facts["progress"]["unevaluated"]
+    rank_file = "rank-00000.safetensors"
+    assert {path.name for path in place.iterdir()} == {rank_file, "manifest.json"}
+    assert (place / rank_file).stat().st_ino == written[rank_file]
+    assert not checkpoints.would_be_best(RunState(step=2, figures={"top1": 0.4}))
+    checkpoints.close()
+
+
 @pytest.mark.parametrize(("best", "figures"), [(None, {"top1": 0.9}), ("top1", {}), ("top1", {"loss": 1.0})])
 def test_without_the_figure_nothing_is_the_best(
     tmp_path: Path, best: str | None, figures: dict[str, float]
