@@ -139,13 +139,20 @@ def _check_places(classes: list[str], found: set[RawLabel], origin: str) -> None
 
 
 def _parse_text(text: str) -> tuple[RawLabel, float]:
-    name, colon, weight = text.strip().rpartition(":")
-    if colon:
-        try:
-            return _weighted(_number_or_name(name), float(weight))
-        except ValueError:
-            pass  # the colon belongs to the name
-    return _number_or_name(text.strip()), 1.0
+    text = text.strip()
+    name, colon, number = text.rpartition(":")
+    try:
+        weight = float(number) if colon else math.nan
+    except ValueError:
+        weight = math.nan
+    if not 0.0 <= weight < math.inf:  # the colon belongs to the name
+        return _number_or_name(text), 1.0
+    if weight > 1.0:  # a ratio or a time of day, as likely as not
+        raise ValueError(
+            f"{text!r} is read as {name!r} with the weight {number}; allowed: 0 to 1, and {text}:1 for a "
+            f"class named {text!r}"
+        )
+    return _number_or_name(name), weight
 
 
 def _number_or_name(text: str) -> RawLabel:

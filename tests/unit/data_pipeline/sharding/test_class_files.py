@@ -88,3 +88,18 @@ def test_no_label_and_no_weight_is_lost_to_a_single_one(cell: object) -> None:
     assert found.rows["weight"].tolist() == ([1.0, 0.5] if "0.5" in str(cell) else [1.0, 1.0, 1.0])
     assert [found.classes[label] for label in found.rows["label"]] == sorted(found.classes)
     assert found.first.tolist() == [0, 1, len(found.rows)]
+
+
+@pytest.mark.parametrize("cell", ["12:30", "cat;16:9", "score: 1.01"])
+def test_what_looks_like_a_time_or_a_ratio_is_not_taken_for_a_weight_in_silence(cell: str) -> None:
+    text = cell.split(";")[-1]
+    with pytest.raises(
+        ValueError, match=rf"'{text}' is read as .* allowed: 0 to 1, and {text}:1 for a class"
+    ):
+        parse_labels(cell)
+
+
+def test_a_class_may_be_named_like_a_time_or_a_ratio_where_its_weight_is_given() -> None:
+    found = numbered("12:30:1", "16:9:1.0", "a:b", "C:", "-1:-1", "x:nan", "x:inf")
+    assert found.classes == ["-1:-1", "12:30", "16:9", "C:", "a:b", "x:inf", "x:nan"] and found.rows is None
+    assert parse_labels("12:1; 7:0") == [(12, 1.0), (7, 0.0)]

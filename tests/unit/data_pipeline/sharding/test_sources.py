@@ -323,6 +323,11 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
         ("t.csv", "picture,label\nx.jpg,a\n", "row 1: has no image; expected a column path"),
         ("t.csv", "path\nx.jpg\n", "row 1: has no label; expected a column label"),
         ("t.csv", "path,label\nx.jpg,a\n", r"row 1: .*x\.jpg: No such file"),
+        (
+            "t.csv",
+            "path,label\nx.jpg,12:30\n",
+            "row 1, column label: '12:30' is read as '12' with the weight 30",
+        ),
         ("t.csv", "", "holds no rows"),
         ("t.jsonl", "{", "t.jsonl: "),
         ("t.jsonl", '{"bytes": "@@@", "label": 1}', "is not base64"),
