@@ -120,7 +120,7 @@ def _own_classes(found: set[RawLabel], origin: str) -> list[str]:
         if min(numbers) < 0 or max(numbers) >= _MAX_CLASSES:
             raise UserError(f"{origin}: labels from {min(numbers)} to {max(numbers)}; allowed: from 0 on")
         return [str(number) for number in range(max(numbers) + 1)]
-    return sorted(map(str, found))
+    return sorted({str(label) for label in found})  # 1 and ["1"] are one name
 
 
 def _check_places(classes: list[str], found: set[RawLabel], origin: str) -> None:

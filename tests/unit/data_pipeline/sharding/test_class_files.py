@@ -81,6 +81,11 @@ def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
             numbered(label, 0)
 
 
+def test_a_number_and_its_text_are_one_class_among_names() -> None:
+    found = numbered("cat", 1, ["1"], "1")
+    assert found.classes == ["1", "cat"] and found.label.tolist() == [1, 0, 0, 0]
+
+
 @pytest.mark.parametrize("cell", ["cat;dog", ["cat", "dog"], "cat:0.5", {"cat": 0.5}])
 def test_no_label_and_no_weight_is_lost_to_a_single_one(cell: object) -> None:
     found = numbered("ant", cell)
