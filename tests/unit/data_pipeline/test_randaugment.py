@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from data_pipeline import randaugment_ops as ops
+from data_pipeline.counter import uniforms
 from data_pipeline.randaugment import NAMES, OPERATIONS, _apply, randaugment
 
 FILL = (128, 128, 128)
@@ -144,3 +145,40 @@ def test_cutout_paints_one_gray_square() -> None:
     painted = (result[..., 0] == 128).sum(dim=(1, 2))
     assert painted.max() == 80 * 80 and painted.min() >= 40 * 40
     assert set(result.unique().tolist()) == {0, 128}
+
+
+def one_operation_of_the_lineage(image: Image.Image, draws: np.ndarray, m: float) -> Image.Image:
+    """Follow tensorflow/tpu's autoaugment.py, its distances as shares of 224 pixels."""
+    operation, coin, across, down = draws.tolist()
+    name, level, sign = NAMES[int(operation * 16)], m / 10, -1 if coin < 0.5 else 1
+    if name == "cutout":
+        x, y = int(across * image.width), int(down * image.height)
+        half_width, half_height = int(level * 40 * image.width / 224), int(level * 40 * image.height / 224)
+        cut = image.copy()
+        cut.paste(FILL, (x - half_width, y - half_height, x + half_width, y + half_height))
+        return cut
+    amount = {
+        "rotate": sign * level * 30,
+        "posterize": max(1, min(8, int(level * 4))),  # its shift by eight bits is undefined
+        "solarize": min(256, int(level * 256)),
+        "solarize_add": min(255, int(level * 110)),
+        **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), level * 1.8 + 0.1),
+        **dict.fromkeys(("shear_x", "shear_y"), sign * level * 0.3),
+        **dict.fromkeys(("translate_x", "translate_y"), sign * level * 100 / 224),
+    }.get(name, 0.0)
+    return reference(name, amount, image)
+
+
+@pytest.mark.parametrize("m", [1.0, 9.0, 17.0, 30.0])
+def test_an_image_meets_what_its_key_draws_layer_after_layer(m: float) -> None:
+    count = 96
+    images, keys = np.resize(photographs(), (count, 45, 60, 3)), np.arange(count, dtype=np.int64) * 7919 - 99
+    layers = [uniforms(keys, f"randaugment {layer}", count=4) for layer in range(2)]
+    for name, number in zip(NAMES, range(16), strict=True):
+        assert (np.floor(layers[0][:, 0] * 16) == number).any(), name
+    result = randaugment(torch.from_numpy(images), keys, n=2, m=m).numpy()
+    for row, got in enumerate(result):
+        wanted = Image.fromarray(images[row])
+        for draws in layers:
+            wanted = one_operation_of_the_lineage(wanted, draws[row], m)
+        np.testing.assert_array_equal(got, np.asarray(wanted))
