@@ -70,6 +70,4 @@ def _largest_within(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the largest width and height whose ratio is within the bounds."""
     least, greatest = ratio
-    wide = np.where(width / height > greatest, np.rint(height * greatest), width)
-    high = np.where(width / height < least, np.rint(width / least), height)
-    return np.clip(wide, 1, width), np.clip(high, 1, height)
+    return np.clip(np.rint(height * greatest), 1, width), np.clip(np.rint(width / least), 1, height)

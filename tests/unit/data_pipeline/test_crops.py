@@ -80,6 +80,36 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     assert spare_left.mean() == pytest.approx(0.5, abs=0.02)
 
 
+def crop_of_draws(width: int, height: int, draws: list[float], config: AugmentConfig) -> list[int]:
+    """Do as torchvision's RandomResizedCrop.get_params, given its random numbers."""
+    (least, greatest), (low, high) = config.crop_area, config.crop_ratio
+    for size, shape in zip(draws[:10], draws[10:20], strict=True):
+        area = width * height * (least + (greatest - least) * size)
+        ratio = math.exp(math.log(low) + (math.log(high) - math.log(low)) * shape)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draws[20] * (width - w + 1)), int(draws[21] * (height - h + 1))
+            return [left, top, left + w, top + h]
+    w = round(height * high) if width / height > high else width
+    h = round(width / low) if width / height < low else height
+    left, top = (width - w) // 2, (height - h) // 2
+    return [left, top, left + w, top + h]
+
+
+@pytest.mark.parametrize(("area", "ratio"), [([0.08, 1.0], [3 / 4, 4 / 3]), ([0.9, 1.0], [0.5, 0.8])])
+def test_a_crop_is_what_torchvision_makes_of_the_same_draws_however_small_the_image(
+    area: list[float], ratio: list[float]
+) -> None:
+    config, keys = AugmentConfig(crop_area=area, crop_ratio=ratio), np.arange(900, dtype=np.int64) - 450
+    widths, heights = keys % 30 // 5 * 7 % 11 + 1, keys % 5 * 3 + 1
+    widths[::9] *= 100
+    boxes, flips = random_resized_boxes(widths, heights, keys, config)
+    draws = uniforms(keys, "crop", count=23)
+    for row in zip(widths.tolist(), heights.tolist(), draws.tolist(), boxes.tolist(), strict=True):
+        assert row[3] == crop_of_draws(*row[:3], config), row[:2]
+    assert flips.tolist() == (draws[:, 22] < 0.5).tolist()
+
+
 def test_no_flip_means_none() -> None:
     size = np.full(100, 64)
     assert not random_resized_boxes(size, size, np.arange(100), AugmentConfig(flip=False))[1].any()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import torch
 
+from coatnet.config import UserError
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.config import CorpusConfig, DataConfig
@@ -20,8 +23,8 @@ POSITION = 17
 SUBSTITUTE = "shard-000004.tar[14] "  # the first that the position's hash names: recorded, as the order is
 
 
-def loader(folder: Path) -> TrainLoader:
-    data = DataConfig(train=[CorpusConfig(str(folder))], bad_sample_budget=0.1)
+def loader(folder: Path, *, budget: float = 0.1) -> TrainLoader:
+    data = DataConfig(train=[CorpusConfig(str(folder))], bad_sample_budget=budget)
     return TrainLoader(open_train_corpora(data), data, AugmentConfig(image_size=16), seed=5, global_batch=40)
 
 
@@ -30,7 +33,7 @@ def first(one: TrainLoader) -> Batch:
         return next(batches)
 
 
-def with_a_damaged_sample(shards: Path, folder: Path) -> TrainLoader:
+def with_a_damaged_sample(shards: Path, folder: Path, *, budget: float = 0.1) -> TrainLoader:
     """Flip a bit of the sample at POSITION in a copy."""
     damaged = Path(shutil.copytree(shards, folder))
     place = re.match(r"(shard-(\d+)\.tar)\[(\d+)\]", loader(shards).name(POSITION))
@@ -38,7 +41,7 @@ def with_a_damaged_sample(shards: Path, folder: Path) -> TrainLoader:
     shard = bytearray((damaged / place[1]).read_bytes())
     shard[int(Corpus.open(damaged).index(int(place[2])).samples[int(place[3])]["offset"])] ^= 1
     (damaged / place[1]).write_bytes(shard)
-    return loader(damaged)
+    return loader(damaged, budget=budget)
 
 
 def test_an_excluded_sample_is_replaced_by_what_would_stand_for_it_were_it_damaged(
@@ -69,3 +72,11 @@ def test_what_stands_for_a_damaged_sample_is_replaced_where_its_position_is_excl
         assert torch.equal(getattr(after, name), getattr(other, name)), name
     assert [sample.position for sample in after.bad] == [POSITION], "it is as bad as before"
     assert after.bad[0].substitute != before.bad[0].substitute and not other.bad
+
+
+def test_the_threads_of_a_stream_end_with_the_error_that_ends_it(shard_folder: Path, tmp_path: Path) -> None:
+    before = threading.active_count()
+    stream = with_a_damaged_sample(shard_folder, tmp_path / "shards", budget=0.0).from_sample(0)
+    with pytest.raises(UserError, match="1 bad samples among 40 read") as raised:
+        next(stream)
+    assert threading.active_count() == before and raised.tb is not None, "which keeps the stream's frame"

@@ -15,6 +15,7 @@ import pytest
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.data_wait import FETCHES, WAITS
 from coatnet.runtime.ranks import Ranks
+from data_pipeline import prefetch
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.config import CacheConfig, CorpusConfig, DataConfig
@@ -217,3 +218,24 @@ def test_while_a_batch_waits_for_a_file_the_stream_says_so_and_whose(
     assert said[0][FETCHES].startswith("far/shard-")
     assert said[0][WAITS] == "rank 3 waits for its batch"
     assert stream.excuses() == {}
+
+
+def test_a_wait_for_a_batch_may_be_ended(
+    shard_folder: Path, tmp_path: Path, position: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_LOOK_SECONDS", "_ENDING_SECONDS"):
+        monkeypatch.setattr(prefetch, name, 0.01)
+    files, came = FarFiles(shard_folder), threading.Event()
+    files.listen = lambda: came.wait(20)
+
+    def stop() -> None:
+        raise ZeroDivisionError
+
+    batches = make_stream(shard_folder, tmp_path, files=files).follow(position, meanwhile=stop)
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+    assert not came.is_set()
+    came.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("loader-"):
+            thread.join(60)
