@@ -64,18 +64,16 @@ class Assembler:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
     def label_array(self, count: int) -> NDArray[np.generic]:
-        """Return an empty array for the labels of `count` records."""
+        """Return an array of zeros for the labels of `count` records."""
         if self.num_classes:
             return np.zeros((count, self.num_classes), dtype=np.float32)
         return np.zeros(count, dtype=np.int64)
 
     def put_label(self, labels: NDArray[np.generic], row: int, record: Record) -> None:
-        """Write a record's label, or its weighted labels, to a row."""
+        """Write a record's label, or its weighted labels, to a row of zeros."""
         if not self.num_classes:
             labels[row] = record.label
         elif record.labels is not None:
-            labels[row] = 0
             labels[row, record.labels["label"]] = record.labels["weight"]
         else:
-            labels[row] = 0
             labels[row, record.label] = 1

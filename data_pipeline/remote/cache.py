@@ -92,7 +92,7 @@ class Cache:
         with _locked(self.folder / f".cache{_LOCK_SUFFIX}"):
             kept, fetched = self._files()
             total, wanted = sum(used for _, used, _ in kept), size * (1 + fetched)
-            for _, used, path in sorted(kept, key=lambda file: file[0]):
+            for _, used, path in sorted(kept):
                 if total + size <= self.limit_bytes and _free_bytes(self.folder) >= wanted and not all_idle:
                     break
                 path.unlink(missing_ok=True)

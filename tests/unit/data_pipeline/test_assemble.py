@@ -12,7 +12,8 @@ from PIL import Image
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.crops import random_resized_boxes
-from data_pipeline.decode import decode_batch
+from data_pipeline.decode import decode_batch, kernel
+from data_pipeline.evaluate_loader import EvaluateLoader
 from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_train_corpora
 
@@ -60,3 +61,32 @@ def test_a_training_image_is_its_keys_crop_of_the_image_as_it_is_shown(
         orientation=orientation,
     )
     assert np.array_equal(batch.images.numpy(), expected)
+
+
+def damaged(payload: bytes) -> bytes:
+    """Flip bits of a JPEG's scan until it decodes to pixels, under protest."""
+    box, flip, out = np.array([[0, 0, 64, 48]]), np.array([False]), np.empty((1, 16, 16, 3), np.uint8)
+    for byte in range(payload.index(b"\xff\xda") + 20, len(payload)):
+        broken = bytearray(payload)
+        broken[byte] ^= 0x10
+        (verdict,) = decode_batch([bytes(broken)], box, flip, out)
+        if verdict is not None and verdict.usable:
+            return bytes(broken)
+    raise AssertionError("no bit of it matters")
+
+
+@pytest.mark.skipif(not kernel.is_available(), reason="Pillow tells no damage")
+def test_an_image_that_decodes_with_damage_is_used_and_one_that_does_not_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "ant").mkdir()
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "ant" / f"{number}.jpg", restart_marker_blocks=4)
+    for number, broken in ((1, damaged), (2, lambda payload: payload[: len(payload) // 2])):
+        file = tmp_path / "ant" / f"{number}.jpg"
+        file.write_bytes(broken(file.read_bytes()))
+    augment, data = AugmentConfig(image_size=16), DataConfig(train=[CorpusConfig(str(tmp_path))])
+    (corpus,) = open_train_corpora(data)
+    with closing(TrainLoader([corpus], data, augment, seed=0, global_batch=4).from_sample(0)) as stream:
+        assert [sample.name for sample in next(stream).bad] == ["ant/2.jpg"]
+    (evaluated,) = EvaluateLoader(corpus, augment, batch=4)
+    assert evaluated.positions.tolist() == [0, 1, 3] and evaluated.bad[0].reason.startswith("truncated")

@@ -31,6 +31,15 @@ def test_the_disk_has_room_for_what_others_are_fetching_and_what_a_killed_proces
     assert (here / "fetched").read_bytes() == b"half"
 
 
+def test_a_cache_is_made_where_nothing_was_and_is_none_of_other_users_business(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Cache(tmp_path / "of" / "mine", limit_bytes=1)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "of" / "mine").stat().st_mode & 0o777 == 0o750
+
+
 def test_a_full_disk_is_met_by_giving_up_what_is_idle(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", limit_bytes=1 << 20)
     for number in range(4):
