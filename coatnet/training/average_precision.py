@@ -11,52 +11,11 @@ from torch import Tensor
 
 
 class Ranking:
-    """One class's scores in falling order with what was right; images may count any number of times.
+    """Pairs of an image and a class in one ranking, counted at the positives' scores: nothing is sorted.
 
-    Equal scores are one step of the precision-recall curve, as in scikit-learn's average_precision_score, so
-    the order in which the images come changes nothing.
-    """
-
-    def __init__(self, scores: Tensor, present: Tensor) -> None:
-        """Sort.
-
-        Shape: scores (N,), present bool (N,).
-        """
-        ordered, order = scores.sort(descending=True, stable=True)
-        hits = present[order]
-        self._positives = order[hits]
-        is_last = torch.ones_like(hits)
-        is_last[:-1] = ordered[1:] != ordered[:-1]
-        # Steps without a positive change no sum; the others end at these rows, after so many positives.
-        ends = is_last.nonzero()[:, 0]
-        found = hits.cumsum(0)[ends]
-        has_positive = found.diff(prepend=found.new_zeros(1)) > 0
-        self._ends, self._found = ends[has_positive], found[has_positive]
-        self._images = order[: int(self._ends[-1]) + 1] if len(self._ends) else order[:0]
-
-    def average_precision(self, times: NDArray[np.int32] | None = None) -> Tensor:
-        """Return the area under the precision-recall steps, NaN where there is no positive.
-
-        Shape: times (R, N), how often each image counts in each of R samples → float64 (R,);
-        None, each once → (1,).
-        """
-        if times is None:
-            positive, ranked = self._found[None], self._ends[None] + 1
-        elif not len(self._found):
-            return torch.full((len(times),), torch.nan, dtype=torch.float64)
-        else:
-            positive = _totals(times, self._positives)[:, self._found - 1]
-            ranked = _totals(times, self._images)[:, self._ends]
-        found, false = (
-            totals.diff(prepend=totals.new_zeros(len(totals), 1)) for totals in (positive, ranked - positive)
-        )
-        return area_under_steps(found, false)
-
-
-class PooledRanking:
-    """All pairs of an image and a class in one ranking, counted at the positives' scores: nothing is sorted.
-
-    Exact, and in the memory of the positives, which are few, instead of eight times that of all pairs.
+    Exact, and in the memory of the positives, which are few, instead of eight times that of all pairs. Equal
+    scores are one step of the precision-recall curve, as in scikit-learn's average_precision_score, so the
+    order in which images come changes nothing.
     """
 
     def __init__(self, positive_scores: Tensor, times: NDArray[np.int32] | None = None) -> None:
@@ -112,11 +71,6 @@ def area_under_steps(positive: Tensor, negative: Tensor, *, seen: float = 1.0) -
     false = negative.cumsum(-1) - (1 - seen) * negative
     precision = right / (right + false).clamp(min=1)
     return (positive * precision).sum(-1) / positive.sum(-1)
-
-
-def _totals(times: NDArray[np.int32], images: Tensor) -> Tensor:
-    """Add up along the ranking; numpy takes a tenth of torch's time. Shape: (R, N), (rows,) → (R, rows)."""
-    return torch.from_numpy(times.take(images.numpy(), axis=1).cumsum(axis=1))
 
 
 def mean_of_known(values: Tensor) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coatnet.runtime.progress import progress
-from coatnet.training.average_precision import PooledRanking, Ranking, mean_of_known
+from coatnet.training.average_precision import Ranking, mean_of_known
 from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, wilson_interval
 from finetune.evaluation.predictions import MultiLabelPredictions
 
@@ -64,13 +64,14 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
     pooled = []
     with progress((1 + len(passes)) * classes, "figures", "steps", enabled=shown) as bar:
         for scores, present in _columns(predictions):
-            ranking = Ranking(scores, present)
-            each.append(ranking.average_precision())
-            spread += [] if draws is None else [ranking.average_precision(draws)]
+            each.append(_average_precision(scores, present))
+            shares = _shares_of(draws, steps=int(present.sum()))
+            drawn = [_average_precision(scores, present, some) for some in shares]
+            spread += [torch.cat(drawn)] if drawn else []
             gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
             bar.advance(1)
         for some in passes:
-            micro = PooledRanking(torch.from_numpy(predictions.scores[predictions.present]), some)
+            micro = Ranking(torch.from_numpy(predictions.scores[predictions.present]), some)
             for scores, present in _blocks(predictions):
                 micro.add(scores, present)
                 bar.advance(len(scores))
@@ -105,7 +106,7 @@ def classes_of_multi_label(
     """
     rows = []
     for name, (scores, present) in zip(names, _columns(predictions), strict=True):
-        precision, guessed = float(Ranking(scores, present).average_precision()), scores >= 0
+        precision, guessed = float(_average_precision(scores, present)), scores >= 0
         rows.append(
             {
                 "class": name,
@@ -117,6 +118,13 @@ def classes_of_multi_label(
             }
         )
     return rows
+
+
+def _average_precision(scores: Tensor, present: Tensor, times: NDArray[np.int32] | None = None) -> Tensor:
+    """Return one class's average precision in each of R samples. Shape: (n,), (n,), (R, n) → (R,)."""
+    ranking = Ranking(scores[present], times)
+    ranking.add(scores[None], present[None])
+    return ranking.average_precision()
 
 
 def _blocks(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,7 +20,7 @@ from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.ranks import Ranks
-from coatnet.training.average_precision import PooledRanking, Ranking
+from coatnet.training.average_precision import Ranking
 from coatnet.training.calendar import Calendar
 from coatnet.training.losses import log_odds, make_loss, probabilities
 from coatnet.training.sections import LossConfig, SaveConfig
@@ -102,12 +102,12 @@ def test_average_precisions_are_those_of_scikit_learn(some: MultiLabelPrediction
 def test_an_image_that_counts_twice_counts_as_if_it_were_there_twice(some: MultiLabelPredictions) -> None:
     times = np.random.default_rng(2).integers(0, 3, size=(4, 60)).astype(np.int32)
     scores, present = torch.from_numpy(some.scores), torch.from_numpy(some.present)
-    pooled = PooledRanking(scores[present], times)
+    pooled, one = Ranking(scores[present], times), Ranking(scores[present[:, 1], 1], times)
     for block in (slice(3), slice(3, 5)):
         pooled.add(scores[:, block].T, present[:, block].T)
-    one = Ranking(scores[:, 1], present[:, 1])
-    for rows, ranked in ((slice(None), pooled.average_precision()), (1, one.average_precision(times))):
-        for row, found in enumerate(ranked):
+    one.add(scores[:, 1:2].T, present[:, 1:2].T)
+    for rows, ranking in ((slice(None), pooled), (1, one)):
+        for row, found in enumerate(ranking.average_precision()):
             again = np.repeat(np.arange(60), times[row])
             expected = average_precision(
                 some.scores[again][:, rows].ravel(), some.present[again][:, rows].ravel()
