@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -135,8 +135,8 @@ class FinetuneRun(TrainingRun[State, StepResult]):
                 way_out=self.way_out,
             )
             found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))
-        state.evaluation = {**asdict(found), "at": state.samples_seen, "image_size": size}
-        state.figures = {name: getattr(found, name) for name in (*self._shares, "loss", "ece")}
+        state.evaluation = {**found, "at": state.samples_seen, "image_size": size}
+        state.figures = {name: found[name] for name in (*self._shares, "loss", "ece")}
         self.recorder.evaluation(state, {**state.figures, "image_size": size}, bad=measured.bad)
         state.stale += size == self.calendar.phases[-1].image_size  # others are there to be left
         if (reached := state.figures[self._shares[0]]) > state.best:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,47 +15,29 @@ CALIBRATION_BINS = 15  # as in Guo et al.
 _Z_95 = 1.959964
 
 
-@dataclass(frozen=True)
-class Figures:
-    """An evaluation in numbers.
+def figures(predictions: Predictions, *, classes: int) -> dict[str, Any]:
+    """Return an evaluation in numbers.
 
-    Attributes:
-        top1, top5: shares of the samples, with Wilson's 95 % intervals.
-        balanced_top1: mean of the classes' own accuracies.
-        loss: mean cross entropy in nats.
-        ece: expected calibration error over 15 bins of equal width.
-        non_finite: samples whose logits held NaN or infinity; they count as wrong.
+    Returns:
+        `top1`, `top5`: shares of the samples, with Wilson's 95 % intervals; `balanced_top1`: mean of the
+        classes' own accuracies; `loss`: mean cross entropy in nats; `ece`: expected calibration error over 15
+        bins of equal width; `non_finite`: samples whose logits held NaN or infinity, which count as wrong.
     """
-
-    samples: int
-    classes: int
-    top1: float
-    top5: float
-    top1_interval: tuple[float, float]
-    top5_interval: tuple[float, float]
-    balanced_top1: float
-    loss: float
-    ece: float
-    non_finite: int
-
-
-def figures(predictions: Predictions, *, classes: int) -> Figures:
-    """Compute the figures of a whole evaluation."""
     count = len(predictions)
     top1, top5 = int(predictions.correct.sum()), int(predictions.correct_top.sum())
     own = [row["top1"] for row in per_class(predictions, names=[""] * classes) if row["samples"]]
-    return Figures(
-        samples=count,
-        classes=classes,
-        top1=top1 / count,
-        top5=top5 / count,
-        top1_interval=wilson_interval(top1, count),
-        top5_interval=wilson_interval(top5, count),
-        balanced_top1=float(np.mean(own)),
-        loss=float(predictions.loss.mean()),
-        ece=expected_calibration_error(predictions),
-        non_finite=int((predictions.top[:, 0] < 0).sum()),
-    )
+    return {
+        "samples": count,
+        "classes": classes,
+        "top1": top1 / count,
+        "top5": top5 / count,
+        "top1_interval": wilson_interval(top1, count),
+        "top5_interval": wilson_interval(top5, count),
+        "balanced_top1": float(np.mean(own)),
+        "loss": float(predictions.loss.mean()),
+        "ece": expected_calibration_error(predictions),
+        "non_finite": int((predictions.guess < 0).sum()),
+    }
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from coatnet.training.sections import FIGURES
 from data_pipeline.record import SampleSource
-from finetune.evaluation.figures import Figures, confusion, figures, most_confused, per_class
+from finetune.evaluation.figures import confusion, figures, most_confused, per_class
 from finetune.evaluation.measure import AnyPredictions
-from finetune.evaluation.multi_label import (
-    RESAMPLES,
-    MultiLabelFigures,
-    classes_of_multi_label,
-    multi_label_figures,
-)
+from finetune.evaluation.multi_label import RESAMPLES, classes_of_multi_label, multi_label_figures
 from finetune.evaluation.predictions import MultiLabelPredictions
 
 _CONFUSED_SHOWN = 10
@@ -26,7 +20,7 @@ def shares_of(corpus: SampleSource | None) -> tuple[str, ...]:
     return FIGURES["single" if corpus is None else corpus.label_kind]
 
 
-def judge(predictions: AnyPredictions, *, classes: int) -> Figures | MultiLabelFigures:
+def judge(predictions: AnyPredictions, *, classes: int) -> dict[str, Any]:
     """Return the figures, without intervals where these take long."""
     if isinstance(predictions, MultiLabelPredictions):
         return multi_label_figures(predictions)
@@ -42,13 +36,10 @@ def full_report(predictions: AnyPredictions, *, names: Sequence[str], with_confu
     """
     if isinstance(predictions, MultiLabelPredictions):
         found = multi_label_figures(predictions, resamples=RESAMPLES)
-        return {
-            **asdict(found),
-            "per_class": classes_of_multi_label(predictions, names=names),
-        }
+        return {**found, "per_class": classes_of_multi_label(predictions, names=names)}
     pairs = confusion(predictions, classes=len(names))
     return {
-        **asdict(figures(predictions, classes=len(names))),
+        **figures(predictions, classes=len(names)),
         "per_class": per_class(predictions, names=names),
         "most_confused": most_confused(pairs, names=names, limit=_CONFUSED_SHOWN),
         "confusion": pairs.tolist() if with_confusion else None,

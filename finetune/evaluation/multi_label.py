@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,39 +22,18 @@ _MOST_COUNTS = 1 << 23  # of steps times resamples at once: 128 MiB for all and 
 _BLOCK_CLASSES = 64
 
 
-@dataclass(frozen=True)
-class MultiLabelFigures:
-    """An evaluation in numbers.
+def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 0) -> dict[str, Any]:
+    """Return an evaluation in numbers, with the intervals of so many resamples.
 
-    Attributes:
-        labels: of all images together.
-        judged_classes: those with a positive, whose average precisions `map` is the mean of.
-        map_micro: average precision of all pairs of an image and a class in one ranking.
-        precision1: share of the images whose first guess is among their labels.
-        map_interval, map_micro_interval: at 95 %, by draws of as many images with replacement; None where
-            nobody asked. `precision1_interval` is Wilson's.
-        loss: mean over images, summed over classes, in nats.
-        ece: expected calibration error of the probabilities of all pairs over 15 bins of equal width.
-        non_finite: samples whose logits held NaN or infinity; they come last in every ranking.
+    Returns:
+        `labels`: of all images together; `judged_classes`: those with a positive, whose average precisions
+        `map` is the mean of; `map_micro`: average precision of all pairs of an image and a class in one
+        ranking; `precision1`: share of the images whose first guess is among their labels; their intervals at
+        95 %, for both mAPs by draws of as many images with replacement, None where nobody asked; `loss`: mean
+        over images, summed over classes, in nats; `ece`: expected calibration error of the probabilities of
+        all pairs over 15 bins of equal width; `non_finite`: samples whose logits held NaN or infinity, which
+        come last in every ranking.
     """
-
-    samples: int
-    classes: int
-    labels: int
-    judged_classes: int
-    map: float
-    map_micro: float
-    precision1: float
-    map_interval: tuple[float, float] | None
-    map_micro_interval: tuple[float, float] | None
-    precision1_interval: tuple[float, float]
-    loss: float
-    ece: float
-    non_finite: int
-
-
-def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 0) -> MultiLabelFigures:
-    """Compute the figures of a whole evaluation, with the intervals of so many resamples."""
     count, classes = predictions.present.shape
     draws = _draws(count, resamples=resamples) if resamples else None
     each, spread, gaps = [], [], np.zeros(CALIBRATION_BINS)
@@ -79,21 +57,21 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
     hits = int(predictions.correct.sum())
     precisions = torch.cat(each)
     macro, of_all = mean_of_known(precisions), mean_of_known(pooled[0])
-    return MultiLabelFigures(
-        samples=count,
-        classes=classes,
-        labels=int(predictions.present.sum()),
-        judged_classes=int((~precisions.isnan()).sum()),
-        map=macro,
-        map_micro=of_all,
-        precision1=hits / count,
-        map_interval=_interval(macro, torch.stack(spread).nanmean(dim=0)) if spread else None,
-        map_micro_interval=_interval(of_all, torch.cat(pooled[1:])) if spread else None,
-        precision1_interval=wilson_interval(hits, count),
-        loss=float(predictions.loss.mean()),
-        ece=float(np.abs(gaps).sum() / (count * classes)),
-        non_finite=int((~predictions.is_finite).sum()),
-    )
+    return {
+        "samples": count,
+        "classes": classes,
+        "labels": int(predictions.present.sum()),
+        "judged_classes": int((~precisions.isnan()).sum()),
+        "map": macro,
+        "map_micro": of_all,
+        "precision1": hits / count,
+        "map_interval": _interval(macro, torch.stack(spread).nanmean(dim=0)) if spread else None,
+        "map_micro_interval": _interval(of_all, torch.cat(pooled[1:])) if spread else None,
+        "precision1_interval": wilson_interval(hits, count),
+        "loss": float(predictions.loss.mean()),
+        "ece": float(np.abs(gaps).sum() / (count * classes)),
+        "non_finite": int((~predictions.is_finite).sum()),
+    }
 
 
 def classes_of_multi_label(

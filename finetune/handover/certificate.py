@@ -105,7 +105,7 @@ def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str
         for model in (classifier.model, OnImages(answers))
     )
     name, *_ = shares_of(corpus)
-    figures = [getattr(judge(one, classes=len(corpus.classes)), name) for one in (own, theirs)]
+    figures = [judge(one, classes=len(corpus.classes))[name] for one in (own, theirs)]
     differing = int((own.guess != theirs.guess).sum())
     return {name: figures[0], f"exported_{name}": figures[1], "differing_guesses": differing}
 

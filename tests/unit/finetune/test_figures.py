@@ -42,9 +42,9 @@ FOUR = predictions([0, 0, 1, 2], [[0, 1], [1, 0], [1, 2], [0, 1]], [0.95, 0.55, 
 
 def test_figures_of_four_samples() -> None:
     found = figures(FOUR, classes=3)
-    assert (found.top1, found.top5, found.samples, found.non_finite) == (0.5, 0.75, 4, 0)
-    assert found.balanced_top1 == pytest.approx((0.5 + 1 + 0) / 3)
-    assert found.ece == pytest.approx((0.05 * 2 + 0.55 * 2) / 4)
+    assert (found["top1"], found["top5"], found["samples"], found["non_finite"]) == (0.5, 0.75, 4, 0)
+    assert found["balanced_top1"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert found["ece"] == pytest.approx((0.05 * 2 + 0.55 * 2) / 4)
     assert [row["guessed"] for row in per_class(FOUR, names=["a", "b", "c"])] == [2, 2, 0]
     pairs = confusion(FOUR, classes=3)
     assert confusion_table(pairs, classes=3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
@@ -101,7 +101,7 @@ def test_equal_logits_are_ordered_by_class_and_non_finite_ones_count_as_wrong() 
         assert torch.equal(top_classes(logits[:0], count=count), whole[:0, :count])
     lost = predictions([0], [[-1, -1]], [0.0])
     found = figures(lost, classes=2)
-    assert (found.top1, found.non_finite) == (0.0, 1)
+    assert (found["top1"], found["non_finite"]) == (0.0, 1)
     assert confusion(lost, classes=2).tolist() == []
     rows = per_class(lost, names=["a", "b"])
     assert [(row["samples"], row["top1"], row["guessed"]) for row in rows] == [(1, 0.0, 0), (0, None, 0)]
