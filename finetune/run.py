@@ -131,7 +131,6 @@ class FinetuneRun(TrainingRun[State, StepResult]):
                 precision=self.config.precision,
                 threads=self.config.data.threads,
                 decoder=self.config.data.decoder,
-                show_progress=False,
                 way_out=self.way_out,
             )
             found = judge(measured.predictions, classes=len(self.evaluation_corpus.classes))

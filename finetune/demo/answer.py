@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
@@ -23,8 +23,6 @@ from finetune.demo.server import Answer
 from finetune.prediction import guesses, load_square, prepare
 
 _TOP = 5
-# Black, purple, orange, yellow at equal distances: rises in brightness, so it is read without colours too.
-_COLOURS = np.array([[0, 0, 4], [120, 28, 109], [237, 105, 37], [252, 255, 164]], dtype=np.float64)
 
 
 def make_answer(classifier: Classifier) -> Answer:
@@ -67,13 +65,9 @@ def _coloured(heat: Tensor, *, side: int) -> Image.Image:
     """Return a picture of the map whose opacity is the heat. Shape: (h, w) → side × side, RGBA."""
     small = Image.fromarray((heat.numpy() * 255).astype(np.uint8))
     level = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float64) / 255
-    return Image.fromarray(_rgba(level))
-
-
-def _rgba(level: NDArray[np.float64]) -> NDArray[np.uint8]:
-    places = np.linspace(0, 1, len(_COLOURS))
-    channels = [np.interp(level, places, _COLOURS[:, channel]) for channel in range(3)]
-    return np.stack([*channels, 255 * np.sqrt(level)], axis=-1).astype(np.uint8)
+    pixels = colormaps["inferno"](level, bytes=True)  # rises in brightness: it is read without colours, too
+    pixels[..., 3] = 255 * np.sqrt(level)
+    return Image.fromarray(pixels)
 
 
 def _data_url(image: Image.Image) -> str:

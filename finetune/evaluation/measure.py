@@ -56,8 +56,7 @@ def measure(
     precision: str = "fp32",
     threads: int = 2,
     decoder: str = "auto",
-    label: str = "evaluate",
-    show_progress: bool = True,
+    label: str | None = None,
     way_out: WayOut | None = None,
 ) -> Measurement:
     """Evaluate in inference mode; every rank takes its share and every rank gets the whole.
@@ -68,7 +67,7 @@ def measure(
         loss: name of the one that the model was trained by, which makes probabilities of its logits; None
             where it is not known takes the one that is usual for the corpus's labels.
         columns: choose and order the model's outputs by the corpus's classes; None takes them as they are.
-        label, show_progress: of the progress bar.
+        label: of the progress bar; None shows none.
         way_out: of a run that may be told to stop while its images do not come.
 
     Raises:
@@ -94,8 +93,8 @@ def measure(
     )
     bad: list[BadSample] = []
     began, in_model = time.monotonic(), 0.0
-    shown = show_progress and ranks.is_main
-    with progress(loader.samples, label, "images", enabled=shown) as bar:
+    shown = label is not None and ranks.is_main
+    with progress(loader.samples, label or "", "images", enabled=shown) as bar:
         for one in way_out.before_the_end_of(loader):
             way_out.breathe()
             bad += one.bad

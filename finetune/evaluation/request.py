@@ -15,6 +15,7 @@ from coatnet.runtime.endings import run_rank
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks
 from data_pipeline.class_weights import check_single_labels
+from data_pipeline.numbering import Numbering
 from data_pipeline.record import SampleSource
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.judging import full_report
@@ -127,14 +128,10 @@ def _real(predictions: AnyPredictions, corpus: SampleSource, request: Evaluation
     if request.real is None:
         return {}
     assert isinstance(predictions, Predictions)  # several labels were refused
-    names, real = _names(corpus, predictions.index.tolist()), read_real_labels(Path(request.real))
+    places = map(Numbering(corpus.counts).place, predictions.index.tolist())
+    names, real = [corpus.name(*place) for place in places], read_real_labels(Path(request.real))
     share = real_accuracy(predictions, names=names, classes=corpus.classes, real=real, origin=request.data)
     return {"real_top1": share}
-
-
-def _names(corpus: SampleSource, samples: Sequence[int]) -> list[str]:
-    names = [corpus.name(shard, index) for shard, count in enumerate(corpus.counts) for index in range(count)]
-    return [names[sample] for sample in samples]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -100,7 +100,6 @@ def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str
             ranks=Ranks.single(),
             loss=classifier.loss,
             columns=columns,
-            show_progress=False,
         ).predictions
         for model in (classifier.model, OnImages(answers))
     )
