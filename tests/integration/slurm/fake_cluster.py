@@ -26,8 +26,6 @@ from processes import environment_of, is_python, open_files, read, send_signal
 
 _HOSTS = Path("/etc/hosts")
 _CLIENT_SECONDS = 120
-# A node that the backfill scheduler had planned for a job may stay "planned" when that one began elsewhere.
-_FREE = {"idle", "planned"}
 _BUSY = 4  # how much slower a machine may be than one on which nothing else runs, for which waits are given
 _POLL_SECONDS = 0.2  # asking SLURM takes 20 ms of a core
 _PLACES, _JOBS_APART = 4, 2500
@@ -257,13 +255,13 @@ class FakeCluster:
 
     def sick_nodes(self) -> list[str]:
         """Return the nodes that take no jobs."""
-        good = _FREE | {"mixed", "allocated", "completing"}
-        return [name for name in self.names if self._node_state(name).rstrip("*") not in good]
+        good = {"idle", "mixed", "allocated", "completing", "planned"}
+        return [name for name, state in self._node_states().items() if state.rstrip("*") not in good]
 
     def restore_node(self, name: str) -> None:
         """Start a dead node again and wait until it is idle."""
         self.revive_node(name)
-        self.wait_for(lambda: self._node_state(name) in _FREE, seconds=30, what=f"{name} idle")
+        self.wait_for(lambda: self._node_states()[name] == "idle", seconds=30, what=f"{name} idle")
 
     def _stop_node(self, name: str) -> set[int]:
         seen: set[int] = set()
@@ -356,10 +354,13 @@ class FakeCluster:
         (self.root / "slurm.conf").write_text(text)
 
     def _all_idle(self) -> bool:
-        return all(self._node_state(name) in _FREE for name in self.names)
+        return set(self._node_states().values()) == {"idle"}
 
-    def _node_state(self, name: str) -> str:
-        return self.client("sinfo", "-h", "-p", "batch", "-n", name, "-o", "%T", check=False).strip()
+    def _node_states(self) -> dict[str, str]:
+        """Return each node's state; the controller, asked for one node alone, tells what that was before."""
+        said = self.client("sinfo", "-h", "-p", "batch", "-N", "-o", "%N %T", check=False)
+        told = (line.partition(" ") for line in said.splitlines())
+        return dict.fromkeys(self.names, "") | {name: state.strip() for name, _, state in told}
 
 
 def _take_place() -> tuple[int, int]:
