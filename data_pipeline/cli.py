@@ -106,7 +106,6 @@ def _tell_sharded(place: Path, made: dict[str, Manifest], *, as_json: bool) -> N
     """Say what was written, and what is odd about it."""
     from coatnet.config.plain_text import number_of
     from data_pipeline.corpus import Corpus
-    from data_pipeline.tools.shard_facts import empty_classes
 
     facts = {
         split: {"shards": len(one.shards), "classes": len(one.classes), **one.counts}
@@ -122,7 +121,8 @@ def _tell_sharded(place: Path, made: dict[str, Manifest], *, as_json: bool) -> N
         print(f"{folder}: {', '.join(numbers)}; {labels} per image")
         if counts["odd"]:
             print(f"  odd images are named in {folder / 'report.jsonl'}")
-        if counts["skipped"] and (empty := empty_classes(Corpus.open(folder))):
+        found = Corpus.open(folder).class_counts() if counts["skipped"] else ()
+        if empty := [name for name, count in zip(made[split].classes, found, strict=False) if not count]:
             named = ", ".join(empty[:_NAMED]) + (", …" if len(empty) > _NAMED else "")
             print(f"  {number_of(len(empty), 'class has', several='classes have')} no image: {named}")
 

@@ -99,14 +99,14 @@ class Corpus:
         return Record(payload, width, height, turn, label, rows)
 
     def class_counts(self) -> NDArray[np.int64]:
-        """Return how many samples each class has, by the indexes alone.
+        """Return how many labels there are of each class, by the indexes alone.
 
         Raises:
             BadSampleError: one of them is gone or does not match the manifest.
         """
         counts = np.zeros(len(self.classes), dtype=np.int64)
         for shard in range(len(self.counts)):
-            counts += np.bincount(self.load_index(shard).samples["label"], minlength=len(counts))
+            counts += np.bincount(self.load_index(shard).all_labels, minlength=len(counts))
         return counts
 
     def name(self, shard: int, index: int) -> str:

@@ -88,22 +88,16 @@ def judge(payload: bytes | memoryview, *, name: str, options: ShardOptions) -> J
 
 
 def _odd_kinds(info: ImageInfo, name: str) -> list[str]:
-    kinds = []
-    if info.progressive:
-        kinds.append("progressive")
-    if info.components <= 2:
-        kinds.append("gray")
-    if info.components == 4 and info.format == "JPEG":
-        kinds.append("cmyk")
-    if info.animated:
-        kinds.append("animated")
-    if info.bits > 8:
-        kinds.append("deep")
-    if info.orientation != 1:
-        kinds.append("oriented")
-    if FORMAT_OF.get(suffix_of(name), info.format) != info.format:
-        kinds.append("renamed")
-    return kinds
+    found = {
+        "progressive": info.progressive,
+        "gray": info.components <= 2,
+        "cmyk": info.components == 4 and info.format == "JPEG",
+        "animated": info.animated,
+        "deep": info.bits > 8,
+        "oriented": info.orientation != 1,
+        "renamed": FORMAT_OF.get(suffix_of(name), info.format) != info.format,
+    }
+    return [kind for kind, is_so in found.items() if is_so]
 
 
 def _action(kinds: list[str], policy: OddPolicy) -> str:

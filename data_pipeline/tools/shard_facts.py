@@ -60,18 +60,6 @@ def shard_facts(corpus: Corpus, *, done: Callable[[int], None]) -> dict[str, Any
     }
 
 
-def empty_classes(corpus: Corpus) -> list[str]:
-    """Return the names of the classes that no sample has.
-
-    Raises:
-        BadSampleError: an index is gone or damaged.
-    """
-    named = np.zeros(len(corpus.classes), dtype=np.bool_)
-    for shard in range(len(corpus.manifest.shards)):
-        named[corpus.load_index(shard).all_labels] = True
-    return [corpus.classes[number] for number in np.flatnonzero(~named)]
-
-
 class Spread:
     """The quantiles of numbers that come in parts: how often each occurs is kept, not each of them."""
 

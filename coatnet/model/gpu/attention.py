@@ -44,8 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Te
 
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return y, torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
+    return q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
 
 
 @torch.library.custom_op("coatnet::attention_backward", mutates_args=())
@@ -79,8 +78,8 @@ def attention_backward(
 def _(
     down: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, y: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    like_q = [torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3)]
-    return like_q[0], like_q[1], like_q[2], torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+    down_q, down_k, down_v = (q.new_empty(q.shape) for _ in range(3))
+    return down_q, down_k, down_v, bias.new_empty(bias.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -46,7 +46,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 @depthwise.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("coatnet::depthwise_backward", mutates_args=())
@@ -69,9 +69,7 @@ def depthwise_backward(down: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
 
 @depthwise_backward.register_fake
 def _(down: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(
-        weight.shape, dtype=weight.dtype, device=weight.device
-    )
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -58,9 +58,8 @@ def activate_convolve(
 
 @activate_convolve.register_fake
 def _(e: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    y = torch.empty(e.shape, dtype=e.dtype, device=e.device)
-    moments = [torch.empty(mean.shape, dtype=torch.float32, device=e.device) for _ in range(2)]
-    return y, moments[0], moments[1]
+    of_y, variance = (mean.new_empty(mean.shape, dtype=torch.float32) for _ in range(2))
+    return e.new_empty(e.shape), of_y, variance
 
 
 @torch.library.custom_op("coatnet::activate_convolve_backward", mutates_args=())
@@ -92,9 +91,8 @@ def activate_convolve_backward(
 def _(
     down: Tensor, e: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    like_e = torch.empty(e.shape, dtype=e.dtype, device=e.device)
-    like_weight = torch.empty(weight.shape, dtype=weight.dtype, device=e.device)
-    return like_e, like_weight, mean.new_empty(mean.shape[0], 2, mean.shape[1])
+    sums = mean.new_empty(mean.shape[0], 2, mean.shape[1])
+    return e.new_empty(e.shape), weight.new_empty(weight.shape), sums
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -41,7 +41,7 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 @moments.register_fake
 def _(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    mean = torch.empty(groups, x.shape[-1], dtype=torch.float32, device=x.device)
+    mean = x.new_empty(groups, x.shape[-1], dtype=torch.float32)
     return mean, torch.empty_like(mean)
 
 

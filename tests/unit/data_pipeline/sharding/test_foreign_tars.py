@@ -215,11 +215,12 @@ def test_a_tar_whose_name_no_manifest_takes_is_refused_before_it_is_read(
 
 def test_what_is_compressed_is_named_as_such(tmp_path: Path, images: list[bytes], work: Work) -> None:
     folder = tars_of(tmp_path / "tars", [("cat/0.jpg", images[0])])
-    content = gzip.compress((folder / "a.tar").read_bytes())
-    (folder / "a.tar").write_bytes(content)
+    content = (folder / "a.tar").read_bytes()
+    (folder / "a.tar").write_bytes(gzip.compress(content))
     with pytest.raises(UserError, match=r"no readable tar.*is it compressed\?"):
         work(folder)
     (folder / "a.tar").rename(folder / "a.TAR.GZ")
+    (folder / "b.tar").write_bytes(content)  # beside one that can be read it would be left out
     with pytest.raises(UserError, match=r"a\.TAR\.GZ: is compressed; uncompress it"):
         work(folder)
 

@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,16 +260,6 @@ def test_tars_in_place_have_a_hierarchy_too(pictures: list[tuple[str, bytes]], t
     (tmp_path / "is_a.txt").write_text("insect ant\n")
     options = SourceOptions(classes=tmp_path / "classes.txt", hierarchy=tmp_path / "is_a.txt")
     assert index_in_place(folder, source_options=options, quiet=True).hierarchy == {"ant": "insect"}
-
-
-def test_a_compressed_tar_among_others_is_not_left_out_in_silence(
-    pictures: list[tuple[str, bytes]], tmp_path: Path
-) -> None:
-    folder = foreign_tars(tmp_path / "tars", pictures, format=tarfile.USTAR_FORMAT)
-    (folder / "part-2.tar.gz").write_bytes(b"gzip")
-    for work in (partial(index_in_place, quiet=True), partial(packed, tmp_path=tmp_path)):
-        with pytest.raises(UserError, match=r"part-2\.tar\.gz: is compressed"):
-            work(folder)
 
 
 def test_images_in_a_tar_within_a_tar_cannot_stay_in_place_and_are_not_left_out(
