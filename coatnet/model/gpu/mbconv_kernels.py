@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from coatnet.model.gpu.depthwise_kernels import nine
 from coatnet.model.gpu.gelu_kernels import sigmoid, slope
 
 
@@ -46,15 +47,6 @@ def _row(
         if number == COLUMNS:
             inside = known & (first + COLUMNS < WIDTH)
         values += (tl.load(start + number * CHANNELS, mask=inside, other=0.0),)
-    return values
-
-
-@triton.jit
-def _nine(taps, channel, CHANNELS: tl.constexpr):
-    """Load the filter: a tuple of nine taps. Shape: taps (9, channels)."""
-    values = ()
-    for number in tl.static_range(9):
-        values += (tl.load(taps + number * CHANNELS + channel, mask=channel < CHANNELS, other=0.0),)
     return values
 
 
@@ -100,21 +92,21 @@ def forward(
     own = image // group * CHANNELS + channel
     factor = tl.load(scale + own, mask=known, other=0.0)
     offset = tl.load(shift + own, mask=known, other=0.0)
-    nine = _nine(taps, channel, CHANNELS)
+    t = nine(taps, channel, CHANNELS)
     zero = tl.zeros((BLOCK,), dtype=tl.float32)
     total, squares, pivot = zero, zero, zero
     values = _row(e, 0, first, known, HEIGHT, WIDTH, CHANNELS, COLUMNS, 1)
     values = _activated(values, first, factor, offset, WIDTH, COLUMNS)
     above, here = (), ()  # the output rows `row - 1`, complete after this row, and `row`
     for number in tl.static_range(COLUMNS):
-        above += (_across(zero, values, nine, number, 3),)
-        here += (_across(zero, values, nine, number, 0),)
+        above += (_across(zero, values, t, number, 3),)
+        here += (_across(zero, values, t, number, 0),)
     ahead = _row(e, 1, first, known, HEIGHT, WIDTH, CHANNELS, COLUMNS, 1)
     for row in range(1, HEIGHT + 1):
         values = _activated(ahead, first, factor, offset, WIDTH, COLUMNS)
         ahead = _row(e, row + 1, first, known, HEIGHT, WIDTH, CHANNELS, COLUMNS, 1)
         # The row below the map has no taps: that is fewer zeros than in its values.
-        last = [tl.where(row < HEIGHT, tap, 0.0) for tap in nine[6:]]
+        last = [tl.where(row < HEIGHT, tap, 0.0) for tap in t[6:]]
         to = y + (row - 1) * (WIDTH * CHANNELS)
         next_above, next_here = (), ()
         for number in tl.static_range(COLUMNS):
@@ -127,8 +119,8 @@ def forward(
             deviation = tl.where(inside, done - pivot, 0.0)
             total += deviation
             squares += deviation * deviation
-            next_above += (_across(here[number], values, nine, number, 3),)
-            next_here += (_across(zero, values, nine, number, 0),)
+            next_above += (_across(here[number], values, t, number, 3),)
+            next_here += (_across(zero, values, t, number, 0),)
         above, here = next_above, next_here
     count = (HEIGHT * tl.minimum(COLUMNS, WIDTH - first)).to(tl.float32)
     parts += (image * tl.num_programs(1) + tl.program_id(1)) * 2 * CHANNELS + channel
@@ -154,7 +146,7 @@ def backward(
     centre = tl.load(mean + own, mask=known, other=0.0)
     factor = tl.load(scale + own, mask=known, other=0.0)
     offset = tl.load(shift + own, mask=known, other=0.0)
-    nine = _nine(taps, channel, CHANNELS)
+    t = nine(taps, channel, CHANNELS)
     zero = tl.zeros((BLOCK,), dtype=tl.float32)
     sums = (zero,) * 9
     shifts, scales = zero, zero
@@ -185,7 +177,7 @@ def backward(
                     9
                 ):  # the output below and right of an element had it by the first tap
                     other = window[tap // 3][number + 2 - tap % 3]
-                    pull += other * nine[tap]
+                    pull += other * t[tap]
                     new += (sums[tap] + other * active,)
                 sums = new
                 pull = tl.where(inside, pull * slope(n, sigma), 0.0)
