@@ -49,21 +49,29 @@ def test_only_so_many_shards_stay_open_and_those_that_were_read_last(
     assert open_shards(copied) == {0, 3, 4}
 
 
-def test_where_the_machine_allows_fewer_open_files_than_shards_the_longest_unused_are_closed(
-    copied: Path,
+def test_where_the_machine_allows_fewer_open_files_than_shards_half_are_closed_the_longest_unused(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [bytes(Corpus.open(copied).read(shard, 0).payload) for shard in (0, 1, 2, 3)]
-    corpus = Corpus.open(copied)
-    corpus.read(0, 0)
+    expected = [bytes(Corpus.open(copied).read(shard, 0).payload) for shard in range(8)]
+    corpus, pauses = Corpus.open(copied), []
+    for shard in range(8):
+        corpus.index(shard)
+    for shard in (2, 0, 1, 3, 4, 2):
+        corpus.read(shard, 0)
     free = os.dup(0)
     os.close(free)
+    monkeypatch.setattr(shard_files.time, "sleep", pauses.append)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # room for one more
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
     try:
-        found = [bytes(corpus.read(shard, 0).payload) for shard in (0, 1, 2, 3)]
+        found = bytes(corpus.read(5, 0).payload)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert open_shards(copied) == {2, 4, 5}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        others = [bytes(corpus.read(shard, 0).payload) for shard in range(8)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert found == expected
+    assert others == expected and found == expected[5] and not pauses
 
 
 def test_a_shard_that_left_the_cache_is_closed_once_it_idles_and_no_sooner(copied: Path) -> None:
@@ -98,6 +106,26 @@ def test_who_cannot_open_a_shard_closes_what_it_opened_and_nothing_else(
     with pytest.raises(BadSampleError, match="has 5 bytes, the manifest says 6"):
         shards.read("shard-000001.tar", 0, 1, expected_bytes=6)
     assert len(closed) == 1 and not open_shards(tmp_path) and not unheard and not pauses
+
+
+def test_a_failure_that_may_pass_is_waited_for_and_closes_no_other_shard(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, pauses = Corpus.open(copied), []
+    for shard in (0, 1, 2):
+        corpus.read(shard, 0)
+    failures, read = [OSError(errno.EIO, os.strerror(errno.EIO))] * 3, os.pread
+
+    def fail_at_first(*arguments: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "pread", fail_at_first)
+    monkeypatch.setattr(shard_files.time, "sleep", pauses.append)
+    corpus.read(3, 0)
+    assert pauses == [0.2, 2.0] and not failures
+    assert open_shards(copied) == {0, 1, 2}
 
 
 def test_a_stale_descriptor_is_let_go_of_and_not_tried_again_for_each_sample(
