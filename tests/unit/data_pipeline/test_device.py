@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.counter import uniforms
 from data_pipeline.device import augmented, normalise
 from data_pipeline.erasing import erase
 from data_pipeline.mixing import draw_mixing
@@ -151,3 +152,20 @@ def test_erasing_clears_one_rectangle_in_the_asked_share_of_images() -> None:
     assert erased[hit].min() >= 0.015 * side**2 and erased.max() <= 0.36 * side**2
     rows, columns = (result[:, 0] == 0).any(dim=2).sum(dim=1), (result[:, 0] == 0).any(dim=1).sum(dim=1)
     assert torch.equal(rows * columns, erased), "the erased pixels are no rectangle"
+
+
+def test_an_erased_rectangle_is_what_its_definition_makes_of_the_draws() -> None:
+    """Zhong et al., with timm's shares, and shapes uniform in the logarithm; cut off where it is too long."""
+    keys, height, width = np.arange(400, dtype=np.int64), 20, 32
+    result = erase(torch.ones(len(keys), 3, height, width), keys, probability=0.9)
+    for image, (coin, size, shape, down, across) in zip(
+        result, uniforms(keys, "erasing", count=5).tolist(), strict=True
+    ):
+        area, ratio = height * width * (0.02 + (1 / 3 - 0.02) * size), 0.3 ** (1 - 2 * shape)
+        high = min(max(round((area * ratio) ** 0.5), 1), height)
+        wide = min(max(round((area / ratio) ** 0.5), 1), width)
+        top, left = int(down * (height - high + 1)), int(across * (width - wide + 1))
+        expected = torch.ones(3, height, width)
+        if coin < 0.9:
+            expected[:, top : top + high, left : left + wide] = 0
+        assert torch.equal(image, expected)
