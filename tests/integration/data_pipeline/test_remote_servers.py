@@ -172,6 +172,15 @@ def test_a_store_may_say_by_a_date_when_to_come_again_and_nonsense_is_no_date(
     assert [pause > 20 for pause in pauses] == [True, False, False, False, False, False]
 
 
+def test_a_file_that_is_another_one_time_and_again_is_given_up_though_bytes_keep_coming(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    server.faults[NAME] = ["cut", "flip"] * 50
+    with pytest.raises(DownloadError, match="its content is not what the manifest says"):
+        fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+    assert server.requests[NAME] == 8
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_the_word_of_a_store_for_its_refusal_is_passed_on(
     server: FaultServer, tmp_path: Path, status: int
