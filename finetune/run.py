@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from coatnet.config import to_dict
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.lives import read_lives
-from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.calendar import Calendar
 from coatnet.training.losses import make_loss
@@ -55,14 +54,15 @@ class FinetuneRun(TrainingRun[State, StepResult]):
     state_type = State
 
     def __init__(
-        self, config: FinetuneConfig, *, ranks: Ranks, run: RunDirectory, lease: Lease | None, digest: str
+        self, config: FinetuneConfig, *, run: RunDirectory, lease: Lease | None, digest: str, **parts: Any
     ) -> None:
         """Open the corpora, build the model and its engine.
 
         Raises:
             UserError: the data, the checkpoint and the config do not fit together.
         """
-        super().__init__(run, ranks=ranks)
+        super().__init__(run, **parts)
+        ranks = self.ranks
         self.config, self.zero_stage = config, config.zero
         self._micro_batch = config.train.micro_batch or config.train.global_batch // ranks.world_size
         corpora = open_train_corpora(config.data)

@@ -10,7 +10,6 @@ from coatnet.config import to_dict
 from coatnet.config.plain_text import json_number
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
-from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.run import TrainingRun, Verdict
 from data_pipeline.batch import Batch
@@ -43,15 +42,16 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
     stream: Stream
 
     def __init__(
-        self, config: PretrainConfig, *, ranks: Ranks, run: RunDirectory, lease: Lease | None, digest: str
+        self, config: PretrainConfig, *, run: RunDirectory, lease: Lease | None, digest: str, **parts: Any
     ) -> None:
         """Open the corpora, build the model and its engine.
 
         Raises:
             UserError: corpora, batches or model do not fit together.
         """
-        guard = config.guard
-        super().__init__(run, ranks=ranks, hang_seconds=guard.hang_seconds, start_seconds=guard.start_seconds)
+        hang_seconds, start_seconds = config.guard.hang_seconds, config.guard.start_seconds
+        super().__init__(run, hang_seconds=hang_seconds, start_seconds=start_seconds, **parts)
+        ranks = self.ranks
         self.config, self.zero_stage = config, config.zero.stage
         group_images = settle_group_images(config, ranks=ranks, run=run)
         assembly = assemble(config, ranks=ranks, account=self.account, group_images=group_images)
@@ -100,7 +100,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         """Return the state to go on from, with the engine in it."""
         state = super().resume()
         if self.ranks.device_type == "cuda" and not self.config.compile:
-            self.recorder.say("compile=true makes a step several times quicker on a GPU")
+            self.ranks.say("compile=true makes a step several times quicker on a GPU")
         self._activations.before_step(state.step + 1)
         self.profiler.before_step(state.step + 1)
         return state

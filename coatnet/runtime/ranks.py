@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -100,6 +101,11 @@ class Ranks:
     def device_name(self) -> str:
         """Return the GPU's name as its driver tells it, "cpu" without one."""
         return torch.cuda.get_device_name(self.device) if self.device_type == "cuda" else "cpu"
+
+    def say(self, text: str) -> None:
+        """Print a line for whoever looks on, once for all ranks; above a progress bar where there is one."""
+        if self.is_main:
+            print(text, file=sys.stderr, flush=True)
 
     def wait_patiently(self) -> None:
         """Let collectives wait for as long as they must, since a watchdog is there by now to end what hangs.

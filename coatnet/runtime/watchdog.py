@@ -47,14 +47,14 @@ class Watchdog:
         say: Callable[[str], None] = print,
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Watch nothing yet.
+        """Look from now on, and watch nothing yet.
 
         Args:
             stacks: the file for them.
             hang_seconds, start_seconds: the least bounds, of a step and of what takes longer.
             data_wait: tells whether any rank waits for data.
             say: is told then.
-            look: called every half second, whatever the rank is at.
+            look: called every half second from now on, whatever the rank is at.
         """
         self._stacks, self._look = stacks, look
         self._data_wait, self._say, self._said_at = data_wait, say, -_SAID_AGAIN_SECONDS
@@ -62,14 +62,14 @@ class Watchdog:
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
         self._beaten_at = time.monotonic()
         self._patience_seconds = start_seconds
-        self._begun, self._lenient, self._held = False, False, 0
+        self._watching, self._begun, self._lenient, self._held = False, False, False, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
 
     def start(self) -> None:
         """Begin to watch."""
-        self._beaten_at = time.monotonic()
-        self._thread.start()
+        self._beaten_at, self._watching = time.monotonic(), True
 
     def beat(self) -> None:
         """Say that a step is done. The first few say little about the others: they warm up."""
@@ -110,8 +110,7 @@ class Watchdog:
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _end(self) -> None:
         self._beaten_at = time.monotonic()
@@ -123,6 +122,8 @@ class Watchdog:
             self._look()
             self._beaten_at += absence.seconds()
             silence = time.monotonic() - self._beaten_at
+            if not self._watching:
+                continue
             if self._data_wait and not self._held and self._is_excused(self._data_wait, silence):
                 continue
             patient = self._held or self._lenient

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from coatnet.config import to_dict
-from coatnet.runtime.lease import Lease
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.progress import clock
@@ -30,17 +29,9 @@ _DAY_SECONDS = 86400
 _LONG_SECONDS = 20.0  # a shorter run is not worth a second for a better plan
 
 
-class MakeRun(Protocol):
-    """Puts a stage's run together: a `TrainingRun`."""
-
-    def __call__(
-        self, config: Any, *, ranks: Ranks, run: RunDirectory, lease: Lease | None, digest: str
-    ) -> Any: ...
-
-
 def execute(
     config: Any,
-    make_run: MakeRun,
+    make_run: Callable[..., Any],
     *,
     decoder: str,
     force: bool | None = None,
@@ -50,7 +41,7 @@ def execute(
 
     Args:
         config: a root schema with the sections run and launch, and a digest.
-        make_run: called once the directory is this run's.
+        make_run: puts a stage's `TrainingRun` together, once the directory is this run's.
         decoder: which one the images are read by.
         force: take a run over whose config was another; None where the command has no such option.
         alone: go on without a process group where nobody launched one.
@@ -65,18 +56,16 @@ def execute(
         about = {"decoder": decoder, "network": rows.name(device_type=ranks.device_type)}
         with opened_run(run, ranks=ranks, config=config, force=force, **about) as lease:
             if run.marker("done") is not None:
-                if ranks.is_main:
-                    print(f"{run.path}: is done already; see `coatnet report {run.path}`", file=sys.stderr)
+                ranks.say(f"{run.path}: is done already; see `coatnet report {run.path}`")
             else:
-                parts: dict[str, Any] = {"run": run, "lease": lease, "digest": config.run_digest()}
-                _train(
-                    partial(make_run, config, ranks=ranks, **parts), stop, config=config, ranks=ranks, run=run
-                )
+                digest = config.run_digest()
+                make = partial(make_run, config, lease=lease, digest=digest, stop=stop)
+                _train(make, stop, config=config, ranks=ranks, run=run)
         ranks.stop()
 
 
 def _train(
-    make_run: Callable[[], Any], stop: StopFlag, *, config: Any, ranks: Ranks, run: RunDirectory
+    make_run: Callable[..., Any], stop: StopFlag, *, config: Any, ranks: Ranks, run: RunDirectory
 ) -> None:
     """Train, unless a stop was asked for before the first step."""
     try:
@@ -88,12 +77,14 @@ def _train(
             plan_for_this_hour(run, config=config, ranks=ranks)
             if ranks.is_main:
                 tell_plan(run)
-            made = make_run()
-        train_to_end(made, stop)
+            made = make_run(ranks=ranks, run=run)
+        if ranks.any(stop.requested):  # before what takes longest, the dry run and its compilation
+            raise Stopped
+        train_to_end(made)
     except Stopped:
         if ranks.is_main:
             run.mark("stopped", reason=stop.reason)
-            print(f"{run.path}: stopped before it began; the same command goes on", file=sys.stderr)
+        ranks.say(f"{run.path}: stopped before it began; the same command goes on")
 
 
 def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:

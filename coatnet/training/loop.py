@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from coatnet.runtime.progress import progress
-from coatnet.runtime.stop import StopFlag
 from coatnet.training.checkpoints import State
 from coatnet.training.recorder import LEAVE, SAVE, STOP
 from coatnet.training.run import Result, TrainingRun
 
 
-def train_to_end(run: TrainingRun[State, Result], stop: StopFlag) -> None:
+def train_to_end(run: TrainingRun[State, Result]) -> None:
     """Train, and leave the summary and a marker."""
-    run.stop, state = stop, None
+    state = None
     try:
-        state = train(run, stop)
+        state = train(run)
     finally:
         run.close(state)
-    run.finish(state, reason=stop.reason)
+    run.finish(state)
 
 
-def train(run: TrainingRun[State, Result], stop: StopFlag) -> State:
+def train(run: TrainingRun[State, Result]) -> State:
     """Train to the end, or until a rank was told to stop; the state that comes back has been saved."""
-    with run.stoppable(stop):
+    with run.stoppable():
         state = run.resume()
-    if run.ranks.any(stop.requested):  # told while it was being started
+    if run.ranks.any(run.is_told()):  # told while it was being started
         return state
     run.make_up_for(state)
     done, total, shown = state.samples_seen, run.calendar.total, run.ranks.is_main
     with progress(total, run.kind, "images", done=done, enabled=shown) as bar:
-        for batch in run.batches(state, stop):
+        for batch in run.batches(state):
             before = state.samples_seen
-            wish = STOP * stop.requested + SAVE * run.checkpoints.time_is_up
-            result = run.leave(state) if batch is None else run.step(state, batch, wish=wish)
+            result = run.leave(state) if batch is None else run.step(state, batch)
             if result is None or result.asks_for(LEAVE):
                 if state.step:
                     run.save(state, wait=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,11 +114,6 @@ class Recorder:
             for name, seconds in own.seconds.items():
                 self._earlier_seconds[name] -= seconds
 
-    def say(self, text: str) -> None:
-        """Print a line for whoever looks on; above the bar where there is one."""
-        if self._ranks.is_main:
-            print(text, file=sys.stderr, flush=True)
-
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event of the whole run."""
         if self._ranks.is_main:
@@ -127,7 +121,7 @@ class Recorder:
 
     def alarm(self, text: str) -> None:
         """Say aloud, and keep as an event, what went wrong and was survived."""
-        self.say(f"warning: {text}")
+        self._ranks.say(f"warning: {text}")
         self.event("alarm", text=text)
 
     def step(
@@ -150,7 +144,7 @@ class Recorder:
                 "bad_sample", writer=self._ranks.rank, rank=self._ranks.rank, **sample.to_dict()
             )
         if event is not None:
-            self.say(f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}")
+            self._ranks.say(f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}")
             self._name_samples(state, batch, result, event=event, score=score)
         self._samples += result.samples
         self._steps += 1
@@ -190,7 +184,7 @@ class Recorder:
         for sample in new:
             self._run.record_event("bad_sample", during="evaluation", **sample)
         if new:
-            self.say(
+            self._ranks.say(
                 f"warning: images to evaluate on that cannot be read: {len(new):,}; events.jsonl names them"
             )
         self._metrics.scalars(
@@ -198,7 +192,7 @@ class Recorder:
         )
         self.flush(state)
         found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "samples" not in name)
-        self.say(f"evaluated after {state.samples_seen:,} images: {found}")
+        self._ranks.say(f"evaluated after {state.samples_seen:,} images: {found}")
         # Drawing takes the main rank half a second, in which the others wait.
         now = time.monotonic()
         if now - self._drawn_at < _DRAW_SECONDS and state.samples_seen < self._total:

@@ -30,7 +30,7 @@ from coatnet.training.calendar import Calendar
 from coatnet.training.checkpoints import Checkpoints, Engine, State, Stream
 from coatnet.training.continuity import LossContinuity
 from coatnet.training.earlier import read_earlier
-from coatnet.training.recorder import LEAVE, Recorder, StepResult
+from coatnet.training.recorder import LEAVE, SAVE, STOP, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.state import RunState
 from coatnet.training.utilisation import flops_per_image
@@ -39,7 +39,7 @@ from coatnet.training.way_out import WayOut
 _MAX_REFUSED_IN_A_ROW = 10
 _ANSWER_SECONDS = 5.0
 _BEFORE_A_STOP = {  # what may take long, by the account's classes
-    "start": "the dry run",
+    "start": "the start",
     "compile": "the compilation under way",
     "compute": "the step under way",
     "redone": "the step under way",
@@ -77,7 +77,6 @@ class TrainingRun(Generic[State, Result]):
     Attributes:
         kind: of the checkpoints.
         account, recorder, checkpoints, watchdog, way_out: of the run.
-        stop: tells that this rank is to stop, once the loop has begun.
     """
 
     kind: str
@@ -91,6 +90,7 @@ class TrainingRun(Generic[State, Result]):
         run: RunDirectory,
         *,
         ranks: Ranks,
+        stop: StopFlag,
         hang_seconds: float | None = None,
         start_seconds: float | None = None,
     ) -> None:
@@ -98,12 +98,15 @@ class TrainingRun(Generic[State, Result]):
 
         Args:
             run, ranks: whose training it is.
+            stop: tells that this rank is to stop.
             hang_seconds: the least time without a step that counts as a hang; None for ten minutes, and
                 without bound for one rank alone, for which nobody waits.
             start_seconds: the same until the first step is done; None for an hour.
         """
         usual = (600.0, 3600.0) if ranks.distributed else (math.inf, math.inf)
-        self.run, self.ranks = run, ranks
+        self.run, self.ranks, self._stop = run, ranks, stop
+        self._redone_until = 0
+        self._answered: set[str] = set()
         self.account = TimeAccount.of_run(run, ranks=ranks)
         self.watchdog = Watchdog(
             run.logs / f"stacks-rank{ranks.rank}.txt",
@@ -114,21 +117,18 @@ class TrainingRun(Generic[State, Result]):
             look=self._answer,
         )
         self.way_out = WayOut(ranks, is_told=self.is_told, breathe=self.watchdog.breathe)
-        self.stop: StopFlag | None = None
-        self._redone_until = 0
-        self._answered: set[str] = set()
 
     def _answer(self) -> None:
         """Say what a stop that was asked for waits for, once that takes long; the same is said once."""
         what = _BEFORE_A_STOP.get(self.account.counting)
-        late = self.stop is not None and time.monotonic() - self.stop.asked_at > _ANSWER_SECONDS
-        if self.stop is not None and late and what is not None and what not in self._answered:
+        late = time.monotonic() - self._stop.asked_at > _ANSWER_SECONDS
+        if late and what is not None and what not in self._answered:
             self._answered.add(what)
-            self.recorder.say(f"{self.stop.reason}: the run will end after {what}")
+            self.ranks.say(f"{self._stop.reason}: the run will end after {what}")
 
     def is_told(self) -> bool:
-        """Return whether this rank was told to stop after a step."""
-        return self.stop is not None and self.stop.requested
+        """Return whether this rank was told to stop."""
+        return self._stop.requested
 
     def excuses(self) -> dict[str, str]:
         """Return what excuses that no step gets done; nothing once this rank was told to stop after one."""
@@ -207,25 +207,25 @@ class TrainingRun(Generic[State, Result]):
         )
         place = f"starts{self._begins_with}" if kind == "start" else f"resumes after step {state.step:,}"
         ranks = number_of(self.ranks.world_size, "rank")
-        self.recorder.say(
+        self.ranks.say(
             f"{self.run.path} {place}: {ranks} on {self.ranks.device_type}, ZeRO {self.zero_stage}, "
             f"{state.samples_seen:,} of {self.calendar.total:,} images seen"
         )
         self.account.started()
         return state
 
-    def stoppable(self, stop: StopFlag) -> AbstractContextManager[None]:
+    def stoppable(self) -> AbstractContextManager[None]:
         """Let a stop end the block at once; where others may wait for this rank in it, behind it."""
-        return stop.at_once() if self.ranks.world_size == 1 else nullcontext()
+        return self._stop.at_once() if self.ranks.world_size == 1 else nullcontext()
 
-    def batches(self, state: State, stop: StopFlag) -> Iterator[Any]:
+    def batches(self, state: State) -> Iterator[Any]:
         """Yield the batches from `state` on, none where its own evaluation is still to take place.
 
         None for one that does not come, where a stop was asked for.
         """
         try:
             if not (state.unevaluated or self.is_finished(state)):
-                yield from self.stream.follow(state, meanwhile=stop.check)
+                yield from self.stream.follow(state, meanwhile=self._stop.check)
         except Stopped:
             yield None
 
@@ -246,11 +246,9 @@ class TrainingRun(Generic[State, Result]):
         """Name the account's class for a step: work that an earlier life did already counts as redone."""
         return "redone" if samples_seen < self._redone_until else "compute"
 
-    def step(self, state: State, batch: Any, *, wish: int) -> Result:
-        """Train on this rank's share of a step and move the state on. `wish`: bits told to all ranks.
-
-        Where a rank asks for LEAVE, the state stays where it is.
-        """
+    def step(self, state: State, batch: Any) -> Result:
+        """Train on this rank's share of a step and move the state on, where no rank asks for LEAVE."""
+        wish = STOP * self.is_told() + SAVE * self.checkpoints.time_is_up
         result = self.take(state, batch, wish=wish)
         if not result.asks_for(LEAVE):
             state.image_size = self.calendar.phase_at(state.samples_seen).image_size
@@ -270,7 +268,10 @@ class TrainingRun(Generic[State, Result]):
         return self.take(state, blank, wish=LEAVE, refused=True)
 
     def take(self, state: State, batch: Any, *, wish: int, refused: bool = False) -> Result:
-        """Train on this rank's share of a step; with `refused` so that no gradient is finite."""
+        """Train on this rank's share of a step; with `refused` so that no gradient is finite.
+
+        `wish`: bits told to all ranks.
+        """
         raise NotImplementedError
 
     def judge(self, state: State, result: Result) -> Verdict:
@@ -298,7 +299,7 @@ class TrainingRun(Generic[State, Result]):
         compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
         if compared is not None:
             self.recorder.event("loss_continuity", **compared)
-            self.recorder.say(
+            self.ranks.say(
                 f"the loss {'goes on' if compared['continuous'] else 'DOES NOT go on'} as recorded before: "
                 f"{compared['loss']:.6g}, was {compared['recorded']:.6g}"
             )
@@ -355,7 +356,7 @@ class TrainingRun(Generic[State, Result]):
         self.recorder.close()
         self.account.close()
 
-    def finish(self, state: State, *, reason: str | None) -> None:
+    def finish(self, state: State) -> None:
         """Leave a marker, and the summary of a run that reached its end.
 
         Raises:
@@ -369,14 +370,14 @@ class TrainingRun(Generic[State, Result]):
             self.run.mark("done", samples_seen=state.samples_seen)
             total = self.calendar.total
             early = f" of {total:,}, since evaluations brought nothing better"
-            self.recorder.say(
+            self.ranks.say(
                 f"done after {state.samples_seen:,} images{early if state.samples_seen < total else ''}; "
                 f"`coatnet report {self.run.path}` shows it"
             )
         elif self.ranks.is_main:
-            self.run.mark("stopped", samples_seen=state.samples_seen, reason=reason)
+            self.run.mark("stopped", samples_seen=state.samples_seen, reason=self._stop.reason)
             seen = f"after {state.samples_seen:,} images"
-            self.recorder.say(
+            self.ranks.say(
                 f"stopped and saved {seen}; the same command goes on from there"
                 if self.checkpoints.holds(state)
                 else f"stopped {seen}; the same command goes on from the last checkpoint, if any"

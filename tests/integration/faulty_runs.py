@@ -226,7 +226,7 @@ def finetune_run(
             then the run's error.
         committed: the checkpoint that it waits for before: it is written beside the steps.
     """
-    take_step, taken, evaluate = FinetuneRun.step, [], FinetuneRun.evaluate
+    take_step, taken, evaluate = FinetuneRun.take, [], FinetuneRun.evaluate
 
     def told_to_stop(self: FinetuneRun, state: Any) -> None:
         if self.ranks.is_main:
@@ -251,7 +251,7 @@ def finetune_run(
                 return
             yield batch
 
-    FinetuneRun.step = step  # type: ignore[method-assign]
+    FinetuneRun.take = step  # type: ignore[method-assign]
     if leave_after:
         follow, FinetuneRun.batches = FinetuneRun.batches, batches  # type: ignore[method-assign]
     if stop_in_evaluation:

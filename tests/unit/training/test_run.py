@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 from coatnet.runtime.data_wait import WAITS
 from coatnet.runtime.ranks import Ranks
@@ -23,7 +25,9 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
         def barrier(self, *, timeout_seconds: float | None = None) -> None:
             met.append((run.watchdog._held, run.account.is_counting("checkpoint")))
 
-    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Meeting())
+    run: TrainingRun[State, PretrainResult] = TrainingRun(
+        RunDirectory(tmp_path), ranks=Meeting(), stop=StopFlag()
+    )
     with run.patience("checkpoint"):
         assert not met
     assert met == [(1, True)]
@@ -32,20 +36,35 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
 
 
 def test_a_rank_that_was_told_to_stop_asks_nobody_to_wait_for_its_data(tmp_path: Path) -> None:
-    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks())
+    stop = StopFlag()
+    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks(), stop=stop)
     run.stream = SimpleNamespace(excuses=lambda: {WAITS: "rank 0 waits"})  # type: ignore[assignment]
     assert run.excuses() == {WAITS: "rank 0 waits"}
-    run.stop = StopFlag()
-    assert run.excuses() == {WAITS: "rank 0 waits"}
-    run.stop.request("SIGUSR1")
+    stop.request("SIGUSR1")
     assert run.excuses() == {}
     run.account.close()
 
 
+class Voice(Ranks):
+    """A rank whose words are kept."""
+
+    said: ClassVar[list[str]] = []
+    spoke = threading.Event()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        self.spoke.set()
+
+
 def test_a_stop_that_takes_long_says_what_it_waits_for_and_the_same_once(tmp_path: Path) -> None:
-    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Ranks())
-    said: list[str] = []
-    run.recorder = SimpleNamespace(say=said.append)  # type: ignore[assignment]
+    stop, said = StopFlag(), Voice.said
+    run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Voice(), stop=stop)
+    stop.request("SIGINT")
+    stop.asked_at -= 6.0
+    assert Voice.spoke.wait(60.0), "the run is not there yet"
+    run.watchdog.start()
+    run.watchdog.stop()
+    assert [text.rpartition("after ")[2] for text in said] == ["the start"]
     run.account.started()
 
     def looks(name: str) -> None:
@@ -53,16 +72,13 @@ def test_a_stop_that_takes_long_says_what_it_waits_for_and_the_same_once(tmp_pat
             run._answer()
             run._answer()
 
+    stop.asked_at += 6.0
     looks("evaluation")
-    run.stop = StopFlag()
-    looks("evaluation")
-    run.stop.request("SIGINT")
-    looks("evaluation")
-    assert said == [], "it may be over in no time"
-    run.stop.asked_at -= 6.0
+    assert len(said) == 1, "it may be over in no time"
+    stop.asked_at -= 6.0
     for name in ("evaluation", "idle", "compute", "communication", "data_wait", "checkpoint", "compute"):
         looks(name)
-    assert [text.rpartition("after ")[2] for text in said] == [
+    assert [text.rpartition("after ")[2] for text in said[1:]] == [
         "the evaluation under way",
         "the step under way",
         "the save under way",
