@@ -14,7 +14,6 @@ from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.weights import LOGITS, load_tensors, load_weights
 from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
-from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, empty_model
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import probabilities
@@ -37,7 +36,6 @@ class Classifier:
     """
 
     model: CoAtNet
-    config: ModelConfig
     classes: list[str] | None
     augment: AugmentConfig
     device: torch.device
@@ -48,7 +46,7 @@ class Classifier:
     @property
     def names(self) -> list[str]:
         """Class names, or the classes' numbers where there are none."""
-        return self.classes or [str(number) for number in range(self.config.num_classes)]
+        return self.classes or [str(number) for number in range(self.model.config.num_classes)]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probability of each class; those of a model for several labels do not add up to 1.
@@ -108,7 +106,6 @@ def open_classifier(
     )
     classifier = Classifier(
         model=model.eval(),
-        config=loaded.model,
         classes=loaded.classes,
         augment=augment,
         device=where,

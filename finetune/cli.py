@@ -148,10 +148,7 @@ def evaluate(
 
             write_reports(reports, destination)
     finally:  # what was measured is not lost where a disk is full
-        if as_json:
-            _print_json(reports)
-        else:
-            print_reports(reports)
+        _show(reports, print_reports, as_json=as_json)
 
 
 def predict(
@@ -180,10 +177,7 @@ def predict(
 
         classifier = open_classifier(str(model), weights=weights, px=px)
         rows = predict_files(classifier, files, top=top, batch=batch, threads=threads)
-    if as_json:
-        _print_json(rows)
-    else:
-        print_predictions(rows)
+    _show(rows, print_predictions, as_json=as_json)
     if any("error" in row for row in rows):
         sys.exit(1)
 
@@ -230,10 +224,7 @@ def export(
         px=px,
         data=data,
     )
-    if as_json:
-        _print_json(certificates)
-    else:
-        print_certificates(certificates)
+    _show(certificates, print_certificates, as_json=as_json)
 
 
 def import_weights(
@@ -286,5 +277,8 @@ def demo(
         server.serve_forever()
 
 
-def _print_json(value: Any) -> None:
-    print(json_text(value, indent=2))
+def _show(value: Any, print_table: Callable[[Any], None], *, as_json: bool) -> None:
+    if as_json:
+        print(json_text(value, indent=2))
+    else:
+        print_table(value)

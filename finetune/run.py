@@ -71,7 +71,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         check_best(config, self.evaluation_corpus)
         self._shares = shares_of(self.evaluation_corpus)
         self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
-        model, model_config, origin = starting_model(config, classes=classes)
+        model, origin = starting_model(config, classes=classes)
         self.engine = Engine(model, config, ranks=ranks)
         self.stream = Stream(corpora, config, phases=self.calendar.phases, ranks=ranks, account=self.account)
         self._transform = TrainTransform(
@@ -83,7 +83,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             engine=self.engine.state,
             save=replace(config.save, best=self._shares[0]) if config.train.patience else config.save,
             lease=lease,
-            model=model_config,
+            model=model.config,
             precision=config.precision,
             augmented=self._transform.pictures,
             begins_with=origin.pop("said"),

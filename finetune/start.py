@@ -12,17 +12,14 @@ import torch
 from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_architecture, is_bare
 from coatnet.checkpoint.weights import LOGITS, Weights, load_tensors, load_weights
-from coatnet.model.config import ModelConfig
 from coatnet.model.network import CoAtNet, build_model
 from finetune.choices import WEIGHTS
 from finetune.config import FinetuneConfig
 from finetune.handover.importing import foreign_weights
 
 
-def starting_model(
-    config: FinetuneConfig, *, classes: Sequence[str]
-) -> tuple[CoAtNet, ModelConfig, dict[str, Any]]:
-    """Return the model on the CPU, its config, and where it comes from.
+def starting_model(config: FinetuneConfig, *, classes: Sequence[str]) -> tuple[CoAtNet, dict[str, Any]]:
+    """Return the model on the CPU, and where it comes from.
 
     From scratch the relative-bias tables are laid out for `augment.image_size`; from a checkpoint they keep
     their grid and are resized in the model, so that the parameters stay those of pretraining.
@@ -37,14 +34,14 @@ def starting_model(
     if weights is None:
         size = config.augment.image_size
         fresh = replace(wanted, num_classes=len(classes), image_size=size, stochastic_depth=own)
-        return build_model(fresh, norm=config.norm, seed=config.seed), fresh, {"init": None, "said": ""}
+        return build_model(fresh, norm=config.norm, seed=config.seed), {"init": None, "said": ""}
     model = build_model(replace(weights.model, stochastic_depth=own), norm=config.norm, seed=config.seed)
     load_tensors(model, weights.tensors, origin=str(config.init))
     model.resize_head(len(classes), init=config.head.init, seed=config.seed)
     kept = _keep_rows(model, weights, classes=classes) if config.head.keep_rows == "matching" else 0
     facts = {key: weights.facts.get(key) for key in ("step", "samples_seen", "config_digest")}
     said = f" from {config.init} under a new head" + (f" that knows {kept} classes already" if kept else "")
-    return model, model.config, {"init": config.init, "rows_kept": kept, "said": said, **facts}
+    return model, {"init": config.init, "rows_kept": kept, "said": said, **facts}
 
 
 @torch.no_grad()

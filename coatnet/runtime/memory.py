@@ -24,17 +24,9 @@ class Memory:
     total: int
 
 
-@dataclass(frozen=True)
-class _Names:
-    """What a version calls the limit, the usage, and of it the pages that the kernel would give back."""
-
-    limit: str
-    usage: str
-    given_back: str
-
-
-_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Names("memory.max", "memory.current", "inactive_file")
+_Names = tuple[str, str, str]  # of the limit, the usage, and of it the pages that the kernel would give back
+_V1: _Names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2: _Names = ("memory.max", "memory.current", "inactive_file")
 
 
 def available_memory(proc: Path = Path("/proc/self")) -> Memory:
@@ -45,14 +37,14 @@ def available_memory(proc: Path = Path("/proc/self")) -> Memory:
     """
     machine = psutil.virtual_memory()
     free, total = [machine.available], [machine.total]
-    for folder, names in _groups(proc):
+    for folder, (allowed, usage, given_back) in _groups(proc):
         try:
-            limit, used = int((folder / names.limit).read_text()), int((folder / names.usage).read_text())
+            limit, used = (int((folder / name).read_text()) for name in (allowed, usage))
             rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # "max", the root of version 2, or not ours to read
             continue
         total.append(limit)
-        free.append(max(limit - used + int(rows.get(names.given_back, 0)), 0))
+        free.append(max(limit - used + int(rows.get(given_back, 0)), 0))
     return Memory(min(free), min(total))
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 _GONE = (errno.EPIPE, errno.EIO)  # a reader, or a terminal
@@ -22,17 +23,11 @@ class _Heedless:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._drop(error)
-            return len(text)
+        self._try(partial(self._stream.write, text))
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._drop(error)
+        self._try(self._stream.flush)
 
     def end(self) -> None:
         """Write what is buffered, or never: a disk that is still full would give the process status 120."""
@@ -41,9 +36,12 @@ class _Heedless:
         except OSError:
             self._fall_silent()
 
-    def _drop(self, error: OSError) -> None:
-        if error.errno in _GONE:
-            self._fall_silent()
+    def _try(self, say: Callable[[], object]) -> None:
+        try:
+            say()
+        except OSError as error:
+            if error.errno in _GONE:
+                self._fall_silent()
 
     def _fall_silent(self) -> None:
         """Let what is buffered, and what libraries write, go nowhere."""

@@ -77,7 +77,7 @@ def evaluate(request: EvaluationRequest, *, ranks: Ranks) -> list[dict[str, Any]
 def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: Ranks) -> dict[str, Any]:
     labels = None if request.labels is None else Path(request.labels)
     corpus = open_evaluation_set(request.data, labels=labels, classes=classifier.classes)
-    outputs = classifier.config.num_classes
+    outputs = classifier.model.config.num_classes
     columns = judged_columns(corpus, classifier.classes, outputs=outputs, origin=request.data)
     if request.real is not None:
         check_single_labels([corpus], needed_by="--real judges one guess per image")
@@ -111,7 +111,7 @@ def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: R
 
 def _work_done(result: Measurement, classifier: Classifier) -> dict[str, Any]:
     """Return how quickly it went, at which cost, and what could not be read."""
-    images, cost = len(result.predictions), model_cost(classifier.config, classifier.augment.image_size)
+    images, cost = len(result.predictions), model_cost(classifier.model.config, classifier.augment.image_size)
     return {
         "seconds": round(result.seconds, 3),
         "images_per_second": round(images / result.seconds, 2),

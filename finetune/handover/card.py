@@ -21,7 +21,7 @@ _METRICS = {"top1": ("accuracy", "top-1"), "map": ("mean_average_precision", "mA
 
 def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -> str:
     """Return README.md with the metadata that the hub reads."""
-    augment, config = classifier.augment, classifier.config
+    augment, config = classifier.augment, classifier.model.config
     cost = model_cost(config, augment.image_size)
     metadata = ["---", "library_name: coatnet", "pipeline_tag: image-classification", "tags:", "- coatnet"]
     metadata += [*_results(classifier), "---"]
@@ -87,7 +87,7 @@ def _results(classifier: Classifier) -> list[str]:
         return []
     return [
         "model-index:",
-        f"- name: {classifier.config.name}",
+        f"- name: {classifier.model.config.name}",
         "  results:",
         "  - task: {type: image-classification}",
         "    dataset: {name: the run's evaluation set, type: imagefolder}",

@@ -68,7 +68,7 @@ def certify(
         "images": list(images.shape),
         "files": {file.name: _sha256(file) for file in files},
         "weights": _digest_of_weights(classifier),
-        "model": to_dict(classifier.config),
+        "model": to_dict(classifier.model.config),
         "commit": code_commit(),
         "versions": installed_versions(_PACKAGES),
         "data": data,

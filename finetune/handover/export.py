@@ -127,7 +127,7 @@ def _native(classifier: Classifier, destination: Path) -> _Written:
         "augment": to_dict(classifier.augment),
     }
     tensors = {name: tensor.detach() for name, tensor in classifier.model.state_dict().items()}
-    export_safetensors(Weights(classifier.config, tensors, classifier.classes, facts), destination)
+    export_safetensors(Weights(classifier.model.config, tensors, classifier.classes, facts), destination)
     read_back = open_classifier(str(destination), device=classifier.device)
     return [destination / TENSORS, destination / CONFIG], read_back.model, {}
 

@@ -32,7 +32,7 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     Raises:
         UserError: timm cannot hold the architecture, or timm is not installed to prove it.
     """
-    config = replace(classifier.config, image_size=classifier.augment.image_size)
+    config = replace(classifier.model.config, image_size=classifier.augment.image_size)
     name, arguments = timm_arguments(config)
     tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
     path, described = destination / TENSORS, destination / ARGUMENTS

@@ -41,12 +41,12 @@ def test_rows_of_the_head_follow_wordnet_ids_from_the_larger_set_to_the_smaller(
     from coatnet.checkpoint.weights import load_weights
 
     config = FinetuneConfig(init=str(pretrained), head=HeadConfig(keep_rows="matching"))
-    model, described, origin = starting_model(config, classes=[*CLASSES_1K, "n09999999 new"])
+    model, origin = starting_model(config, classes=[*CLASSES_1K, "n09999999 new"])
     known = load_weights(pretrained).tensors
     assert torch.equal(model.head.logits.weight[:2], known["head.logits.weight"][[2, 1]])
     assert torch.equal(model.head.logits.bias[:2], known["head.logits.bias"][[2, 1]])
     assert not model.head.logits.weight[2].any()
-    assert described.num_classes == 3 and origin["rows_kept"] == 2
+    assert model.config.num_classes == 3 and origin["rows_kept"] == 2
     assert torch.equal(model.head.dense.weight, known["head.dense.weight"])
 
 
@@ -72,8 +72,8 @@ def test_weights_in_timms_form_are_taken_as_they_are_by_the_models_name(tmp_path
     form = {name: tensor.contiguous() for name, tensor in to_timm(state, theirs).items()}
     save_file(form, tmp_path / "timm.safetensors")
     config = FinetuneConfig(init=str(tmp_path / "timm.safetensors"), model=ModelConfig(name="coatnet_0"))
-    model, described, _ = starting_model(config, classes=["a", "b"])
-    assert described.num_classes == 2
+    model, _ = starting_model(config, classes=["a", "b"])
+    assert model.config.num_classes == 2
     assert torch.equal(model.head.dense.weight, state["head.dense.weight"])
     with pytest.raises(UserError, match=r"config\.json"):
         starting_model(replace(config, model=None), classes=["a", "b"])
