@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from rich.markup import escape
+from rich.table import Table
 
-    from cluster.status import RunStatus
+from cluster.status import RunStatus
+from coatnet.runtime.console import make_console
 
 _COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red",
             "failed": "red", "lost": "red"}  # fmt: skip
@@ -22,10 +22,6 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
     Args:
         silence: why SLURM said nothing of them.
     """
-    from rich.markup import escape
-
-    from coatnet.runtime.console import make_console
-
     console = make_console()
     console.print(
         _table(runs, bar=_BAR if console.width >= _ROOM else 0)
@@ -46,9 +42,6 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
 
 
 def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for heading in ("state", "job"):

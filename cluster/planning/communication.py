@@ -9,7 +9,7 @@ from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout, bucket_elements
 from cluster.planning.operators import collectives as times
 
-_FP32, _BF16 = 4, 2
+_FP32 = 4
 _HIDDEN_SHARE = 0.8  # of what runs beside the backward pass
 
 
@@ -53,7 +53,7 @@ def exchanges(parameters: int, *, layout: Layout, accumulation: int) -> list[Exc
     """
     if layout.world_size == 1:
         return []
-    stage, weights = layout.zero_stage, parameters * (_BF16 if layout.precision == "bf16" else _FP32)
+    stage, weights = layout.zero_stage, parameters * layout.held_bytes
     reductions = accumulation if stage >= 2 else 1
     beside = reductions / accumulation * (layout.overlap or layout.is_ddp)
     if stage == 0:  # in fp32, whatever the weights are in

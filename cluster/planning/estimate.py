@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from cluster.planning.communication import Communication, predict_communication
+from cluster.planning.communication import predict_communication
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout, largest_micro_batch, predict_memory
-from cluster.planning.plan import MemoryChoice, Plan, Stretch
+from cluster.planning.plan import MemoryChoice, Plan, Stretch, Timing
 from cluster.planning.recipe_view import RecipeView
-from cluster.planning.speed import Step, predict_step
+from cluster.planning.speed import predict_step
 from cluster.planning.whole_run import decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import Work, workload
 from coatnet.config.batches import cut
@@ -21,20 +21,6 @@ ALL_STAGES = ("S1", "S2", "S3", "S4")  # whose activations can be checkpointed
 MOST_GPUS = 1024  # where nobody says how many
 _FP32 = 4
 _TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
-
-
-@dataclass(frozen=True)
-class _Timing:
-    """What one step of a global batch takes, and what of it goes into what."""
-
-    accumulation: int
-    step: Step
-    communication: Communication
-    loading: float
-
-    @property
-    def seconds(self) -> float:
-        return self.step.seconds + self.communication.exposed + self.loading
 
 
 def make_plan(
@@ -62,16 +48,16 @@ def make_plan(
         recipe,
         hardware=hardware,
         world_size=world,
-        step_seconds={batch: one.seconds for batch, one in timings.items()},
+        step_seconds={batch: one.step_seconds for batch, one in timings.items()},
         forward_seconds=timing.step.forward / layout.micro_batch + decode * hardware.shares_memory,
         save_seconds=save_seconds,
     )
     return Plan(
+        **vars(timing),
         hardware=hardware.name,
         nodes=nodes,
         world_size=world,
         layout=layout,
-        accumulation=timing.accumulation,
         global_batch=recipe.global_batch,
         parameters=sum(work.parameters for work in works),
         learning_parameters=sum(work.parameters for work in works if work.learns),
@@ -79,11 +65,8 @@ def make_plan(
         memory=predict_memory(works, layout=largest, hardware=hardware, image_size=recipe.image_size),
         memory_limit_bytes=hardware.rank_memory_bytes,
         in_process=hardware.shares_memory,
-        step=timing.step,
-        communication=timing.communication,
-        loading=timing.loading,
-        mfu=timing.step.flops / timing.seconds / hardware.peak_flops(recipe.precision),
-        loader_cores_needed_per_node=recipe.global_batch / timing.seconds / nodes * decode,
+        mfu=timing.step.flops / timing.step_seconds / hardware.peak_flops(layout.precision),
+        loader_cores_needed_per_node=recipe.global_batch / timing.step_seconds / nodes * decode,
         loader_cores_per_node=hardware.cores_per_gpu * per_node,
         checkpoint_bytes=checkpoint,
         checkpoint_seconds=save_seconds,
@@ -93,7 +76,7 @@ def make_plan(
         run=run,
         shards_per_rank=recipe.shards / world if recipe.shards else None,
         stretches=[
-            Stretch(batch, steps, timings[batch].seconds)
+            Stretch(batch, steps, timings[batch].step_seconds)
             for batch, steps in (recipe.stretches if recipe.batch_changes else ())
         ],
     )
@@ -108,11 +91,12 @@ def memory_choices(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> lis
     choices = []
     for stage in range(recipe.highest_stage + 1):
         for checkpointing in (False, True) if recipe.is_pretraining else (False,):
+            given = recipe.layout
             layout = replace(
                 plan.layout,
                 zero_stage=stage,
                 checkpointing=ALL_STAGES if checkpointing else (),
-                overlap=recipe.overlap and can_overlap(zero_stage=stage, precision=recipe.precision),
+                overlap=given.overlap and can_overlap(zero_stage=stage, precision=given.precision),
                 is_ddp=stage == 0 and not recipe.is_pretraining,
             )
             memory = predict_memory(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
@@ -138,22 +122,16 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
         mixed=recipe.mixed,
         evenly=recipe.is_pretraining,
     )
+    given = recipe.layout
     return {
-        batch: Layout(
+        batch: replace(
+            given,
             world_size=world_size,
-            zero_stage=recipe.zero_stage,
             micro_batch=micro_batch,
-            precision=recipe.precision,
-            checkpointing=recipe.checkpointing,
-            ema=recipe.ema,
-            bucket_elements=recipe.bucket_elements,
-            compiled=recipe.compiled,
-            fused=recipe.compiled and recipe.fused and not on_cores,
-            rows=on_cores and not recipe.compiled,
+            fused=given.compiled and given.fused and not on_cores,
+            rows=on_cores and not given.compiled,
             groups=max(1, micro_batch // group),
-            overlap=recipe.overlap,
             is_ddp=recipe.is_ddp,
-            draws=recipe.draws,
         )
         for batch, micro_batch in zip(batches, micro_batches, strict=True)
     }
@@ -167,7 +145,7 @@ def _timing(
     layout: Layout,
     hardware: Hardware,
     nodes: int,
-) -> _Timing:
+) -> Timing:
     """Return one step's time; a rest of fine-tuning's share counts as a whole micro-batch."""
     accumulation = math.ceil(global_batch / layout.world_size / layout.micro_batch)
     step = predict_step(works, layout=layout, accumulation=accumulation, hardware=hardware)
@@ -184,14 +162,14 @@ def _timing(
         hardware=hardware,
         ranks=layout.world_size // nodes,
     )
-    return _Timing(accumulation, step, communication, loading)
+    return Timing(accumulation, step, communication, loading)
 
 
 def _checkpoint_bytes(recipe: RecipeView, works: Sequence[Work]) -> float:
     """Return a checkpoint's size; of a part that does not learn its weights alone are kept."""
     learning = sum(work.parameters for work in works if work.learns)
     frozen = sum(work.parameters for work in works) - learning
-    return _FP32 * (learning * (_TRAINED_STATE + int(recipe.ema)) + frozen)
+    return _FP32 * (learning * (_TRAINED_STATE + recipe.layout.ema) + frozen)
 
 
 def _loading(decoding: float, computing: float, *, hardware: Hardware, ranks: int) -> float:

@@ -65,18 +65,12 @@ class Hardware:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name == "matmul_flops":
-                missing = {"bf16", "fp32"} - set(value)
-                if missing or min(value.values()) <= 0:
-                    raise ValueError(f"matmul_flops is {value}; allowed: bf16 and fp32, above 0")
-            elif (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and (value < 0 or (value == 0 and one.name not in _MAY_BE_ZERO))
-            ):
-                raise ValueError(f"{one.name} is {value}; allowed: above 0")
+        if not {"bf16", "fp32"} <= set(self.matmul_flops) or min(self.matmul_flops.values()) <= 0:
+            raise ValueError(f"matmul_flops is {self.matmul_flops}; allowed: bf16 and fp32, above 0")
+        for name in (one.name for one in fields(self) if one.type in {"int", "float"}):
+            value = getattr(self, name)
+            if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+                raise ValueError(f"{name} is {value}; allowed: above 0")
 
     @property
     def rank_memory_bytes(self) -> float:

@@ -62,6 +62,16 @@ class Layout:
             return "compiled"
         return "rows" if self.rows and self.precision == "fp32" else "plain"
 
+    @property
+    def computed_bytes(self) -> int:
+        """Return the size of a number that is computed with."""
+        return _FP32 if self.precision == "fp32" else _BF16
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the size of a weight, and of its gradient."""
+        return _BF16 if self.precision == "bf16" else _FP32
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -102,7 +112,7 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     parameters = sum(work.parameters for work in works if work.learns)
     frozen = sum(work.parameters for work in works) - parameters
     world, stage = layout.world_size, layout.zero_stage
-    held = _BF16 if layout.precision == "bf16" else _FP32
+    held = layout.held_bytes
     weights = (parameters + frozen) * held / (world if stage == 3 else 1)
     gradients = parameters * held / (world if stage >= 2 else 1)
     if layout.precision == "bf16":  # summed in fp32; up to stage 1 each bf16 gradient goes at once
@@ -138,7 +148,7 @@ def saved_bytes(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
     for work in works:
         one = _kept_bytes(work, layout) if work.tracked else 0.0
         if work.stage in layout.checkpointing:
-            one = work.block_input * _element_bytes(layout)
+            one = work.block_input * layout.computed_bytes
         stages[work.stage] = stages.get(work.stage, 0.0) + one * layout.micro_batch
     # while a backward pass runs, one block is there in full
     whole = {stage: _largest_block_bytes(works, layout, stage=stage) for stage in layout.checkpointing}
@@ -153,19 +163,15 @@ def _held_at_once(works: Sequence[Work], *, layout: Layout) -> dict[str, float]:
     kept = saved_bytes(works, layout=layout)
     passing = max((work for work in works if not work.tracked), key=lambda work: work.moved, default=None)
     if passing is not None:
-        moved = passing.moved * _element_bytes(layout) * layout.micro_batch
+        moved = passing.moved * layout.computed_bytes * layout.micro_batch
         kept[passing.stage] += max(0.0, moved - sum(kept.values()))
     return kept
 
 
 def _kept_bytes(work: Work, layout: Layout) -> float:
     if layout.compiled:
-        return 0.0 if layout.fused and work.fuses else work.kept * _element_bytes(layout)
+        return 0.0 if layout.fused and work.fuses else work.kept * layout.computed_bytes
     return work.kept_bytes[mode(layout.precision, rows=layout.rows)]
-
-
-def _element_bytes(layout: Layout) -> int:
-    return _FP32 if layout.precision == "fp32" else _BF16
 
 
 def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hardware, image_size: int) -> int:

@@ -41,12 +41,30 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timing:
+    """What one step of a global batch takes.
+
+    Args:
+        loading: seconds in which images are read and nothing is computed.
+    """
+
+    accumulation: int
+    step: Step
+    communication: Communication
+    loading: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Return the time of one step."""
+        return self.step.seconds + self.communication.exposed + self.loading
+
+
+@dataclass(frozen=True)
+class Plan(Timing):
     """What is predicted for one layout. Seconds and bytes are of one rank; rates of the whole run.
 
     Args:
         in_process: a rank's memory is its process's, as on a CPU, and no card's.
-        loading: seconds of a step in which images are read and nothing is computed.
         mfu: of the device's peak, what the model's own arithmetic is.
         read_bytes: of images, in the whole run; 110 kB each where the corpus is not readable from here.
         stretches: of a run that changes its global batch and whose length is known; layout, step and rates
@@ -57,7 +75,6 @@ class Plan:
     nodes: int
     world_size: int
     layout: Layout
-    accumulation: int
     global_batch: int
     parameters: int
     learning_parameters: int
@@ -65,9 +82,6 @@ class Plan:
     memory: Memory
     memory_limit_bytes: float
     in_process: bool
-    step: Step
-    communication: Communication
-    loading: float
     mfu: float
     loader_cores_needed_per_node: float
     loader_cores_per_node: int
@@ -95,11 +109,6 @@ class Plan:
         """Return what a run measures of its memory: a GPU's allocator sees neither process nor fragments."""
         whole = self.memory.total
         return whole if self.in_process else whole - self.memory.process - self.memory.reserve
-
-    @property
-    def step_seconds(self) -> float:
-        """Return the time of one step."""
-        return self.step.seconds + self.communication.exposed + self.loading
 
     @property
     def images_per_second(self) -> float:

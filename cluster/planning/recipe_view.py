@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.planning.memory import Layout
 from cluster.recipe import is_pretraining, lookup, mixes_images
 from coatnet.checkpoint.inspection import check_architecture, described_model, is_bare
 from coatnet.config import Duration, UserError, from_dict
@@ -20,12 +21,11 @@ class RecipeView:
 
     Args:
         micro_batch: None if the whole share of a rank goes at once.
-        epoch_samples: of the training corpora, None if their manifests are not readable from here.
+        layout: what the config says of it, on one rank.
         total_samples: of the run, None if that depends on an unknown epoch.
         group_images: of batch norm, None for the micro-batch.
         mixed: mixup or cutmix mixes images of a group.
         is_pretraining: ZeRO is a section of its own, with stage 3, and activations can be checkpointed.
-        draws: evaluations draw pictures.
         sample_bytes: of one image in the training corpora, None if unknown.
         evaluation_samples: of one evaluation, 0 for none or unknown ones.
         evaluate_every: how often, in images; None for the end alone.
@@ -39,27 +39,22 @@ class RecipeView:
     image_size: int
     global_batch: int
     micro_batch: int | None
-    precision: str
-    zero_stage: int
-    overlap: bool
-    bucket_elements: int
-    checkpointing: tuple[str, ...]
-    ema: bool
-    compiled: bool
-    fused: bool
-    epoch_samples: int | None
+    layout: Layout
     total_samples: int | None
     shards: int | None
-    group_images: int | None = None
-    mixed: bool = False
-    is_pretraining: bool = True
-    draws: bool = False
-    sample_bytes: float | None = None
-    evaluation_samples: int = 0
-    evaluate_every: int | None = None
-    kept: int = 1
-    frozen: tuple[str, ...] = ()
-    batch_changes: tuple[tuple[int | None, int], ...] = ()
+    group_images: int | None
+    mixed: bool
+    is_pretraining: bool
+    sample_bytes: float | None
+    evaluation_samples: int
+    evaluate_every: int | None
+    kept: int
+    frozen: tuple[str, ...]
+    batch_changes: tuple[tuple[int | None, int], ...]
+
+    def laid_out(self, **changes: Any) -> RecipeView:
+        """Return the recipe with changes to its layout."""
+        return replace(self, layout=replace(self.layout, **changes))
 
     @property
     def stretches(self) -> list[tuple[int, int]]:
@@ -74,7 +69,7 @@ class RecipeView:
     @property
     def is_ddp(self) -> bool:
         """Return whether torch's own data parallelism trains, as fine-tuning without ZeRO does."""
-        return not self.is_pretraining and self.zero_stage == 0
+        return not self.is_pretraining and self.layout.zero_stage == 0
 
     @property
     def highest_stage(self) -> int:
@@ -105,36 +100,43 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
     )
     stretches = _stretches(global_batch, changes, total)
     sizes = [int(phase["image_size"]) for phase in lookup(config, "train.phases") or []]
-    zero, precision = lookup(config, "zero"), str(lookup(config, "precision"))
-    pretrains = is_pretraining(config)
-    sharding = zero if pretrains else {"stage": zero or 0}
     return RecipeView(
         model=_model(config, origin=origin, classes=corpora.classes),
         image_size=max(sizes, default=int(lookup(config, "augment.image_size"))),
         global_batch=global_batch,
         micro_batch=lookup(config, "train.micro_batch"),
-        group_images=lookup(config, "norm.group_images"),
-        mixed=mixes_images(config),
-        is_pretraining=pretrains,
-        draws=bool(lookup(config, "data.evaluate")),
-        # fine-tuning's bf16 is autocast: its weights stay in fp32
-        precision="autocast" if precision == "bf16" and not pretrains else precision,
-        zero_stage=int(sharding["stage"]),
-        overlap=bool(sharding.get("overlap_communication", False)),
-        bucket_elements=int(sharding.get("bucket_elements", 200_000_000)),
-        checkpointing=tuple(lookup(config, "train.activation_checkpointing") or ()),
-        ema=bool(lookup(config, "ema")),
-        compiled=bool(lookup(config, "compile")),
-        fused=bool(lookup(config, "train.fused_mbconv")),
-        epoch_samples=epoch,
+        layout=_layout(config),
         total_samples=total,
         shards=corpora.shards,
+        group_images=lookup(config, "norm.group_images"),
+        mixed=mixes_images(config),
+        is_pretraining=is_pretraining(config),
         sample_bytes=corpora.sample_bytes,
         evaluation_samples=_evaluation_samples(config),
-        kept=_kept(lookup(config, "save"), steps=sum(steps for _, steps in stretches)),
         evaluate_every=samples(lookup(config, "evaluate.every")),
+        kept=_kept(lookup(config, "save"), steps=sum(steps for _, steps in stretches)),
         frozen=tuple(lookup(config, "freeze") or ()),
         batch_changes=changes,
+    )
+
+
+def _layout(config: Mapping[str, Any]) -> Layout:
+    """Return what the config says of the layout; whether its kernels can fuse, the hardware says."""
+    pretrains, precision = is_pretraining(config), str(lookup(config, "precision"))
+    sharding = lookup(config, "zero") if pretrains else {"stage": lookup(config, "zero") or 0}
+    return Layout(
+        world_size=1,
+        zero_stage=int(sharding["stage"]),
+        micro_batch=1,
+        # fine-tuning's bf16 is autocast: its weights stay in fp32
+        precision="autocast" if precision == "bf16" and not pretrains else precision,
+        checkpointing=tuple(lookup(config, "train.activation_checkpointing") or ()),
+        ema=bool(lookup(config, "ema")),
+        bucket_elements=int(sharding.get("bucket_elements", 200_000_000)),
+        compiled=bool(lookup(config, "compile")),
+        fused=bool(lookup(config, "train.fused_mbconv")),
+        overlap=bool(sharding.get("overlap_communication", False)),
+        draws=bool(lookup(config, "data.evaluate")),
     )
 
 
@@ -151,14 +153,13 @@ class _Corpora:
 def _corpora(config: Mapping[str, Any]) -> _Corpora:
     found = [_corpus(item) for item in lookup(config, "data.train") or []]
     known = [corpus for corpus in found if corpus is not None]
-    classes = len(known[0]["classes"]) if known and "classes" in known[0] else None
-    if not known or len(known) < len(found):
-        return _Corpora(None, None, _sample_bytes(known), classes)
-    samples, shards = (
-        sum(corpus["samples"] for corpus in known),
-        sum(len(corpus["shards"]) for corpus in known),
+    whole = known if len(known) == len(found) else []
+    return _Corpora(
+        samples=sum(corpus["samples"] for corpus in whole) if whole else None,
+        shards=sum(len(corpus["shards"]) for corpus in whole) if whole else None,
+        sample_bytes=_sample_bytes(known),
+        classes=len(known[0]["classes"]) if known and "classes" in known[0] else None,
     )
-    return _Corpora(samples, shards, _sample_bytes(known), classes)
 
 
 def _sample_bytes(corpora: Sequence[Mapping[str, Any]]) -> float | None:

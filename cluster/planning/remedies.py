@@ -16,14 +16,14 @@ _WORTH_TELLING = 0.03  # of a step
 Change = tuple[str, RecipeView, int]  # what to write, what it makes of the recipe, nodes
 
 
-def remedies(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: int) -> list[str]:
+def remedies(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> list[str]:
     """Return words for the command line, the least change of each kind that fits.
 
     The last one, where nothing else helps, is everything at once; empty if not even that fits.
     """
 
     def fits(change: Change) -> bool:
-        return _planned(change, hardware=hardware, per_node=per_node) is not None
+        return _planned(change, plan=plan, hardware=hardware) is not None
 
     kinds = [_smaller_batches, _higher_stages, _checkpointed, _more_nodes]
     found = [next(filter(fits, kind(recipe, plan)), None) for kind in kinds]
@@ -31,15 +31,15 @@ def remedies(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: in
     return words or [change[0] for change in filter(fits, _everything(recipe, plan))][:1]
 
 
-def quicker(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: int) -> dict[str, float]:
+def quicker(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> dict[str, float]:
     """Return words for the command line and the share of a step that each spares, the greatest first.
 
     They change how the step is computed, not what: no batch, no group of batch norm, no number of nodes.
     """
     found: dict[str, float] = {}
     for kind in (_beside, _compiled, _kept, _lower_stages, _larger_batches):
-        for change in kind(recipe, plan, hardware):
-            made = _planned(change, hardware=hardware, per_node=per_node)
+        for change in kind(recipe, plan):
+            made = _planned(change, plan=plan, hardware=hardware)
             if made is not None:
                 spared = 1 - made.step_seconds / plan.step_seconds
                 found |= {change[0]: spared} if spared >= _WORTH_TELLING else {}
@@ -47,8 +47,9 @@ def quicker(recipe: RecipeView, *, plan: Plan, hardware: Hardware, per_node: int
     return dict(sorted(found.items(), key=lambda one: -one[1]))
 
 
-def _planned(change: Change, *, hardware: Hardware, per_node: int) -> Plan | None:
-    """Return the plan of a changed layout if it fits."""
+def _planned(change: Change, *, plan: Plan, hardware: Hardware) -> Plan | None:
+    """Return what a change makes of a plan, if it fits."""
+    per_node = plan.world_size // plan.nodes
     try:
         made = make_plan(change[1], hardware=hardware, nodes=change[2], gpus_per_node=per_node)
     except UserError:  # the batch does not divide
@@ -56,29 +57,31 @@ def _planned(change: Change, *, hardware: Hardware, per_node: int) -> Plan | Non
     return made if made.fits else None
 
 
-def _beside(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
-    possible = can_overlap(zero_stage=recipe.zero_stage, precision=recipe.precision)
-    if recipe.is_pretraining and plan.world_size > 1 and possible and not recipe.overlap:
-        yield "zero.overlap_communication=true", replace(recipe, overlap=True), plan.nodes
+def _beside(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    given = recipe.layout
+    possible = can_overlap(zero_stage=given.zero_stage, precision=given.precision)
+    if recipe.is_pretraining and plan.world_size > 1 and possible and not given.overlap:
+        yield "zero.overlap_communication=true", recipe.laid_out(overlap=True), plan.nodes
 
 
-def _compiled(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
-    if not recipe.compiled and not hardware.shares_memory:
-        yield "compile=true", replace(recipe, compiled=True), plan.nodes
+def _compiled(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    if not recipe.layout.compiled and not plan.in_process:
+        yield "compile=true", recipe.laid_out(compiled=True), plan.nodes
 
 
-def _kept(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
-    if recipe.checkpointing:
-        yield "train.activation_checkpointing=[]", replace(recipe, checkpointing=()), plan.nodes
+def _kept(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    if recipe.layout.checkpointing:
+        yield "train.activation_checkpointing=[]", recipe.laid_out(checkpointing=()), plan.nodes
 
 
-def _lower_stages(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
-    for stage in range(1, recipe.zero_stage):
-        if not recipe.overlap or can_overlap(zero_stage=stage, precision=recipe.precision):
-            yield f"{recipe.stage_key}={stage}", replace(recipe, zero_stage=stage), plan.nodes
+def _lower_stages(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
+    given = recipe.layout
+    for stage in range(1, given.zero_stage):
+        if not given.overlap or can_overlap(zero_stage=stage, precision=given.precision):
+            yield f"{recipe.stage_key}={stage}", recipe.laid_out(zero_stage=stage), plan.nodes
 
 
-def _larger_batches(recipe: RecipeView, plan: Plan, hardware: Hardware) -> Iterator[Change]:
+def _larger_batches(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
     """Yield micro-batches above the plan's, the largest first, where norm's groups do not follow them."""
     share, group = plan.global_batch // plan.world_size, recipe.group_images
     for size in range(share, plan.layout.micro_batch, -1):
@@ -97,18 +100,18 @@ def _smaller_batches(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
 def _higher_stages(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
     if plan.world_size == 1:
         return
-    for stage in range(recipe.zero_stage + 1, recipe.highest_stage + 1):
-        yield f"{recipe.stage_key}={stage}", replace(recipe, zero_stage=stage), plan.nodes
+    for stage in range(recipe.layout.zero_stage + 1, recipe.highest_stage + 1):
+        yield f"{recipe.stage_key}={stage}", recipe.laid_out(zero_stage=stage), plan.nodes
 
 
 def _checkpointed(recipe: RecipeView, plan: Plan) -> Iterator[Change]:
     if not recipe.is_pretraining:
         return
     for count in range(1, len(ALL_STAGES) + 1):
-        chosen = tuple(sorted({*ALL_STAGES[:count], *recipe.checkpointing}))
-        if chosen != recipe.checkpointing:
+        chosen = tuple(sorted({*ALL_STAGES[:count], *recipe.layout.checkpointing}))
+        if chosen != recipe.layout.checkpointing:
             word = f"train.activation_checkpointing=[{','.join(chosen)}]"
-            yield word, replace(recipe, checkpointing=chosen), plan.nodes
+            yield word, recipe.laid_out(checkpointing=chosen), plan.nodes
 
 
 def _more_nodes(recipe: RecipeView, plan: Plan) -> Iterator[Change]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.planning.calibration import BASE, calibrate, calibrated, mean_rates
 from cluster.planning.estimate import MOST_GPUS, make_plan, memory_choices
-from cluster.planning.hardware import hardware_names, load_hardware
+from cluster.planning.hardware import Hardware, hardware_names, load_hardware
 from cluster.planning.plan import MemoryChoice, Plan
 from cluster.planning.recipe_view import RecipeView, view
 from cluster.planning.remedies import quicker, remedies
@@ -24,13 +24,13 @@ _MOST_LAYOUTS = 200
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The plan's own words."""
+class _Asked:
+    """A recipe, and the machine that it is to be planned for."""
 
-    nodes: int = 1
-    gpus_per_node: int | None = None
-    hardware: str = "h100"
-    epoch_samples: int | None = None
+    recipe: RecipeView
+    hardware: Hardware
+    nodes: int
+    gpus_per_node: int | None
 
 
 def calibrated_words(path: Path, given: Sequence[str]) -> list[str]:
@@ -58,10 +58,9 @@ def plan_of(command: str | None, config: Path, given: Sequence[str]) -> tuple[Pl
     Raises:
         UserError: the config or a word is wrong.
     """
-    recipe, machine = _read(command, config, given)
-    hardware = load_hardware(machine.hardware)
-    plan = make_plan(recipe, hardware=hardware, nodes=machine.nodes, gpus_per_node=machine.gpus_per_node)
-    return plan, memory_choices(recipe, plan=plan, hardware=hardware)
+    asked = _read(command, config, given)
+    plan = make_plan(**vars(asked))
+    return plan, memory_choices(asked.recipe, plan=plan, hardware=asked.hardware)
 
 
 def advice_of(
@@ -71,11 +70,10 @@ def advice_of(
 
     The former where it does not fit; the latter where it does, with the share of a step that each spares.
     """
-    recipe, machine = _read(command, config, given)
-    hardware, per_node = load_hardware(machine.hardware), plan.world_size // plan.nodes
+    asked = _read(command, config, given)
     if plan.fits:
-        return [], quicker(recipe, plan=plan, hardware=hardware, per_node=per_node)
-    return remedies(recipe, plan=plan, hardware=hardware, per_node=per_node), {}
+        return [], quicker(asked.recipe, plan=plan, hardware=asked.hardware)
+    return remedies(asked.recipe, plan=plan, hardware=asked.hardware), {}
 
 
 def plan_run(
@@ -150,12 +148,12 @@ def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> tu
     Raises:
         UserError: the batch can be cut for no number of GPUs.
     """
-    recipe, machine = _read(command, config, given)
-    hardware = load_hardware(machine.hardware)
+    asked = _read(command, config, given)
+    recipe, hardware = asked.recipe, asked.hardware
     plans, refusals, unlike = [], list[str](), ""
     gpus = 1
     while gpus <= MOST_GPUS:
-        per_node = min(gpus, machine.gpus_per_node or hardware.gpus_per_node)
+        per_node = min(gpus, asked.gpus_per_node or hardware.gpus_per_node)
         nodes = gpus // per_node
         share = max(1, recipe.global_batch // (nodes * per_node))
         micro_batch, group = (min(size or share, share) for size in (recipe.micro_batch, recipe.group_images))
@@ -173,16 +171,16 @@ def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> tu
     return plans, unlike
 
 
-def _read(command: str | None, config: Path, given: Sequence[str]) -> tuple[RecipeView, Machine]:
+def _read(command: str | None, config: Path, given: Sequence[str]) -> _Asked:
     own, rest = _split(given)
-    machine = Machine(
-        nodes=_count(own.get("nodes", "1"), name="nodes"),
-        gpus_per_node=_count(own["gpus_per_node"], name="gpus_per_node") if "gpus_per_node" in own else None,
-        hardware=own.get("hardware", "h100"),
-        epoch_samples=_count(own["epoch_samples"], name="epoch_samples") if "epoch_samples" in own else None,
-    )
+    counts = {name: _count(own[name], name=name) for name in _OWN if name in own and name != "hardware"}
     resolved = to_dict(read_recipe(command, config, overrides=rest))
-    return view(resolved, origin=str(config), epoch_samples=machine.epoch_samples), machine
+    return _Asked(
+        recipe=view(resolved, origin=str(config), epoch_samples=counts.get("epoch_samples")),
+        hardware=load_hardware(own.get("hardware", "h100")),
+        nodes=counts.get("nodes", 1),
+        gpus_per_node=counts.get("gpus_per_node"),
+    )
 
 
 def _split(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -105,9 +105,8 @@ def _backward(work: Work) -> float:
     """Return what an operation's backward pass takes against its forward pass."""
     if not work.tracked:
         return 0.0
-    return (
-        BACKWARD if work.learns or not work.parameters else BACKWARD / 2
-    )  # frozen: the input's gradient alone
+    input_alone = work.parameters and not work.learns
+    return BACKWARD / 2 if input_alone else BACKWARD
 
 
 def _network_calls(works: Sequence[Work], *, layout: Layout) -> float:
@@ -124,17 +123,13 @@ def _work_calls(works: Sequence[Work], *, layout: Layout) -> float:
 
 
 def _forward_seconds(work: Work, *, layout: Layout, hardware: Hardware) -> float:
-    size = 4 if layout.precision == "fp32" else 2
     batch = layout.micro_batch
-    moved = (work.moved * batch + work.parameters) * size
+    moved = (work.moved * batch + work.parameters) * layout.computed_bytes
     arithmetic = (
         work.macs * batch * FLOPS_PER_MAC / (hardware.peak_flops(layout.precision) * hardware.matmul_share)
     )
-    share = {
-        "matmul": 1.0,
-        "depthwise": hardware.depthwise_share,
-        "attention": hardware.attention_share,
-    }.get(work.kind, hardware.elementwise_share)
+    shares = {"matmul": 1.0, "depthwise": hardware.depthwise_share, "attention": hardware.attention_share}
+    share = shares.get(work.kind, hardware.elementwise_share)
     if work.kind == "elementwise" and not layout.compiled:
         moved *= UNFUSED_PASSES
     traffic = moved / (hardware.copy_bytes_per_second * share)

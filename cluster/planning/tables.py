@@ -6,17 +6,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
 
 from cluster.planning.memory import Memory
 from cluster.planning.plan import MemoryChoice, Plan
 from cluster.tables import duration
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
+from coatnet.runtime.console import make_console
 from coatnet.runtime.drawing import make_figure
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _GIB, _MIB = 2**30, 2**20
 _MB = 1e6
@@ -36,10 +36,6 @@ def print_plan(
     quicker: Mapping[str, float],
 ) -> None:
     """Print everything about one layout, and words under which it would fit, or be quicker."""
-    from rich.markup import escape
-
-    from coatnet.runtime.console import make_console
-
     console = make_console()
     macs = f"{plan.macs / 1e9:,.2f} G" if plan.macs >= _LEAST_IN_G else f"{plan.macs / 1e6:,.1f} M"
     size = f"{plan.parameters / 1e6:,.1f} M parameters, {macs} MACs"
@@ -69,10 +65,6 @@ def print_plan(
 
 def print_comparison(plans: Sequence[Plan], *, refused: Mapping[str, str]) -> None:
     """Print one line per layout, and below the table why others have none."""
-    from rich.markup import escape
-
-    from coatnet.runtime.console import make_console
-
     headings = ("nodes", "GPUs", "ZeRO", "batch", "GiB/GPU", "ms/step", "images/s")  # 80 characters in all
     table = _table(*headings, "per GPU", "MFU", "days", "GPU-h")
     best = max(plan.images_per_second / plan.world_size for plan in plans)
@@ -225,8 +217,6 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _table(*headings: str) -> Table:
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
