@@ -6,8 +6,6 @@ compared between beginnings: only a checkpoint that became complete counts.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import JOB_FILES
-from coatnet.runtime.run_directory import read_lines
+from coatnet.runtime.run_directory import append_line, read_lines
 
 LIVES_FILE = "lives.jsonl"
 SUPERVISOR = "supervisor"  # under this name the batch script records events
@@ -130,18 +128,7 @@ class History:
         return submitted[-1] if submitted else None
 
     def _append(self, entry: dict[str, Any]) -> None:
-        text = json.dumps({"time": time.time(), **entry}) + "\n"
-        if self._path.exists() and self._path.stat().st_size and not self._ends_a_line():
-            text = "\n" + text
-        with self._path.open("a") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _ends_a_line(self) -> bool:
-        with self._path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+        append_line(self._path, {"time": time.time(), **entry}, durable=True)
 
 
 def _is_whole(entry: dict[str, Any]) -> bool:

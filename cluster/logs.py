@@ -5,7 +5,6 @@ The first rank of a run that was started by hand writes to its terminal; what it
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import deque
@@ -15,8 +14,8 @@ from typing import Any
 
 from cluster.array import is_task
 from cluster.history import was_submitted
-from coatnet.runtime.lease import Lease, LeaseHeld, newest_epoch
-from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.lease import is_held, newest_epoch
+from coatnet.runtime.run_directory import RunDirectory, parse_lines
 
 _POLL_SECONDS = 0.3
 _START_SECONDS = 60.0  # from the command to the lease: importing torch from a busy file system
@@ -93,12 +92,7 @@ def _new_lines(path: Path, positions: dict[Path, int]) -> Iterator[str]:
 
 def _reported(line: str) -> str | None:
     """Return what a person reads of a JSON line of metrics or events; None where it is for charts alone."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
+    record = next(parse_lines([line]), {})
     told = {name: value for name, value in record.items() if name in _TOLD or name.startswith("evaluate/")}
     if "kind" in record:
         return " ".join(f"{name} {value}" for name, value in record.items() if name != "time")
@@ -127,11 +121,7 @@ class EndByHand:
 
     def runs(self) -> bool:
         """Return whether somebody holds the run."""
-        try:
-            Lease.require_free(self._directory)
-        except LeaseHeld:
-            return True
-        return False
+        return is_held(self._directory)
 
     def __call__(self) -> bool:
         """Return whether nothing more will come of it, or nobody began it in time."""

@@ -7,16 +7,30 @@ and paths that it sees are restricted instead of quoted.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from coatnet.config import UserError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]{0,4000}")
-_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9._/+@=:,\[\]*&|()-]{0,1000})?")
-_VALUE = re.compile(r"[A-Za-z0-9._+@=:,\[\]*&|()-]{1,200}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}")
+
+@dataclass(frozen=True)
+class Form:
+    """What a text may be: as a pattern, and as a person reads it."""
+
+    pattern: str
+    allowed: str
+
+
+NAME = Form(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', at most 64")
+# A partition, a constraint, a list of nodes.
+VALUE = Form(r"[A-Za-z0-9._+@=:,\[\]*&|()-]{1,200}", "letters, digits and . _ + @ = : , [ ] * & | ( ) -")
+VARIABLE = Form(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "letters, digits and '_'")
+MODULE = Form(r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}", "letters, digits and . _ + / -")
+_PATH = Form(r"/[A-Za-z0-9._/+@=~-]{0,4000}", "letters, digits and . _ / + @ = ~ -")
+_OPTION = Form(
+    r"--[a-z][a-z0-9-]*(=[A-Za-z0-9._/+@=:,\[\]*&|()-]{0,1000})?",
+    "--name or --name=value without spaces or quotes",
+)
 
 # Options that the machine of supervisor.py depends on; a site may not take them over.
 _OWN_OPTIONS = {
@@ -28,13 +42,15 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-def check_name(name: str, *, what: str) -> str:
-    """Return `name` if it is safe everywhere: letters, digits, `.`, `_`, `-`, at most 64.
+def check(text: str, form: Form, *, what: str) -> str:
+    """Return a text if it has the form.
 
     Raises:
-        UserError: it is not.
+        UserError: it has not.
     """
-    return _check(name, form=_NAME, what=what, allowed="letters, digits, '.', '_' and '-', at most 64")
+    if not re.fullmatch(form.pattern, text):
+        raise UserError(f"{what} is {text[:200]!r}; allowed: {form.allowed}")
+    return text
 
 
 def check_path(path: Path, *, what: str) -> Path:
@@ -43,35 +59,7 @@ def check_path(path: Path, *, what: str) -> Path:
     Raises:
         UserError: a space, a quote, `%` or another character that SLURM or a shell would read.
     """
-    text = str(path.absolute())
-    return Path(_check(text, form=_PATH, what=what, allowed="letters, digits and . _ / + @ = ~ -"))
-
-
-def check_value(value: str, *, what: str) -> str:
-    """Return the value of a SLURM option (a partition, a constraint, a node list) if it is plain.
-
-    Raises:
-        UserError: it is not.
-    """
-    return _check(value, form=_VALUE, what=what, allowed="letters, digits and . _ + @ = : , [ ] * & | ( ) -")
-
-
-def check_variable(name: str) -> str:
-    """Return the name of an environment variable.
-
-    Raises:
-        UserError: it is none.
-    """
-    return _check(name, form=_VARIABLE, what="environment variable", allowed="letters, digits and '_'")
-
-
-def check_module(name: str) -> str:
-    """Return the name of an environment module, `cuda/12.6`.
-
-    Raises:
-        UserError: it is none.
-    """
-    return _check(name, form=_MODULE, what="module", allowed="letters, digits and . _ + / -")
+    return Path(check(str(path.absolute()), _PATH, what=what))
 
 
 def check_options(options: list[str], *, what: str) -> list[str]:
@@ -81,14 +69,8 @@ def check_options(options: list[str], *, what: str) -> list[str]:
         UserError: it is not.
     """
     for option in options:
-        _check(option, form=_OPTION, what=what, allowed="--name or --name=value without spaces or quotes")
+        check(option, _OPTION, what=what)
         name = option.partition("=")[0]
         if name in _OWN_OPTIONS:
             raise UserError(f"{what}: {name} is set by coatnet itself; see docs/slurm.md for its own option")
     return options
-
-
-def _check(text: str, *, form: re.Pattern[str], what: str, allowed: str) -> str:
-    if not form.fullmatch(text):
-        raise UserError(f"{what} is {text[:200]!r}; allowed: {allowed}")
-    return text

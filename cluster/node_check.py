@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coatnet.runtime.whole_files import write_whole
+
 _COMMAND_SECONDS = 30.0
 _READ_BYTES = 1 << 20
 _MATRIX = 512
@@ -41,10 +43,10 @@ def main() -> int:
         check_devices,
     ):
         _apply(check, limits, found)
-    _write(results / f"{node}.json", found)
+    write_whole(results / f"{node}.json", json.dumps(found).encode())
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         _apply(check_together, limits, found)
-        _write(results / f"{node}.json", found)
+        write_whole(results / f"{node}.json", json.dumps(found).encode())
     return 0
 
 
@@ -173,12 +175,6 @@ def _too_little(what: str, value: int, needed: float) -> str | None:
     if value >= needed:
         return None
     return f"{what}: {value / 2**20:.0f} MiB, {needed / 2**20:.0f} MiB needed"
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(found))
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from cluster import slurm
 from cluster.admission import queued_job
 from cluster.job import newest_job_file, read_job, write_job
-from cluster.names import check_name
+from cluster.names import NAME, check
 from cluster.site import SiteConfig
 from cluster.submission import Prepared, Request, prepare, submit
 from coatnet.config import UserError, load_config
@@ -73,7 +74,7 @@ def prepare_pipeline(path: Path, *, site: SiteConfig) -> dict[str, Prepared]:
     config = load_config(PipelineConfig, path)
     prepared = {}
     for name in _ordered(config.stages):
-        check_name(name, what="stage")
+        check(name, NAME, what="stage")
         stage = config.stages[name]
         request = Request(
             command=stage.command,
@@ -158,16 +159,10 @@ def _all_before(name: str, stages: dict[str, StageConfig]) -> set[str]:
 
 
 def _ordered(stages: dict[str, StageConfig]) -> list[str]:
-    order: list[str] = []
-    while len(order) < len(stages):
-        ready = [
-            name for name, stage in stages.items() if name not in order and set(stage.after) <= set(order)
-        ]
-        if not ready:
-            waiting = [name for name in stages if name not in order]
-            raise UserError(f"the stages {', '.join(waiting)} wait for each other")
-        order += ready
-    return order
+    try:
+        return [*TopologicalSorter({name: stage.after for name, stage in stages.items()}).static_order()]
+    except CycleError as error:
+        raise UserError(f"the stages {', '.join(sorted(set(error.args[1])))} wait for each other") from None
 
 
 def _target(stage: StageConfig, path: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
+
+from coatnet.runtime.run_directory import parse_lines
 
 _TAIL_BYTES = 1 << 16
 _MESSAGE_CHARACTERS = 300
@@ -41,15 +42,7 @@ def last_line(path: Path) -> str:
 
 def last_records(path: Path, *, count: int) -> list[dict[str, Any]]:
     """Return the last JSON lines of a file, torn ones left out."""
-    records = []
-    for line in last_lines(path, count=count):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    return list(parse_lines(last_lines(path, count=count)))
 
 
 def last_words(logs: Path, label: str, *, rank: int) -> str:

@@ -10,14 +10,7 @@ import shlex
 from pathlib import Path
 
 from cluster.job import Job
-from cluster.names import (
-    check_module,
-    check_name,
-    check_options,
-    check_path,
-    check_value,
-    check_variable,
-)
+from cluster.names import MODULE, NAME, VALUE, VARIABLE, check, check_options, check_path
 
 # sbatch's option: the site's key
 _PLAIN_OPTIONS = {
@@ -43,18 +36,18 @@ def sbatch_options(job: Job) -> list[str]:
     site = job.site
     logs = check_path(Path(job.directory), what="run directory") / "logs"
     options = [
-        f"--job-name={check_name(job.name, what='job name')}",
+        f"--job-name={check(job.name, NAME, what='job name')}",
         f"--nodes={site.nodes + site.spares}",
         f"--ntasks-per-node={site.ranks_per_node}",
         f"--cpus-per-task={site.cpus_per_task}",
-        f"--time={check_value(site.time, what='time')}",
+        f"--time={check(site.time, VALUE, what='time')}",
     ]
     if site.gpus_per_node and not any(option.startswith(_OWN_GPUS) for option in site.sbatch):
         options.append(f"--gpus-per-node={site.gpus_per_node}")
     for name, key in _PLAIN_OPTIONS.items():
         value = getattr(site, key)
         if value:
-            options.append(f"--{name}={check_value(value, what=key)}")
+            options.append(f"--{name}={check(value, VALUE, what=key)}")
     if job.array:
         options.append(f"--array=0-{job.array - 1}")
     options += [
@@ -68,13 +61,16 @@ def sbatch_options(job: Job) -> list[str]:
 
 
 def _exported(job: Job) -> list[str]:
-    names = [*BASE_ENVIRONMENT, *(check_variable(name) for name in job.site.environment)]
+    names = [
+        *BASE_ENVIRONMENT,
+        *(check(name, VARIABLE, what="environment variable") for name in job.site.environment),
+    ]
     return list(dict.fromkeys(names))
 
 
 def _body(job: Job, *, job_file: Path) -> list[str]:
     site = job.site
-    command = check_name(job.command[0], what="command")
+    command = check(job.command[0], NAME, what="command")
     shape = f"{site.nodes} nodes × {site.ranks_per_node} ranks" + (
         f", {site.spares} spare" if site.spares else ""
     )
@@ -85,7 +81,7 @@ def _body(job: Job, *, job_file: Path) -> list[str]:
         "umask 027",
         "trap '' USR1  # until the supervisor listens, a warning ends nobody",
     ]
-    lines += [f"module load {check_module(name)}" for name in site.modules]
+    lines += [f"module load {check(name, MODULE, what='module')}" for name in site.modules]
     if site.setup_script:
         lines.append(f"source {_quoted(Path(site.setup_script), what='setup_script')}")
     code = _quoted(Path(job.code), what="code")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.array import array_state, is_task, job_ids, log_names, task_folders
+from cluster.array import is_task, job_ids, log_names, task_folders, task_number
 from cluster.history import LIVES_FILE, SUPERVISOR, History, Life, was_submitted
 from cluster.job import JOB_FILES, filed_job
 from cluster.notice import ending_notice
@@ -20,7 +21,7 @@ from cluster.progress import last_line, last_records, newest_step
 from cluster.run_jobs import jobs_of_run
 from cluster.slurm import QueuedJob
 from cluster.waiting import why_it_waits
-from coatnet.runtime.lease import Lease, LeaseHeld
+from coatnet.runtime.lease import is_held
 from coatnet.runtime.lives import add_up, read_lives
 from coatnet.runtime.run_directory import IDENTITY, RunDirectory
 
@@ -29,6 +30,11 @@ _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
 _FINAL_MARKERS = ("done", "cancelled", "held")
 _LOG_CHARACTERS = 200
+# The first of these that a task is in is the array's: what may still go on, then what somebody must mend.
+_OF_TASKS = (
+    "lost", "requeued", "waiting", "stopped", "failed", "held", "out_of_memory", "node_fail", "timeout",
+    "preempted", "cancelled",
+)  # fmt: skip
 _NEXT = {
     "held": "mend it, then submit again with --release",
     "cancelled": "to go on, submit again with --release",
@@ -178,9 +184,7 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
         return state, job.reason
     tasks = task_folders(run.path)
     if tasks:
-        return array_state(
-            run.path, tasks, state_of=lambda task: _state(task, History(task.path).lives(), None)
-        )
+        return _array_state(run.path, tasks)
     last = lives[-1] if lives else None
     if last is not None and last.outcome not in {"", "ended"}:
         if job is not None and job.state == "CANCELLED" and last.outcome != "failed":
@@ -197,14 +201,28 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     return "lost", began
 
 
+def _array_state(directory: Path, tasks: Sequence[Path]) -> tuple[str, str]:
+    """Return the array's state and how many of its tasks are in which, with the first trouble's reason."""
+    found = [(task_number(task), *_state(RunDirectory(task), History(task).lives(), None)) for task in tasks]
+    counts = Counter(state for _, state, _ in found)
+    filed = filed_job(directory)
+    total = max(filed.array if filed else 0, len(found))
+    done = counts.pop("done", 0)
+    words = [f"{done} of {total} tasks done", *(f"{count} {state}" for state, count in counts.items())]
+    if total > len(found):
+        words.append(f"{total - len(found)} never began")
+    state = next((one for one in _OF_TASKS if counts[one]), "ended")
+    reasons = [f"task {number}: {reason}" for number, one, reason in found if one == state and reason]
+    reason = f" ({reasons[0]})" if reasons else ""
+    return state, f"{', '.join(words)}{reason}; submit again for the others"
+
+
 def _by_hand(run: RunDirectory) -> tuple[str, str]:
     """Tell the state of a run that was never submitted; its lease says whether it is under way."""
     for name in _FINAL_MARKERS:
         if run.marker(name) is not None:
             return name, ""
-    try:
-        Lease.require_free(run.path)
-    except LeaseHeld:
+    if is_held(run.path):
         return "running", ""
     if run.marker("stopped") is not None:
         return "stopped", "it was told to; the same command goes on"

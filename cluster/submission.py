@@ -18,7 +18,7 @@ from cluster.admission import RELEASABLE, check_limits, check_run, check_start
 from cluster.history import History
 from cluster.job import MARKERS, SCRIPT, STATUS, SUBMISSIONS, Job, write_job
 from cluster.launch import Attempt, rank_command
-from cluster.names import check_name, check_path
+from cluster.names import NAME, check, check_path
 from cluster.planning.estimate import make_plan
 from cluster.planning.hardware import load_hardware
 from cluster.planning.plan import Plan
@@ -119,8 +119,8 @@ def prepare(request: Request) -> Prepared:
     directory = check_path(directory, what="run directory")
     site = request.site if trains else _single_task(request)
     folder = _next_folder(directory)
-    name = check_name(request.name or directory.name, what="job name")
-    check_name(request.command, what="command")
+    name = check(request.name or directory.name, NAME, what="job name")
+    check(request.command, NAME, what="command")
     if trains:
         command = [request.command, str(folder / "config.yaml"), f"run.directory={directory}"]
     else:

@@ -196,6 +196,15 @@ def newest_epoch(directory: Path) -> int:
     return max(_epochs(directory), default=0)
 
 
+def is_held(directory: Path) -> bool:
+    """Return whether a living job holds a run directory; that takes up to five seconds to tell."""
+    try:
+        Lease.require_free(directory)
+    except LeaseHeld:
+        return True
+    return False
+
+
 def _epochs(directory: Path) -> list[int]:
     names = (path.name.removeprefix(_PREFIX) for path in (directory / "lease").glob(f"{_PREFIX}*"))
     return [int(name) for name in names if name.isdigit()]

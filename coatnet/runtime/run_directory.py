@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +204,15 @@ def write_atomically(path: Path, text: str) -> None:
     write_whole(path, text.encode())
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
+def append_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
     """Append one JSON line in a single write, so that two writers never mix.
 
     A line that a full disk tore is ended first: what follows would be lost with it.
+
+    Args:
+        path: the file.
+        record: plain containers.
+        durable: whether it is to survive a power cut once it is written.
 
     Raises:
         OSError: it could not be written as a whole.
@@ -220,6 +225,8 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
             line = b"\n" + line
         if os.write(descriptor, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -229,10 +236,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open(errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:  # also a number of thousands of digits
-                continue
-            if isinstance(record, dict):
-                yield record
+        yield from parse_lines(file)
+
+
+def parse_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Read lines of JSON; what is no record is left out."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # also a number of thousands of digits
+            continue
+        if isinstance(record, dict):
+            yield record

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.job import Job, read_job, write_job
 from cluster.launch import Attempt, rank_command
-from cluster.names import check_name, check_options, check_path, check_value
+from cluster.names import NAME, VALUE, check, check_options, check_path
 from cluster.script import render_script
 from cluster.site import ContainerConfig, SiteConfig
 from coatnet.config import UserError
@@ -109,9 +109,9 @@ def test_options_that_are_no_plain_options_are_refused(option: str) -> None:
 
 
 def test_ordinary_names_paths_and_options_pass() -> None:
-    assert check_name("imagenet-21k_v2.1", what="job name")
+    assert check("imagenet-21k_v2.1", NAME, what="job name")
     assert check_path(Path("/scratch/me/runs/x=1"), what="run directory")
-    assert check_value("gpu[01-12,14]", what="exclude") and check_value("a100&ib", what="constraint")
+    assert check("gpu[01-12,14]", VALUE, what="exclude") and check("a100&ib", VALUE, what="constraint")
     assert check_options(["--mail-type=FAIL", "--gres=gpu:8", "--contiguous"], what="sbatch")
 
 
