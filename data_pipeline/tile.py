@@ -13,11 +13,6 @@ from data_pipeline.decode import kernel
 TILE_WIDTH = 128
 
 
-def is_available() -> bool:
-    """Say whether this installation can rewrite JPEGs; it takes the C kernel."""
-    return kernel.is_available()
-
-
 def tile_jpeg(payload: kernel.Payload) -> bytes | None:
     """Rewrite a JPEG with restart markers, read back and compared; None for what has to stay as it is.
 

@@ -32,7 +32,6 @@ class Item(NamedTuple):
         label: the class, or (class, weight) rows of a multi-label source.
     """
 
-    number: int
     name: str
     path: str
     offset: int
@@ -88,7 +87,7 @@ class Listing:
         lines = zip(numbers.tolist(), *(column[numbers].tolist() for column in columns), strict=True)
         root = f"{self.root}/" if self.root != Path() else ""
         return [
-            Item(number, self.name(number), root + self.files[file], offset, size, self._label(number, label))
+            Item(self.name(number), root + self.files[file], offset, size, self._label(number, label))
             for number, file, offset, size, label in lines
         ]
 

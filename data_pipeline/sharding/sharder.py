@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
-from data_pipeline import tile
+from data_pipeline.decode import kernel
 from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.collecting import make_corpus
@@ -51,7 +51,7 @@ def shard_corpus(
     destination = Path(destination)
     keep_out("DESTINATION", destination, [source])
     str(source).encode()  # fails, before any work, where the manifest could not name it
-    if options.tile_jpeg and not tile.is_available():
+    if options.tile_jpeg and not kernel.is_available():
         raise UserError("--tile-jpeg needs the C kernel, which is not built here; see `coatnet doctor`")
     with disk_errors(destination), Payloads(destination) as payloads:
         with progress(None, f"list {Path(source).name}", "images", enabled=not quiet) as bar:

@@ -13,9 +13,9 @@ from PIL import Image, ImageFilter
 
 from data_pipeline.decode import check_image, decode_batch, kernel, probe
 from data_pipeline.decode.kernel import Status
-from data_pipeline.tile import TILE_WIDTH, is_available, tile_jpeg
+from data_pipeline.tile import TILE_WIDTH, tile_jpeg
 
-pytestmark = pytest.mark.skipif(not is_available(), reason=f"no C kernel: {kernel.describe()}")
+pytestmark = pytest.mark.skipif(not kernel.is_available(), reason=f"no C kernel: {kernel.describe()}")
 
 
 def photograph(width: int, height: int, *, seed: int = 0) -> Image.Image:

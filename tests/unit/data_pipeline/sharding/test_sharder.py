@@ -15,13 +15,13 @@ from PIL import Image
 
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
+from data_pipeline.decode.kernel import is_available
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.sharding import collecting, direct_file, sharder
 from data_pipeline.sharding.job import write_shard
 from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
-from data_pipeline.tile import is_available
 from data_pipeline.tools.verify import verify_shards
 
 needs_kernel = pytest.mark.skipif(not is_available(), reason="no C kernel")
@@ -94,7 +94,7 @@ def test_shards_are_equal_whether_a_record_fits_into_a_piece_or_not(
 def test_a_file_that_changed_since_it_was_listed_is_read_whole(tmp_path: Path, behind: bytes) -> None:
     path = tmp_path / "image.jpg"
     Image.new("RGB", (40, 30), "red").save(path)
-    listed = Item(0, "image.jpg", str(path), WHOLE_FILE, path.stat().st_size, label=0)
+    listed = Item("image.jpg", str(path), WHOLE_FILE, path.stat().st_size, label=0)
     path.write_bytes(path.read_bytes() + behind)
     target = tmp_path / "shard-000000.tar"
     assert (
