@@ -29,6 +29,7 @@ AVX2 static inline Wide minus(Wide a, Wide b) {
     return (Wide){_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
 }
 
+/* (a + half) >> shift, saturated to 16 bits */
 AVX2 static inline V narrow(Wide a, int shift) {
     const V half = _mm256_set1_epi32(1 << (shift - 1));
     return _mm256_packs_epi32(
@@ -105,22 +106,14 @@ AVX2 static void inverse_dct(const Block *first, const Block *second) {
 
 AVX2 static inline V widen(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 
-/* (a·x + b·y + 32768) >> 16; with y = 2, b = 16384 the half is part of the sum */
-AVX2 static inline V scaled(V x, V y, V ab, V half) {
-    const Wide sum = rotate(x, y, ab);
-    return _mm256_packs_epi32(
-        _mm256_srai_epi32(_mm256_add_epi32(sum.low, half), 16),
-        _mm256_srai_epi32(_mm256_add_epi32(sum.high, half), 16));
-}
-
 AVX2 static inline void rgb16(uint8_t *out, const uint8_t *y, const uint8_t *cb, const uint8_t *cr) {
-    const V centre = _mm256_set1_epi16(128), zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(32768);
+    const V centre = _mm256_set1_epi16(128), zero = _mm256_setzero_si256();
     const V luma = widen(y);
     const V b = _mm256_sub_epi16(widen(cb), centre), r = _mm256_sub_epi16(widen(cr), centre);
-    const V red = _mm256_add_epi16(_mm256_add_epi16(luma, r), scaled(r, zero, pair(26345, 0), half));
-    const V green = _mm256_sub_epi16(_mm256_add_epi16(luma, scaled(b, r, pair(-22554, 18734), half)), r);
+    const V red = _mm256_add_epi16(_mm256_add_epi16(luma, r), narrow(rotate(r, zero, pair(26345, 0)), 16));
+    const V green = _mm256_sub_epi16(_mm256_add_epi16(luma, narrow(rotate(b, r, pair(-22554, 18734)), 16)), r);
     const V twice = _mm256_add_epi16(b, b);
-    const V blue = _mm256_add_epi16(_mm256_add_epi16(luma, twice), scaled(b, zero, pair(-14942, 0), half));
+    const V blue = _mm256_add_epi16(_mm256_add_epi16(luma, twice), narrow(rotate(b, zero, pair(-14942, 0)), 16));
     const V rb = _mm256_packus_epi16(red, blue);    /* per lane: 8 red, 8 blue */
     const V gx = _mm256_packus_epi16(green, zero);  /* per lane: 8 green, 8 zeros */
     const V rg = _mm256_unpacklo_epi8(rb, gx), bx = _mm256_unpackhi_epi8(rb, gx);

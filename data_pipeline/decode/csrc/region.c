@@ -66,11 +66,11 @@ static void *part(uint8_t *base, size_t *used, size_t bytes) {
 
 /* ---- blocks to planes ---- */
 
+static int clamped(int value, int least, int most) { return value < least ? least : value > most ? most : value; }
+
 static void fill_flat(uint8_t *out, ptrdiff_t stride, int dc, int quantiser) {
-    int value = (int16_t)(dc * quantiser) * 4;
-    value = value > 32767 ? 32767 : value < -32768 ? -32768 : value;
-    value = ((value + 16) >> 5) + 128;
-    const int level = value < 0 ? 0 : value > 255 ? 255 : value;
+    const int value = clamped((int16_t)(dc * quantiser) * 4, -32768, 32767);
+    const int level = clamped(((value + 16) >> 5) + 128, 0, 255);
     for (int i = 0; i < 8; i++) memset(out + i * stride, level, 8);
 }
 
@@ -100,8 +100,6 @@ static Status decode_planes(Planes *planes, Region region, uint8_t *scratch) {
 }
 
 /* ---- planes to rows of pixels ---- */
-
-static int clamped(int value, int least, int most) { return value < least ? least : value > most ? most : value; }
 
 static const uint8_t *sample(const Plane *plane, int x, int y) {
     return plane->samples + (y - plane->top) * plane->stride + (x - plane->left);
