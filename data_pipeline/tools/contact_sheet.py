@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sys
 from math import ceil
 
 import numpy as np
@@ -38,9 +38,7 @@ def contact_sheet(
     views = [Assembler(augment, training, multi * len(corpus.classes), "auto") for training in (False, True)]
     found = _look_at(corpus, views, shuffled(corpus.samples, seed)[:images].tolist())
     if not found:
-        raise UserError(
-            "a preview of images of which none can be used; `coatnet inspect shards --lint` says why"
-        )
+        raise UserError("none of the images that were chosen for the preview can be used")
     labels = views[0].label_array(len(found))
     for row, (_, record, _) in enumerate(found):
         views[0].put_label(labels, row, record)
@@ -55,15 +53,20 @@ def contact_sheet(
 def _look_at(
     corpus: SampleSource, views: list[Assembler], numbers: list[int]
 ) -> list[tuple[int, Record, NDArray[np.uint8]]]:
-    """Read samples, and return with each that can be used how it looks: (views, H, W, 3)."""
+    """Read samples, and return with each how it looks, (views, H, W, 3); name those that cannot be used."""
     numbering, side, found = Numbering(corpus.counts), views[0].augment.image_size, []
     for number in numbers:
-        with suppress(BadSampleError):
-            record = corpus.read(*numbering.place(number))
-            seen = np.empty((len(views), 1, side, side, 3), np.uint8)
-            pairs = zip(views, seen, strict=True)
-            if not any(view.decode([record], np.array([number]), out)[0] for view, out in pairs):
-                found.append((number, record, seen[:, 0]))
+        place, seen = numbering.place(number), np.empty((len(views), 1, side, side, 3), np.uint8)
+        try:
+            record, pairs = corpus.read(*place), zip(views, seen, strict=True)
+            verdicts = [view.decode([record], np.array([number]), out)[0] for view, out in pairs]
+            wrong: Exception | None = next(filter(None, verdicts), None)
+        except BadSampleError as error:
+            wrong = error
+        if wrong is None:
+            found.append((number, record, seen[:, 0]))
+        else:
+            print(f"left out: {corpus.name(*place)}: {wrong}", file=sys.stderr)
     return found
 
 

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from coatnet.config import UserError
 from data_pipeline import cli
+from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.corpus import Corpus
-from data_pipeline.tools.contact_sheet import _caption
+from data_pipeline.folder import FolderCorpus
+from data_pipeline.tools.contact_sheet import _caption, contact_sheet
 from data_pipeline.tools.tables import print_problems, print_shard_facts
 from data_pipeline.tools.verify import Problem
 
@@ -214,6 +216,20 @@ def test_preview_draws_a_sheet(shard_folder: Path, tmp_path: Path, augment: list
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (3 * 28 + 4, 2 * (2 * (24 + 16) + 8) + 4)
+
+
+def test_a_preview_names_the_images_that_cannot_be_used_and_shows_the_others(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(next(image_folder.rglob("*.jpg")).relative_to(image_folder))
+    corpus = FolderCorpus(image_folder, classes=["ant"], files=[(image, 0), ("gone", 0), ("lost", 0)])
+    sheet = contact_sheet(corpus, AugmentConfig(image_size=24), images=3, columns=1, seed=0)
+    assert sheet.size == (28 + 4, 2 * (24 + 16) + 8 + 4)
+    told = capsys.readouterr().err
+    assert told.count("left out: ") == 2 and "left out: gone: " in told and "left out: lost: " in told
+    corpus = FolderCorpus(image_folder, classes=["ant"], files=[("gone", 0)])
+    with pytest.raises(UserError, match="none of the images"):
+        contact_sheet(corpus, AugmentConfig(image_size=24), images=1, columns=1, seed=0)
 
 
 def test_no_command_imports_anything_heavy_for_its_help() -> None:
