@@ -14,14 +14,13 @@ from coatnet.model.cost import model_cost
 from coatnet.runtime.endings import run_rank
 from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.ranks import Ranks
-from data_pipeline.class_weights import check_single_labels
 from data_pipeline.numbering import Numbering
 from data_pipeline.record import SampleSource
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.judging import full_report
 from finetune.evaluation.measure import AnyPredictions, Measurement, measure
 from finetune.evaluation.predictions import Predictions
-from finetune.evaluation.sources import judged_columns, open_evaluation_set, read_real_labels, real_accuracy
+from finetune.evaluation.sources import judged_set, read_real_labels, real_accuracy
 
 _BAD_SHOWN = 20
 
@@ -75,13 +74,11 @@ def evaluate(request: EvaluationRequest, *, ranks: Ranks) -> list[dict[str, Any]
 
 
 def _evaluate_at(classifier: Classifier, request: EvaluationRequest, *, ranks: Ranks) -> dict[str, Any]:
-    labels = None if request.labels is None else Path(request.labels)
-    corpus = open_evaluation_set(request.data, labels=labels, classes=classifier.classes)
-    outputs = classifier.model.config.num_classes
-    columns = judged_columns(corpus, classifier.classes, outputs=outputs, origin=request.data)
-    if request.real is not None:
-        check_single_labels([corpus], needed_by="--real judges one guess per image")
-    px = classifier.augment.image_size
+    labels, real = (None if file is None else Path(file) for file in (request.labels, request.real))
+    outputs, px = classifier.model.config.num_classes, classifier.augment.image_size
+    corpus, columns = judged_set(
+        request.data, labels=labels, real=real, classes=classifier.classes, outputs=outputs
+    )
     result = measure(
         classifier.model,
         corpus,

@@ -55,23 +55,24 @@ def check_evaluation_set(
     if not Path(path).is_dir():
         raise UserError(f"{path}: no such folder of shards or images")
     if model is not None:
-        corpus = open_evaluation_set(path, labels=labels, classes=model.classes)
-        judged_columns(corpus, model.classes, outputs=model.model.num_classes, origin=str(path))
-        if real is not None:
-            check_single_labels([corpus], needed_by="--real judges one guess per image")
+        judged_set(path, labels=labels, real=real, classes=model.classes, outputs=model.model.num_classes)
 
 
-def judged_columns(
-    corpus: SampleSource, classes: list[str] | None, *, outputs: int, origin: str
-) -> list[int] | None:
-    """Return the model's outputs that a corpus is judged by, None for all in order.
+def judged_set(
+    path: Path | str, *, labels: Path | None, real: Path | None, classes: list[str] | None, outputs: int
+) -> tuple[SampleSource, list[int] | None]:
+    """Open an evaluation set, and return the model's outputs that it is judged by, None for all in order.
 
     Raises:
-        UserError: it has a class that the model does not know.
+        UserError: it has a class that the model does not know, or beside `real` several labels per image.
     """
+    corpus = open_evaluation_set(path, labels=labels, classes=classes)
     if classes is None and len(corpus.classes) != outputs:
-        raise UserError(f"{origin}: has {len(corpus.classes)} classes, the model {outputs} without names")
-    return evaluation_columns(classes, corpus.classes, origin=origin)
+        raise UserError(f"{path}: has {len(corpus.classes)} classes, the model {outputs} without names")
+    columns = evaluation_columns(classes, corpus.classes, origin=str(path))
+    if real is not None:
+        check_single_labels([corpus], needed_by="--real judges one guess per image")
+    return corpus, columns
 
 
 def tell_unlabelled(folder: Path, *, names: list[str], labels: Path) -> None:
