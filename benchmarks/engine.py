@@ -233,7 +233,7 @@ def take_step(engine: Engine, batch: Any) -> None:
     """Take a step as the trainer does."""
     loss_of = make_loss("softmax", 0.1)
     engine.step([batch], loss_of=lambda model, part: loss_of(model(part[0]), part[1]), lr=RATE)
-    commit_statistics(engine.module, engine.ranks.all_reduce_sum, step=engine.applied_steps)
+    commit_statistics(engine.module, engine.ranks.all_reduce_sum, step=engine.state.applied_steps)
 
 
 def bare_loop(model: ModelConfig, *, batch: int) -> tuple[torch.nn.Module, Callable[[Any], None]]:
@@ -258,7 +258,7 @@ def saving(engine: Engine) -> dict[str, float]:
         store = CheckpointStore(Path(folder), ranks=engine.ranks)
         for step in (1, 2, 3):
             began = time.monotonic()
-            store.save(step=step, samples_seen=step, fragments=engine.fragments(), facts={})
+            store.save(step=step, samples_seen=step, fragments=engine.state.fragments(), facts={})
             stalls.append(time.monotonic() - began)
             store.wait()
         whole = time.monotonic() - began
@@ -270,7 +270,7 @@ def saving(engine: Engine) -> dict[str, float]:
         began = time.monotonic()
         newest = CheckpointStore(Path(folder), ranks=engine.ranks).newest()
         assert newest is not None
-        engine.load(newest, applied_steps=engine.applied_steps)
+        engine.state.load(newest, applied_steps=engine.state.applied_steps)
         resume = time.monotonic() - began
     stall = statistics.median(stalls)
     return {

@@ -58,13 +58,8 @@ class Engine:
         holder = self._wrapped if config.zero else SimpleNamespace(module=self.model, optimizer=self._adamw)
         self.state = ShardedState(holder, stage=config.zero, ranks=ranks, ema_decay=config.ema or None)
 
-    def step(
-        self, losses: Sequence[LossOf], *, learning_rate: float, number: int
-    ) -> tuple[Tensor, float, bool]:
+    def step(self, losses: Sequence[LossOf], *, learning_rate: float) -> tuple[Tensor, float, bool]:
         """Take one optimizer step over micro-batches, each given as the function from model to loss.
-
-        Args:
-            number: of the step among those that change the weights, from 1.
 
         Returns:
             This rank's summed loss, the gradient's norm over all ranks before clipping, and whether the step
@@ -84,10 +79,11 @@ class Engine:
         norm = self._update()
         applied = math.isfinite(norm)
         if applied:
+            self.state.applied_steps += 1
             # Fresh statistics forget their start quickly; a checkpoint's are worth keeping.
-            young = number if self._config.init is None else None
+            young = self.state.applied_steps if self._config.init is None else None
             commit_statistics(self.model, self._ranks.all_reduce_sum, step=young)
-            self.state.update_ema(step=number)
+            self.state.update_ema()
         else:
             defer_statistics(self.model)  # forgets the statistics of the step that is not taken
         return total, norm, applied

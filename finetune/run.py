@@ -80,7 +80,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         loss, weights = config.loss, loss_weights(corpora, config.loss.class_weights)
         self._losses = make_loss(loss.name, loss.smoothing, class_weights=weights, per_sample=True)
         self.equip(
-            engine=self.engine.state,
+            tensors=self.engine.state,
             save=replace(config.save, best=self._shares[0]) if config.train.patience else config.save,
             lease=lease,
             model=model.config,
@@ -101,7 +101,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         parts = [partial(self._loss, batch=batch, begin=begin, refused=refused) for begin in begins]
         label = self.label(state.samples_seen)
         with self.account.measure(label):
-            loss, norm, applied = self.engine.step(parts, learning_rate=rate, number=state.applied_steps + 1)
+            loss, norm, applied = self.engine.step(parts, learning_rate=rate)
             own = torch.tensor([float(loss), wish, len(batch.bad)], device=self.ranks.device)
         with self.account.measure(label), self.account.measure("communication", inside="compute"):
             losses, wishes, bad = self.ranks.table(own).T.tolist()

@@ -53,7 +53,7 @@ class Evaluator:
             Stopped: all ranks have taken the way out.
         """
         found = self._measure(engine, ema=False)
-        if engine.ema is None:
+        if engine.state.ema is None:
             return found
         averaged = self._measure(engine, ema=True)
         figures = {f"ema_{name}": value for name, value in averaged.figures.items()}

@@ -66,7 +66,7 @@ def replay(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
     assembly = assemble(config, ranks=ranks, account=account, group_images=facts["group_images"])
     assembly.stream.check(bundle.data)
     state = State(**facts["progress"])
-    assembly.engine.load(checkpoint, applied_steps=state.applied_steps)
+    assembly.engine.state.load(checkpoint, applied_steps=state.applied_steps)
     if state.samples_seen > bundle.samples_seen:  # saved after a refused step, which changed nothing
         state.samples_seen, state.step = bundle.samples_seen, bundle.step - 1
     recorded = _recorded(folder.parent.parent, after=state.samples_seen)

@@ -62,7 +62,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         self._activations = ActivationStatistics(assembly.model)
         self._classes = assembly.classes
         self.equip(
-            engine=self.engine,
+            tensors=self.engine.state,
             save=config.save,
             lease=lease,
             model=assembly.model_config,

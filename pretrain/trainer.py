@@ -103,7 +103,7 @@ class Trainer:
         losses, seconds, wishes, digests, bad = told.T.tolist()
         with self._account.measure(label):
             if update.applied:
-                self.engine.update_ema()
+                self.engine.state.update_ema()
         return PretrainResult(
             samples=batch.step_samples(ranks.world_size),
             losses=losses,
@@ -163,7 +163,7 @@ class Trainer:
     def _settle_statistics(self, applied: bool) -> None:
         """Commit the step's batch-norm statistics, or forget those of a refused step."""
         if applied:
-            reduce, step = self.engine.ranks.all_reduce_sum, self.engine.applied_steps
+            reduce, step = self.engine.ranks.all_reduce_sum, self.engine.state.applied_steps
             commit_statistics(self.engine.module, reduce, step=step)
         else:
             defer_statistics(self.engine.module)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Retention
 from coatnet.checkpoint.store import CheckpointStore
@@ -17,19 +16,10 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.sections import SaveConfig
+from coatnet.training.sharded_state import ShardedState
 from coatnet.training.state import RunState
 
 State = TypeVar("State", bound=RunState)
-
-
-class Engine(Protocol):
-    """What trains."""
-
-    def fragments(self) -> Iterable[Fragment]:
-        """Yield this rank's part of the state."""
-
-    def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
-        """Take a state over."""
 
 
 class Stream(Protocol):
@@ -62,11 +52,14 @@ class Checkpoints(Generic[State]):
 
     Args:
         directory, save: where they lie; when one falls due by the clock, and which stay.
-        engine, stream: whose state they hold.
+        tensors, stream: whose state they hold.
         ranks, lease, account: of the run.
         facts: what stands in each of them.
         alarm: called with a line for everything that went wrong and was survived.
         state_type: what progress is read into.
+
+    Attributes:
+        store: of the checkpoints.
     """
 
     def __init__(
@@ -74,7 +67,7 @@ class Checkpoints(Generic[State]):
         directory: Path,
         save: SaveConfig,
         *,
-        engine: Engine,
+        tensors: ShardedState,
         stream: Stream,
         ranks: Ranks,
         lease: Lease | None,
@@ -83,14 +76,14 @@ class Checkpoints(Generic[State]):
         alarm: Callable[[str], None],
         state_type: type[State],
     ) -> None:
-        self._store = CheckpointStore(
+        self.store = CheckpointStore(
             directory,
             ranks=ranks,
             lease=lease,
             retention=Retention(save.last, save.keep_every_steps, save.best),
             alarm=alarm,
         )
-        self._engine, self._stream, self._state_type = engine, stream, state_type
+        self._tensors, self._stream, self._state_type = tensors, stream, state_type
         self._ranks, self._account, self._facts = ranks, account, facts
         every = Duration.parse(save.every)
         self._every_seconds = every.value if every.is_time else None
@@ -117,34 +110,26 @@ class Checkpoints(Generic[State]):
                 facts |= {**self._facts, "data": self._stream.state(), "progress": progress}
                 facts["figures"] = state.figures
                 if self._progress.get("step") == state.step:
-                    self._store.amend(state.step, facts)
+                    self.store.amend(state.step, facts)
                 else:
-                    fragments, seen = self._engine.fragments(), state.samples_seen
-                    self._store.save(step=state.step, samples_seen=seen, fragments=fragments, facts=facts)
+                    fragments, seen = self._tensors.fragments(), state.samples_seen
+                    self.store.save(step=state.step, samples_seen=seen, fragments=fragments, facts=facts)
                 self._progress = progress
             if wait:
-                self._store.wait()
+                self.store.wait()
         self._saved_at = time.monotonic()
-
-    def would_be_best(self, state: State) -> bool:
-        """Tell whether an evaluation found more than any that has a checkpoint; all ranks ask."""
-        return self._store.would_be_best(state.figures)
-
-    def raise_errors(self) -> None:
-        """Surface what went wrong in the writer since the last step."""
-        self._store.raise_errors()
 
     def resume(self) -> State | None:
         """Load the newest whole checkpoint and return its state, or None where there is none yet."""
         with self._account.measure("checkpoint"):
-            checkpoint = self._store.newest()
+            checkpoint = self.store.newest()
             return None if checkpoint is None else self._load(checkpoint)
 
     def reach_before(self, step: int) -> bool:
         """Tell whether there is a checkpoint of a step below `step`; all ranks ask."""
-        self._store.wait()
+        self.store.wait()
         return bool(
-            self._ranks.broadcast(self._ranks.is_main and min(self._store.steps(), default=step) < step)
+            self._ranks.broadcast(self._ranks.is_main and min(self.store.steps(), default=step) < step)
         )
 
     def restore(self, *, before: int) -> State:
@@ -154,26 +139,26 @@ class Checkpoints(Generic[State]):
             UserError: there is none.
         """
         with self._account.measure("checkpoint"):
-            self._store.wait()
-            checkpoint = self._store.newest(before=before)
+            self.store.wait()
+            checkpoint = self.store.newest(before=before)
             if checkpoint is None:
                 raise UserError(
-                    f"{self._store.directory}: no checkpoint from before step {before} to go back to"
+                    f"{self.store.directory}: no checkpoint from before step {before} to go back to"
                 )
             if self._ranks.is_main:
-                self._store.abandon(after=checkpoint.step)
+                self.store.abandon(after=checkpoint.step)
             self._ranks.barrier()
             return self._load(checkpoint)
 
     def newest_path(self) -> Path | None:
         """Return where the newest committed checkpoint lies, once the save under way is done."""
-        self._store.wait()
-        steps = self._store.steps()
-        return self._store.path(steps[-1]) if steps else None
+        self.store.wait()
+        steps = self.store.steps()
+        return self.store.path(steps[-1]) if steps else None
 
     def holds(self, state: State) -> bool:
         """Tell whether a state is saved: a full disk may have kept it from that."""
-        return state.step in self._store.steps()
+        return state.step in self.store.steps()
 
     def require(self, state: State) -> None:
         """Make sure that a state is saved before its run is called done; all ranks ask.
@@ -183,13 +168,9 @@ class Checkpoints(Generic[State]):
         """
         if not self._ranks.broadcast(self.holds(state)):
             raise UserError(
-                f"{self._store.directory}: the last checkpoint, of step {state.step}, could not be saved; "
+                f"{self.store.directory}: the last checkpoint, of step {state.step}, could not be saved; "
                 "events.jsonl says why. Make room and give the same command again"
             )
-
-    def close(self) -> None:
-        """Finish the save under way."""
-        self._store.close()
 
     def _load(self, checkpoint: Checkpoint) -> State:
         facts = checkpoint.facts
@@ -206,6 +187,6 @@ class Checkpoints(Generic[State]):
             state = self._state_type(**facts["progress"])
         except TypeError as error:
             raise UserError(f"{checkpoint.directory}: was written by another version ({error})") from None
-        self._engine.load(checkpoint, applied_steps=state.applied_steps)
+        self._tensors.load(checkpoint, applied_steps=state.applied_steps)
         self._progress = asdict(state)
         return state

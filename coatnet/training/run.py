@@ -27,11 +27,12 @@ from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.runtime.stop import StopFlag, Stopped
 from coatnet.runtime.watchdog import Watchdog
 from coatnet.training.calendar import Calendar
-from coatnet.training.checkpoints import Checkpoints, Engine, State, Stream
+from coatnet.training.checkpoints import Checkpoints, State, Stream
 from coatnet.training.continuity import LossContinuity
 from coatnet.training.earlier import read_earlier
 from coatnet.training.recorder import LEAVE, SAVE, STOP, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
+from coatnet.training.sharded_state import ShardedState
 from coatnet.training.state import RunState
 from coatnet.training.utilisation import flops_per_image
 from coatnet.training.way_out import WayOut
@@ -137,7 +138,7 @@ class TrainingRun(Generic[State, Result]):
     def equip(
         self,
         *,
-        engine: Engine,
+        tensors: ShardedState,
         save: SaveConfig,
         lease: Lease | None,
         model: ModelConfig,
@@ -149,7 +150,7 @@ class TrainingRun(Generic[State, Result]):
         """Make the recorder and the checkpoints.
 
         Args:
-            engine: whose state is saved.
+            tensors: what is saved.
             save: when, and which checkpoints stay.
             lease: of the run, on the main rank.
             model: what is trained.
@@ -172,7 +173,7 @@ class TrainingRun(Generic[State, Result]):
         self.checkpoints = Checkpoints(
             self.run.checkpoints,
             save,
-            engine=engine,
+            tensors=tensors,
             stream=self.stream,
             ranks=self.ranks,
             lease=lease,
@@ -295,7 +296,7 @@ class TrainingRun(Generic[State, Result]):
     def look_after(self, state: State, result: Result) -> None:
         """Do what is done at every step without touching its result."""
         self.watchdog.beat()
-        self.checkpoints.raise_errors()
+        self.checkpoints.store.raise_errors()
         compared = self._continuity.compare(samples_seen=state.samples_seen, loss=result.loss)
         if compared is not None:
             self.recorder.event("loss_continuity", **compared)
@@ -331,7 +332,7 @@ class TrainingRun(Generic[State, Result]):
         if due or not state.figures:
             return due
         with self.patience("checkpoint"):  # a save may be under way
-            return self.checkpoints.would_be_best(state)
+            return self.checkpoints.store.would_be_best(state.figures)
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save, in the background or until it is done; `facts` travel with it."""
@@ -350,7 +351,7 @@ class TrainingRun(Generic[State, Result]):
     def close(self, state: State | None) -> None:
         """Finish what is under way."""
         self.watchdog.hold()
-        self.checkpoints.close()
+        self.checkpoints.store.close()
         if state is not None:
             self.recorder.flush(state)
         self.recorder.close()

@@ -34,10 +34,14 @@ class ShardedState:
         stage: ZeRO's; 0 for replicas.
         ranks: who shares the state.
         ema_decay: None is off.
+
+    Attributes:
+        applied_steps: that changed the weights; whoever takes steps counts them.
     """
 
     def __init__(self, engine: Any, *, stage: int, ranks: Ranks, ema_decay: float | None) -> None:
         self._engine, self._stage, self._ranks = engine, stage, ranks
+        self.applied_steps = 0
         self._persistent = frozenset(engine.module.state_dict())
         create_moments(engine, stage=stage)
         self.ema = Ema(ema_decay, self._averaged()) if ema_decay is not None else None
@@ -49,10 +53,10 @@ class ShardedState:
             self._engine, stage=self._stage, rank=self._ranks.rank, world_size=self._ranks.world_size
         )
 
-    def update_ema(self, *, step: int) -> None:
-        """Move the average after applied step `step` (from 1), when the ranks agree on the buffers."""
+    def update_ema(self) -> None:
+        """Move the average after an applied step, when the ranks agree on the buffers."""
         if self.ema is not None:
-            self.ema.update(self._averaged(), step=step)
+            self.ema.update(self._averaged(), step=self.applied_steps)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -85,6 +89,7 @@ class ShardedState:
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         """Take over a checkpoint written at any world size and stage."""
+        self.applied_steps = applied_steps
         buffers, averages = (set(checkpoint.names(kind)) for kind in ("buffer", "ema"))
         for piece in self._held_pieces():
             for kind, data in piece.values.items():

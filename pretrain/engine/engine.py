@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coatnet.checkpoint.fragments import Fragment
-from coatnet.checkpoint.reader import Checkpoint
 from coatnet.model.sync import silent_sums
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.deepspeed_config import deepspeed_config
-from coatnet.training.ema import Ema
 from coatnet.training.optimizer import MasterAdamW, make_optimizer
-from coatnet.training.pieces import Piece
 from coatnet.training.precision import compute_in_bf16
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
 from coatnet.training.sharded_state import ShardedState
@@ -47,7 +43,11 @@ class Update:
 
 
 class Engine:
-    """A model, its optimizer and its EMA, sharded by DeepSpeed."""
+    """A model, its optimizer and its EMA, sharded by DeepSpeed.
+
+    Attributes:
+        state: weights, moments, statistics and average, as checkpoints hold them.
+    """
 
     def __init__(
         self,
@@ -69,7 +69,6 @@ class Engine:
         """
         self.ranks, self.stage, self.precision = ranks, zero.stage, precision
         self._zero, self._skeleton = zero, skeleton
-        self.applied_steps = 0
         self._optimizer = optimizer
         self._own_time = OwnTime(device_type=ranks.device_type)
         self._choose_precision(model)
@@ -86,7 +85,7 @@ class Engine:
         keep_until_reduced(self._deepspeed.optimizer)
         if isinstance(self._deepspeed.optimizer, MasterAdamW):
             self._deepspeed.optimizer.halve()
-        self._state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)
+        self.state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)
 
     @property
     def module(self) -> nn.Module:
@@ -94,19 +93,9 @@ class Engine:
         return self._deepspeed.module
 
     @property
-    def pieces(self) -> list[Piece]:
-        """This rank's part of all parameters and moments."""
-        return self._state.pieces
-
-    @property
     def own_seconds(self) -> float:
         """The time of the last step until this rank began to wait for the others."""
         return self._own_time.seconds()
-
-    @property
-    def ema(self) -> Ema | None:
-        """The moving average of this rank's pieces and of the buffers, where there is one."""
-        return self._state.ema
 
     def step(
         self,
@@ -165,44 +154,31 @@ class Engine:
         self._deepspeed.step()
         norm = float(self._deepspeed.get_global_grad_norm())
         applied = bool(self._deepspeed.was_step_applied())
-        self.applied_steps += applied
+        self.state.applied_steps += applied
         return Update(loss, norm if applied else float("inf"), applied)
 
     @torch.no_grad()
     def update_norm(self, *, lr: float) -> float:
         """Return the norm of the last step's change of the weights, without its weight decay."""
         first, second = self._optimizer.betas
-        corrections = [1 - beta ** max(1, self.applied_steps) for beta in (first, second)]
+        corrections = [1 - beta ** max(1, self.state.applied_steps) for beta in (first, second)]
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for piece in self.pieces:
+        for piece in self.state.pieces:
             direction = piece.values["exp_avg"] / corrections[0]
             scale = (piece.values["exp_avg_sq"] / corrections[1]).sqrt_().add_(self._optimizer.eps)
             total += (direction / scale).square_().sum(dtype=torch.float64)
         self.ranks.all_reduce_sum(total)
         return lr * float(total.sqrt())
 
-    def update_ema(self) -> None:
-        """Move the moving average after an applied step and after the buffers were agreed on."""
-        self._state.update_ema(step=self.applied_steps)
-
     @contextmanager
     def evaluating(self, *, ema: bool = False) -> Iterator[Callable[[Tensor], Tensor]]:
         """Yield a forward function in evaluation mode, of the weights or of their moving average."""
         self._deepspeed.eval()
         try:
-            with torch.no_grad(), self._state.averaged_weights() if ema else nullcontext():
+            with torch.no_grad(), self.state.averaged_weights() if ema else nullcontext():
                 yield self._evaluate
         finally:
             self._deepspeed.train()
-
-    def fragments(self) -> Iterator[Fragment]:
-        """Yield what this rank has to save; every element of the state comes from exactly one rank."""
-        return self._state.fragments()
-
-    def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
-        """Take over a checkpoint written at any world size and stage."""
-        self.applied_steps = applied_steps
-        self._state.load(checkpoint, applied_steps=applied_steps)
 
     def _evaluate(self, images: Tensor) -> Tensor:
         return self._deepspeed(images).float()

@@ -88,7 +88,7 @@ def train(engine: Engine, *, first: int, steps: int, accumulation: int, lr: floa
             lr=lr,
         )
         commit_statistics(engine.module, ranks.all_reduce_sum)
-        engine.update_ema()
+        engine.state.update_ema()
         total = update.loss.clone()
         ranks.all_reduce_sum(total)
         losses.append(float(total) / ranks.world_size)
@@ -222,14 +222,14 @@ def go_on(folder: str, stage: int, again: str, precision: str = "fp32") -> list[
     engine = tiny_engine(ranks, stage=stage, seed=99, precision=precision)
     checkpoint = CheckpointStore(Path(folder), ranks=ranks).newest()
     assert checkpoint is not None
-    engine.load(checkpoint, applied_steps=3)
+    engine.state.load(checkpoint, applied_steps=3)
     save(engine, Path(again))
     return train(engine, first=3, steps=2, accumulation=2)
 
 
 def save(engine: Engine, folder: Path) -> None:
     store = CheckpointStore(folder, ranks=engine.ranks)
-    store.save(step=3, samples_seen=48, fragments=engine.fragments(), facts={}, wait=True)
+    store.save(step=3, samples_seen=48, fragments=engine.state.fragments(), facts={}, wait=True)
     store.close()
     engine.ranks.barrier()
 
@@ -239,7 +239,7 @@ def refused_step(stage: int, precision: str) -> dict[str, Any]:
     ranks = Ranks.start()
     engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=2, accumulation=1)
-    before = [piece.weight.clone() for piece in engine.pieces]
+    before = [piece.weight.clone() for piece in engine.state.pieces]
     images, labels = own_samples(2, ranks)
     poison = float("nan") if ranks.rank == ranks.world_size - 1 else 1.0
     images = torch.cat(
@@ -251,7 +251,9 @@ def refused_step(stage: int, precision: str) -> dict[str, Any]:
         lr=RATE,
     )
     defer_statistics(engine.module)
-    unchanged = all(torch.equal(old, piece.weight) for old, piece in zip(before, engine.pieces, strict=True))
+    unchanged = all(
+        torch.equal(old, piece.weight) for old, piece in zip(before, engine.state.pieces, strict=True)
+    )
     after = train(engine, first=3, steps=2, accumulation=1)
     return {
         "applied": update.applied,
@@ -267,7 +269,7 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
     engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=4, accumulation=1)
     images, _ = own_samples(0, Ranks())
-    before = [piece.weight.clone() for piece in engine.pieces]
+    before = [piece.weight.clone() for piece in engine.state.pieces]
     with engine.evaluating() as forward:
         plain = forward(images)
     with engine.evaluating(ema=True) as forward:
@@ -282,13 +284,15 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
         "stayed": stayed and not _are_equal(engine, before),
         "plain": float(plain.double().norm()),
         "averaged": float(averaged.double().norm()),
-        "applied_steps": engine.applied_steps,
+        "applied_steps": engine.state.applied_steps,
         "unchanged": unchanged,
     }
 
 
 def _are_equal(engine: Engine, weights: list[torch.Tensor]) -> bool:
-    return all(torch.equal(old, piece.weight) for old, piece in zip(weights, engine.pieces, strict=True))
+    return all(
+        torch.equal(old, piece.weight) for old, piece in zip(weights, engine.state.pieces, strict=True)
+    )
 
 
 def tuned_run(arguments: list[str], spare_bytes: int) -> str:

@@ -36,7 +36,7 @@ def first_class(*, ema: bool) -> Iterator[Any]:
     yield lambda pixels: torch.eye(2)[0].repeat(len(pixels), 1)
 
 
-ENGINE: Any = SimpleNamespace(ema=None, evaluating=first_class)
+ENGINE: Any = SimpleNamespace(state=SimpleNamespace(ema=None), evaluating=first_class)
 ALONE: Any = {"ranks": Ranks(), "way_out": WayOut(Ranks())}
 
 
@@ -83,7 +83,7 @@ def test_the_average_is_measured_beside_the_weights_under_names_of_its_own(folde
     def evaluating(*, ema: bool) -> Iterator[Any]:
         yield lambda pixels: torch.eye(2)[int(ema)].repeat(len(pixels), 1)
 
-    engine: Any = SimpleNamespace(ema=object(), evaluating=evaluating)
+    engine: Any = SimpleNamespace(state=SimpleNamespace(ema=object()), evaluating=evaluating)
     figures = Evaluator(open_corpus(folder), config(folder), **ALONE).measure(engine).figures
     assert (figures["top1"], figures["ema_top1"]) == (2 / 5, 3 / 5)
     assert figures["samples"] == figures["ema_samples"] == 5
@@ -150,7 +150,7 @@ def test_several_labels_are_ranked_by_what_the_loss_makes_of_logits(folder: Path
             yield lambda pixels: logits + levels
 
         settings = replace(config(folder), loss=LossConfig(loss))
-        engine = SimpleNamespace(ema=None, evaluating=evaluating)
+        engine = SimpleNamespace(state=SimpleNamespace(ema=None), evaluating=evaluating)
         return Evaluator(corpus, settings, **ALONE).measure(engine).figures
 
     assert corpus.label_kind == "multi"

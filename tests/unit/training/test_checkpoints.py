@@ -30,7 +30,7 @@ def checkpoints_in(folder: Path, save: SaveConfig | None = None) -> Checkpoints[
     return Checkpoints(
         folder / "new",
         save or SaveConfig(),
-        engine=cast(Any, SimpleNamespace(fragments=list)),
+        tensors=cast(Any, SimpleNamespace(fragments=list)),
         stream=cast(Stream, _Stream()),
         ranks=Ranks.single(),
         lease=None,
@@ -52,12 +52,12 @@ def test_the_best_is_what_was_judged_when_it_was_judged_and_only_more_than_that_
         state.advance(samples=8, applied=True, bad=0)
         if step in found:
             state.figures = {"top1": found[step], "loss": 1.0}
-        if checkpoints.would_be_best(state):
+        if checkpoints.store.would_be_best(state.figures):
             better.append(step)
         if step in better or step % 3 == 0:  # a save falls due by the clock
             checkpoints.save(state)
     assert better == [2, 8]
-    checkpoints.close()
+    checkpoints.store.close()
     kept = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "new").iterdir())
     assert kept == [8, 9, 12], "the last, one more until two were verified, and the best"
     assert Checkpoint(tmp_path / "new" / "step-00000009").facts["figures"] == {}
@@ -73,7 +73,7 @@ def test_what_an_evaluation_finds_after_a_save_of_its_step_is_told_by_that_check
     checkpoints.save(state, wait=True)
     assert {path.name: path.stat().st_ino for path in place.iterdir()} == written, "there was nothing new"
     state.unevaluated, state.figures = False, {"top1": 0.5}
-    assert checkpoints.would_be_best(state)
+    assert checkpoints.store.would_be_best(state.figures)
     checkpoints.save(state)
     found = Checkpoint(place)
     found.verify()
@@ -81,8 +81,8 @@ def test_what_an_evaluation_finds_after_a_save_of_its_step_is_told_by_that_check
     rank_file = "rank-00000.safetensors"
     assert {path.name for path in place.iterdir()} == {rank_file, "manifest.json"}
     assert (place / rank_file).stat().st_ino == written[rank_file]
-    assert not checkpoints.would_be_best(RunState(step=2, figures={"top1": 0.4}))
-    checkpoints.close()
+    assert not checkpoints.store.would_be_best({"top1": 0.4})
+    checkpoints.store.close()
 
 
 @pytest.mark.parametrize(("best", "figures"), [(None, {"top1": 0.9}), ("top1", {}), ("top1", {"loss": 1.0})])
@@ -90,8 +90,8 @@ def test_without_the_figure_nothing_is_the_best(
     tmp_path: Path, best: str | None, figures: dict[str, float]
 ) -> None:
     checkpoints = checkpoints_in(tmp_path, SaveConfig(best=best))
-    assert not checkpoints.would_be_best(RunState(step=1, figures=figures))
-    checkpoints.close()
+    assert not checkpoints.store.would_be_best(figures)
+    checkpoints.store.close()
 
 
 def test_progress_that_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_progress_that_this_version_does_not_know_is_refused(tmp_path: Path) -> 
     store.close()
     with pytest.raises(UserError, match=r"step-00000001: was written by another version .*'best_top1'"):
         checkpoints.resume()
-    checkpoints.close()
+    checkpoints.store.close()

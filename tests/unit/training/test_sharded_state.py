@@ -45,7 +45,8 @@ def take_step(engine: Any, state: ShardedState, *, step: int) -> None:
             one.grad = torch.randn(one.shape, generator=generator)
     engine.optimizer.step()
     engine.module[1].running_var.mul_(1.5)
-    state.update_ema(step=step)
+    state.applied_steps = step
+    state.update_ema()
 
 
 def begin(
