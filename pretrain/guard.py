@@ -10,7 +10,7 @@ import math
 import statistics
 
 from coatnet.config import UserError
-from coatnet.training.run import Verdict, check_refused
+from coatnet.training.verdict import Verdict, check_refused
 from pretrain.sections import GuardConfig
 from pretrain.state import State
 from pretrain.trainer import PretrainResult, Veto

@@ -11,7 +11,8 @@ from coatnet.config.plain_text import json_number
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
-from coatnet.training.run import TrainingRun, Verdict
+from coatnet.training.run import TrainingRun
+from coatnet.training.verdict import Verdict
 from data_pipeline.batch import Batch
 from data_pipeline.first_look import check_best
 from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus

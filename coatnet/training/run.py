@@ -9,12 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from coatnet.config import UserError, to_dict
+from coatnet.config import to_dict
 from coatnet.config.plain_text import json_text, number_of
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.account import TimeAccount
@@ -33,8 +32,8 @@ from coatnet.training.earlier import read_earlier
 from coatnet.training.recorder import LEAVE, SAVE, STOP, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.sharded_state import ShardedState
-from coatnet.training.state import RunState
 from coatnet.training.utilisation import flops_per_image
+from coatnet.training.verdict import Verdict, check_refused
 from coatnet.training.way_out import WayOut
 
 _MAX_REFUSED_IN_A_ROW = 10
@@ -49,24 +48,6 @@ _BEFORE_A_STOP = {  # what may take long, by the account's classes
     "checkpoint": "the save under way",
 }
 Result = TypeVar("Result", bound=StepResult)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What to make of a step.
-
-    Attributes:
-        event: kind for the run's log; None when there is nothing to say.
-        rollback: go back to before step `step` and leave out `samples`.
-        step: the first step that is not trusted.
-        samples: positions of the steps that are not trusted.
-    """
-
-    event: str | None = None
-    score: float = 0.0
-    rollback: bool = False
-    step: int = 0
-    samples: range = range(0)
 
 
 class TrainingRun(Generic[State, Result]):
@@ -385,17 +366,3 @@ class TrainingRun(Generic[State, Result]):
             )
         self.ranks.barrier()
         self.watchdog.stop()
-
-
-def check_refused(state: RunState, result: StepResult, *, most: int, limit: str) -> None:
-    """Give up where nothing is learned any more.
-
-    Raises:
-        UserError: `most` steps in a row were refused.
-    """
-    if state.skipped_in_a_row >= most:
-        raise UserError(
-            f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
-            f"{result.loss:g}, gradient norm {result.gradient_norm:g}), {limit}; lower "
-            "optimizer.learning_rate, or look at the samples that the run's events name"
-        )
