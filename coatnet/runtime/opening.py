@@ -26,6 +26,8 @@ def opened_run(
 ) -> Iterator[Lease | None]:
     """Hold the lease on a run's directory, on the main rank, with config and environment written into it.
 
+    Of a run that is done they stay what it was trained by.
+
     Args:
         run: the directory.
         ranks: all of them call this.
@@ -42,9 +44,10 @@ def opened_run(
             try:
                 lease = Lease.acquire(run.path)
                 run.check_config(config, force=force)
-                run.create(to_yaml(config), digest=config.run_digest())
-                run.clear("stopped")
-                _describe(run, config, ranks=ranks, **environment)
+                if run.marker("done") is None:
+                    run.create(to_yaml(config), digest=config.run_digest())
+                    run.clear("stopped")
+                    _describe(run, config, ranks=ranks, **environment)
             except UserError as error:
                 trouble = str(error)
             except OSError as error:
