@@ -203,12 +203,11 @@ def _time(record: RunRecord) -> list[Block]:
     classes = {name.replace("_", " "): value for name, value in record.account.items()}
     began, ended = _moment(lives[0].began), _moment(lives[-1].ended)
     ended = ended.removeprefix(f"{began.split()[0]} ")
-    chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
-    return [
-        Chart("every second of an average rank since the first start", stacked_bar(classes), wide=True),
-        Chart(f"each life in the same colours, from {began} to {ended} UTC", chart, wide=True),
-        Fold("in numbers", [_account(record), _lives(record)]),
-    ]
+    charts = [Chart("every second of an average rank since the first start", stacked_bar(classes), wide=True)]
+    if len(lives) > 1:
+        chart = timeline([(life.began, life.ended, life.seconds) for life in lives])
+        charts.append(Chart(f"each life in the same colours, from {began} to {ended} UTC", chart, wide=True))
+    return [*charts, Fold("in numbers", [_account(record), _lives(record)])]
 
 
 def _account(record: RunRecord) -> Table:
