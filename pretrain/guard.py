@@ -10,6 +10,7 @@ import math
 import statistics
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import number_of
 from coatnet.training.verdict import Verdict, check_refused
 from pretrain.sections import GuardConfig
 from pretrain.state import State
@@ -75,8 +76,8 @@ class Guard:
             return Verdict("spike", score=score)
         if self._rollbacks >= self._config.max_rollbacks:
             raise UserError(
-                f"a loss spike at step {state.step} (robust z-score {score:.0f}) after {self._rollbacks} "
-                "rollbacks, as many as guard.max_rollbacks allows; lower optimizer.learning_rate, or let the "
+                f"a loss spike at step {state.step} (robust z-score {score:.0f}) after "
+                f"{number_of(self._rollbacks, 'rollback')}, as many as guard.max_rollbacks allows; lower optimizer.learning_rate, or let the "
                 "guard get used to other data by guard.spike=record"
             )
         return Verdict(

@@ -54,9 +54,15 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """The strongest marker, or "running or interrupted" where there is none."""
+        """The strongest marker; where there is none, whether the last life ended by an error."""
         found = [name for name in ("done", "cancelled", "held", "stopped") if name in self.markers]
-        return found[0] if found else "running or interrupted"
+        return found[0] if found else "ended by an error" if self.error else "running or interrupted"
+
+    @property
+    def error(self) -> str | None:
+        """By what error the last life ended, None where it did not, or goes on."""
+        own = [event for event in self.events if event.get("kind") in (*_BEGINNINGS, "ended")]
+        return str(own[-1].get("reason")) if own and own[-1]["kind"] == "ended" else None
 
     @property
     def lives(self) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ _TROUBLE = {
     "straggler": "slow ranks",
     "alarm": "alarms, such as a save that failed",
     "retry": "retries",
+    "ended": "ends by an error",
     "held": "holds",
 }
 _NO_TROUBLE = "No refused step, spike, rollback or alarm."
@@ -191,7 +192,9 @@ def _story(record: RunRecord) -> str:
     said += [block.text for block in _continuity(record)]
     trouble = [f"{label}: {times:,}" for label, times in _troubles(record)]
     said.append("; ".join(trouble) + "." if trouble else _NO_TROUBLE)
-    if lives and not record.markers:
+    if record.error:
+        said.append(f"It ended by an error: {record.error}.")
+    elif lives and not record.markers:
         said.append(f"The last sign of life came {_span(max(0.0, time.time() - lives[-1].ended))} ago.")
     return " ".join(said)
 

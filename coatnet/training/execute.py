@@ -6,13 +6,16 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from coatnet.config import to_dict
+from coatnet.config.plain_text import one_line
+from coatnet.runtime.endings import Distrusted, RankError
+from coatnet.runtime.lease import LeaseLost
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.progress import clock
@@ -25,6 +28,7 @@ from coatnet.runtime.voice import heedless_voice
 # What torch's data parallelism says of an argument that accelerate hands on, and of 1×1 depthwise strides.
 _OF_NO_CONSEQUENCE = "`broadcast_buffers` is deprecated|Grad strides do not match"
 _MEASURING_SECONDS = 0.3
+_MOST_LETTERS = 1000
 _DAY_SECONDS = 86400
 _LONG_SECONDS = 20.0  # a shorter run is not worth a second for a better plan
 
@@ -60,8 +64,23 @@ def execute(
             else:
                 digest = config.run_digest()
                 make = partial(make_run, config, lease=lease, digest=digest, stop=stop)
-                _train(make, stop, config=config, ranks=ranks, run=run)
+                with early_end_recorded(run, ranks=ranks):
+                    _train(make, stop, config=config, ranks=ranks, run=run)
         ranks.stop()
+
+
+@contextmanager
+def early_end_recorded(run: RunDirectory, *, ranks: Ranks) -> Iterator[None]:
+    """Keep as an event by what error a life ends; one whose run another job has taken leaves no trace."""
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except Exception as error:
+        if ranks.is_main or isinstance(error, RankError | Distrusted):  # what all met with the first one says
+            reason = one_line(str(error))[:_MOST_LETTERS] or type(error).__name__
+            run.record_event("ended", writer=ranks.rank, rank=ranks.rank, reason=reason)
+        raise
 
 
 def _train(

@@ -232,9 +232,18 @@ def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_wen
     assert "No refused step, spike, rollback or alarm. The last sign of life came" in top
     assert "| compute | 13 d 21:10:00 | 92.3% |" in text and "| 2 | 1970-01-09 02:43:20 | 6 d" in text
     run.record_event("rollback", rank=0, step=6, loss="9.5")
+    run.record_event("ended", rank=0, reason="a loss spike at step 6")
+    top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
+    assert "ends by an error: 1. It ended by an error: a loss spike at step 6." in top
+    run.record_event("resume", life=3, samples_seen=90, world_size=2)
     run.mark("done")
     top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
-    assert "rollbacks: 1." in top and "No refused" not in top and "sign of life" not in top
+    assert (
+        "rollbacks: 1; ends by an error: 1." in top
+        and "It ended" not in top
+        and "No refused" not in top
+        and "sign of life" not in top
+    )
 
 
 def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_takes_nobodys_row(

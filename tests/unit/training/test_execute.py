@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from coatnet.config import load_config, to_dict
+from coatnet.config import UserError, load_config, to_dict
+from coatnet.runtime.endings import RankError
+from coatnet.runtime.lease import LeaseLost
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
-from coatnet.training.execute import plan_for_this_hour, tell_plan
+from coatnet.training.execute import early_end_recorded, plan_for_this_hour, tell_plan
 from pretrain.config import PretrainConfig
 
 
@@ -45,3 +48,18 @@ def test_the_plan_is_told_before_the_first_step(tmp_path: Path, capsys: pytest.C
     run.plan.write_text(json.dumps(plan))
     tell_plan(run)
     assert capsys.readouterr().err == f"{tmp_path}: planned 390 s a step of 4,096 images, 2:00:00 in all\n"
+
+
+def test_the_error_by_which_a_life_ends_is_an_event_unless_another_job_has_the_run(tmp_path: Path) -> None:
+    run, first = RunDirectory(tmp_path), Ranks.single()
+    second = replace(first, rank=1, world_size=2)
+    for ranks, error in (
+        (first, UserError("3 rollbacks,\nas many as allowed")),
+        (second, UserError("what the first one said")),
+        (second, RankError("out of memory")),
+        (first, LeaseLost("taken over")),
+    ):
+        with pytest.raises(type(error)), early_end_recorded(run, ranks=ranks):
+            raise error
+    told = [(event["kind"], event["rank"], event["reason"]) for event in run.read_events()]
+    assert told == [("ended", 0, "3 rollbacks, as many as allowed"), ("ended", 1, "out of memory")]
