@@ -77,8 +77,8 @@ class Guard:
         if self._rollbacks >= self._config.max_rollbacks:
             raise UserError(
                 f"a loss spike at step {state.step} (robust z-score {score:.0f}) after "
-                f"{number_of(self._rollbacks, 'rollback')}, as many as guard.max_rollbacks allows; lower optimizer.learning_rate, or let the "
-                "guard get used to other data by guard.spike=record"
+                f"{number_of(self._rollbacks, 'rollback')}, as many as guard.max_rollbacks allows; lower "
+                "optimizer.learning_rate, or let the guard get used to other data by guard.spike=record"
             )
         return Verdict(
             "rollback",
