@@ -13,7 +13,9 @@ from coatnet.runtime.lives import CLASSES
 
 _NAMED_CLASSES = 30
 _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
-_INCHES = (7.0, 4.2)
+# TensorBoard shows pictures three inches wide: letters of larger ones are not read there.
+_INCHES = (5.2, 3.4)
+_LEAST_INCHES, _INCHES_A_NAME = 3.6, 0.1
 # The report's colours, in the order of the account's classes.
 _COLOURS = (
     "#4456c7",
@@ -33,7 +35,8 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> Any:
 
     Shape: confusion int64 (K, K).
     """
-    figure = make_figure(figsize=(6.4, 5.6), layout="constrained")
+    side = _LEAST_INCHES + _INCHES_A_NAME * min(len(classes), _NAMED_CLASSES)
+    figure = make_figure(figsize=(side * 1.15, side), layout="constrained")
     axes = figure.add_subplot()
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
