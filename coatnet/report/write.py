@@ -192,7 +192,10 @@ def _story(record: RunRecord) -> str:
     said += [block.text for block in _continuity(record)]
     trouble = [f"{label}: {times:,}" for label, times in _troubles(record)]
     said.append("; ".join(trouble) + "." if trouble else _NO_TROUBLE)
-    if record.error:
+    reason = record.markers.get(record.state, {}).get("reason")
+    if reason:
+        said.append(f"The run is {record.state}: {reason}.")
+    elif record.error:
         said.append(f"It ended by an error: {record.error}.")
     elif lives and not record.markers:
         said.append(f"The last sign of life came {_span(max(0.0, time.time() - lives[-1].ended))} ago.")

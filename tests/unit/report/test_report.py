@@ -236,6 +236,9 @@ def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_wen
     top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
     assert "ends by an error: 1. It ended by an error: a loss spike at step 6." in top
     run.record_event("resume", life=3, samples_seen=90, world_size=2)
+    run.mark("held", reason="three lives without a step")
+    top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
+    assert "The run is held: three lives without a step." in top and "It ended" not in top
     run.mark("done")
     top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
     assert (
