@@ -15,7 +15,7 @@ from typing import Any
 from coatnet.config import to_dict
 from coatnet.config.plain_text import one_line
 from coatnet.runtime.endings import Distrusted, RankError
-from coatnet.runtime.lease import LeaseLost
+from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.progress import clock
@@ -64,23 +64,32 @@ def execute(
             else:
                 digest = config.run_digest()
                 make = partial(make_run, config, lease=lease, digest=digest, stop=stop)
-                with early_end_recorded(run, ranks=ranks):
+                with early_end_recorded(run, ranks=ranks, lease=lease):
                     _train(make, stop, config=config, ranks=ranks, run=run)
         ranks.stop()
 
 
 @contextmanager
-def early_end_recorded(run: RunDirectory, *, ranks: Ranks) -> Iterator[None]:
+def early_end_recorded(run: RunDirectory, *, ranks: Ranks, lease: Lease | None) -> Iterator[None]:
     """Keep as an event by what error a life ends; one whose run another job has taken leaves no trace."""
     try:
         yield
-    except LeaseLost:
-        raise
     except Exception as error:
-        if ranks.is_main or isinstance(error, RankError | Distrusted):  # what all met with the first one says
+        # What all met with the first one says.
+        if (ranks.is_main or isinstance(error, RankError | Distrusted)) and _is_held(lease):
             reason = one_line(str(error))[:_MOST_LETTERS] or type(error).__name__
             run.record_event("ended", writer=ranks.rank, rank=ranks.rank, reason=reason)
         raise
+
+
+def _is_held(lease: Lease | None) -> bool:
+    """Tell whether a rank's lease still holds; the main one alone has any."""
+    try:
+        if lease is not None:
+            lease.check()
+    except (LeaseLost, OSError):
+        return False
+    return True
 
 
 def _train(

@@ -10,7 +10,7 @@ import pytest
 
 from coatnet.config import UserError, load_config, to_dict
 from coatnet.runtime.endings import RankError
-from coatnet.runtime.lease import LeaseLost
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
@@ -53,13 +53,17 @@ def test_the_plan_is_told_before_the_first_step(tmp_path: Path, capsys: pytest.C
 def test_the_error_by_which_a_life_ends_is_an_event_unless_another_job_has_the_run(tmp_path: Path) -> None:
     run, first = RunDirectory(tmp_path), Ranks.single()
     second = replace(first, rank=1, world_size=2)
-    for ranks, error in (
-        (first, UserError("3 rollbacks,\nas many as allowed")),
-        (second, UserError("what the first one said")),
-        (second, RankError("out of memory")),
-        (first, LeaseLost("taken over")),
+    lease = Lease.acquire(tmp_path)
+    for ranks, held, error in (
+        (first, lease, UserError("3 rollbacks,\nas many as allowed")),
+        (second, None, UserError("what the first one said")),
+        (second, None, RankError("out of memory")),
     ):
-        with pytest.raises(type(error)), early_end_recorded(run, ranks=ranks):
+        with pytest.raises(type(error)), early_end_recorded(run, ranks=ranks, lease=held):
             raise error
+    (tmp_path / "lease" / f"epoch-{lease.epoch + 1:08d}").touch()
+    with pytest.raises(RuntimeError), early_end_recorded(run, ranks=first, lease=lease):
+        raise RuntimeError("a peer was ended by the job that took over")
+    lease.release()
     told = [(event["kind"], event["rank"], event["reason"]) for event in run.read_events()]
     assert told == [("ended", 0, "3 rollbacks, as many as allowed"), ("ended", 1, "out of memory")]
