@@ -295,7 +295,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
                 group_images=self._group_images,
             )
             self.recorder.event("tuned", micro_batch=self.trainer.micro_batch)
-            self.recorder.say(f"tune.micro_batch: train.micro_batch={self.trainer.micro_batch} fits")
+            self.ranks.say(f"tune.micro_batch: train.micro_batch={self.trainer.micro_batch} fits")
         else:
             rehearse(self.trainer, image_size=size, samples=self.trainer.micro_batch or share)
 
