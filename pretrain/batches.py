@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from coatnet.config import Duration
 from coatnet.config.batches import cut
-from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.calendar import Calendar, Change
 from pretrain.config import PretrainConfig
+
+if TYPE_CHECKING:  # it imports torch, before which a mistake is told
+    from coatnet.runtime.ranks import Ranks
 
 
 def make_calendar(config: PretrainConfig, *, epoch_samples: int) -> Calendar:
