@@ -55,8 +55,7 @@ def rank_command(
     """Return the argv that starts one task per rank on `nodes`; `task` is the number in a job array."""
     site = job.site
     output = f"{directory}/logs/{attempt.label}.rank-%t.log"
-    inside = site.container.runtime != "none"
-    program = site.container.command if inside else job.program
+    program = job.program if site.container.runtime == "none" else site.container.command
     return [
         *_srun(job, nodes=nodes, tasks_per_node=site.ranks_per_node, output=output),
         *check_options(site.srun, what="srun"),
@@ -68,8 +67,7 @@ def rank_command(
 
 def check_command(job: Job, *, nodes: Sequence[str], results: Path, output: str) -> list[str]:
     """Return the argv that checks every node of the allocation, one task each."""
-    inside = job.site.container.runtime != "none"
-    python = "python3" if inside else job.python
+    python = job.python if job.site.container.runtime == "none" else "python3"
     return [
         *_srun(job, nodes=nodes, tasks_per_node=1, output=output),
         *(option for option in job.site.srun if option.partition("=")[0] in _OF_EVERY_STEP),

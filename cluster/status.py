@@ -141,14 +141,10 @@ def has_finished(directory: Path) -> bool:
     run = RunDirectory(directory)
     if any(run.marker(name) is not None for name in _FINAL_MARKERS):
         return True
-    final = {"failed", "cancelled"} if _continues(directory) else {"failed", "cancelled", "stopped"}
+    filed = filed_job(directory)  # what cannot be read may go on by itself, and is waited for
+    goes_on = filed is None or filed.site.continuation != "none"
+    final = {"failed", "cancelled"} if goes_on else {"failed", "cancelled", "stopped"}
     return read_status(directory, queue=None).state in final and not History(directory).awaits_a_life()
-
-
-def _continues(directory: Path) -> bool:
-    """Return whether a run that stopped goes on by itself; what cannot be read is waited for."""
-    filed = filed_job(directory)
-    return filed is None or filed.site.continuation != "none"
 
 
 def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:

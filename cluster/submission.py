@@ -107,10 +107,9 @@ def prepare(request: Request) -> Prepared:
     Raises:
         UserError: a name, a path or the config is wrong.
     """
-    config = None
     trains = request.command in schema_names()
-    if trains:
-        config = _read_config(request)
+    config = _read_config(request) if trains else None
+    if config is not None:
         directory = Path(config.run.directory)
     elif request.directory is not None:
         directory = request.directory
@@ -334,9 +333,7 @@ def _single_task(request: Request) -> SiteConfig:
 
 def _next_folder(directory: Path) -> Path:
     folder = directory / SUBMISSIONS
-    taken = (
-        [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
-    )
+    taken = (int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
     return folder / f"{max(taken, default=0) + 1:04d}"
 
 

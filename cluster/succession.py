@@ -53,20 +53,20 @@ class Succession:
             return "failed"
         return "cancelled" if slurm.job_state(lives[-1].job_id) == "CANCELLED" else ""
 
-    def prepare(self, *, excluded: Mapping[str, str]) -> None:
+    def prepare(self) -> None:
         """Queue the successor first thing, in chain mode.
 
         Raises:
             SlurmError: SLURM refuses it, as where a user may have so many jobs; `go_on` tries again.
         """
         if self.mode == "chain":
-            self._queue_successor(excluded)
+            self._queue_successor({})
 
     def _queue_successor(self, excluded: Mapping[str, str]) -> None:
         options = [f"--dependency=afternotok:{self._job_id}", "--kill-on-invalid-dep=yes"]
         if self._task is not None:
             options.append(f"--array={self._task}")
-        nodes = [*([self._job.site.exclude] if self._job.site.exclude else []), *excluded]
+        nodes = self._all_excluded(excluded)
         if nodes:
             options.append(f"--exclude={','.join(nodes)}")
         self._successor = slurm.patient_sbatch(str(self._script), *options)
@@ -84,7 +84,7 @@ class Succession:
         if self.mode == "none":
             return 0
         if self._successor is None:
-            self._queue_successor({**self._history.excluded(), **excluded})
+            self._queue_successor(excluded)
         elif excluded:
             slurm.exclude_nodes(self._successor, self._all_excluded(excluded))
         return EXIT_CONTINUED

@@ -101,7 +101,7 @@ class Supervisor:
         life = self.history.begin(job_id=self.job_id, nodes=nodes, step=step)
         say(f"life {life.number} on {', '.join(nodes)}, from step {max(step, 0)}")
         try:
-            self.succession.prepare(excluded=self.history.excluded())
+            self.succession.prepare()
         except slurm.SlurmError as error:  # there is time until this life's end
             say(f"no successor yet: {error}")
         return self._act(self._live(nodes, life=life), life=life)

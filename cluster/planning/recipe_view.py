@@ -208,23 +208,20 @@ def _samples(duration: str, epoch_samples: int | None, global_batch: int) -> int
 
 
 def _model(config: Mapping[str, Any], *, origin: str, classes: int | None) -> ModelConfig:
-    """Return the model that is trained: of as many classes as the corpus has, where that is known."""
-    model = _named_model(config, origin=origin)
-    return model if classes is None else replace(model, num_classes=classes)
+    """Return the model that the config names, or that the checkpoint describes from which it starts.
 
-
-def _named_model(config: Mapping[str, Any], *, origin: str) -> ModelConfig:
-    """Return the model that the config names, or that the checkpoint describes from which it starts."""
+    It has as many classes as the corpus, where that is known.
+    """
     named, init = lookup(config, "model"), lookup(config, "init")
-    wanted = None if named is None else from_dict(ModelConfig, named, origin=origin)
-    if init is None or (wanted is not None and is_bare(Path(init))):
-        if wanted is None:
-            raise UserError(f"{origin}: model and init are null; give one of them")
-        return wanted
-    found = described_model(Path(init))
-    if wanted is not None:
-        check_architecture(wanted, found, origin=str(init))
-    return found
+    model = None if named is None else from_dict(ModelConfig, named, origin=origin)
+    if init is not None and (model is None or not is_bare(Path(init))):
+        found = described_model(Path(init))
+        if model is not None:
+            check_architecture(model, found, origin=str(init))
+        model = found
+    if model is None:
+        raise UserError(f"{origin}: model and init are null; give one of them")
+    return model if classes is None else replace(model, num_classes=classes)
 
 
 def _corpus(corpus: Any) -> dict[str, Any] | None:

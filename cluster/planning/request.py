@@ -189,13 +189,17 @@ def _split(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     Raises:
         UserError: a word is none of them and no section's key, but resembles one of the plan's own.
     """
+    own, rest = dict[str, str](), []
     for word in given:
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
         near = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.75)
-        if equals and name not in _OWN and "." not in name and near:
+        if name in _OWN:
+            own[name] = value
+        elif equals and "." not in name and near:
             raise UserError(f"{word!r}: did you mean {near[0]}?")
-    own = {name: value for name, _, value in (word.partition("=") for word in given) if name in _OWN}
-    return own, [word for word in given if word.partition("=")[0] not in _OWN]
+        else:
+            rest.append(word)
+    return own, rest
 
 
 def _count(text: str, *, name: str) -> int:

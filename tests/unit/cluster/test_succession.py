@@ -40,22 +40,25 @@ def succession(
 def test_a_chained_job_queues_a_successor_that_starts_only_after_its_failure(
     tmp_path: Path, heard: Heard
 ) -> None:
-    succession(tmp_path, "chain").prepare(excluded={"n3": "slow"})
+    history = History(tmp_path)
+    life = history.begin(job_id="6", nodes=["n3"], step=-1)
+    history.end(life, outcome="excluded", reason="", tries=0, excluded={"n3": "slow"})
+    succession(tmp_path, "chain").prepare()
     options = "--dependency=afternotok:7 --kill-on-invalid-dep=yes --exclude=bad1,n3"
     assert heard() == [f"sbatch --parsable {options} {tmp_path / 'script.sh'}"]
-    assert [event["job_id"] for event in History(tmp_path).events()] == ["8"]
+    assert history.job_ids() == ["6", "8"]
 
 
 def test_what_succeeds_a_task_of_an_array_is_that_task_alone(tmp_path: Path, heard: Heard) -> None:
     job = Job("run", str(tmp_path), ["shard", "x-{task}"], site=SiteConfig(continuation="chain"), array=3)
     task = Succession(job, job_file=tmp_path / "job.json", job_id="9", history=History(tmp_path), task=2)
-    task.prepare(excluded={})
+    task.prepare()
     assert "--dependency=afternotok:9 --kill-on-invalid-dep=yes --array=2 " in heard()[0]
 
 
 @pytest.mark.parametrize("mode", ["requeue", "none"])
 def test_no_other_mode_queues_a_successor(tmp_path: Path, heard: Heard, mode: str) -> None:
-    succession(tmp_path, mode).prepare(excluded={})
+    succession(tmp_path, mode).prepare()
     assert heard() == [] and History(tmp_path).events() == []
 
 
@@ -69,7 +72,7 @@ def test_a_requeued_run_keeps_off_all_nodes_that_were_ever_excluded(tmp_path: Pa
 
 def test_a_chained_run_goes_on_by_a_status_that_starts_its_successor(tmp_path: Path, heard: Heard) -> None:
     chain = succession(tmp_path, "chain")
-    chain.prepare(excluded={})
+    chain.prepare()
     assert chain.go_on(excluded={}) == EXIT_CONTINUED != 0
     assert len(heard()) == 1, "nothing was excluded since the successor was queued"
     assert chain.go_on(excluded={"n2": "no"}) == EXIT_CONTINUED
@@ -85,7 +88,7 @@ def test_a_finished_run_releases_what_waits_for_it_and_a_failed_one_cancels_it(
     tmp_path: Path, heard: Heard
 ) -> None:
     chain = succession(tmp_path, "chain", dependents=["20", "21"])
-    chain.prepare(excluded={})
+    chain.prepare()
     chain.finished()
     assert heard()[1:] == ["scontrol release 20", "scontrol release 21"]
     chain.failed()
@@ -133,7 +136,7 @@ def test_a_failed_run_asks_again_to_end_its_successor_while_the_controller_is_aw
     tmp_path: Path, heard: Heard, program: Callable[[str, str], None]
 ) -> None:
     chain = succession(tmp_path, "chain")
-    chain.prepare(excluded={})
+    chain.prepare()
     away = "scancel: error: Kill job error on job id 8: Unable to contact slurm controller (connect failure)"
     asked = f'echo "scancel $*" >> {tmp_path}/heard; mkdir {tmp_path}/asked 2>/dev/null || exit 0'
     program("scancel", f'{asked}; echo "{away}" >&2; exit 8')
