@@ -23,7 +23,7 @@ from pretrain.batches import settle_group_images
 from pretrain.bundles import Bundle, find_bundles, write_bundle
 from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
-from pretrain.evaluation import Evaluator, Findings
+from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard
 from pretrain.health import Health
 from pretrain.profiler import StepProfiler
@@ -76,7 +76,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             loss=config.loss.name,
             config_digest=digest,
         )
-        self.evaluator, self.transfer = self._open_judges()
+        self._judges = self._open_judges()
         self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
         self._exclusions = run.path / "exclusions.json"
         rollbacks = self._read_exclusions()
@@ -85,17 +85,17 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         if config.compile:
             on_compilation(self.watchdog.hold, self.watchdog.release)
 
-    def _open_judges(self) -> tuple[Evaluator | None, TransferProbe | None]:
-        """Open the corpora that are evaluated on; each is None where the config names none."""
-        config, evaluator, probe = self.config, None, None
+    def _open_judges(self) -> list[Evaluator | TransferProbe]:
+        """Open the corpora that are evaluated on."""
+        config, judges = self.config, list[Evaluator | TransferProbe]()
         parts: dict[str, Any] = {"ranks": self.ranks, "way_out": self.way_out}
         evaluated = open_evaluation_corpus(config.data, classes=self._classes)
         check_best(config, evaluated, averaged=bool(config.ema))
         if evaluated is not None:
-            evaluator = Evaluator(evaluated, config, **parts)
+            judges.append(Evaluator(evaluated, config, **parts))
         if config.evaluate.transfer:
-            probe = TransferProbe(open_corpus(config.evaluate.transfer), config, **parts)
-        return evaluator, probe
+            judges.append(TransferProbe(open_corpus(config.evaluate.transfer), config, **parts))
+        return judges
 
     def resume(self) -> State:
         """Return the state to go on from, with the engine in it."""
@@ -145,19 +145,15 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
 
     def measure(self, state: State) -> None:
         """Measure the evaluation corpus and that of the transfer, if there are any."""
-        if self.evaluator is None and self.transfer is None:
+        if not self._judges:
             return
         with self.patience("evaluation"):
-            found = self.evaluator.measure(self.engine) if self.evaluator is not None else Findings({}, [])
-            if self.transfer is not None:
-                of_transfer = self.transfer.measure(self.engine)
-                found.figures |= of_transfer.figures
-                found.bad += of_transfer.bad
-            bad = [sample for own in self.ranks.gather(found.bad) for sample in own]
-        state.figures = found.figures
-        self.recorder.evaluation(
-            state, state.figures, bad=bad, confusion=found.confusion, classes=self._classes
-        )
+            found = [judge.measure(self.engine) for judge in self._judges]
+            own_bad = [sample for one in found for sample in one.bad]
+            bad = [sample for own in self.ranks.gather(own_bad) for sample in own]
+        state.figures = {name: figure for one in found for name, figure in one.figures.items()}
+        confusion = found[0].confusion  # of the transfer there is none
+        self.recorder.evaluation(state, state.figures, bad=bad, confusion=confusion, classes=self._classes)
 
     def save(self, state: State, *, wait: bool, **facts: Any) -> None:
         """Save what all ranks agree on, in the background or until it is done.
@@ -253,8 +249,8 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             return
         self.recorder.event("replay_bundle", step=bundle.step, folder=str(folder))
 
-    def roll_back(self, state: State, verdict: Verdict) -> None:
-        """Go back to before a spike and leave its samples out from now on."""
+    def roll_back(self, state: State, verdict: Verdict) -> int:
+        """Go back to before a spike and leave its samples out from now on; return the way, below zero."""
         reached = state.samples_seen
         self.stream.exclude(verdict.samples)
         with self.patience("checkpoint"):
@@ -266,6 +262,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             known = _read_ranges(self._exclusions)
             ranges = [*known, [verdict.samples.start, verdict.samples.stop]]
             write_atomically(self._exclusions, json.dumps({"ranges": ranges}) + "\n")
+        return state.samples_seen - reached
 
     def close(self, state: State | None) -> None:
         """Finish what is under way."""

@@ -97,13 +97,13 @@ class Trainer:
             )
         digest = digest_of_positions(batch.seen.numpy())
         own = [float(update.loss), self.engine.own_seconds, wish, digest, len(batch.bad)]
-        with self._account.measure(label), self._account.measure("communication", inside="compute"):
-            told = ranks.table(torch.tensor(own, dtype=torch.float64, device=ranks.device))
-            self._settle_statistics(update.applied)
-        losses, seconds, wishes, digests, bad = told.T.tolist()
         with self._account.measure(label):
+            with self._account.measure("communication", inside="compute"):
+                told = ranks.table(torch.tensor(own, dtype=torch.float64, device=ranks.device))
+                self._settle_statistics(update.applied)
             if update.applied:
                 self.engine.state.update_ema()
+        losses, seconds, wishes, digests, bad = told.T.tolist()
         return PretrainResult(
             samples=batch.step_samples(ranks.world_size),
             losses=losses,

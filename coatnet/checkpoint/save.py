@@ -80,23 +80,12 @@ def write_save(
         OSError, SaveFailed: it came to nothing; whatever was written is removed.
         LeaseLost: another job has taken the run over.
     """
-    temporary = save.temporary
-    file = temporary / f"rank-{ranks.rank:05d}.safetensors"
+    file = save.temporary / f"rank-{ranks.rank:05d}.safetensors"
     try:
-        if ranks.is_main:
-            _clear_failed(save)
-        for one in snapshot:
-            if not torch.isfinite(one.data).all():
-                raise SaveFailed(f"{one.kind} {one.name} is not finite at step {save.step}")
-        with suppress(FileExistsError):  # `exist_ok` would look whether it is a folder, a thousand times
-            temporary.mkdir()
-        own_bytes = sum(one.data.numel() * one.data.element_size() for one in snapshot)
-        _require_space(save.place.parent, own_bytes * ranks.world_size)
-        written = write_rank_file(file, snapshot)
-        sync_folder(temporary)
+        written = _write_own(save, snapshot, file=file, ranks=ranks)
     except (OSError, SaveFailed) as error:  # removed, which frees the space that was missing
         if ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(save.temporary, ignore_errors=True)
         else:
             with suppress(OSError):
                 file.unlink()
@@ -109,7 +98,22 @@ def write_save(
         others = [_await_rank(save, ranks, rank, timeout_seconds) for rank in range(1, ranks.world_size)]
         _commit(save, (written, *others), check_lease)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(save.temporary, ignore_errors=True)
+
+
+def _write_own(save: Save, snapshot: list[Fragment], *, file: Path, ranks: Ranks) -> RankFile:
+    if ranks.is_main:
+        _clear_failed(save)
+    for one in snapshot:
+        if not torch.isfinite(one.data).all():
+            raise SaveFailed(f"{one.kind} {one.name} is not finite at step {save.step}")
+    with suppress(FileExistsError):  # `exist_ok` would look whether it is a folder, a thousand times
+        save.temporary.mkdir()
+    own_bytes = sum(one.data.numel() * one.data.element_size() for one in snapshot)
+    _require_space(save.place.parent, own_bytes * ranks.world_size)
+    written = write_rank_file(file, snapshot)
+    sync_folder(save.temporary)
+    return written
 
 
 def _clear_failed(save: Save) -> None:

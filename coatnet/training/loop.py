@@ -38,9 +38,7 @@ def train(run: TrainingRun[State, Result]) -> State:
             run.recorder.step(state, batch, result, bar, event=verdict.event, score=verdict.score)
             if verdict.rollback:
                 run.keep_for_replay(state, result, verdict)
-                reached = state.samples_seen
-                run.roll_back(state, verdict)
-                bar.advance(state.samples_seen - reached)
+                bar.advance(run.roll_back(state, verdict))
                 continue
             run.look_after(state, result)
 

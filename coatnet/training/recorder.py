@@ -179,14 +179,7 @@ class Recorder:
         self._show_pictures = True
         if not self._ranks.is_main:
             return
-        new = [sample for sample in bad if sample["name"] not in self._unread]
-        self._unread.update(sample["name"] for sample in new)
-        for sample in new:
-            self._run.record_event("bad_sample", during="evaluation", **sample)
-        if new:
-            self._ranks.say(
-                f"warning: images to evaluate on that cannot be read: {len(new):,}; events.jsonl names them"
-            )
+        self._name_unread(bad)
         self._metrics.scalars(
             {f"evaluate/{name}": value for name, value in figures.items()}, samples_seen=state.samples_seen
         )
@@ -195,14 +188,27 @@ class Recorder:
         self._ranks.say(f"evaluated after {state.samples_seen:,} images: {found}")
         # Drawing takes the main rank half a second, in which the others wait.
         now = time.monotonic()
-        if now - self._drawn_at < _DRAW_SECONDS and state.samples_seen < self._total:
-            return
-        self._drawn_at = now
-        with self._account.measure("evaluation"):
-            if confusion is not None:
-                picture = confusion_figure(confusion, classes)
-                self._metrics.figure("evaluate/confusion", picture, samples_seen=state.samples_seen)
-            self._metrics.figure("account", account_figure(self._history), samples_seen=state.samples_seen)
+        if now - self._drawn_at >= _DRAW_SECONDS or state.samples_seen >= self._total:
+            self._drawn_at = now
+            with self._account.measure("evaluation"):
+                self._draw(state, confusion, classes)
+
+    def _name_unread(self, bad: Sequence[Mapping[str, Any]]) -> None:
+        new = [sample for sample in bad if sample["name"] not in self._unread]
+        self._unread.update(sample["name"] for sample in new)
+        for sample in new:
+            self._run.record_event("bad_sample", during="evaluation", **sample)
+        if new:
+            self._ranks.say(
+                f"warning: images to evaluate on that cannot be read: {len(new):,}; events.jsonl names them"
+            )
+
+    def _draw(self, state: RunState, confusion: torch.Tensor | None, classes: Sequence[str]) -> None:
+        pictures = {"account": account_figure(self._history)}
+        if confusion is not None:
+            pictures["evaluate/confusion"] = confusion_figure(confusion, classes)
+        for name, picture in pictures.items():
+            self._metrics.figure(name, picture, samples_seen=state.samples_seen)
 
     def flush(self, state: RunState) -> None:
         """Hand metrics to the file system, and what the time account has come to."""

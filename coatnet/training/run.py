@@ -270,8 +270,8 @@ class TrainingRun(Generic[State, Result]):
     def keep_for_replay(self, state: State, result: Result, verdict: Verdict) -> None:
         """Keep what is needed to take a step again that was not in order."""
 
-    def roll_back(self, state: State, verdict: Verdict) -> None:
-        """Go back to before the steps that are not trusted."""
+    def roll_back(self, state: State, verdict: Verdict) -> int:
+        """Go back to before the steps that are not trusted; return the way in samples, below zero."""
         raise NotImplementedError
 
     def look_after(self, state: State, result: Result) -> None:
