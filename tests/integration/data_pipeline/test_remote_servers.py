@@ -57,6 +57,7 @@ def fetch(url: str, target: Path, *, expected: Expected = EXPECTED, attempts: in
     patience = Patience(stall_seconds=PATIENCE_SECONDS, attempts=attempts, pause=pauses.append)
     download(url, target, expected, patience=patience)
     assert target.read_bytes() == CONTENT
+    assert not list(target.parent.glob(f"{target.name}.*")), "what it was made of is gone"
     return pauses
 
 
@@ -155,8 +156,29 @@ def test_a_file_that_is_replaced_in_the_middle_of_its_transfer_is_refused(tmp_pa
     assert not list((tmp_path / "cache").rglob(f"*{NAME}"))
 
 
+@pytest.mark.parametrize(
+    ("number", "kept"), [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EIO, True)]
+)
+def test_what_fits_no_more_gives_its_room_back_and_what_fails_otherwise_is_gone_on_with(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kept: bool
+) -> None:
+    def fail_in_the_middle(*_: object) -> Iterator[bytes]:
+        yield CONTENT[:1000]
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("data_pipeline.remote.download.chunks", fail_in_the_middle)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+    assert part_path(tmp_path / NAME).exists() == kept
+    fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+    assert server.ranges.get(NAME, []) == ["bytes=1000-"] * kept
+
+
 def test_an_answer_without_an_end_does_not_fill_the_disk(server: FaultServer, tmp_path: Path) -> None:
     server.faults[NAME] = ["endless"] * 9
+    with pytest.raises(DownloadError, match="tar: longer than 200000 bytes"):
+        fetch_bytes(f"{server.url}/{NAME}", limit=200_000, patience=Patience(attempts=1))
     with pytest.raises(DownloadError, match=f"the server sends more than {len(CONTENT)} bytes"):
         fetch(f"{server.url}/{NAME}", tmp_path / NAME)
     assert not part_path(tmp_path / NAME).exists()
