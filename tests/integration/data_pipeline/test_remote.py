@@ -251,6 +251,7 @@ def test_pauses_grow_with_jitter_and_end(server: FaultServer, tmp_path: Path) ->
     assert len(pauses) == 7
     assert pauses[-1] > 5 * pauses[0]
     assert len({backoff_seconds(4) for _ in range(20)}) == 20
+    assert all(10 <= backoff_seconds(40) <= 20 for _ in range(20))
 
 
 def test_what_a_server_asks_for_is_waited_and_more_so_that_ranks_do_not_return_in_step(

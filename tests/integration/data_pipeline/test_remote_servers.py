@@ -24,7 +24,7 @@ from coatnet.runtime.endings import Unreachable, endings_in_a_line
 from data_pipeline.index import SAMPLE, ShardIndex, file_hash
 from data_pipeline.manifest import Manifest, ShardEntry
 from data_pipeline.record import BadSampleError
-from data_pipeline.remote import address
+from data_pipeline.remote import address, remote_files
 from data_pipeline.remote import cache as remote_cache
 from data_pipeline.remote.cache import Cache, part_path
 from data_pipeline.remote.download import Expected, download, fetch_bytes
@@ -240,6 +240,22 @@ def test_a_server_that_is_away_is_no_fault_of_a_sample_and_the_run_may_start_aga
     server.faults[NAME] = ["404"]
     with pytest.raises(BadSampleError, match="the server answers 404"):
         files_of(server, tmp_path).path(NAME)
+
+
+def test_a_file_that_was_missing_is_asked_for_again_after_a_minute(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(remote_files, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    server.faults[NAME] = ["404"]
+    files = files_of(server, tmp_path)
+    for seconds in (0.0, 59.0):
+        clock[0] += seconds
+        with pytest.raises(BadSampleError, match="the server answers 404"):
+            files.path(NAME)
+    assert server.requests[NAME] == 1
+    clock[0] += 2.0
+    assert files.path(NAME).read_bytes() == CONTENT
 
 
 def test_a_store_that_is_asked_ahead_survives_what_one_request_meets(

@@ -9,6 +9,7 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,25 @@ def test_a_failure_that_may_pass_is_waited_for_and_closes_no_other_shard(
     corpus.read(3, 0)
     assert pauses == [0.2, 2.0] and not failures
     assert open_shards(copied) == {0, 1, 2}
+
+
+def test_a_file_that_could_not_be_read_is_waited_for_again_after_a_minute(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, pauses, turns = [1000.0], [], []
+
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(shard_files, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pauses.append))
+    shards = OpenShards(LocalFiles(copied))
+    for seconds in (0.0, 29.0, 30.0, 61.0):
+        clock[0] += seconds
+        with pytest.raises(BadSampleError, match="Input/output error"):
+            shards.use("shard-000000.tar", lambda path: os.pread(0, 1, 0))
+        turns.append(len(pauses))
+    assert turns == [3, 3, 3, 6]
 
 
 def test_a_stale_descriptor_is_let_go_of_and_not_tried_again_for_each_sample(
