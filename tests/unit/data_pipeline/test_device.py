@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch, Tail
 from data_pipeline.counter import uniforms
-from data_pipeline.device import augmented, normalise
+from data_pipeline.device import TrainTransform, as_pictures, augmented, normalise
 from data_pipeline.erasing import erase
 from data_pipeline.mixing import draw_mixing
 
@@ -168,3 +169,42 @@ def test_an_erased_rectangle_is_what_its_definition_makes_of_the_draws() -> None
         if coin < 0.9:
             expected[:, top : top + high, left : left + wide] = 0
         assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_model_takes_rows_of_a_batch_as_if_they_were_all_of_it_and_a_tails_weights_with_them(
+    filled: bool,
+) -> None:
+    images, labels, keys = batch(24)
+    tail = Tail(10, torch.arange(24.0)) if filled else None
+    whole, rows = Batch(images, labels, torch.arange(24), keys, tail=tail), slice(8, 16)
+    augment, device = everything(mixup=0.8), torch.device("cpu")
+    transform = TrainTransform(augment, device=device, num_classes=CLASSES, group_images=4)
+    pixels, targets, taken, weights = transform(whole, rows)
+    expected = augmented(images[rows], labels[rows], keys[rows], augment, num_classes=CLASSES, group_images=4)
+    assert torch.equal(pixels, expected[0]) and torch.equal(targets, expected[1])
+    assert torch.equal(taken, keys[rows])
+    assert weights is None if tail is None else torch.equal(weights, tail.weights[rows])
+
+
+def test_pictures_are_the_first_sixteen_of_what_a_model_takes_in_whole_groups() -> None:
+    images, labels, keys = batch(24)
+    augment = AugmentConfig(mixup=0.8)
+    whole = Batch(images, labels, torch.arange(24), keys)
+    for group, count in ((4, 16), (12, 24)):
+        transform = TrainTransform(
+            augment, device=torch.device("cpu"), num_classes=CLASSES, group_images=group
+        )
+        pixels, *_ = transform(whole, slice(0, count))
+        found = transform.pictures(whole)
+        assert found.shape == (16, 24, 24, 3) and 0 <= found.min() < found.max() <= 1
+        assert torch.equal(found, as_pictures(pixels[:16], augment))
+
+
+def test_pictures_of_what_was_not_augmented_are_the_images() -> None:
+    images, labels, keys = batch(3)
+    transform = TrainTransform(
+        AugmentConfig(), device=torch.device("cpu"), num_classes=CLASSES, group_images=1
+    )
+    found = transform.pictures(Batch(images, labels, torch.arange(3), keys))
+    torch.testing.assert_close(found, images / 255, atol=1e-6, rtol=0)

@@ -36,3 +36,9 @@ def test_each_evaluated_image_is_its_records_also_beside_bad_ones(
     assert np.array_equal(torch.cat([one.images for one in batches]).numpy(), pixels[good])
     assert torch.cat([one.labels for one in batches]).tolist() == [records[number].label for number in good]
     assert [sample.position for one in batches for sample in one.bad] == [3, 30]
+
+
+def test_a_rank_says_how_many_images_it_has(shard_folder: Path) -> None:
+    corpus = Corpus.open(shard_folder)
+    ranks = [EvaluateLoader(corpus, AUGMENT, batch=16, rank=rank, world_size=7) for rank in range(7)]
+    assert [one.samples for one in ranks] == [17, 17, 17, 17, 17, 17, 18]
