@@ -32,6 +32,7 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
         assert not met
     assert met == [(1, True)]
     assert run.watchdog._held == 0 and not run.watchdog._lenient
+    run.watchdog.stop()
     run.account.close()
 
 
@@ -42,6 +43,7 @@ def test_a_rank_that_was_told_to_stop_asks_nobody_to_wait_for_its_data(tmp_path:
     assert run.excuses() == {WAITS: "rank 0 waits"}
     stop.request("SIGUSR1")
     assert run.excuses() == {}
+    run.watchdog.stop()  # it would answer the stop into another test
     run.account.close()
 
 
