@@ -68,7 +68,4 @@ def make_corpus(
                 bar.advance(result.images)
                 budget.count(result)
         in_order = [results[name] for name in names]
-        source = {**source, "plan": plan}
-        manifest = commit(destination, listing, in_order, dropped=dropped, source=source)
-        journal.close()
-    return manifest
+        return commit(destination, listing, in_order, dropped=dropped, source={**source, "plan": plan})

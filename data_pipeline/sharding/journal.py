@@ -48,6 +48,7 @@ def journal_in(destination: Path, *, plan: str) -> Iterator[Journal]:
             for orphan in place.glob(".*.tmp"):
                 orphan.unlink(missing_ok=True)
         yield Journal(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # the manifest says it all
 
 
 class Journal:
@@ -72,7 +73,3 @@ class Journal:
         """Record a finished shard."""
         path = self._folder / f"{Path(result.entry.name).stem}.json"
         write_whole(path, json.dumps(asdict(result), ensure_ascii=False).encode("utf-8", "surrogateescape"))
-
-    def close(self) -> None:
-        """Remove the record: the manifest says it all."""
-        shutil.rmtree(self._folder, ignore_errors=True)
