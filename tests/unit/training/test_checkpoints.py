@@ -107,3 +107,54 @@ def test_progress_that_this_version_does_not_know_is_refused(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"step-00000001: was written by another version .*'best_top1'"):
         checkpoints.resume()
     checkpoints.store.close()
+
+
+@pytest.mark.parametrize(
+    ("facts", "refusal"),
+    [
+        ({"kind": "pretrain"}, "was written by pretrain, not by finetune"),
+        ({"kind": "finetune", "group_images": 8}, "norm.group_images is None, but the run began with 8"),
+    ],
+)
+def test_a_run_does_not_go_on_from_another_kind_or_other_groups(
+    tmp_path: Path, facts: dict[str, Any], refusal: str
+) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    store = CheckpointStore(tmp_path / "new", ranks=Ranks.single())
+    store.save(step=1, samples_seen=8, fragments=[], facts={**facts, "data": {}, "progress": {}})
+    store.close()
+    with pytest.raises(UserError, match=refusal):
+        checkpoints.resume()
+    checkpoints.store.close()
+
+
+def test_a_save_by_the_clock_falls_due_again_so_long_after_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"now": 1000.0}
+    monkeypatch.setattr("coatnet.training.checkpoints.time", SimpleNamespace(monotonic=lambda: clock["now"]))
+    by_clock = checkpoints_in(tmp_path / "clock", SaveConfig(every="10 minutes"))
+    by_steps = checkpoints_in(tmp_path / "steps", SaveConfig(every="1 steps"))
+    due = []
+    for clock["now"] in (1000.0, 1599.0, 1600.0):
+        due.append(by_clock.time_is_up)
+    by_clock.save(RunState(step=1))
+    assert [*due, by_clock.time_is_up, by_steps.time_is_up] == [False, False, True, False, False]
+    for checkpoints in (by_clock, by_steps):
+        checkpoints.store.close()
+
+
+def test_a_run_is_done_only_with_its_last_state_saved_and_goes_back_only_to_what_is_there(
+    tmp_path: Path,
+) -> None:
+    checkpoints, state = checkpoints_in(tmp_path), RunState(step=1)
+    with pytest.raises(UserError, match="of step 1, could not be saved"):
+        checkpoints.require(state)
+    assert not checkpoints.reach_before(2) and checkpoints.newest_path() is None
+    checkpoints.save(state)
+    assert checkpoints.reach_before(2) and not checkpoints.reach_before(1)
+    checkpoints.require(state)
+    assert checkpoints.newest_path() == checkpoints.store.path(1)
+    with pytest.raises(UserError, match="no checkpoint from before step 1 to go back to"):
+        checkpoints.restore(before=1)
+    checkpoints.store.close()
