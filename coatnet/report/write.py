@@ -191,7 +191,8 @@ def _story(record: RunRecord) -> str:
         said.append("No interruption.")
     said += [block.text for block in _continuity(record)]
     trouble = [f"{label}: {times:,}" for label, times in _troubles(record)]
-    said.append("; ".join(trouble) + "." if trouble else _NO_TROUBLE)
+    told = "; ".join(trouble)
+    said.append(f"{told[0].upper()}{told[1:]}." if told else _NO_TROUBLE)
     reason = record.markers.get(record.state, {}).get("reason")
     if reason:
         said.append(f"The run is {record.state}: {reason}.")

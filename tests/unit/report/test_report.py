@@ -242,7 +242,7 @@ def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_wen
     run.mark("done")
     top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
     assert (
-        "rollbacks: 1; ends by an error: 1." in top
+        "Rollbacks: 1; ends by an error: 1." in top
         and "It ended" not in top
         and "No refused" not in top
         and "sign of life" not in top
