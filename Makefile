@@ -3,6 +3,7 @@
 #   make test         install what tests need, then lint, types and every test
 PYTHON ?= python3
 VENV   := .venv
+CONSTRAINTS := constraints.txt
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
@@ -12,10 +13,11 @@ export DS_BUILD_OPS = 0
 # Compiled tests are kept: to rewrite their assertions takes longer than to collect them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test campaigns slurm-scenarios test-unit lint types install clean system-packages
+.PHONY: help quickstart test campaigns slurm-scenarios test-unit test-lowest lint types install clean system-packages
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "test-unit         the tests that take seconds"
+	@echo "test-lowest       the same with the oldest libraries that pyproject.toml allows, in an environment of its own"
 	@echo "campaigns         kills, crash states, every SLURM scenario, the quickstart as a test"
 	@echo "slurm-scenarios   every SLURM scenario, with the table of benchmarks/slurm.md"
 	@echo "lint, types       ruff; mypy"
@@ -32,6 +34,12 @@ test: system-packages $(VENV)/.test lint types
 
 test-unit: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS) -m "not slow and not campaign"
+
+LOWEST := build/lowest
+test-lowest: $(VENV)/.test
+	@mkdir -p $(LOWEST)
+	$(BIN)/python .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(MAKE) test-unit VENV=$(LOWEST)/venv CONSTRAINTS=$(LOWEST)/constraints.txt
 
 # Longer than a commit should wait for; the tables lie in benchmarks/.
 campaigns: system-packages $(VENV)/.test
@@ -67,18 +75,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and alone: the pin takes the build that the machine has (CPU or CUDA), and nothing else may move it.
-$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt setuptools wheel numpy torch
+$(VENV)/.torch: $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) setuptools wheel numpy torch
 	@touch $@
 
 $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py $(wildcard */*/csrc/*)
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[quickstart]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[quickstart]'
 	@touch $@
 
 # timm comes without its dependencies: torchvision has no CPU build everywhere, and the tests stub what is missing.
 $(VENV)/.test: $(VENV)/.quickstart
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
-	$(PIP) install --quiet --constraint constraints.txt --no-deps timm
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[test]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-deps timm
 	@touch $@
 
 clean:

@@ -133,10 +133,9 @@ def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
         key, equals, _ = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"override {item!r}: expected key.sub=value")
+        item.encode()  # raises of bytes that are not UTF-8: `coatnet.commands` says so
         try:
             layers.append((OmegaConf.from_dotlist([item]), f"override {item!r}"))
-        except UnicodeEncodeError:  # bytes that are not UTF-8: `coatnet.commands` says so
-            raise
         except _UNREADABLE as error:
             raise ConfigError(f"override {item[:_SHOWN]!r}: {_reason(error)}") from None
     return layers
