@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from cluster.planning.estimate import make_plan
 from cluster.planning.hardware import load_hardware
+from cluster.planning.memory import Layout
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView
 from coatnet.model.config import ModelConfig
@@ -56,22 +57,26 @@ def cell(apart: Plan, beside: Plan, *, alone: Plan) -> str:
 
 def recipe(number: int, *, gpus: int, overlap: bool) -> RecipeView:
     """Return a compiled ZeRO-1 run under autocast of one model at 224 px, in micro-batches of up to 64."""
+    layout = Layout(
+        world_size=1, zero_stage=1, micro_batch=1, precision="autocast", compiled=True, overlap=overlap
+    )
     return RecipeView(
         model=ModelConfig(name=f"coatnet_{number}", num_classes=21841),
         image_size=224,
         global_batch=GLOBAL_BATCH,
         micro_batch=min(64, GLOBAL_BATCH // gpus),
-        precision="autocast",
-        zero_stage=1,
-        overlap=overlap,
-        bucket_elements=200_000_000,
-        checkpointing=(),
-        ema=False,
-        compiled=True,
-        fused=False,
-        epoch_samples=14_197_122,
+        layout=layout,
         total_samples=SAMPLES,
         shards=None,
+        group_images=None,
+        mixed=False,
+        is_pretraining=True,
+        sample_bytes=None,
+        evaluation_samples=0,
+        evaluate_every=None,
+        kept=1,
+        frozen=(),
+        batch_changes=(),
     )
 
 
