@@ -1,6 +1,6 @@
-"""Print constraints for the oldest versions that pyproject.toml allows; what a machine brings stays as tested.
+"""Print pins for the oldest versions that pyproject.toml allows; torch, Triton and timm stay as tested.
 
-    make test-lowest
+make test-lowest
 """
 
 from __future__ import annotations
