@@ -48,7 +48,7 @@ def campaign(folder: Path, *, trials: int, seed: int) -> dict[str, object]:
     path = shards / whole.manifest.shards[0].name
     original, other = path.read_bytes(), (shards / whole.manifest.shards[1].name).read_bytes()
     starts = [int(offset) for offset in whole.index(0).samples["offset"]]
-    written = [whole.read(0, index).payload for index in range(len(starts))]
+    written = [bytes(whole.read(0, index).payload) for index in range(len(starts))]
     draw = random.Random(seed)
     accepted = dict.fromkeys(KINDS, 0)
     peer_wrong = peer_trials = 0

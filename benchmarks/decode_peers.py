@@ -62,6 +62,7 @@ def _opencv_area(payload: bytes, box: list[int], flip: bool, out: np.ndarray) ->
     cv2.setNumThreads(1)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(payload, np.uint8), flags)
+    assert image is not None
     _finish_opencv(image, box, flip, out, cv2.INTER_AREA)
 
 
@@ -167,7 +168,8 @@ def _one_by_one(
 
 
 def _finish(image: Image.Image, box: list[int], flip: bool, out: np.ndarray) -> None:
-    pixels = np.asarray(image.crop(tuple(box)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    left, top, right, bottom = box
+    pixels = np.asarray(image.crop((left, top, right, bottom)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     out[:] = pixels[:, ::-1] if flip else pixels
 
 

@@ -207,7 +207,7 @@ def commands(folder: Path, table: Table) -> None:
     images, run = folder / "images", folder / "run"
     command = [sys.executable, "-m", "coatnet.cli", "pretrain", str(folder / "config.yaml")]
     command += [f"data.train=[{{path: {images}}}]", f"data.evaluate={images}", f"run.directory={run}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = [subprocess.Popen(command, **quiet) for _ in range(2)]
     table.owners([one.wait() for one in started])
     epochs = {Checkpoint(path).manifest.epoch for path in (run / "checkpoints").glob("step-*")}

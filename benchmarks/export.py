@@ -85,7 +85,11 @@ def measure(name: str, *, px: int, batches: list[int], rounds: int) -> list[dict
 
         # One graph for each batch size: torch at its best, while the ONNX graph has a free one.
         compiled = torch.compile(classifier.model, dynamic=False)
-        ways = {"eager": classifier.model, "compiled": compiled, "onnxruntime": in_onnxruntime}
+        ways: dict[str, Callable[[Tensor], Tensor]] = {
+            "eager": classifier.model,
+            "compiled": compiled,
+            "onnxruntime": in_onnxruntime,
+        }
         return [compare(ways, config, px=px, batch=batch, rounds=rounds) for batch in batches]
 
 

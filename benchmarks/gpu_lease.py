@@ -148,7 +148,8 @@ def fused(bench: Bench) -> Iterator[Case]:
         for way in _WAYS:
 
             def block(stage: str = stage, side: int = side, way: str = way) -> Row:
-                one: Any = build_model(config, device=bench.device, seed=0).train().stages[stage][-1]
+                stages: Any = build_model(config, device=bench.device, seed=0).train().stages
+                one = stages[stage][-1]
                 if way == "joined":
                     one.fuse()
                 if bench.sizes.compile:
@@ -229,9 +230,8 @@ def attention(bench: Bench) -> Iterator[Case]:
                 leaves = [leaf for leaf in (q, k, v, bias) if kernel is not _cudnn or leaf is not bias]
                 gradients = torch.autograd.grad(y, leaves, down, retain_graph=True)
                 few = slice(0, 1)
-                exact = plain_attention(
-                    *(t[few].detach().double() for t in (q, k, v)), bias.detach().double()
-                )
+                q64, k64, v64, bias64 = (t.detach().double() for t in (q[few], k[few], v[few], bias))
+                exact = plain_attention(q64, k64, v64, bias64)
                 back = bench.seconds(
                     lambda: torch.autograd.grad(y, leaves, down, retain_graph=True), together=_TOGETHER
                 )
@@ -266,7 +266,7 @@ def stages(bench: Bench) -> Iterator[Case]:
             f"{config.name} b{batch} step",
             lambda: whole_step(bench, model, batch=batch, px=bench.sizes.px, macs=macs),  # noqa: B023
         )
-        parts = {"S0": [model.stem], **{name: list(stage) for name, stage in model.stages.items()}}
+        parts: dict[str, Any] = {"S0": [model.stem], **model.stages}
         plan, side = architecture(config), bench.sizes.px
         widths = {"S0": plan.stem_width, **{stage.name: stage.runs[-1].width for stage in plan.stages}}
         x = bench.random(batch, side, side, 3)

@@ -135,11 +135,11 @@ def parts(name: str, *, batch: int, px: int) -> Iterator[Part]:
     yield Part("S0", model.stem, (batch, px, px, 3), 1)
     side, width = px // 2, architecture(config).stem_width
     for stage, blocks in model.stages.items():
-        yield Part(f"{stage}.0", blocks[0], (batch, side, side, width), 1)  # type: ignore[index,arg-type]
+        yield Part(f"{stage}.0", blocks[0], (batch, side, side, width), 1)  # type: ignore[index]
         side, width = side // 2, widths[stage]
         rest = len(blocks) - 1  # type: ignore[arg-type]
         if rest:
-            yield Part(f"{stage}.1", blocks[1], (batch, side, side, width), rest)  # type: ignore[index,arg-type]
+            yield Part(f"{stage}.1", blocks[1], (batch, side, side, width), rest)  # type: ignore[index]
 
 
 def kernels(part: Part, *, way: str) -> list[Kernel]:

@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     coatnet.training.recorder._RECORD_SECONDS = 0.0  # each step is recorded, so that each can be compared
-    MetricsLog.figure = MetricsLog.images = lambda self, *given, **named: None  # type: ignore[method-assign]
+    MetricsLog.figure = MetricsLog.images = lambda self, *given, **named: None  # type: ignore[method-assign,assignment]
     found: dict[str, Any] = {"trials": options.trials, "interruptions": 0, "failed": []}
     with tempfile.TemporaryDirectory(prefix="histories-") as name:
         data = Path(name) / "data"

@@ -42,8 +42,8 @@ def compare(trial: Trial, alone: Path, run: Path) -> None:
         raise Disturbed(f"lost or other steps: {told}")
     differing = [key for key in one if one[key] != other.get(key)] if not trial.elastic else []
     if differing or one.keys() != other.keys():
-        told = [f"{key}: {one[key]} / {other.get(key)}"[:300] for key in differing[:3]]
-        raise Disturbed(f"{len(differing)} of {len(one)} differ: {told}")
+        values = [f"{key}: {one[key]} / {other.get(key)}"[:300] for key in differing[:3]]
+        raise Disturbed(f"{len(differing)} of {len(one)} differ: {values}")
     if trial.stage == "pretrain" and not other["every_sample_once"]:
         raise Disturbed("not every sample came once")
     lives = read_lives(run / "account")

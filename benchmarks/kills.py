@@ -203,7 +203,7 @@ def start_forked(work: Callable[[], int], run: Path) -> Forked:
     def supervise() -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        coatnet.runtime.launch._start_rank = forked_rank
+        coatnet.runtime.launch._start_rank = forked_rank  # type: ignore[assignment]
         return work()
 
     with log:

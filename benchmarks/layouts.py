@@ -15,6 +15,7 @@ import tarfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -35,7 +36,7 @@ PEAK, MINIMUM, WEIGHT_DECAY, SMOOTHING, WARMUP_SHARE = 2e-3, 1e-5, 0.05, 0.1, 0.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _WIDTHS = [8, 16, 32, 64, 96]
 # About 0.3 M parameters and 5 M multiply-adds at 64 px each; the depths were chosen for that alone.
-MINIATURES = {
+MINIATURES: dict[str, dict[str, Any]] = {
     "ViT-REL": {"name": "vit_rel", "depths": [1, 5], "widths": [64, 64]},
     "C-C-C-C": {"layout": "C-C-C-C", "depths": [1, 1, 2, 4, 1], "widths": _WIDTHS},
     "C-C-C-T": {"layout": "C-C-C-T", "depths": [1, 1, 3, 3, 1], "widths": _WIDTHS},

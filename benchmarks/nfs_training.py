@@ -42,7 +42,12 @@ def train(cluster: Cluster, folder: Path, table: Table) -> None:
     cluster.server.run("cp", "-r", folder / "config.yaml", folder / "shards", MOUNT)
 
     def begin() -> list[Command]:
-        place = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 29500}
+        place: dict[str, object] = {
+            "WORLD_SIZE": 2,
+            "LOCAL_RANK": 0,
+            "LOCAL_WORLD_SIZE": 1,
+            "MASTER_PORT": 29500,
+        }
         place |= {"MASTER_ADDR": cluster.nodes[0].name, "GLOO_SOCKET_IFNAME": "eth0"}
         words = [sys.executable, "-m", "coatnet.cli", "pretrain", *arguments_of(MOUNT, run)]
         words.append(f"guard.start_seconds={_START_SECONDS}")

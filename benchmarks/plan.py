@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--freeze", nargs="+", default=[], help="with --finetune: parts that do not learn")
     parser.add_argument("--rounds", type=int, default=1, help="how often to go through the cases")
     options = parser.parse_args()
-    cases = CASES
+    cases: tuple[Case, ...] = CASES
     command = "finetune" if options.finetune else "pretrain"
     if options.hardware is None:
         compare: Compare = compare_cores

@@ -91,7 +91,7 @@ def install(library: str) -> None:
     cuda.get_rng_state_all = lambda: [cuda.get_rng_state()]
     cuda.default_generators = (torch.default_generator,)
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: 0
-    torch._C._cuda_getCurrentRawStream = lambda *_: 0  # type: ignore[attr-defined]
+    torch._C._cuda_getCurrentRawStream = lambda *_: 0
     for place in (cuda, cuda.memory):
         _answer_for_memory(place, device)
     _name_streams(torch)
@@ -112,7 +112,9 @@ def answer_for_card() -> None:
     for name, answer in _ANSWERS.items():
         setattr(cuda, name, lambda *_, answer=answer, **__: answer)
     cuda.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
-    autocast.amp_definitely_not_available = cuda.amp.common.amp_definitely_not_available = lambda: False
+    places: list[Any] = [autocast, cuda.amp.common]
+    for place in places:
+        place.amp_definitely_not_available = lambda: False
 
 
 def _answer_for_memory(place: Any, device: Any) -> None:
