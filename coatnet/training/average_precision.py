@@ -32,7 +32,7 @@ class Ranking:
 
         Shape: scores (k, N), present bool (k, N).
         """
-        steps = torch.searchsorted(self._steps, scores.flatten(), right=True).numpy()
+        steps = torch.searchsorted(self._steps, scores.flatten().contiguous(), right=True).numpy()
         hits = present.flatten().nonzero()[:, 0].numpy()
         for positive, all_, times in zip(*self._counts, self._each_draw(), strict=True):
             weights = None if times is None else np.tile(times, len(scores)).astype(np.float64)
