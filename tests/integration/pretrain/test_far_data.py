@@ -110,7 +110,11 @@ def test_so_it_is_where_the_store_was_away_from_the_start(
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "every"),
-    [(1, 1, 6), (2, 1, STEPS), pytest.param(2, 3, 6, marks=pytest.mark.campaign)],
+    [
+        pytest.param(1, 1, 6, marks=pytest.mark.campaign),
+        (2, 1, STEPS),
+        pytest.param(2, 3, 6, marks=pytest.mark.campaign),
+    ],
     ids=["alone", "at the end", "where passes are collective"],
 )
 def test_so_it_is_in_an_evaluation_which_the_next_life_does_with_the_same_figures(
