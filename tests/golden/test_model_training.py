@@ -25,6 +25,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_twenty_steps_give_the_recorded_losses(one_thread: None) -> None:
     config = ModelConfig(
         depths=[1, 1, 1, 2, 1],

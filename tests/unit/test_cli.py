@@ -88,6 +88,7 @@ def test_every_command_is_listed_without_importing_torch() -> None:
         assert name.split(".")[0] in done.stdout
 
 
+@pytest.mark.slow
 def test_a_wrong_config_is_one_line_on_stderr_and_status_two() -> None:
     done = coatnet("pretrain", "no_such_config.yaml")
     assert done.returncode == 2
@@ -170,6 +171,7 @@ def test_a_shell_is_told_how_a_line_goes_on(
     assert (done.stdout.split(), done.stderr) == (offered, "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_went_away_is_not_worth_a_word() -> None:
     for words in (["--help"], ["inspect", "model", "coatnet_0", "--json"]):
         done = subprocess.Popen(

@@ -20,6 +20,7 @@ def rows(page: str, pattern: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|") and re.search(pattern, line)]
 
 
+@pytest.mark.slow
 def test_the_familys_plan_is_what_its_command_prints(
     load_benchmark: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:

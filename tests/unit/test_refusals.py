@@ -235,6 +235,7 @@ int cuDeviceGetCount(int *count) { *count = 3; return 0; }
 WITH_GPUS = "import coatnet.runtime.launch as launch\nlaunch.version = lambda name: '2.13.0'\n"
 
 
+@pytest.mark.slow
 def test_a_batch_that_this_machines_gpus_cannot_share_is_told_before_torch_is_loaded(
     folders: dict[str, str], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def cluster(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -
     return Cluster(tmp_path, program)
 
 
+@pytest.mark.slow
 def test_stages_wait_for_those_before_them_by_slurms_own_dependencies(cluster: Cluster) -> None:
     cluster.stages(c="a b requeue", a="requeue", b="requeue")
     assert cluster.submit() == {"a": "10", "b": "11", "c": "12"}
@@ -115,6 +116,7 @@ def test_a_stage_is_submitted_although_the_weights_that_it_begins_from_are_not_t
     assert cluster.submit() == {"first": "10", "second": "11"}
 
 
+@pytest.mark.slow
 def test_what_is_done_is_left_out_and_what_is_queued_is_waited_for(cluster: Cluster) -> None:
     cluster.stages(a="requeue", b="requeue", c="a b requeue", d="c requeue")
     cluster.submit()
@@ -126,6 +128,7 @@ def test_what_is_done_is_left_out_and_what_is_queued_is_waited_for(cluster: Clus
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_behind_a_chain_is_held_until_its_last_life_releases_it(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue", c="b requeue")
     cluster.submit()
@@ -136,6 +139,7 @@ def test_what_is_behind_a_chain_is_held_until_its_last_life_releases_it(cluster:
     assert cluster.behind("a") == (["11"], []) and cluster.behind("b") == ([], [])
 
 
+@pytest.mark.slow
 def test_of_chains_behind_chains_only_the_first_may_start(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a chain", c="b chain")
     cluster.submit()
@@ -143,6 +147,7 @@ def test_of_chains_behind_chains_only_the_first_may_start(cluster: Cluster) -> N
     assert cluster.behind("a") == (["11"], ["12"]) and cluster.behind("b") == (["12"], [])
 
 
+@pytest.mark.slow
 def test_a_failure_before_a_chain_takes_along_what_is_held_behind_it(cluster: Cluster) -> None:
     cluster.stages(a="requeue", b="a chain", c="b requeue")
     cluster.submit()
@@ -153,6 +158,7 @@ def test_a_failure_before_a_chain_takes_along_what_is_held_behind_it(cluster: Cl
     assert cluster.behind("a") == ([], ["12"]) and cluster.behind("b") == (["12"], [])
 
 
+@pytest.mark.slow
 def test_what_is_queued_later_behind_a_chain_that_runs_is_known_to_it(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue")
     cluster.submit()
@@ -162,6 +168,7 @@ def test_what_is_queued_later_behind_a_chain_that_runs_is_known_to_it(cluster: C
     assert cluster.behind("a") == (["12"], [])
 
 
+@pytest.mark.slow
 def test_what_is_still_held_waits_for_the_chain_that_is_submitted_anew(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue")
     cluster.submit()
@@ -180,6 +187,7 @@ def test_what_is_still_held_behind_a_chain_that_is_done_is_released(cluster: Clu
     assert cluster.heard() == ["scontrol release 11"]
 
 
+@pytest.mark.slow
 def test_what_is_held_behind_a_chain_that_nobody_runs_is_told_with_a_remedy(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a chain", c="b requeue")
     cluster.submit()
@@ -217,6 +225,7 @@ def test_what_is_done_already_waits_for_no_chain_before_it(cluster: Cluster) -> 
     assert cluster.submit() == {"a": "10", "b": "done"} and cluster.behind("a") == ([], [])
 
 
+@pytest.mark.slow
 def test_a_chain_that_ends_while_the_next_stage_is_queued_releases_it_all_the_same(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue")
     cluster.submit()
@@ -229,6 +238,7 @@ def test_a_chain_that_ends_while_the_next_stage_is_queued_releases_it_all_the_sa
     assert cluster.heard() == ["sbatch --hold b", "scontrol release 10", "scontrol release 12"]
 
 
+@pytest.mark.slow
 def test_stages_before_one_that_slurm_refuses_are_not_left_held(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a requeue", c="a requeue")
     refuse = 'case "$*" in */c/*) echo "error: no" >&2; exit 1;; */a/*) echo 10;; *) echo 11;; esac'
@@ -238,6 +248,7 @@ def test_stages_before_one_that_slurm_refuses_are_not_left_held(cluster: Cluster
     assert cluster.heard()[-1] == "scontrol release 10" and cluster.behind("a") == (["11"], [])
 
 
+@pytest.mark.slow
 def test_cancelling_a_chain_cancels_what_is_held_behind_it(cluster: Cluster) -> None:
     cluster.stages(a="chain", b="a chain", c="b requeue")
     cluster.submit()
@@ -324,6 +335,7 @@ def test_a_file_with_stages_is_a_pipeline(tmp_path: Path, name: str, text: str, 
     assert not is_pipeline(tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.slow
 def test_the_pipeline_that_is_shipped_can_be_submitted_by_the_site_file_that_is(tmp_path: Path) -> None:
     configs = Path(__file__).parents[3] / "configs" / "cluster"
     for site in (SiteConfig(), SiteConfig(continuation="chain"), load_site(configs / "site.yaml")):

@@ -353,6 +353,7 @@ def test_the_table_shows_every_component_the_sum_and_the_largest_micro_batch(
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_pure_json_without_torch(config: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['deepspeed'] = None\n"

@@ -53,6 +53,7 @@ def test_what_is_said_to_fit_fits_when_it_is_planned(
         assert not plan_of(command, config, [*given, f"train.micro_batch={larger}"])[0].fits
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_what_fits_and_of_what_nothing_mends(tmp_path: Path) -> None:
     config = written("pretrain", 7, 8, gpus=8, folder=tmp_path)
     plan, _ = plan_of("pretrain", config, ["hardware=h200"])
@@ -66,6 +67,7 @@ def test_nothing_is_said_of_what_fits_and_of_what_nothing_mends(tmp_path: Path) 
     assert not plan.fits and advice_of("pretrain", config, [f"hardware={small}"], plan=plan) == ([], {})
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_remedies_and_lists_them_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +88,7 @@ SLOW = (
 )
 
 
+@pytest.mark.slow
 def test_what_is_said_to_be_quicker_is_by_as_much_when_it_is_planned(tmp_path: Path) -> None:
     config, given = tmp_path / "config.yaml", ["hardware=h100", "nodes=8"]
     config.write_text(SLOW + "precision: autocast\nzero: {stage: 2}\n")

@@ -132,6 +132,7 @@ def test_a_successor_sees_that_the_job_before_it_was_cancelled_or_failed(
     assert succession(tmp_path, mode).end_before() == expected
 
 
+@pytest.mark.slow
 def test_a_failed_run_asks_again_to_end_its_successor_while_the_controller_is_away(
     tmp_path: Path, heard: Heard, program: Callable[[str, str], None]
 ) -> None:

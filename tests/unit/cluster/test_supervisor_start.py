@@ -135,6 +135,7 @@ def test_what_all_nodes_find_alike_is_no_nodes_fault(machine: Machine) -> None:
     assert machine.heard()[1:] == [] and machine.history.excluded() == {}
 
 
+@pytest.mark.slow
 def test_one_node_after_the_other_that_finds_the_same_is_no_nodes_fault(machine: Machine) -> None:
     for node in ("n1", "n2", "n3"):
         machine.nodes = [node]

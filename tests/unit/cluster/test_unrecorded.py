@@ -35,6 +35,7 @@ def knows(program: Program, script: Path, *, state: str = "PENDING") -> None:
     program("squeue", f"echo '9|9|N/A|{state}|None|{script}'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [

@@ -66,6 +66,7 @@ def outcome(payload: bytes) -> tuple[str | None, np.ndarray | None]:
     return (verdict.kind if verdict else None), (out[0] if verdict is None or verdict.usable else None)
 
 
+@pytest.mark.slow
 def test_every_odd_image_meets_its_expectation() -> None:
     images = collection()
     assert len(images) > 250

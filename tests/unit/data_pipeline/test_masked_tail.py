@@ -40,6 +40,7 @@ def batches(folder: Path, *, count: int, start: int = 0, **options: object) -> l
         return [next(stream) for _ in range(count)]
 
 
+@pytest.mark.slow
 @given(
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any),
     shares=st.integers(1, 5),

@@ -26,6 +26,7 @@ def sample_numbers(order: Order, counts: list[int], positions: np.ndarray) -> np
     return (np.cumsum(counts) - counts)[places.shard] + places.index
 
 
+@pytest.mark.slow
 @given(
     counts=ragged, seed=st.integers(0, 2**40), lanes=st.sampled_from([1, 6, 240]), window=st.integers(1, 6)
 )

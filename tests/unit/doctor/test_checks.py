@@ -9,6 +9,7 @@ import pytest
 from coatnet.doctor import checks
 
 
+@pytest.mark.slow
 def test_every_finding_says_what_was_found() -> None:
     findings = checks.run_checks()
     names = [finding["name"] for finding in findings]

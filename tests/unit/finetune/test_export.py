@@ -143,6 +143,7 @@ def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tm
         assert (peer(images) - own_answers(tmp_path / "own", images)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_export_for_timm_of_a_network_that_timm_has_no_name_for_is_not_taken_for_timms_own(
     tmp_path: Path,
 ) -> None:

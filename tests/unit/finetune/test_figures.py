@@ -53,6 +53,7 @@ def test_figures_of_four_samples() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_pairs_that_occur_are_told_and_no_table_is_made(tmp_path: Path) -> None:
     classes, generator = 21_841, np.random.default_rng(0)
     label, guess = generator.integers(classes, size=(2, 5000))

@@ -234,6 +234,7 @@ def test_evaluate_counts_every_image_once_whatever_the_batch(model: Path, tagged
         assert other["ece"] == pytest.approx(found[0]["ece"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_table_and_the_files_have_no_confusion_and_the_plot_is_of_map(
     model: Path,
     tagged: Path,

@@ -105,6 +105,7 @@ def test_one_all_reduce_carries_all_layers() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_groups_are_cut_alike_where_the_cpus_kernel_does_not_fit() -> None:
     x = images(8)[:, :2]  # fewer rows than images in a group
     torch.testing.assert_close(make()(x.double()).float(), make()(x.contiguous()))

@@ -23,6 +23,7 @@ def test_the_fusible_pooling_has_the_bits_of_torchs_also_where_values_are_equal(
     assert torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.slow
 def test_a_compiled_pooling_takes_the_fusible_form_where_a_gradient_is_wanted() -> None:
     graphs: list[str] = []
 

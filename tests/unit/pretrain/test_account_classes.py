@@ -29,6 +29,7 @@ def callbacks() -> Iterator[None]:
     callback_handler.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("callbacks")
 def test_a_compilation_counts_to_compile_and_not_to_the_step_around_it(account: TimeAccount) -> None:
     on_compilation(lambda: account.enter("compile"), account.leave)

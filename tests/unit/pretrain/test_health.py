@@ -117,6 +117,7 @@ def trace(window: range, folder: Path, *, first: int = 1) -> StepProfiler:
     return profiler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "first"), [(range(1, 3), 1), (range(2, 4), 1), (range(2, 4), 3)])
 def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
     tmp_path: Path, window: range, first: int, capfd: pytest.CaptureFixture[str]

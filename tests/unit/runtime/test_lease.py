@@ -111,6 +111,7 @@ def test_a_holder_has_several_beats_to_be_heard_and_a_job_its_answer_within_five
     assert 3 * module._BEAT_SECONDS < module._SILENCE_SECONDS < 5 - 2 * module._BEAT_SECONDS / 4
 
 
+@pytest.mark.slow
 def test_a_holder_on_another_host_that_beats_is_respected_and_a_silent_one_is_not(
     far: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_holder_on_another_host_that_beats_is_respected_and_a_silent_one_is_no
     lease.release()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_one_that_died_while_it_took_the_lease_is_waited_for_and_then_succeeded(tmp_path: Path) -> None:
     (tmp_path / "lease").mkdir()

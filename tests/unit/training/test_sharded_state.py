@@ -85,6 +85,7 @@ def saved(folder: Path, fragments: list[Fragment]) -> Checkpoint:
     return Checkpoint(store.path(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 20])
 def test_the_pieces_of_all_ranks_are_the_state_however_many_there_are(world_size: int, bf16: bool) -> None:
