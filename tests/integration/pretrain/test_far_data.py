@@ -77,7 +77,11 @@ def stopped(server: Away, run: RunDirectory, given: list[str], *, steps: bool) -
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "spike"),
-    [(1, 1, "record"), (2, 1, "record"), pytest.param(2, 3, "skip", marks=pytest.mark.campaign)],
+    [
+        pytest.param(1, 1, "record", marks=pytest.mark.campaign),
+        (2, 1, "record"),
+        pytest.param(2, 3, "skip", marks=pytest.mark.campaign),
+    ],
 )
 def test_a_stop_is_not_kept_waiting_by_a_store_that_is_away_and_the_run_goes_on_to_the_same_bits(
     place: Path, shards: Path, tmp_path: Path, on_ranks: OnRanks, ranks: int, stage: int, spike: str

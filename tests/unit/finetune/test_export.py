@@ -290,7 +290,12 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     "form",
-    ["safetensors", "timm", *(pytest.param(one, marks=pytest.mark.slow) for one in ("onnx", "torch_export"))],
+    [
+        "safetensors",
+        "timm",
+        pytest.param("torch_export", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=pytest.mark.campaign),
+    ],
 )
 def test_an_export_killed_over_an_earlier_one_leaves_no_certificate_beside_what_it_is_not_of(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, request: pytest.FixtureRequest
