@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline import shard_files
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
@@ -40,3 +43,24 @@ def shard_folder(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("shards") / "train"
     shard_corpus(image_folder, folder, options=ShardOptions(shard_samples=15), quiet=True)
     return folder
+
+
+@pytest.fixture
+def fail_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[float], list[OSError]]]:
+    """Let the next `times` reads fail with an errno; return the pauses, and the failures to come."""
+
+    def fail(number: int, *, times: int) -> tuple[list[float], list[OSError]]:
+        pauses: list[float] = []
+        failures = [OSError(number, os.strerror(number))] * times
+        real = os.pread
+
+        def pread(*arguments: int) -> bytes:
+            if failures:
+                raise failures.pop()
+            return real(*arguments)
+
+        monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(shard_files.time, "sleep", pauses.append)
+        return pauses, failures
+
+    return fail

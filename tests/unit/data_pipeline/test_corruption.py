@@ -6,19 +6,18 @@ Nothing damaged is ever handed on: each damaged sample is named, and `verify` se
 from __future__ import annotations
 
 import errno
-import os
 import random
 import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from coatnet.config import UserError
-from data_pipeline import shard_files
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.corpus import Corpus
@@ -144,41 +143,23 @@ def test_a_vanished_shard_is_named(damaged: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ESHUTDOWN])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_file_system_that_fails_for_a_moment_costs_no_sample(
-    damaged: Path, monkeypatch: pytest.MonkeyPatch, number: int, times: int
+    damaged: Path, fail_reads: Callable[..., Any], number: int, times: int
 ) -> None:
     """As Lustre or NFS do while a client finds its way back to the server."""
-    pauses, failures = _failing(monkeypatch, number, times=times)
+    pauses, failures = fail_reads(number, times=times)
     assert None not in contents(Corpus.open(damaged))
     assert not failures and len(pauses) == times - 1
 
 
 def test_a_shard_that_the_disk_cannot_read_is_waited_for_once_and_not_for_each_sample(
-    damaged: Path, monkeypatch: pytest.MonkeyPatch
+    damaged: Path, fail_reads: Callable[..., Any]
 ) -> None:
-    pauses, _ = _failing(monkeypatch, errno.EIO, times=10_000)
+    pauses, _ = fail_reads(errno.EIO, times=10_000)
     corpus = Corpus.open(damaged)
     for index in range(15):
         with pytest.raises(BadSampleError, match=r"shard-000000\.tar: Input/output error"):
             corpus.read(0, index)
     assert len(pauses) == 3
-
-
-def _failing(
-    monkeypatch: pytest.MonkeyPatch, number: int, *, times: int
-) -> tuple[list[float], list[OSError]]:
-    """Let so many reads fail; return the pauses, and the failures to come."""
-    pauses: list[float] = []
-    failures = [OSError(number, os.strerror(number))] * times
-    real = os.pread
-
-    def pread(*arguments: int) -> bytes:
-        if failures:
-            raise failures.pop()
-        return real(*arguments)
-
-    monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr(shard_files.time, "sleep", pauses.append)
-    return pauses, failures
 
 
 def test_a_replaced_shard_is_refused_even_with_its_own_index_and_equal_size(damaged: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,20 +111,12 @@ def test_who_cannot_open_a_shard_closes_what_it_opened_and_nothing_else(
 
 
 def test_a_failure_that_may_pass_is_waited_for_and_closes_no_other_shard(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, fail_reads: Callable[..., Any]
 ) -> None:
-    corpus, pauses = Corpus.open(copied), []
+    corpus = Corpus.open(copied)
     for shard in (0, 1, 2):
         corpus.read(shard, 0)
-    failures, read = [OSError(errno.EIO, os.strerror(errno.EIO))] * 3, os.pread
-
-    def fail_at_first(*arguments: int) -> bytes:
-        if failures:
-            raise failures.pop()
-        return read(*arguments)
-
-    monkeypatch.setattr(os, "pread", fail_at_first)
-    monkeypatch.setattr(shard_files.time, "sleep", pauses.append)
+    pauses, failures = fail_reads(errno.EIO, times=3)
     corpus.read(3, 0)
     assert pauses == [0.2, 2.0] and not failures
     assert open_shards(copied) == {0, 1, 2}
