@@ -28,7 +28,6 @@ class Step:
 
     Args:
         stages: forward and backward by stage, of all micro-batches.
-        kinds: the same by kind of operation.
         recomputed: forward passes taken again for activation checkpointing.
         sharding: stage 3's work around every layer.
         operators: the host's calls, as far as no device works meanwhile.
@@ -38,7 +37,6 @@ class Step:
     """
 
     stages: dict[str, float]
-    kinds: dict[str, float]
     recomputed: float
     sharding: float
     optimizer: float
@@ -57,13 +55,11 @@ class Step:
 def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, hardware: Hardware) -> Step:
     """Return the time of `accumulation` micro-batches and one update."""
     stages: dict[str, float] = {}
-    kinds: dict[str, float] = {}
     recomputed = flops = backward = 0.0
     for work in works:
         forward = accumulation * _forward_seconds(work, layout=layout, hardware=hardware)
         back = forward * _backward(work)
         stages[work.stage] = stages.get(work.stage, 0.0) + forward + back
-        kinds[work.kind] = kinds.get(work.kind, 0.0) + forward + back
         backward += back
         recomputed += forward if work.stage in layout.checkpointing else 0.0
         flops += accumulation * layout.micro_batch * work.macs * FLOPS_PER_MAC * (1.0 + _backward(work))
@@ -78,7 +74,6 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
     calls = forward_calls * hardware.operator_seconds
     return Step(
         stages=stages,
-        kinds=kinds,
         recomputed=recomputed,
         sharding=accumulation * layers * hardware.sharding_seconds,
         optimizer=own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second,
