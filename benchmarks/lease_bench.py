@@ -120,7 +120,7 @@ class Bench:
 
     def mfu(self, flops_per_second: float) -> float | None:
         """Return the share of the datasheet's dense bf16 rate, None where it is not known."""
-        peak = peak_flops()
+        peak = peak_flops("autocast")
         return None if peak is None else flops_per_second / peak
 
     def peak_bytes(self) -> int | None:

@@ -158,7 +158,6 @@ def measure(
 def show(found: list[Variant], options: argparse.Namespace, device: torch.device) -> None:
     """Print medians, rates and ratios."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    peak = peak_flops()
     median = {variant.title: statistics.median(variant.seconds) for variant in found}
     macs = {"coatnet": options.name, "timm": f"{options.name}_dconv"}
     rows = []
@@ -166,6 +165,7 @@ def show(found: list[Variant], options: argparse.Namespace, device: torch.device
         rate = options.batch / median[variant.title]
         flops = flops_per_image(ModelConfig(name=macs[variant.who]), 224) * rate
         row = {key: value for key, value in asdict(variant).items() if key != "seconds"}
+        peak = peak_flops(variant.dtype)
         mfu = None if peak is None else flops / peak
         rows.append({**row, "step_seconds": median[variant.title], "images_per_second": rate, "mfu": mfu})
     ours = best(found, median, who="coatnet")

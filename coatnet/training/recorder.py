@@ -19,7 +19,6 @@ from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.earlier import Earlier
 from coatnet.training.pictures import account_figure, confusion_figure
 from coatnet.training.state import RunState
-from coatnet.training.utilisation import peak_flops
 
 _RECORD_SECONDS = 0.5
 # Of the run's age, up to the longest: an hour is seen in full, and weeks leave 200,000 records, not millions.
@@ -81,6 +80,7 @@ class Recorder:
         total: int,
         augmented: Callable[[Any], torch.Tensor],
         flops_per_image: Callable[[int], float],
+        peak_flops: float | None,
     ) -> None:
         """Write for one life of a run.
 
@@ -89,11 +89,12 @@ class Recorder:
             total: its samples.
             augmented: pictures of what the model sees of a batch.
             flops_per_image: of training at a position; phases differ in the images' size.
+            peak_flops: of a rank's device, None where that is not known.
         """
         self._run, self._ranks, self._account, self._metrics = run, ranks, account, metrics
         self._total, self._augmented = total, augmented
         self._show_pictures = True
-        self._flops_per_image, self._peak = flops_per_image, peak_flops()
+        self._flops_per_image, self._peak = flops_per_image, peak_flops
         self._recorded_at = self._flushed_at = time.monotonic()
         self._record_seconds, self._record_next = _RECORD_SECONDS, False
         self._drawn_at = -_DRAW_SECONDS

@@ -32,7 +32,7 @@ from coatnet.training.earlier import read_earlier
 from coatnet.training.recorder import LEAVE, SAVE, STOP, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.sharded_state import ShardedState
-from coatnet.training.utilisation import flops_per_image
+from coatnet.training.utilisation import flops_per_image, peak_flops
 from coatnet.training.verdict import Verdict, check_refused
 from coatnet.training.way_out import WayOut
 
@@ -150,6 +150,7 @@ class TrainingRun(Generic[State, Result]):
             total=self.calendar.total,
             augmented=augmented,
             flops_per_image=lambda begin: flops_per_image(model, self.calendar.phase_at(begin).image_size),
+            peak_flops=peak_flops(precision),
         )
         self.checkpoints = Checkpoints(
             self.run.checkpoints,

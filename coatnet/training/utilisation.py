@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from coatnet.model.config import ModelConfig
 from coatnet.model.cost import model_cost
 
-# Dense bf16 peaks by datasheet, in FLOP/s.
-_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+# TFLOP/s in bf16, TF32 and fp32 by NVIDIA's datasheets, without sparsity; the first whose words all stand in
+# the driver's name. Sources: the data sheets "NVIDIA A100 80GB", "H100" (SXM, NVL), "H200", "GH200", "L40S",
+# "HGX B200" and "GB200 NVL72"; H100 PCIe: the H100 architecture's white paper, table 2.
+_PEAKS = (
+    ("GB200", (2500, 1250, 80)),
+    ("B200", (2250, 1125, 75)),
+    ("GH200", (989, 494, 67)),
+    ("H200 NVL", (835, 417, 60)),
+    ("H200", (989, 494, 67)),
+    ("H100 NVL", (835, 417, 60)),
+    ("H100 PCIe", (756, 378, 51)),
+    ("H100", (989, 494, 67)),
+    ("A100", (312, 156, 19.5)),
+    ("L40S", (362, 183, 91.6)),
+)
+_TERA = 1e12
+_PART_OF_A_CARD = "MIG"
 _FLOPS_PER_MAC = 2
 _PASSES = 3  # forward, and twice as much backward
 
@@ -18,9 +35,21 @@ def flops_per_image(model: ModelConfig, image_size: int) -> float:
     return _FLOPS_PER_MAC * _PASSES * model_cost(model, image_size).macs
 
 
-def peak_flops() -> float | None:
-    """Return this rank's peak, or None for a device that is not in the table."""
+def peak_flops(precision: str) -> float | None:
+    """Return this rank's peak, or None for a device that is not in the table.
+
+    Args:
+        precision: of a run; "fp32" is TF32 where torch takes that for products, the others are bf16.
+    """
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for key, peak in _PEAKS.items() if key in name), None)
+    peaks = next(
+        (peaks for words, peaks in _PEAKS if set(words.split()) <= set(re.split(r"[ -]", name))), None
+    )
+    if peaks is None or _PART_OF_A_CARD in name:
+        return None
+    bf16, tf32, fp32 = peaks
+    if precision != "fp32":
+        return bf16 * _TERA
+    return (fp32 if torch.get_float32_matmul_precision() == "highest" else tf32) * _TERA

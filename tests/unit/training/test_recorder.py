@@ -42,7 +42,12 @@ WANTED = {
 
 
 def make_recorder(
-    run: RunDirectory, *, life: int = 1, total: int = 16, account: TimeAccount | None = None
+    run: RunDirectory,
+    *,
+    life: int = 1,
+    total: int = 16,
+    account: TimeAccount | None = None,
+    peak: float | None = None,
 ) -> Recorder:
     if account is None:
         account = TimeAccount(run.account, rank=0, life=life)
@@ -56,6 +61,7 @@ def make_recorder(
         total=total,
         augmented=lambda batch: batch.images.float() / 255,
         flops_per_image=lambda begin: 1e9 if begin < 16 else 4e9,
+        peak_flops=peak,
     )
 
 
@@ -150,10 +156,9 @@ def test_rates_are_of_the_time_in_which_steps_are_taken(
 
 
 def test_the_use_of_a_devices_peak_is_counted_by_the_images_size_at_that_position(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory,
 ) -> None:
-    monkeypatch.setattr("coatnet.training.recorder.peak_flops", lambda: 1e12)
-    recorder, state = make_recorder(run), State()
+    recorder, state = make_recorder(run, peak=1e12), State()
     for _ in range(3):
         recorder.record_next()
         take_step(recorder, state)
