@@ -309,9 +309,8 @@ def _plan(prepared: Prepared) -> Plan | None:
     if init is not None and _is_to_come(Path(init)):
         return None
     recipe = view(to_dict(prepared.config), origin=prepared.job.directory)
-    return make_plan(
-        recipe, hardware=load_hardware(site.hardware), nodes=site.nodes, gpus_per_node=site.ranks_per_node
-    )
+    hardware = load_hardware(site.hardware, gpus_per_node=site.ranks_per_node)
+    return make_plan(recipe, hardware=hardware, nodes=site.nodes)
 
 
 def _is_to_come(model: Path) -> bool:

@@ -23,16 +23,13 @@ _FP32 = 4
 _TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
 
 
-def make_plan(
-    recipe: RecipeView, *, hardware: Hardware, nodes: int, gpus_per_node: int | None = None
-) -> Plan:
-    """Predict one layout.
+def make_plan(recipe: RecipeView, *, hardware: Hardware, nodes: int) -> Plan:
+    """Predict one layout, on all devices of so many nodes.
 
     Raises:
         UserError: a batch cannot be cut for so many ranks.
     """
-    per_node = gpus_per_node or hardware.gpus_per_node
-    world = nodes * per_node
+    world = nodes * hardware.gpus_per_node
     works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
     layouts = _layouts(recipe, world_size=world, on_cores=hardware.shares_memory)
     timings = {
@@ -67,7 +64,7 @@ def make_plan(
         in_process=hardware.shares_memory,
         mfu=timing.step.flops / timing.step_seconds / hardware.peak_flops(layout.precision),
         loader_cores_needed_per_node=recipe.global_batch / timing.step_seconds / nodes * decode,
-        loader_cores_per_node=hardware.cores_per_gpu * per_node,
+        loader_cores_per_node=hardware.cores_per_gpu * hardware.gpus_per_node,
         checkpoint_bytes=checkpoint,
         checkpoint_seconds=save_seconds,
         checkpoints_kept=recipe.kept,

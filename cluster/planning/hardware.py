@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from coatnet.config import UserError, load_config
@@ -35,6 +35,7 @@ class Hardware:
             micro-batch; none where a device's queue hides it.
         node_bytes_per_second, network_bytes_per_second: one device's bus bandwidth inside a node and between.
         decode_images_per_core_second: of ImageNet's photographs, 110 kB each.
+        storage_bytes_per_second: of one node's writes.
         start_seconds: from the command to the first step.
         process_bytes: what one rank takes before the model: interpreter, libraries, context, buffers.
         reserve_share: part of the memory that fragmentation takes.
@@ -87,8 +88,11 @@ def hardware_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
-def load_hardware(name: str) -> Hardware:
+def load_hardware(name: str, *, gpus_per_node: int | None = None) -> Hardware:
     """Read a profile by name, or by path if the name ends in .yaml.
+
+    Args:
+        gpus_per_node: of nodes that have, or give, other than the profile's.
 
     Raises:
         UserError: there is no such profile.
@@ -96,4 +100,5 @@ def load_hardware(name: str) -> Hardware:
     path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name.lower()}.yaml"
     if not path.is_file():
         raise UserError(f"hardware is {name!r}; allowed: {', '.join(hardware_names())}, or a .yaml file")
-    return load_config(Hardware, path)
+    hardware = load_config(Hardware, path)
+    return hardware if gpus_per_node is None else replace(hardware, gpus_per_node=gpus_per_node)

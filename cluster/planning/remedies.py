@@ -23,7 +23,7 @@ def remedies(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> list[str]
     """
 
     def fits(change: Change) -> bool:
-        return _planned(change, plan=plan, hardware=hardware) is not None
+        return _planned(change, hardware=hardware) is not None
 
     kinds = [_smaller_batches, _higher_stages, _checkpointed, _more_nodes]
     found = [next(filter(fits, kind(recipe, plan)), None) for kind in kinds]
@@ -39,7 +39,7 @@ def quicker(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> dict[str, 
     found: dict[str, float] = {}
     for kind in (_beside, _compiled, _kept, _lower_stages, _larger_batches):
         for change in kind(recipe, plan):
-            made = _planned(change, plan=plan, hardware=hardware)
+            made = _planned(change, hardware=hardware)
             if made is not None:
                 spared = 1 - made.step_seconds / plan.step_seconds
                 found |= {change[0]: spared} if spared >= _WORTH_TELLING else {}
@@ -47,11 +47,10 @@ def quicker(recipe: RecipeView, *, plan: Plan, hardware: Hardware) -> dict[str, 
     return dict(sorted(found.items(), key=lambda one: -one[1]))
 
 
-def _planned(change: Change, *, plan: Plan, hardware: Hardware) -> Plan | None:
+def _planned(change: Change, *, hardware: Hardware) -> Plan | None:
     """Return what a change makes of a plan, if it fits."""
-    per_node = plan.world_size // plan.nodes
     try:
-        made = make_plan(change[1], hardware=hardware, nodes=change[2], gpus_per_node=per_node)
+        made = make_plan(change[1], hardware=hardware, nodes=change[2])
     except UserError:  # the batch does not divide
         return None
     return made if made.fits else None

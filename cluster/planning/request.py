@@ -21,6 +21,7 @@ from coatnet.config import UserError, to_dict
 
 _OWN = ("nodes", "gpus_per_node", "hardware", "epoch_samples")
 _MOST_LAYOUTS = 200
+_OTHER_FORMS = {"mig", "pcie", "nvl", "40gb"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class _Asked:
     recipe: RecipeView
     hardware: Hardware
     nodes: int
-    gpus_per_node: int | None
 
 
 def calibrated_words(path: Path, given: Sequence[str]) -> list[str]:
@@ -77,38 +77,39 @@ def advice_of(
 
 
 def plan_run(
-    config: dict[str, Any], *, world_size: int, device: str, rates: Sequence[Sequence[dict[str, Any]]] = ()
+    config: dict[str, Any],
+    *,
+    world_size: int,
+    ranks_per_node: int,
+    device: str,
+    rates: Sequence[Sequence[dict[str, Any]]] = (),
 ) -> dict[str, Any] | None:
-    """Return the plan of a run that begins, as plan.json; None where no profile is of its device.
+    """Return the plan of a run that begins, as plan.json; None where no profile is of its nodes.
 
     Args:
+        ranks_per_node: as many on every node, or there is no plan.
         rates: what the ranks attain on a CPU, if they have measured it.
 
     Raises:
         UserError: the config leaves open what a plan needs.
     """
     name = BASE if device == "cpu" else _profile_of(device)
-    if name is None:
+    if name is None or world_size % ranks_per_node:
         return None
-    hardware = load_hardware(name)
+    hardware = load_hardware(name, gpus_per_node=ranks_per_node)
     if rates:
         hardware = replace(calibrated(hardware, mean_rates(rates)), name=f"{name}, measured")
-    per_node = min(world_size, hardware.gpus_per_node)
-    if world_size % per_node:
-        return None
     recipe = view(config, origin="this run")
-    return make_plan(
-        recipe, hardware=hardware, nodes=world_size // per_node, gpus_per_node=per_node
-    ).to_dict()
+    return make_plan(recipe, hardware=hardware, nodes=world_size // ranks_per_node).to_dict()
 
 
 def _profile_of(device: str) -> str | None:
     """Return the profile whose name stands in the device's, as h100 in "NVIDIA H100 80GB HBM3".
 
-    A part of a card ("… MIG 1g.10gb") has none.
+    They are of SXM modules: a part of a card ("… MIG 1g.10gb") has none, nor have slower and smaller forms.
     """
-    words = re.split(r"[ -]", device.lower())
-    return None if "mig" in words else next((name for name in hardware_names() if name in words), None)
+    words = set(re.split(r"[ -]", device.lower()))
+    return None if words & _OTHER_FORMS else next((name for name in hardware_names() if name in words), None)
 
 
 def compare_plans(
@@ -153,13 +154,14 @@ def scaling_plans(command: str | None, config: Path, given: Sequence[str]) -> tu
     plans, refusals, unlike = [], list[str](), ""
     gpus = 1
     while gpus <= MOST_GPUS:
-        per_node = min(gpus, asked.gpus_per_node or hardware.gpus_per_node)
+        per_node = min(gpus, hardware.gpus_per_node)
         nodes = gpus // per_node
         share = max(1, recipe.global_batch // (nodes * per_node))
         micro_batch, group = (min(size or share, share) for size in (recipe.micro_batch, recipe.group_images))
         smaller = replace(recipe, micro_batch=micro_batch, group_images=min(group, micro_batch))
         try:
-            plans.append(make_plan(smaller, hardware=hardware, nodes=nodes, gpus_per_node=per_node))
+            machine = replace(hardware, gpus_per_node=per_node)
+            plans.append(make_plan(smaller, hardware=machine, nodes=nodes))
         except UserError as error:
             refusals.append(str(error))
         else:
@@ -177,9 +179,8 @@ def _read(command: str | None, config: Path, given: Sequence[str]) -> _Asked:
     resolved = to_dict(read_recipe(command, config, overrides=rest))
     return _Asked(
         recipe=view(resolved, origin=str(config), epoch_samples=counts.get("epoch_samples")),
-        hardware=load_hardware(own.get("hardware", "h100")),
+        hardware=load_hardware(own.get("hardware", "h100"), gpus_per_node=counts.get("gpus_per_node")),
         nodes=counts.get("nodes", 1),
-        gpus_per_node=counts.get("gpus_per_node"),
     )
 
 

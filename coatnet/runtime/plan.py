@@ -23,6 +23,7 @@ def write_plan(
     *,
     config: dict[str, Any],
     world_size: int,
+    ranks_per_node: int,
     device: str,
     rates: Sequence[Any] = (),
 ) -> None:
@@ -35,7 +36,9 @@ def write_plan(
     """
     for point in entry_points(group=_GROUP):
         try:
-            plan = point.load()(config, world_size=world_size, device=device, rates=rates)
+            plan = point.load()(
+                config, world_size=world_size, ranks_per_node=ranks_per_node, device=device, rates=rates
+            )
         except UserError as error:  # a config that trains, but that a plan cannot judge
             run.record_event("no_plan", reason=str(error))
             continue

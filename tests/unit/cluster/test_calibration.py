@@ -83,7 +83,10 @@ def test_of_several_ranks_the_mean_counts() -> None:
 def test_a_run_is_planned_by_what_its_ranks_attain(config: Path) -> None:
     resolved = to_dict(read_recipe("pretrain", config, overrides=["train.micro_batch=1"]))
     slow = [{**one, "seconds": 2 * one["seconds"]} for one in RATES]
-    found = [plan_run(resolved, world_size=2, device="cpu", rates=[rates] * 2) for rates in (RATES, slow)]
+    found = [
+        plan_run(resolved, world_size=2, ranks_per_node=2, device="cpu", rates=[rates] * 2)
+        for rates in (RATES, slow)
+    ]
     quick, tired = (one for one in found if one is not None)
     assert quick["hardware"] == "cpu2, measured"
     assert tired["step"]["backward"] == pytest.approx(2 * quick["step"]["backward"], rel=0.02)

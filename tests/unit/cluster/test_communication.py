@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cluster.planning.communication import Communication, predict_communication
 from cluster.planning.hardware import load_hardware
 from cluster.planning.memory import Layout
+from cluster.planning.request import plan_of
 
 
 def communication(stage: int, world: int, *, accumulation: int = 4, **how: Any) -> Communication:
@@ -28,6 +30,27 @@ def test_communication_grows_with_the_stage_and_vanishes_on_one_device() -> None
     assert seconds[0, 1] == seconds[3, 1] == 0.0
     assert seconds[0, 64] < seconds[1, 64] < seconds[2, 64] < seconds[3, 64]
     assert seconds[1, 8] < seconds[1, 64] < communication(1, 1024).seconds
+
+
+def test_nodes_of_fewer_gpus_send_their_share_over_the_network(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {name: coatnet_4}\ndata: {train: [{path: nowhere}]}\nprecision: autocast\n")
+
+    def gathering(*words: str) -> float:
+        plan, _ = plan_of("pretrain", config, [*words, "hardware=h100", "train.micro_batch=64"])
+        return plan.communication.collectives["gather of weights"]
+
+    size, hardware = 4 * plan_of("pretrain", config, [])[0].parameters, load_hardware("h100")
+    one_node = 7 / 8 * size / hardware.node_bytes_per_second
+    assert gathering("nodes=1") == pytest.approx(one_node)
+    inside, between = (
+        3 / 4 * size / hardware.node_bytes_per_second,
+        size / 8 / hardware.network_bytes_per_second,
+    )
+    assert gathering("nodes=2", "gpus_per_node=4") == pytest.approx(inside + between, rel=0.01)
+    assert gathering("nodes=8", "gpus_per_node=1") == pytest.approx(
+        7 / 8 * size / hardware.network_bytes_per_second, rel=0.01
+    )
 
 
 def test_the_backward_pass_hides_what_it_may_and_never_the_last_bucket() -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,16 +219,33 @@ def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Pa
         ("NVIDIA B200", "b200"),
         ("NVIDIA GeForce RTX 4090", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-SXM4-40GB", None),
     ],
 )
 def test_a_run_that_begins_is_planned_for_the_device_that_it_has(
     device: str, profile: str | None, config: Path
 ) -> None:
     resolved = to_dict(read_recipe("pretrain", config, overrides=["train.micro_batch=1"]))
-    plan = plan_run(resolved, world_size=2, device=device)
+    plan = plan_run(resolved, world_size=2, ranks_per_node=2, device=device)
     assert (plan or {}).get("hardware") == profile
     if plan is not None:
         assert 0 < plan["memory_bytes"] <= plan["memory_total_bytes"] and plan["step_seconds"] > 0
+
+
+def test_a_run_is_planned_for_the_nodes_that_it_has(config: Path) -> None:
+    resolved = to_dict(read_recipe("pretrain", config, overrides=["train.micro_batch=1"]))
+
+    def planned(ranks_per_node: int) -> dict[str, Any] | None:
+        return plan_run(
+            resolved, world_size=32, ranks_per_node=ranks_per_node, device="NVIDIA H100 80GB HBM3"
+        )
+
+    narrow, wide = planned(4), planned(8)
+    assert narrow is not None and wide is not None and (narrow["nodes"], wide["nodes"]) == (8, 4)
+    assert narrow["communication"]["exposed"] > wide["communication"]["exposed"]
+    assert planned(5) is None, "its nodes are unequal"
 
 
 def test_a_profiles_name_may_be_written_as_its_maker_does(config: Path) -> None:

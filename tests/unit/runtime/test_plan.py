@@ -14,15 +14,17 @@ from coatnet.runtime import plan
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 
-def answer(config: dict[str, Any], *, world_size: int, device: str, rates: Any) -> dict[str, Any]:
+def answer(
+    config: dict[str, Any], *, world_size: int, ranks_per_node: int, device: str, rates: Any
+) -> dict[str, Any]:
     return {"step_seconds": config["seconds"] * world_size, "device": device}
 
 
-def refuse(config: dict[str, Any], *, world_size: int, device: str, rates: Any) -> None:
+def refuse(config: dict[str, Any], *, world_size: int, ranks_per_node: int, device: str, rates: Any) -> None:
     raise UserError("train.global_batch does not divide")
 
 
-def pass_on(config: dict[str, Any], *, world_size: int, device: str, rates: Any) -> None:
+def pass_on(config: dict[str, Any], *, world_size: int, ranks_per_node: int, device: str, rates: Any) -> None:
     return None
 
 
@@ -42,13 +44,13 @@ def declare(monkeypatch: pytest.MonkeyPatch, *functions: Any) -> None:
 
 def test_the_first_answer_is_kept(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, pass_on, answer)
-    plan.write_plan(run, config={"seconds": 2}, world_size=4, device="cpu")
+    plan.write_plan(run, config={"seconds": 2}, world_size=4, ranks_per_node=2, device="cpu")
     assert json.loads(run.plan.read_text()) == {"step_seconds": 8, "device": "cpu"}
 
 
 def test_a_refusal_is_an_event_and_no_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, refuse)
-    plan.write_plan(run, config={}, world_size=4, device="cpu")
+    plan.write_plan(run, config={}, world_size=4, ranks_per_node=2, device="cpu")
     assert not run.plan.exists()
     (event,) = read_lines(run.events)
     assert event["kind"] == "no_plan" and "does not divide" in event["reason"]
@@ -56,5 +58,5 @@ def test_a_refusal_is_an_event_and_no_end(run: RunDirectory, monkeypatch: pytest
 
 def test_without_planners_there_is_no_plan(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch)
-    plan.write_plan(run, config={}, world_size=1, device="cpu")
+    plan.write_plan(run, config={}, world_size=1, ranks_per_node=1, device="cpu")
     assert not run.plan.exists()
