@@ -16,7 +16,6 @@ from pathlib import Path
 
 from coatnet.config import UserError
 from coatnet.runtime.whole_files import write_whole
-from data_pipeline.index import index_path
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.job import Oddity, ShardResult
 
@@ -61,11 +60,10 @@ class Journal:
         """Return the finished shards whose files are still there, by name."""
         found = {}
         for path in sorted(self._folder.glob("*.json")):
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
             entry = ShardEntry(**values["entry"])
-            shard = self._folder.parent / entry.name
-            is_there = shard.exists() and index_path(shard).exists()
-            if is_there and shard.stat().st_size == entry.bytes:
+            files = [self._folder.parent / name for name in entry.files]
+            if all(file.exists() for file in files) and files[-1].stat().st_size == entry.bytes:
                 found[entry.name] = ShardResult(entry, [Oddity(**odd) for odd in values["odd"]])
         return found
 

@@ -18,10 +18,12 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.decode.kernel import is_available
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.sharding import collecting, direct_file, sharder
+from data_pipeline.sharding.commit import REPORT
 from data_pipeline.sharding.job import write_shard
 from data_pipeline.sharding.listing import WHOLE_FILE, Item
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.sharding.sources import SourceOptions
 from data_pipeline.tools.verify import verify_shards
 
 needs_kernel = pytest.mark.skipif(not is_available(), reason="no C kernel")
@@ -149,6 +151,31 @@ def test_an_interrupted_sharding_goes_on_and_ends_equal(
     assert begun.call_args.args[0] == 120 and begun.call_args.kwargs["done"] == 20  # no part of the rate
     assert len(calls) == 6 + 3 + 7, "what was lost or cut short meanwhile is written again"
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_labels_that_were_lost_meanwhile_are_written_again(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several, place = SourceOptions(multi_label=True), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(collecting, "commit", Mock(side_effect=KeyboardInterrupt))
+        shard_corpus(image_folder, place, source_options=several, quiet=True)
+    (place / "shard-000000.labels.npy").unlink()
+    shard_corpus(image_folder, place, source_options=several, quiet=True)
+    assert Corpus.open(place).class_counts().tolist() == [40, 40, 40]
+
+
+def test_a_name_in_no_encoding_is_no_obstacle_to_going_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images" / "ant").mkdir(parents=True)
+    image = (image_folder / "ant" / "000.jpg").read_bytes()
+    (tmp_path / "images" / "ant" / "caf\udce9.png").write_bytes(image)  # in Latin-1, and odd: reported
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(collecting, "commit", Mock(side_effect=KeyboardInterrupt))
+        shard(tmp_path / "images", tmp_path / "out")
+    shard(tmp_path / "images", tmp_path / "out")
+    assert b'"name": "ant/caf\xe9.png"' in (tmp_path / "out" / REPORT).read_bytes()
 
 
 def test_the_beginning_of_another_sharding_is_not_mixed_in(
