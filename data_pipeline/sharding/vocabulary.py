@@ -84,15 +84,29 @@ def parse_labels(value: object) -> RawLabels:
     """Read one cell: a name, a number, a list of either or of (label, weight), a mapping, or `a;b:0.5`.
 
     Raises:
-        ValueError: it is nothing of the kind.
+        ValueError: it is nothing of the kind, or gives a label several weights.
     """
     if isinstance(value, str):
-        return [_parse_text(part) for part in value.split(";") if part.strip()] if value.strip() else []
+        return _once([_parse_text(part) for part in value.split(";") if part.strip()])
     if isinstance(value, dict):
         return [_weighted(label, weight) for label, weight in value.items()]
     if isinstance(value, list):
-        return [_parse_entry(entry) for entry in value]
+        return _once([_parse_entry(entry) for entry in value])
     return [_weighted(value, 1.0)]
+
+
+def _once(labels: RawLabels) -> RawLabels:
+    """Return each label once, as where every object in an image has one.
+
+    Raises:
+        ValueError: one comes with several weights.
+    """
+    weights: dict[str, float] = {}
+    for label, weight in labels:
+        known = weights.setdefault(str(label), weight)  # 1 and "1" are one class
+        if known != weight:
+            raise ValueError(f"{label!r} has the weights {known:g} and {weight:g}; allowed: one")
+    return labels if len(weights) == len(labels) else list({str(one[0]): one for one in labels}.values())
 
 
 def read_hierarchy(path: Path, classes: list[str]) -> dict[str, str]:
@@ -156,7 +170,8 @@ def _parse_text(text: str) -> tuple[RawLabel, float]:
 
 
 def _number_or_name(text: str) -> RawLabel:
-    return int(text) if text.isascii() and text.isdigit() else text
+    """Take `007` for a name: as a number it would lose its zeros, and be one class with `7`."""
+    return int(text) if text.isascii() and text.isdigit() and (text[0] != "0" or text == "0") else text
 
 
 def _parse_entry(entry: object) -> tuple[RawLabel, float]:
@@ -170,6 +185,6 @@ def _parse_entry(entry: object) -> tuple[RawLabel, float]:
 def _weighted(label: object, weight: object) -> tuple[RawLabel, float]:
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise ValueError(f"{label!r} is not a label")
-    if not isinstance(weight, int | float) or not 0.0 <= weight < math.inf:
-        raise ValueError(f"{label!r} has the weight {weight!r}; allowed: 0 or more")
+    if not isinstance(weight, int | float) or not 0.0 <= weight <= 1.0:  # above, a loss has no floor
+        raise ValueError(f"{label!r} has the weight {weight!r}; allowed: 0 to 1")
     return label, float(weight)

@@ -73,12 +73,35 @@ def numbered(*cells: object) -> Labels:
 
 
 def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
-    found = numbered(10, "2", "07")
+    found = numbered(10, "2", "7")
     assert found.classes == [str(number) for number in range(11)]
     assert found.label.tolist() == [10, 2, 7] and found.rows is None
     for label in (-1, 1_000_000):
         with pytest.raises(UserError, match=rf"here: labels from .*{label}.*; allowed: from 0 on"):
             numbered(label, 0)
+
+
+def test_numbers_that_are_written_differently_are_different_classes_under_their_own_names() -> None:
+    found = numbered("01", "1", "007", 0)
+    assert found.classes == ["0", "007", "01", "1"] and found.label.tolist() == [2, 3, 1, 0]
+    found = numbered("010", "002")
+    assert found.classes == ["002", "010"] and found.label.tolist() == [1, 0]
+
+
+def test_a_label_that_comes_several_times_is_one_unless_its_weights_differ() -> None:
+    found = numbered("dog;cat;dog", "cat;cat", ["1", 1], [["cat", 0.5], ["cat", 0.5]])
+    assert found.rows is not None and found.first is not None
+    assert [found.classes[label] for label in found.rows["label"]] == ["dog", "cat", "cat", "1", "cat"]
+    assert found.first.tolist() == [0, 2, 3, 4, 5]
+    for cell in ("a;b;a:0.5", [["a", 1], "b", ["a", 0.5]]):
+        with pytest.raises(ValueError, match=r"'a' has the weights 1 and 0\.5; allowed: one"):
+            parse_labels(cell)
+
+
+@pytest.mark.parametrize("cell", [{"a": 1.01}, [["a", 5]], [{"label": "a", "weight": 2}]])
+def test_a_weight_above_one_is_refused_however_it_is_written(cell: object) -> None:
+    with pytest.raises(ValueError, match=r"'a' has the weight .*; allowed: 0 to 1"):
+        parse_labels(cell)
 
 
 def test_a_number_and_its_text_are_one_class_among_names() -> None:
