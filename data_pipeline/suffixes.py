@@ -14,7 +14,8 @@ _OF_FORMAT = {
 SUFFIX_OF = {name: suffixes[0] for name, suffixes in _OF_FORMAT.items()}
 FORMAT_OF = {suffix: name for name, suffixes in _OF_FORMAT.items() for suffix in suffixes}
 # Those of images that cannot be used as well: they are named, and not overlooked.
-_IMAGES = {*FORMAT_OF, "ppm", "jp2", "jxl", "heic", "heif", "image", "img"}
+_OTHERS = "ppm pgm pbm pnm apng tga exr jp2 j2k jxl heic heif dng cr2 nef arw image img"
+_IMAGES = {*FORMAT_OF, *_OTHERS.split()}
 
 
 def suffix_of(name: str) -> str:

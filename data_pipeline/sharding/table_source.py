@@ -25,6 +25,8 @@ _LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets")
 _PART_COLUMN = "split"
 _PARQUET_ROWS = 256
 _KNOWN_LABELS = 100_000
+_CSV_CELL_BYTES = 1 << 29  # of an image of 256 MB in base64; csv's own limit is 128 kB
+_UNFIT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # what no name of a file can hold
 _UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)")  # what a path library would change: //, ./, ../ and the like
 
 
@@ -74,12 +76,13 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         if table.suffix == ".parquet":
             yield from _parquet_rows(table)
         elif table.suffix in (".csv", ".tsv"):
+            csv.field_size_limit(_CSV_CELL_BYTES)
             with table.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
         else:
             with table.open(encoding="utf-8-sig") as file:
                 yield from (json.loads(line) for line in file if line.strip())
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise UserError(f"{table}: {error}") from None
 
 
@@ -131,6 +134,8 @@ def _image(row: dict[str, Any], where: str) -> tuple[bytes | None, str]:
     if isinstance(value, dict):  # the form of Hugging Face's image columns
         path = str(value.get("path") or path)
         value = value.get("bytes")
+    if _UNFIT.search(path):
+        raise UserError(f"{where}: the path {path!a} is none that a file can have")
     if isinstance(value, bytes):
         return value, path
     if isinstance(value, str) and not path:

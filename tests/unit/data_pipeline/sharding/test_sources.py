@@ -75,6 +75,14 @@ def test_a_csv_of_paths_is_packed(pictures: list[tuple[str, bytes]], tmp_path: P
     assert contents(packed(tmp_path / "table.csv", tmp_path)) == set(pictures)
 
 
+def test_a_csv_may_hold_photographs_of_any_size(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    label, content = pictures[0]
+    large = content + bytes(200_000)  # behind the end of the image
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["bytes", "label"], [base64.b64encode(large).decode(), label]])
+    assert contents(packed(tmp_path / "table.csv", tmp_path)) == {(label, large)}
+
+
 def test_a_tables_paths_may_hold_any_character_and_be_written_in_any_way(
     pictures: list[tuple[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,9 +239,10 @@ def test_no_suffix_of_an_image_in_a_tar_is_overlooked(
             add(tar, f"{name}/{suffix}.mask.png", b"no image")
             add(tar, f"{name}/{suffix}.{suffix}", content)
         add(tar, "ant/phone.heic", b"....ftypheic")
+        add(tar, "ant/scan.pgm", b"P5 1 1 255 x")
     options = ShardOptions(bad_budget=0.5)
     made = shard_corpus(tmp_path / "odd.tar", tmp_path / "out", options=options, quiet=True)["all"]
-    assert (made.counts["written"], made.counts["skipped"]) == (3, 1)
+    assert (made.counts["written"], made.counts["skipped"]) == (3, 2)
 
 
 def test_a_folder_keeps_the_numbers_of_a_given_vocabulary(image_folder: Path, tmp_path: Path) -> None:
@@ -336,6 +345,10 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
             '{"bytes": "", "label": 1, "split": "train"}\n{"bytes": "", "label": 1, "split": "Test"}',
             "column split: holds parts of a data set, test, train; make a table of each",
         ),
+        ("t.jsonl", '{"path": "a\\u0000", "label": 1}', r"row 1: the path 'a\\x00' is none"),
+        ("t.jsonl", '{"path": "\\ud800", "label": 1}', r"row 1: the path '\\ud800' is none"),
+        ("t.jsonl", '{"label": ' + "[" * 100_000, "t.jsonl: maximum recursion"),
+        ("t.jsonl", '{"bytes": "", "label": 1' + "0" * 5000 + "}", "t.jsonl: Exceeds the limit"),
         ("t.jsonl", '{"image": "x.jpg", "label": 1}', "is not base64; a path belongs in a column path"),
         ("t.parquet", "no parquet", r"t\.parquet: "),
         ("t.tar.gz", "x", "is of no known kind"),
