@@ -19,6 +19,7 @@ from data_pipeline.tar_format import Member, TarError, walk_members
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_SUFFIXES = ("cls", "json", "cls.txt", "label", "label.txt")
+_PLAIN_LABELS = {"cls", "cls.txt", "label", "label.txt"}  # a json may be about anything
 _JSON_LABELS = ("labels", "label", "cls", "class", "classes")
 _WORD = re.compile("[a-z]+")
 _MAX_LABEL_BYTES = 1 << 16
@@ -35,9 +36,14 @@ class TarSample:
     def image(self) -> Member | None:
         """The member that holds the image, by its suffix; what it really is, its content says later.
 
-        Of several it is the one of the plainest suffix: `jpg` and not `mask.png`.
+        Of several it is the one of the plainest suffix: `jpg` and not `mask.png`. Of none it is what lies
+        beside a label, or the label itself, which then counts as an image that cannot be used.
         """
-        return next(iter(self.plainest_images), None)
+        if images := self.plainest_images:
+            return images[0]
+        if _PLAIN_LABELS.isdisjoint(self.members):
+            return None
+        return max(self.members.items(), key=lambda member: member[0] not in _LABEL_SUFFIXES)[1]
 
     @property
     def plainest_images(self) -> list[Member]:
@@ -128,7 +134,7 @@ def _add_tar(path: Path, made: ListingMaker, *, only: str) -> set[str]:
     places, apart, of_folders = set[str](), set[str](), set[str]()
     for sample, inner in _walk(path):
         image = sample.image
-        if image is None and sample.has_label:
+        if sample.has_label and not sample.plainest_images:
             apart.add(sample.key)
         if image is None or not sample.key.startswith(only):
             continue
@@ -242,5 +248,5 @@ def _read_label(path: Path, member: Member, suffix: str) -> RawLabels | None:
             return parse_labels(values)
         name = next((name for name in _JSON_LABELS if name in values), None)
         return None if name is None else parse_labels(values[name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {error}") from None

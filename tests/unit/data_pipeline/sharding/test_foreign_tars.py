@@ -15,9 +15,11 @@ import pytest
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
 from data_pipeline.manifest import Manifest
+from data_pipeline.sharding.commit import REPORT
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
+from data_pipeline.tools.verify import verify_shards
 
 Work = Callable[[Path], Manifest]
 
@@ -111,6 +113,28 @@ def test_a_label_apart_from_its_image_does_not_give_way_to_the_folder(
     members += [(f"train/{number}.{suffix}", b"%d" % number) for number in range(2)]
     with pytest.raises(UserError, match=r"a\.tar: train/0 has its label apart from its image.*--sort=name"):
         work(tars_of(tmp_path / "tars", members))
+
+
+@pytest.mark.parametrize("suffix", ["cls", "LABEL.txt"])
+def test_of_a_labelled_sample_without_the_name_of_an_image_the_content_decides_and_nothing_is_left_out(
+    tmp_path: Path, images: list[bytes], work: Work, suffix: str
+) -> None:
+    members = [("0.jpg", images[0]), ("0.cls", b"0"), ("1", images[1]), (f"1.{suffix}", b"1")]
+    members += [(f"2.{suffix}", b"1"), ("2.orig", images[2]), ("3.txt", b"no sample")]
+    assert work(tars_of(tmp_path / "tars", members)).counts["written"] == 3
+    folder = tars_of(tmp_path / "more", [*members, (f"4.{suffix}", b"2")])
+    made = index_in_place(folder, quiet=True)
+    assert (made.counts["written"], made.counts["skipped"], len(made.classes)) == (3, 1, 3)
+    assert f'"4.{suffix}", "kinds": ["not_an_image"]' in (folder / REPORT).read_text()
+    assert verify_shards(Corpus.open(folder), folder, threads=1, done=lambda count: None) == []
+
+
+@pytest.mark.parametrize("text", [b"[" * 60_000, b"1" + b"0" * 5000], ids=["deep", "long"])
+def test_a_label_that_no_parser_takes_is_one_line(
+    tmp_path: Path, images: list[bytes], work: Work, text: bytes
+) -> None:
+    with pytest.raises(UserError, match=r"a\.tar: 0\.json: (maximum recursion|Exceeds the limit)"):
+        work(tars_of(tmp_path / "tars", [("0.jpg", images[0]), ("0.json", text)]))
 
 
 @pytest.mark.parametrize(
