@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class ShardEntry:
 
     def __post_init__(self) -> None:
         if not _SAFE_NAME.fullmatch(self.name):
-            raise ValueError(f"shard name {self.name!r}; allowed: letters, digits, '.', '_' and '-'")
-        if self.samples < 0 or self.bytes < 0:
+            raise ValueError(
+                f"shard name {self.name!r}; allowed: up to 200 letters, digits, '.', '_' and '-'"
+            )
+        if not all(0 <= index(number) < 1 << 63 for number in (self.samples, self.bytes)):
             raise ValueError(f"shard {self.name}: {self.samples} samples in {self.bytes} bytes")
 
     @property
@@ -93,7 +96,7 @@ def parse_manifest(content: bytes, *, origin: str) -> Manifest:
     """
     try:
         values = json.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{origin}: is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{origin}: is not a manifest of shards (format {FORMAT!r})")
@@ -104,9 +107,9 @@ def parse_manifest(content: bytes, *, origin: str) -> Manifest:
             classes=[str(name) for name in values["classes"]],
             shards=[ShardEntry(**shard) for shard in values["shards"]],
             label_kind=values["label_kind"],
-            hierarchy=values.get("hierarchy", {}),
-            source=values.get("source", {}),
-            counts=values.get("counts", {}),
+            hierarchy=dict(values.get("hierarchy", {})),
+            source=dict(values.get("source", {})),
+            counts=dict(values.get("counts", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{origin}: is not understood: {type(error).__name__} {error}") from None
@@ -115,6 +118,8 @@ def parse_manifest(content: bytes, *, origin: str) -> Manifest:
         raise UserError(
             f"{origin}: its shards hold {manifest.samples} samples, it says {values.get('samples')}"
         )
+    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        raise UserError(f"{origin}: names a shard more than once")
     if not manifest.samples:
         raise UserError(f"{origin}: holds no samples")
     if manifest.label_kind not in _KINDS:
