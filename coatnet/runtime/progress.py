@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LINE_EVERY_SECONDS = 10.0
+_LINE_EVERY_SECONDS, _RATE_EVERY_SECONDS = 10.0, 5.0
+_MEMORY_SECONDS = 3600.0
 _LEAST_BAR = 4  # characters
 
 
@@ -28,11 +30,40 @@ class Progress:
         self._note = text
 
 
+class _Pace:
+    """How fast it went in the last interval, and by a mean that forgets how long the rest will take.
+
+    The mean looks back over the present age, an hour at most: a slow start counts ever less, and an
+    evaluation that returns is counted in.
+    """
+
+    def __init__(self, done: int, *, every_seconds: float) -> None:
+        self._every_seconds, self._done = every_seconds, done
+        self._began = self._looked_at = time.monotonic()
+        self._amount = self._seconds = self._rate = 0.0
+
+    def rate(self, done: int) -> float:
+        """Return the units per second of the last interval that is over; of the first one so far."""
+        now = time.monotonic()
+        seconds = max(now - self._looked_at, 1e-9)
+        if seconds >= self._every_seconds or not self._seconds:
+            amount = done - self._done
+            self._rate = amount / seconds
+            kept = math.exp(-seconds / min(max(now - self._began, seconds), _MEMORY_SECONDS))
+            self._amount, self._seconds = kept * self._amount + amount, kept * self._seconds + seconds
+            self._done, self._looked_at = done, now
+        return max(self._rate, 0.0)
+
+    def left(self, units: int) -> str:
+        """Return the time that so many more will take."""
+        return clock(units * self._seconds / self._amount if self._amount > 0 else math.inf)
+
+
 class _Lines(Progress):
     def __init__(self, total: int | None, label: str, unit: str, done: int) -> None:
         self._total, self._label, self._unit = total, label, unit
-        self._done = self._first = done
-        self._began = self._shown = time.monotonic()
+        self._done, self._shown = done, time.monotonic()
+        self._pace = _Pace(done, every_seconds=_LINE_EVERY_SECONDS)
 
     def advance(self, amount: int = 1) -> None:
         self._done += amount
@@ -41,11 +72,10 @@ class _Lines(Progress):
 
     def show(self) -> None:
         self._shown = time.monotonic()
-        rate = (self._done - self._first) / max(self._shown - self._began, 1e-9)
+        rate = self._pace.rate(self._done)
         text = f"{self._label}: {self._done:,}"
         if self._total is not None:
-            left = (self._total - self._done) / rate if rate > 0 else float("inf")
-            text += f"/{self._total:,}, {clock(left)} left"
+            text += f"/{self._total:,}, {self._pace.left(self._total - self._done)} left"
         print(f"{text}, {rate:,.0f} {self._unit}/s {self._note}".rstrip(), file=sys.stderr, flush=True)
 
 
@@ -64,14 +94,14 @@ class _Bar(Progress):
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
-        self._unit, self._began, self._first = unit, time.monotonic(), done
+        self._unit, self._pace = unit, _Pace(done, every_seconds=_RATE_EVERY_SECONDS)
         self._task = self._bar.add_task(label, total=total, completed=done, rate="", note="")
 
     def advance(self, amount: int = 1) -> None:
         self._bar.advance(self._task, amount)
         task = self._bar.tasks[0]
-        rate = (task.completed - self._first) / max(time.monotonic() - self._began, 1e-9)
-        left = f"{clock((task.total - task.completed) / rate)} left" if task.total and rate > 0 else ""
+        rate = self._pace.rate(int(task.completed))
+        left = f"{self._pace.left(int(task.total - task.completed))} left" if task.total else ""
         shown = f"{rate:,.0f} {self._unit}/s {left}"
         self._bar.update(self._task, rate=shown, note=self._fitting(shown))
 

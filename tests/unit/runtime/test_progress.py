@@ -25,6 +25,29 @@ def test_work_that_is_given_up_is_taken_off_again(capsys: pytest.CaptureFixture[
     assert said.startswith("pretrain: 4/20, – left") and said.endswith("loss 1.0\n")
 
 
+def test_after_a_slow_start_the_rate_is_the_present_one_and_the_time_that_is_left_follows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("coatnet.runtime.progress.time.monotonic", lambda: now)
+    lines: list[str] = []
+    with progress(10_000, "pretrain", "images") as bar:
+        for images in (
+            [10] * 6 + [100] * 30 + [0] + [100] * 3
+        ):  # in ten seconds each; the one is an evaluation
+            now += 10.0
+            bar.advance(images)
+            lines += capsys.readouterr().err.splitlines()
+        now += 0.1
+        bar.advance(1)
+    last = capsys.readouterr().err
+    assert lines[5] == "pretrain: 60/10,000, 2:45:40 left, 1 images/s"
+    assert lines[35] == "pretrain: 3,060/10,000, 11:57 left, 10 images/s"  # by the mean of all, 13:36
+    assert lines[36] == "pretrain: 3,060/10,000, 12:36 left, 0 images/s"
+    assert lines[39] == "pretrain: 3,360/10,000, 11:54 left, 10 images/s"
+    assert last == "pretrain: 3,361/10,000, 11:54 left, 10 images/s\n", "a moment is no interval"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(7.4, "0:07"), (3723, "1:02:03"), (86399, "23:59:59"), (1_040_523, "12 d 1:02:03"), (float("inf"), "–")],
