@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from coatnet.config import load_config
+from coatnet.runtime.beginning import lease_early, loading
 from coatnet.runtime.endings import run_rank
 from coatnet.runtime.run_directory import RunDirectory
-from coatnet.training.execute import execute
 from data_pipeline.decode import backend_name
 from pretrain.config import PretrainConfig
 
@@ -20,14 +21,20 @@ def main(arguments: Sequence[str]) -> None:
     path, *overrides = [argument for argument in arguments if argument != FORCE]
     config = load_config(PretrainConfig, path, overrides=overrides)
     decoder, force = backend_name(config.data.decoder), FORCE in arguments
-    execute(config, _make_run, decoder=decoder, force=force)
+    directory = Path(config.run.directory)
+    lease = lease_early(directory)
+    with loading("torch", directory):
+        from coatnet.training.execute import execute
+
+    execute(config, _make_run, decoder=decoder, force=force, lease=lease)
 
 
 def _make_run(config: PretrainConfig, *, run: RunDirectory, **parts: Any) -> Any:
-    from pretrain.engine.start import load_deepspeed
-    from pretrain.run import PretrainRun
+    with loading("DeepSpeed", run.path):
+        from pretrain.engine.start import load_deepspeed
+        from pretrain.run import PretrainRun
 
-    load_deepspeed(extensions=str(run.path / "extensions"))
+        load_deepspeed(extensions=str(run.path / "extensions"))
     return PretrainRun(config, run=run, **parts)
 
 

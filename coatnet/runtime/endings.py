@@ -13,6 +13,7 @@ from typing import NoReturn
 from coatnet.config import UserError
 from coatnet.config.plain_text import one_line
 from coatnet.runtime.lease import LeaseLost
+from coatnet.runtime.rendezvous import own_rank
 
 STATUS_USER_ERROR = 2
 OWN_LOG = "COATNET_OWN_LOG"  # set for a rank whose words nobody else's stand among
@@ -53,7 +54,7 @@ def endings_in_a_line() -> Iterator[None]:
     (`RankError`) is said by that rank. Where each rank has a log, all say it: the launcher, and under srun
     the batch script, reads that of the rank which ended first. The others may be seconds behind.
     """
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    rank = own_rank()
     speaks = rank == 0 or "RANK" not in os.environ or OWN_LOG in os.environ
     try:
         yield

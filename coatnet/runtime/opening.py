@@ -22,6 +22,7 @@ def opened_run(
     ranks: Ranks,
     config: Any,
     force: bool | None,
+    lease: Lease | None = None,
     **environment: Any,
 ) -> Iterator[Lease | None]:
     """Hold the lease on a run's directory, on the main rank, with config and environment written into it.
@@ -33,16 +34,19 @@ def opened_run(
         ranks: all of them call this.
         config: a root schema, whose `run_digest` tells what must not change under a run.
         force: take a run over whose config was another; None where the command has no such option.
+        lease: of the main rank, if it has taken it early.
         environment: what stands in environment.json beside versions and commit.
 
     Raises:
         UserError: another job holds the directory, or it belongs to another config.
+        LeaseLost: another job has taken it over since the lease was taken early.
     """
-    lease, trouble = None, None
+    trouble = None
     try:
         if ranks.is_main:
             try:
-                lease = Lease.acquire(run.path)
+                lease = lease or Lease.acquire(run.path)
+                lease.check()  # one that is silent while torch loads is believed dead on another host
                 run.check_config(config, force=force)
                 if run.marker("done") is None:
                     run.create(to_yaml(config), digest=config.run_digest())

@@ -59,6 +59,11 @@ def slurm_port(job_id: int) -> int:
     return _SLURM_PORT_BASE + job_id % _SLURM_PORT_SPAN
 
 
+def own_rank() -> int:
+    """Return this process's number among the ranks; 0 where nobody launched it."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
 def already_launched() -> bool:
     """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
     return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)

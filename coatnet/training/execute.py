@@ -39,6 +39,7 @@ def execute(
     *,
     decoder: str,
     force: bool | None = None,
+    lease: Lease | None = None,
     alone: bool = False,
 ) -> None:
     """Join the ranks, train, leave a marker.
@@ -48,6 +49,7 @@ def execute(
         make_run: puts a stage's `TrainingRun` together, once the directory is this run's.
         decoder: which one the images are read by.
         force: take a run over whose config was another; None where the command has no such option.
+        lease: of the main rank, if it has taken it early.
         alone: go on without a process group where nobody launched one.
     """
     warnings.filterwarnings("ignore", _OF_NO_CONSEQUENCE)
@@ -58,7 +60,7 @@ def execute(
         from coatnet.model import rows  # loads torch
 
         about = {"decoder": decoder, "network": rows.name(device_type=ranks.device_type)}
-        with opened_run(run, ranks=ranks, config=config, force=force, **about) as lease:
+        with opened_run(run, ranks=ranks, config=config, force=force, lease=lease, **about) as lease:
             if run.marker("done") is not None:
                 ranks.say(f"{run.path}: is done already; see `coatnet report {run.path}`")
             else:

@@ -1,0 +1,90 @@
+"""What a rank does before it has loaded torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from coatnet.config import load_config
+from coatnet.runtime.beginning import lease_early, loading
+from coatnet.runtime.lease import Lease, LeaseHeld, LeaseLost, newest_epoch
+from coatnet.runtime.opening import opened_run
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
+from pretrain.config import PretrainConfig
+
+ROOT = Path(__file__).parents[3]
+SLOW_TORCH = "import sys\nprint('loads', flush=True)\nsys.exit(sys.stdin.readline())"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_is_held_while_its_rank_still_loads_torch(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(SLOW_TORCH)
+    command = [sys.executable, "-m", f"{stage}.worker", f"configs/quickstart_{stage}.yaml"]
+    command += ["data.train=[{path: nowhere}]", f"run.directory={tmp_path}"]
+    place = {"RANK": "0", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **place}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"loads\n"
+        with pytest.raises(LeaseHeld, match=f"held by process {process.pid} on"):
+            Lease.require_free(tmp_path)
+        process.communicate(b"enough\n")
+    assert newest_epoch(tmp_path) == 1 == Lease.require_free(tmp_path)
+
+
+def test_a_lease_that_cannot_be_had_early_is_asked_for_again_where_all_ranks_hear_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Lease.acquire(tmp_path / "held")
+    assert lease_early(tmp_path / "held") is None
+    held.release()
+    (tmp_path / "file").touch()
+    assert lease_early(tmp_path / "file") is None
+    monkeypatch.setenv("RANK", "1")
+    assert lease_early(tmp_path / "of another rank") is None and not newest_epoch(
+        tmp_path / "of another rank"
+    )
+
+
+def test_nothing_is_written_into_a_run_that_was_taken_over_while_torch_was_loading(tmp_path: Path) -> None:
+    run, config = (
+        RunDirectory(tmp_path),
+        load_config(PretrainConfig, overrides=["data.train=[{path: nowhere}]"]),
+    )
+    lease = lease_early(tmp_path)
+    assert lease is not None
+    (tmp_path / "lease" / f"epoch-{lease.epoch + 1:08d}").touch()
+    with (
+        pytest.raises(LeaseLost),
+        opened_run(run, ranks=Ranks.single(), config=config, force=None, lease=lease),
+    ):
+        pass
+    assert not run.config.exists()
+
+
+def test_what_takes_long_to_load_is_named_by_the_first_rank_and_what_does_not_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, spoke = list[str](), threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        spoke.set()
+
+    monkeypatch.setattr("coatnet.runtime.beginning.say_from_a_handler", say)
+    with loading("quickly", tmp_path):
+        pass
+    monkeypatch.setattr("coatnet.runtime.beginning._SILENT_SECONDS", 0.0)
+    with loading("DeepSpeed", tmp_path):
+        assert spoke.wait(60.0)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with loading("DeepSpeed", tmp_path):
+        pass
+    assert said == [f"{tmp_path}: loading DeepSpeed"]
