@@ -13,11 +13,12 @@ export DS_BUILD_OPS = 0
 # Compiled tests are kept: to rewrite their assertions takes longer than to collect them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test campaigns slurm-scenarios test-unit test-lowest lint types install clean system-packages
+.PHONY: help quickstart test campaigns slurm-scenarios test-unit test-lowest pins lint types install clean system-packages
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "test-unit         the tests that take seconds"
 	@echo "test-lowest       the same with the oldest libraries that pyproject.toml allows, in an environment of its own"
+	@echo "pins              constraints.txt anew: exact versions for every Python, none younger than two weeks"
 	@echo "campaigns         kills, crash states, every SLURM scenario, the quickstart as a test"
 	@echo "slurm-scenarios   every SLURM scenario, with the table of benchmarks/slurm.md"
 	@echo "lint, types       ruff; mypy"
@@ -40,6 +41,12 @@ test-lowest: $(VENV)/.test
 	@mkdir -p $(LOWEST)
 	$(BIN)/python .ci/lowest.py > $(LOWEST)/constraints.txt
 	$(MAKE) test-unit VENV=$(LOWEST)/venv CONSTRAINTS=$(LOWEST)/constraints.txt
+
+pins:
+	@mkdir -p build
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.9
+	build/pins/bin/python .ci/pins.py $(UPGRADE)
 
 # Longer than a commit should wait for; the tables lie in benchmarks/.
 campaigns: system-packages $(VENV)/.test

@@ -4,34 +4,70 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    pytest.skip("tomllib comes with Python 3.11", allow_module_level=True)
+    import tomli as tomllib  # comes with pytest there
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = dict(
-    line.split("==")
+PYTHONS = ["3.10.4", "3.11.9", "3.12.8", "3.13.5", "3.14.2"]
+PINS = [
+    Requirement(line)
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if line and not line.startswith("#")
-)
-PINS = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in PINS.items()}
+]
 EXTRAS = [text for texts in PROJECT["optional-dependencies"].values() for text in texts]
 REQUIREMENTS = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS]]
 
 
-@pytest.mark.parametrize("requirement", [one for one in REQUIREMENTS if one.name != "coatnet"], ids=str)
-def test_every_requirement_has_an_exact_version_inside_its_range(requirement: Requirement) -> None:
-    pinned = PINS.get(re.sub(r"[-_.]+", "-", requirement.name).lower())
-    assert pinned is not None, f"constraints.txt has no version of {requirement.name}"
-    assert requirement.specifier.contains(pinned), f"{requirement} does not admit {pinned}"
+def pins_for(python: str) -> dict[str, Requirement]:
+    here = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+    return {
+        canonicalize_name(pin.name): pin for pin in PINS if pin.marker is None or pin.marker.evaluate(here)
+    }
+
+
+def version(pin: Requirement) -> str:
+    (exact,) = pin.specifier
+    assert exact.operator == "==", f"{pin} is not exact"
+    return exact.version
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_has_an_exact_version_inside_its_range(python: str) -> None:
+    pins = pins_for(python)
+    for requirement in REQUIREMENTS:
+        if requirement.name == "coatnet":
+            continue
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"constraints.txt has no version of {requirement.name} for Python {python}"
+        assert requirement.specifier.contains(version(pin)), f"{requirement} does not admit {pin}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_version_that_is_installed_here_admits_each_python_that_it_is_pinned_for(python: str) -> None:
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    refused = {}
+    for name, pin in pins_for(python).items():
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:
+            continue  # of another Python, or of torch's CUDA build
+        admitted = SpecifierSet(installed.metadata["Requires-Python"] or "")
+        if installed.version == version(pin) and not admitted.contains(python):
+            refused[str(pin)] = str(admitted)
+    assert not refused, f"make pins: not for Python {python}: {refused}"
 
 
 def test_torch_has_one_pin_for_the_cpu_and_the_cuda_build() -> None:
-    assert re.fullmatch(r"[0-9.]+", PINS["torch"])
+    (pin,) = (pin for pin in PINS if pin.name == "torch")
+    assert re.fullmatch(r"[0-9.]+", version(pin)) and pin.marker is None
