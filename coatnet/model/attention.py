@@ -27,14 +27,23 @@ class RelativeBias(nn.Module):
     def __init__(self, heads: int, *, grid: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(heads, 2 * grid - 1, 2 * grid - 1))
-        self._cached: tuple[tuple[int, int, int], Tensor] | None = None
+        self._cached: tuple[tuple[object, ...], Tensor] | None = None
+
+    def train(self, mode: bool = True) -> RelativeBias:
+        """Set the mode; an evaluation keeps nothing of one before it, whose weights may have been others.
+
+        Engines write weights, and their averages, through `data`, which counts no version.
+        """
+        self._cached = None
+        return super().train(mode)
 
     def forward(self, height: int, width: int) -> Tensor:
-        if self.training or torch.is_grad_enabled():
+        # A compiled graph keeps nothing: it would break here, and be made anew for each version.
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._cached = None
             return self._bias(height, width)
-        key = (height, width, self.table._version)
-        if self._cached is None or self._cached[0] != key or self._cached[1].device != self.table.device:
+        key = (height, width, self.table._version, self.table.device, self.table.dtype)
+        if self._cached is None or self._cached[0] != key:
             self._cached = (key, self._bias(height, width))
         return self._cached[1]
 

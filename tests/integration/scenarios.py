@@ -274,6 +274,8 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
         plain = forward(images)
     with engine.evaluating(ema=True) as forward:
         averaged = forward(images)
+        with torch.enable_grad():  # keeps nothing from one pass to the next
+            remade = forward(images)
     with engine.evaluating() as forward:
         again = forward(images)
     unchanged = torch.equal(plain, again) and _are_equal(engine, before)
@@ -284,6 +286,7 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
         "stayed": stayed and not _are_equal(engine, before),
         "plain": float(plain.double().norm()),
         "averaged": float(averaged.double().norm()),
+        "nothing_kept": torch.equal(averaged, remade),
         "applied_steps": engine.state.applied_steps,
         "unchanged": unchanged,
     }

@@ -78,6 +78,17 @@ def test_evaluation_caches_the_bias_until_the_table_changes() -> None:
         assert bias(4, 4).shape == (2, 16, 16)
 
 
+def test_a_new_evaluation_sees_a_table_that_was_written_where_autograd_does_not_look() -> None:
+    """As the engines write weights and averages: through `data`, which counts no version."""
+    bias = RelativeBias(2, grid=4).eval()
+    torch.nn.init.normal_(bias.table)
+    with torch.no_grad():
+        first = bias(6, 6)
+        bias.table.data.mul_(2.0)
+        assert torch.allclose(bias.eval()(6, 6), 2 * first)
+        assert bias.double()(6, 6).dtype == torch.float64
+
+
 def test_224_to_384_and_back_changes_what_it_should() -> None:
     model = build_model(
         ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], num_classes=5), seed=0
