@@ -75,6 +75,7 @@ def test_a_mailbox_that_does_not_answer_keeps_nobody_waiting() -> None:
     wait = DataWait(Ranks(0, 2, distributed=True, mailbox=Hanging()), dict)
     first = (wait.excuse(), wait._thread)
     assert (wait.excuse(), wait._thread) == first, "no second thread beside one that hangs"
+    assert wait._thread.daemon, "the process may end meanwhile"
     let_go.set()
 
 

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from coatnet.runtime.stop import SIGNALS, StopFlag, Stopped
+from coatnet.runtime.stop import SIGNALS, StopFlag, Stopped, held_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -28,15 +29,37 @@ def test_where_nothing_is_lost_a_stop_ends_what_is_under_way_once() -> None:
     reached = []
     with StopFlag() as stop:
         with pytest.raises(Stopped), stop.at_once():
-            os.kill(os.getpid(), signal.SIGINT)
-            reached.append("behind the signal")
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append("behind the signal")
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append("what is put in order")
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("what the stop leads to")
         with pytest.raises(Stopped), stop.at_once():
             reached.append("begun after it")
         with pytest.raises(Stopped):
             stop.check()
-    assert reached == ["what the stop leads to"] and stop.reason == "SIGINT"
+    assert reached == ["what is put in order", "what the stop leads to"] and stop.reason == "SIGINT"
+
+
+@pytest.mark.parametrize("error", [None, OSError])
+def test_behind_where_nothing_is_lost_a_signal_only_sets_the_flag_again(error: type[OSError] | None) -> None:
+    with StopFlag() as stop:
+        with suppress(OSError), stop.at_once():
+            if error is not None:
+                raise error
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+
+
+def test_signals_are_held_no_longer_where_what_they_were_held_for_fails() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with suppress(OSError), held_signals():
+        assert set(SIGNALS) <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        raise OSError
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:

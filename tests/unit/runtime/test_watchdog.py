@@ -15,7 +15,9 @@ from coatnet.runtime.watchdog import EXIT_HANG, Watchdog
 HANGING = """
 import sys, threading, time
 from pathlib import Path
+from types import SimpleNamespace
 from coatnet.runtime import watchdog as module
+from coatnet.runtime.data_wait import WAITS, DataWait
 from coatnet.runtime.watchdog import Watchdog
 
 module._POLL_SECONDS, module._LAST_WORDS_SECONDS = 0.1, 0.4  # a fifth of what a run has
@@ -24,7 +26,8 @@ def a_thread_that_waits(): time.sleep(60)
 def a_step_that_never_ends(): time.sleep(60)
 
 threading.Thread(target=a_thread_that_waits, daemon=True).start()
-watchdog = Watchdog(Path(sys.argv[1]), hang_seconds=0.2, start_seconds=4.0)
+waits = DataWait(SimpleNamespace(distributed=False), lambda: {WAITS: "rank 0 waits for its batch"})
+watchdog = Watchdog(Path(sys.argv[1]), hang_seconds=0.2, start_seconds=4.0, data_wait=waits)
 watchdog.start()
 watchdog.beat()
 with watchdog.patience():
@@ -93,7 +96,8 @@ def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) ->
     command = [sys.executable, "-c", HANGING, str(stacks)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == EXIT_HANG and time.monotonic() - began < 30
-    assert "patient" in done.stdout and str(stacks) in done.stdout
+    assert "patient" in done.stdout
+    assert f" s, rank 0 waits for its batch; stacks: {stacks}\n" in done.stdout, "nobody fetches it"
     text = stacks.read_text()
     assert "a_step_that_never_ends" in text and "a_thread_that_waits" in text
 
