@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import JOB_FILES
+from coatnet.config.plain_text import is_number
 from coatnet.runtime.run_directory import append_line, read_lines
 
 LIVES_FILE = "lives.jsonl"
 SUPERVISOR = "supervisor"  # under this name the batch script records events
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+_FIELDS: dict[str, dict[str, type]] = {
     "begin": {"life": int, "job_id": str, "nodes": list, "step": int},
     "end": {"life": int, "outcome": str, "reason": str, "tries": int, "excluded": dict},
     "submitted": {"job_id": str, "lives": int},
@@ -132,5 +133,7 @@ class History:
 
 
 def _is_whole(entry: dict[str, Any]) -> bool:
-    fields = {"event": str, "time": (int, float), **_FIELDS.get(str(entry.get("event")), {})}
-    return all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+    fields = {"event": str, **_FIELDS.get(str(entry.get("event")), {})}
+    return is_number(entry.get("time")) and all(
+        isinstance(entry.get(name), kind) for name, kind in fields.items()
+    )

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.array import is_task
 from cluster.history import was_submitted
+from coatnet.config.plain_text import is_number
 from coatnet.runtime.lease import is_held, newest_epoch
 from coatnet.runtime.run_directory import RunDirectory, parse_lines
 
@@ -98,9 +99,9 @@ def _reported(line: str) -> str | None:
         return " ".join(f"{name} {value}" for name, value in record.items() if name != "time")
     if not told:
         return None
-    return ", ".join(
-        [f"{record.get('samples_seen', 0):,} images", *(f"{k} {_short(v)}" for k, v in told.items())]
-    )
+    seen = record.get("samples_seen")
+    count = f"{seen:,}" if is_number(seen) else "?"
+    return ", ".join([f"{count} images", *(f"{k} {_short(v)}" for k, v in told.items())])
 
 
 def _short(value: Any) -> str:

@@ -21,14 +21,16 @@ from cluster.progress import last_line, last_records, newest_step
 from cluster.run_jobs import jobs_of_run
 from cluster.slurm import QueuedJob
 from cluster.waiting import why_it_waits
+from coatnet.config.plain_text import is_number
 from coatnet.runtime.lease import is_held
-from coatnet.runtime.lives import add_up, read_lives
+from coatnet.runtime.lives import LifeAccount, add_up, read_lives
 from coatnet.runtime.run_directory import IDENTITY, RunDirectory
 
 _RATE_RECORDS = 50
 _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
 _FINAL_MARKERS = ("done", "cancelled", "held")
+_OF_LIVES = ("start", "resume", "ended")  # events by which a life begins, and ends by an error
 _LOG_CHARACTERS = 200
 # The first of these that a task is in is the array's: what may still go on, then what somebody must mend.
 _OF_TASKS = (
@@ -55,6 +57,7 @@ class RunStatus:
     Args:
         state: done, held, cancelled, running, pending, requeued, waiting, stopped, failed, ended, lost or
             unreadable; interrupted, of a run that was started by hand; or SLURM's own word.
+        lives: how often it began, by its history or, of a run that was started by hand, its time account.
         detail: why, in a few words.
         next_action: what somebody has to do for the run to go on, where `detail` does not say it.
         step: newest committed checkpoint's.
@@ -103,6 +106,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
     run = RunDirectory(directory)
     by_hand = run.identity.exists() and not was_submitted(directory)
     state, detail = _by_hand(run) if by_hand else _submitted(run, job, queue=queue)
+    accounts = read_lives(run.account)
     records = _records(run)
     seen = int(records[-1]["samples_seen"]) if records else None
     total = _total_samples(records)
@@ -116,13 +120,13 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
         detail=detail,
         job_id=job.job_id if job else (lives[-1].job_id if lives else ""),
         nodes=lives[-1].nodes if lives else [],
-        lives=len(lives),
+        lives=len(accounts if by_hand else lives),
         step=step if step >= 0 else None,
         samples_seen=seen,
         total_samples=total,
         images_per_second=rate,
         remaining_seconds=remaining,
-        lost_seconds=_lost_seconds(run, lives, running=state == "running"),
+        lost_seconds=_lost_seconds(accounts, lives, running=state == "running"),
         last_error=_last_error(run, lives),
         next_action="" if is_told else _NEXT.get(state, ""),
     )
@@ -222,7 +226,23 @@ def _by_hand(run: RunDirectory) -> tuple[str, str]:
         return "running", ""
     if run.marker("stopped") is not None:
         return "stopped", "it was told to; the same command goes on"
-    return "interrupted", "it was killed, or failed; the same command goes on"
+    error = _own_error(run)
+    if error:
+        return "failed", f"{error}; mend that, then the same command goes on"
+    return "interrupted", "it was killed; the same command goes on"
+
+
+def _own_error(run: RunDirectory) -> str:
+    """Return by what error the last life of a run ended; empty where it did not."""
+    files = (run.events, *run.path.glob("events/rank-*.jsonl"))
+    events = [
+        event
+        for file in files
+        for event in last_records(file, count=_EVENT_RECORDS)
+        if event.get("kind") in _OF_LIVES and is_number(event.get("time"))
+    ]
+    last = max(events, key=lambda event: event["time"], default={})
+    return str(last.get("reason", "")) if last.get("kind") == "ended" else ""
 
 
 def _end_of_log(directory: Path, job: QueuedJob | None) -> str:
@@ -244,7 +264,7 @@ def _records(run: RunDirectory) -> list[dict[str, Any]]:
     """Return the last records of metrics that tell where the run was when."""
     return [
         row for row in last_records(run.metrics, count=_RATE_RECORDS)
-        if all(isinstance(row.get(name), int | float) for name in ("samples_seen", "time"))
+        if all(is_number(row.get(name)) for name in ("samples_seen", "time"))
     ]  # fmt: skip
 
 
@@ -252,8 +272,8 @@ def _total_samples(records: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the run's length, which records tell by their progress, a share of the whole."""
     for record in reversed(records):
         progress = record.get("progress")
-        if isinstance(progress, float | int) and progress > 0:
-            return round(record["samples_seen"] / progress)
+        if is_number(progress) and progress > 0 and is_number(total := record["samples_seen"] / progress):
+            return round(total)
     return None
 
 
@@ -269,17 +289,19 @@ def _rate(records: Sequence[Mapping[str, Any]], *, since: float) -> float | None
 
 def _own_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the median of the rates that a run noted itself: when it was started last, no history says."""
-    noted = [record["images_per_second"] for record in records if "images_per_second" in record]
+    noted = [rate for record in records if is_number(rate := record.get("images_per_second"))]
     return statistics.median(noted) if noted else None
 
 
-def _lost_seconds(run: RunDirectory, lives: Sequence[Life], *, running: bool) -> float | None:
-    if not lives:
+def _lost_seconds(accounts: Sequence[LifeAccount], lives: Sequence[Life], *, running: bool) -> float | None:
+    """Return what a run lost; without a history its accounts tell from when to when it went."""
+    if not accounts:
         return None
-    ended = time.time() if running else (lives[-1].ended or lives[-1].started)
-    account = add_up(read_lives(run.account))
-    productive = sum(account.get(name, 0.0) for name in _PRODUCTIVE)
-    return max(0.0, ended - lives[0].started - productive) if productive else None
+    began = lives[0].started if lives else accounts[0].began
+    ended = (lives[-1].ended or lives[-1].started) if lives else accounts[-1].ended
+    spent = add_up(list(accounts))
+    productive = sum(spent[name] for name in _PRODUCTIVE)
+    return max(0.0, (time.time() if running else ended) - began - productive) if productive else None
 
 
 def _last_error(run: RunDirectory, lives: Sequence[Life]) -> str:

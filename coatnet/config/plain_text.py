@@ -6,13 +6,14 @@ import json
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from coatnet.config.errors import UserError
 
 _UNFIT = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, direction-changing, half a pair, line and paragraph ends
 _MAX_NAME = 500
 _SHOWN = 60
+_MOST = 2.0**63
 
 
 def plain(text: str) -> str:
@@ -34,6 +35,11 @@ def number_of(count: int, one: str, several: str | None = None) -> str:
 def json_number(value: float) -> float | str:
     """Return a number for JSON, which has none that is not finite: such a one becomes text."""
     return value if math.isfinite(value) else str(value)
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Tell whether what was read is a number to count with: finite, and no whole page of digits."""
+    return isinstance(value, int | float) and abs(value) < _MOST
 
 
 def json_text(value: Any, **style: Any) -> str:

@@ -192,4 +192,5 @@ def _round_ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    digits = 3 - math.floor(math.log10(step))  # what a product of floats has beyond is noise
+    return [round(number * step, digits) for number in range(first, last + 1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import is_number
 from coatnet.report.curve import Curve
 from coatnet.runtime.lives import LifeAccount, add_up, between_seconds, read_lives
 from coatnet.runtime.run_directory import MARKERS, RunDirectory, read_lines
@@ -110,7 +110,7 @@ def read_run(path: Path) -> RunRecord:
         series=_series(run.metrics),
         events=run.read_events(),
         life_accounts=read_lives(run.account),
-        config_text=run.config.read_text(),
+        config_text=run.config.read_text(errors="replace"),
         environment=_read_json(run.environment),
         summary=_read_json(run.summary),
         plan=_read_json(run.plan),
@@ -123,11 +123,12 @@ def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Collect numbers by name. Where a life began behind its predecessor's end, its records replace those."""
     curves: dict[str, Curve] = defaultdict(Curve)
     for row in read_lines(path):
-        position = int(row.get("samples_seen", 0))
+        position = row.get("samples_seen", 0)
+        if not (is_number(position) and position >= 0):
+            continue
         for name, value in row.items():
-            is_number = isinstance(value, int | float) and math.isfinite(value)
-            if is_number and name not in ("time", "samples_seen"):
-                curves[name].add(position, float(value))
+            if is_number(value) and name not in ("time", "samples_seen"):
+                curves[name].add(int(position), float(value))
     return {name: curve.points() for name, curve in curves.items()}
 
 
@@ -145,6 +146,6 @@ def _newest_facts(checkpoints: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):  # no text, no JSON, or a number of thousands of digits
         return {}
     return found if isinstance(found, dict) else {}

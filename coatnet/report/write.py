@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError
-from coatnet.config.plain_text import number_of
+from coatnet.config.plain_text import is_number, number_of
 from coatnet.report.blocks import (
     Block,
     Chart,
@@ -372,6 +372,6 @@ def _span(seconds: float) -> str:
 
 
 def _moment(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
+    if not is_number(seconds):
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))

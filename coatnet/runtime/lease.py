@@ -226,7 +226,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _is_outranked(known: dict[str, Any]) -> bool:
     """Return whether this process belongs to a later life than the holder, or to a later try of it."""
     theirs, ours = (
-        _ATTEMPT.fullmatch(text) for text in (known.get("attempt", ""), os.environ.get(_ATTEMPT_VARIABLE, ""))
+        _ATTEMPT.fullmatch(text)
+        for text in (str(known.get("attempt", "")), os.environ.get(_ATTEMPT_VARIABLE, ""))
     )
     if theirs is None or ours is None:
         return False

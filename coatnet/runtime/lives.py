@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from coatnet.config.plain_text import is_number
 from coatnet.runtime.run_directory import read_lines, write_atomically
 
 CLASSES = (
@@ -100,7 +101,7 @@ def _is_whole(row: Any) -> bool:
         return False
     seconds = row["seconds"]
     numbers = [row.get("began"), row.get("ended"), row.get("samples_seen"), *seconds.values()]
-    whole = isinstance(row.get("life"), int) and all(isinstance(number, int | float) for number in numbers)
+    whole = isinstance(row.get("life"), int) and all(map(is_number, numbers))
     return whole and set(seconds) == set(CLASSES)
 
 

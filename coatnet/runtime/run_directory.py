@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError, load_config, to_dict
-from coatnet.config.plain_text import json_text
+from coatnet.config.plain_text import is_number, json_text
 from coatnet.runtime.whole_files import name_file, write_whole
 
 _MOST_TOLD = 4  # keys
@@ -181,14 +181,14 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _time(event: dict[str, Any]) -> float:
     value = event.get("time")
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if is_number(value) else 0.0
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a small JSON file that a person may have changed; what is no object is an empty one."""
     try:
         fields = json.loads(path.read_text(errors="replace"))
-    except json.JSONDecodeError:
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
 

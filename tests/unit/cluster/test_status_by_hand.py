@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from cluster.status import find_runs, read_status
 from coatnet.runtime.lease import Lease
+from coatnet.runtime.lives import CLASSES, LifeAccount
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
 
@@ -34,6 +36,26 @@ def test_a_run_is_running_while_its_lease_is_held_and_tells_how_it_goes_on_after
     lease.release()
     found = read_status(run.path, queue=None)
     assert found.state == "interrupted" and "the same command goes on" in found.detail
+
+
+def test_the_error_by_which_it_ended_is_told_until_it_goes_on(run: RunDirectory) -> None:
+    run.record_event("start", life=1)
+    run.record_event("ended", writer=1, rank=1, reason="shards/train: No such file")
+    run.record_event("bad_sample", writer=2)
+    found = read_status(run.path, queue=None)
+    assert found.state == "failed"
+    assert found.detail == "shards/train: No such file; mend that, then the same command goes on"
+    run.record_event("resume", life=2)
+    assert read_status(run.path, queue=None).state == "interrupted"
+
+
+def test_its_account_tells_its_lives_and_what_was_lost_of_them(run: RunDirectory) -> None:
+    run.account.mkdir()
+    seconds = {**dict.fromkeys(CLASSES, 0.0), "compute": 30.0, "start": 10.0}
+    lives = [LifeAccount(1, 100.0, 140.0, 8, seconds), LifeAccount(2, 200.0, 240.0, 16, seconds)]
+    (run.account / "earlier.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in lives))
+    found = read_status(run.path, queue=None)
+    assert (found.lives, found.lost_seconds) == (2, 240 - 100 - 2 * 30)
 
 
 @pytest.mark.parametrize("marker", ["stopped", "done", "cancelled"])

@@ -150,7 +150,9 @@ def test_garbage_in_metrics_and_account_is_passed_over(run: Path) -> None:
         '{"time": 2}',
         '{"samples_seen": 8, "time": null}',
     ]
+    rows += ['{"samples_seen": NaN, "time": 4}', '{"samples_seen": 1e999, "time": 4}']
     rows += ['{"samples_seen": 800, "time": 5, "progress": 0.5}']
+    rows += ['{"samples_seen": 800, "time": 6, "progress": 1e-320, "images_per_second": [1]}']
     (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     account = RunDirectory(run).account
     account.mkdir()

@@ -157,6 +157,19 @@ def test_two_hundred_lives_and_losses_that_are_no_numbers_make_a_page(tmp_path: 
     assert len(page) < 400_000 and not re.search(r"[\"' ,](nan|inf)[\"' ,]", page)
 
 
+def test_files_that_a_power_cut_left_as_garbage_leave_the_page_of_the_others(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    garbage = b"\x00\xff\xfe{"
+    for path in (run.config, run.environment, run.summary, run.plan, run.path / "done"):
+        path.write_bytes(garbage)
+    with run.metrics.open("ab") as metrics:
+        metrics.write(
+            garbage + b'\n{"samples_seen": "x", "train/loss": 1}\n{"samples_seen": -8, "train/loss": 1}\n'
+        )
+        metrics.write(b'{"samples_seen": NaN, "train/loss": 1}\n{"samples_seen": 8, "train/loss": 1e999}\n')
+    assert "done" in write_report(run.path).read_text()
+
+
 def test_two_thousand_lives_are_drawn_as_far_as_they_can_be_seen_apart() -> None:
     lives = [(100.0 * life, 100.0 * life + 80.0, {"start": 20.0, "compute": 60.0}) for life in range(2000)]
     drawn = timeline(lives)
@@ -301,8 +314,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 1.0), (1, 1.0)], [(0, float("nan")), (1, 2.0)]])
-def test_a_chart_of_few_or_equal_or_missing_points_is_drawn(points: list[tuple[float, float]]) -> None:
+@pytest.mark.parametrize(
+    "points",
+    [[(0, 1.0)], [(0, 1.0), (1, 1.0)], [(0, float("nan")), (1, 2.0)], [(0, 2.1e-14), (1, 4.9e-14)]],
+)
+def test_a_chart_of_few_or_equal_or_missing_or_tiny_points_is_drawn(
+    points: list[tuple[float, float]],
+) -> None:
     assert "nan" not in line_chart({"x": points})
 
 
