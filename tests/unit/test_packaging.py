@@ -25,8 +25,12 @@ PINS = [
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
-EXTRAS = [text for texts in PROJECT["optional-dependencies"].values() for text in texts]
-REQUIREMENTS = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS]]
+OPTIONAL = PROJECT["optional-dependencies"]
+NEEDED = [
+    *PROJECT["dependencies"],
+    *(text for name, texts in OPTIONAL.items() if name != "test" for text in texts),
+]
+REQUIREMENTS = [Requirement(text) for text in [*NEEDED, *OPTIONAL["test"]]]
 
 
 def pins_for(python: str) -> dict[str, Requirement]:
@@ -66,6 +70,15 @@ def test_every_version_that_is_installed_here_admits_each_python_that_it_is_pinn
         if installed.version == version(pin) and not admitted.contains(python):
             refused[str(pin)] = str(admitted)
     assert not refused, f"make pins: not for Python {python}: {refused}"
+
+
+def test_what_is_installed_by_hashes_has_the_pinned_versions_and_lacks_nothing() -> None:
+    entries = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
+    hashed = {entry.split(" --hash=")[0].strip() for entry in entries if entry.count(" --hash=sha256:")}
+    assert hashed == {entry.split(" --hash=")[0].strip() for entry in entries if not entry.startswith("#")}
+    assert {Requirement(entry) for entry in hashed} <= set(PINS)
+    locked = {canonicalize_name(Requirement(entry).name) for entry in hashed}
+    assert {canonicalize_name(Requirement(text).name) for text in NEEDED} - locked == {"torch"}
 
 
 def test_torch_has_one_pin_for_the_cpu_and_the_cuda_build() -> None:
