@@ -8,12 +8,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 
 _LOCK_SUFFIX = ".lock"
 _ABANDONED_SECONDS = 3600.0
+# Nobody else gets room while a large folder is looked through: for so long all go by what was found, and add
+# what they fetch.
+_TRUSTED_SECONDS = 60.0
+_SPARE = (
+    32  # of the limit, this part is freed beyond what is needed: or a full cache is looked through each time
+)
+_FETCHED_AT_ONCE = 64  # with room for so many files nobody needs to know what others are fetching
 
 
 class Cache:
@@ -84,40 +91,71 @@ class Cache:
     def _make_room(self, size: int, *, all_idle: bool = False) -> None:
         """Remove files, the longest unused first, until `size` more bytes fit, by limit and disk; or all.
 
-        The disk must have room for what others are fetching just now, too: about as much each.
-
         Raises:
             OSError: the disk is full without all that may go.
         """
-        with _locked(self.folder / f".cache{_LOCK_SUFFIX}"):
-            kept, fetched = self._files()
-            total, wanted = sum(used for _, used, _ in kept), size * (1 + fetched)
-            for _, used, path in sorted(kept):
-                if total + size <= self.limit_bytes and _free_bytes(self.folder) >= wanted and not all_idle:
-                    break
-                path.unlink(missing_ok=True)
-                total -= used
-            if _free_bytes(self.folder) < size:  # not worth a transfer
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with _locked(self.folder / f".cache{_LOCK_SUFFIX}") as ledger:
+            found_at, used = _read(ledger)
+            fits = used + size <= self.limit_bytes
+            fits &= _free_bytes(self.folder) >= size * _FETCHED_AT_ONCE
+            if all_idle or not fits or not 0.0 <= time.time() - found_at < _TRUSTED_SECONDS:
+                found_at, used = time.time(), self._remove_idle(size, all_idle=all_idle)
+            _write(ledger, found_at, used + size)
 
-    def _files(self) -> tuple[list[tuple[float, int, Path]], int]:
+    def _remove_idle(self, size: int, *, all_idle: bool) -> int:
+        """Look through the folder, make room, and return how many bytes lie there or will soon.
+
+        The disk must have room for what others are fetching just now, too: about as much each.
+        """
+        kept, fetched = self._files()
+        total, wanted = sum(used for _, used, _ in kept), size * (1 + fetched)
+        limit = self.limit_bytes
+        if total + size > limit:
+            limit -= limit // _SPARE
+        for _, used, path in sorted(kept):
+            if total + size <= limit and _free_bytes(self.folder) >= wanted and not all_idle:
+                break
+            Path(path).unlink(missing_ok=True)
+            total -= used
+        if _free_bytes(self.folder) < size:  # not worth a transfer
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return total + size * fetched
+
+    def _files(self) -> tuple[list[tuple[float, int, str]], int]:
         """Return (last use, bytes, path) of what may go, and how many files are being fetched.
 
         What has been half there for an hour was left by a killed process, and may go.
         """
         kept, fetched = [], 0
-        for path in self.folder.rglob("*"):
-            if path.name.endswith(_LOCK_SUFFIX):
-                continue
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue  # another process was quicker
-            if path.name.endswith((".part", ".etag")) and time.time() - stat.st_mtime < _ABANDONED_SECONDS:
-                fetched += path.name.endswith(".part")
-            elif S_ISREG(stat.st_mode):
-                kept.append((stat.st_mtime, stat.st_size, path))
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                if name.endswith(_LOCK_SUFFIX):
+                    continue
+                path = f"{folder}/{name}"
+                try:
+                    stat = os.stat(path)
+                except FileNotFoundError:
+                    continue  # another process was quicker
+                if name.endswith((".part", ".etag")) and time.time() - stat.st_mtime < _ABANDONED_SECONDS:
+                    fetched += name.endswith(".part")
+                elif S_ISREG(stat.st_mode):
+                    kept.append((stat.st_mtime, stat.st_size, path))
         return kept, fetched
+
+
+def _read(ledger: int) -> tuple[float, int]:
+    """Return when the folder was looked through, and what is there since; long ago if that is not known."""
+    try:
+        found_at, used = os.pread(ledger, 64, 0).split()
+        return float(found_at), int(used)
+    except ValueError:
+        return 0.0, 0
+
+
+def _write(ledger: int, found_at: float, used: int) -> None:
+    os.ftruncate(ledger, 0)  # a full disk takes no new line; then nothing is known
+    with suppress(OSError):
+        os.pwrite(ledger, b"%.3f %d" % (found_at, used), 0)
 
 
 def part_path(path: Path) -> Path:
@@ -139,12 +177,12 @@ def _free_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among threads and processes; a process that dies lets go of it."""
+def _locked(path: Path) -> Iterator[int]:
+    """Hold a lock among threads and processes, by a descriptor of its file; who dies lets go of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
