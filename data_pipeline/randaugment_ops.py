@@ -19,7 +19,7 @@ def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretch each channel to the whole range."""
     low = images.amin(dim=(1, 2)).double()[:, None, :]
     high = images.amax(dim=(1, 2)).double()[:, None, :]
-    scale = low.new_tensor(255.0) / (high - low).clamp(min=1.0)  # 255.0 / … would multiply by a reciprocal
+    scale = low.new_full((), 255.0) / (high - low).clamp(min=1.0)  # 255.0 / … would multiply by a reciprocal
     levels = torch.arange(256, device=images.device, dtype=torch.float64)[None, :, None]
     stretched = (levels * scale - low * scale).clamp(0.0, 255.0).floor()
     return _look_up(torch.where(high > low, stretched, levels), images)
@@ -146,8 +146,8 @@ def _blend(start: Tensor, images: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _matrices(amounts: Tensor, *, column: int) -> Tensor:
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float64, device=amounts.device)
-    matrices = identity.repeat(len(amounts), 1)
+    matrices = torch.zeros(len(amounts), 6, dtype=torch.float64, device=amounts.device)
+    matrices[:, ::4] = 1.0  # the identity; a copy of it from the host would wait for all that a GPU has to do
     matrices[:, column] = amounts
     return matrices
 
