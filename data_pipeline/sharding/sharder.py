@@ -21,7 +21,7 @@ from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.collecting import make_corpus
 from data_pipeline.sharding.commit import disk_errors
-from data_pipeline.sharding.duplicates import without_duplicates
+from data_pipeline.sharding.duplicates import of_equal_size, without_duplicates
 from data_pipeline.sharding.job import Oddity, ShardResult, write_shard
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
@@ -59,7 +59,9 @@ def shard_corpus(
             listing = list_source(Path(source), understood, payloads=payloads, done=bar.advance)
         chosen, dropped = np.arange(len(listing)), list[Oddity]()
         if options.deduplicate:
-            chosen, dropped = without_duplicates(listing)
+            suspects = of_equal_size(listing)
+            with progress(len(suspects), "compare", "images", enabled=not quiet) as bar:
+                chosen, dropped = without_duplicates(listing, suspects, done=bar.advance)
         made = {}
         for split, (numbers, folder) in _split(listing, chosen, destination, options).items():
             made[split] = _shard_part(listing, numbers, folder, options, dropped, quiet=quiet)

@@ -227,26 +227,6 @@ def test_a_held_out_share_depends_on_names_alone(image_folder: Path, tmp_path: P
     assert sorted(everything(other)) == sorted(everything(held_out))
 
 
-def test_equal_bytes_are_kept_once(image_folder: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for name in ("x", "y"):
-        (source / name).mkdir(parents=True)
-    for number, path in enumerate(sorted(image_folder.rglob("*.jpg"))[:6]):
-        (source / "x" / f"{number}.jpg").write_bytes(path.read_bytes())
-    (source / "x" / "again.jpg").write_bytes((source / "x" / "3.jpg").read_bytes())
-    (source / "y" / "5.jpg").write_bytes((source / "x" / "5.jpg").read_bytes())
-    (source / "y" / "own.jpg").write_bytes(sorted(image_folder.rglob("*.jpg"))[9].read_bytes())
-    corpus = shard(source, tmp_path / "out", deduplicate=True)
-    assert corpus.samples == 7
-    assert corpus.manifest.counts["duplicates"] == 2
-    report = [json.loads(line) for line in (tmp_path / "out" / "report.jsonl").read_text().splitlines()]
-    named = {entry["name"]: entry["detail"] for entry in report if "duplicate" in entry["kinds"]}
-    assert named == {"x/again.jpg": "equals x/3.jpg", "y/5.jpg": "equals x/5.jpg, of another label"}
-    options = ShardOptions(deduplicate=True, validation=0.5)
-    made = shard_corpus(source, tmp_path / "parts", options=options, quiet=True)
-    assert [manifest.counts["duplicates"] for manifest in made.values()] == [2, 0]
-
-
 def make(folder: Path, **contents: bytes) -> Path:
     for name, content in contents.items():
         path = folder / "only" / f"{name}.jpg"
