@@ -27,6 +27,7 @@ class FaultServer:
             "whole piece": 206 and all of it.
         requests: how often each file was asked for.
         ranges: the Range headers that came, by file.
+        etag: what stands for a file of so many bytes; a weak one (W/) matches no If-Range.
     """
 
     def __init__(self, folder: Path, *, certificate: Path | None = None) -> None:
@@ -34,6 +35,7 @@ class FaultServer:
         self.faults: dict[str, list[str]] = {}
         self.requests: Counter[str] = Counter()
         self.ranges: dict[str, list[str]] = {}
+        self.etag = '"{}"'
         self.closing = threading.Event()
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fault_server": self})
@@ -86,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(int(status or 404), more)
             return
         content = path.read_bytes()
+        etag = self.fault_server.etag.format(len(content))
+        if self.headers.get("If-Range", etag) != etag or "W/" in self.headers.get("If-Range", ""):
+            ranged = None
         start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and fault != "changed" else 0
         if start and start >= len(content):
             self._answer(416, f"Content-Range: bytes */{len(content)}")
@@ -110,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_head(self, content: bytes, start: int, end: int, *, as_part: bool, fault: str) -> None:
         self.send_response(206 if as_part else 200)
-        self.send_header("ETag", '"other"' if fault == "changed" else f'"{len(content)}"')
+        self.send_header(
+            "ETag", '"other"' if fault == "changed" else self.fault_server.etag.format(len(content))
+        )
         if as_part:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         off = {"long": 100, "short": -100}.get(fault, 0)

@@ -156,6 +156,26 @@ def test_a_file_that_is_replaced_in_the_middle_of_its_transfer_is_refused(tmp_pa
     assert not list((tmp_path / "cache").rglob(f"*{NAME}"))
 
 
+def test_a_file_that_is_replaced_by_the_right_one_meanwhile_is_fetched_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / NAME).write_bytes(bytes(len(CONTENT) + 512))
+    patience = Patience(attempts=2, pause=lambda _: (tmp_path / NAME).write_bytes(CONTENT) and None)
+    with FaultServer(tmp_path) as server:
+        server.faults[NAME] = ["cut"]
+        download(f"{server.url}/{NAME}", tmp_path / "got", Expected(EXPECTED.xxh3), patience=patience)
+        assert server.requests[NAME] == 2, "nothing was put together of two files"
+    assert (tmp_path / "got").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("etag", ['"{}"', 'W/"{}"'])
+def test_what_had_come_is_kept_whatever_a_server_promises_of_its_bytes(
+    server: FaultServer, tmp_path: Path, etag: str
+) -> None:
+    server.etag, server.faults[NAME] = etag, ["cut"] * 4
+    assert len(fetch(f"{server.url}/{NAME}", tmp_path / NAME, attempts=2)) == 4
+
+
 @pytest.mark.parametrize(
     ("number", "kept"), [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EIO, True)]
 )
