@@ -15,6 +15,7 @@ from coatnet.runtime.whole_files import write_whole
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.listing import Listing
+from data_pipeline.sharding.plan import IN_PLACE
 
 REPORT = "report.jsonl"
 _NAMED = 5
@@ -94,9 +95,8 @@ def finished_before(destination: Path, *, plan: str) -> Manifest | None:
         return None
     present = parse_manifest(path.read_bytes(), origin=str(path))
     if present.source.get("plan") != plan:
-        raise UserError(
-            f"{destination}: holds a corpus of another source or other options; give another folder"
-        )
+        remedy = f"remove {path} to index it anew" if plan.startswith(IN_PLACE) else "give another folder"
+        raise UserError(f"{destination}: holds a corpus of another source or other options; {remedy}")
     return present
 
 

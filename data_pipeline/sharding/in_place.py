@@ -21,9 +21,12 @@ from data_pipeline.sharding.job import Oddity, ShardResult
 from data_pipeline.sharding.listing import Label, Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
+from data_pipeline.sharding.plan import IN_PLACE, plan_name
 from data_pipeline.sharding.sources import SourceOptions, list_source
 from data_pipeline.sharding.tar_source import tars_in, walk_samples
 from data_pipeline.tar_format import walk_members
+
+_WHAT_COUNTS = ("check", "policy")  # of the options, where no shard is written
 
 
 def index_in_place(
@@ -52,6 +55,7 @@ def index_in_place(
         with progress(None, f"list {folder.name}", "images", enabled=not quiet) as bar:
             listing = list_source(folder, source_options, payloads=Payloads(folder), done=bar.advance)
         multi = listing.label_kind == "multi"
+        judged_by = {name: value for name, value in options.what_counts().items() if name in _WHAT_COUNTS}
 
         def job_of(number: int) -> Callable[[], ShardResult]:
             labels = _labels_of(listing, number)
@@ -63,7 +67,7 @@ def index_in_place(
             [Path(tar).name for tar in listing.files],
             job_of,
             options=options,
-            plan=f"in-place-{listing.digest()}",
+            plan=f"{IN_PLACE}{plan_name(listing, np.arange(len(listing)), judged_by)}",
             source={"in_place": True},
             images=len(listing),
             label=f"index {folder.name}",

@@ -18,6 +18,7 @@ from coatnet.config import UserError
 from coatnet.runtime.whole_files import write_whole
 from data_pipeline.manifest import ShardEntry
 from data_pipeline.sharding.job import Oddity, ShardResult
+from data_pipeline.sharding.plan import IN_PLACE
 
 FOLDER = ".sharding"
 
@@ -38,9 +39,12 @@ def journal_in(destination: Path, *, plan: str) -> Iterator[Journal]:
             raise UserError(f"{destination}: another process is sharding into it") from None
         plan_file = folder / "plan"
         if plan_file.exists() and plan_file.read_text() != plan:
+            remedy = (
+                f"remove {folder}" if plan.startswith(IN_PLACE) else "delete it, or give another destination"
+            )
             raise UserError(
                 f"{destination}: holds the beginning of a sharding of another source or with other options; "
-                "delete it, or give another destination"
+                f"{remedy}"
             )
         write_whole(plan_file, plan.encode())
         for place in (destination, folder):

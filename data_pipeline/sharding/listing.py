@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,9 +99,12 @@ class Listing:
         return rows
 
     def digest(self) -> str:
-        """Name the listing's content, to refuse going on with another one."""
-        hasher = xxhash.xxh3_64(repr((self.classes, self.label_kind)).encode())
-        for text in (*self.files, *self.names):
+        """Name the content, whatever it is called from here, to refuse going on with another one."""
+        hierarchy = [self.hierarchy] if self.hierarchy else []
+        hasher = xxhash.xxh3_64(repr((self.classes, self.label_kind, *hierarchy)).encode())
+        here = f"{Path.cwd()}/" if self.root == Path() else ""
+        files = (file if file.startswith("/") else here + file for file in self.files)
+        for text in chain(files, self.names):
             hasher.update(text.encode("utf-8", "surrogateescape") + b"\0")
         for column in (self.file, self.offset, self.size, self.label, self.rows, self.first):
             if column is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from math import ceil
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -13,6 +15,7 @@ from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.tar_format import BLOCK
 
+IN_PLACE = "in-place-"  # so begin the plans of tars that stay as they are
 _RECORD_OVERHEAD_BYTES = 3 * BLOCK + BLOCK // 2  # two headers, the label's block, half a block of padding
 
 
@@ -33,6 +36,12 @@ def plan_shards(
         shards = min(len(chosen), ceil(int(ends[-1]) / options.shard_bytes))
         edges = np.searchsorted(ends, np.arange(1, shards) * int(ends[-1]) / shards)
     return [part for part in np.split(chosen, np.unique(edges)) if len(part)]
+
+
+def plan_name(listing: Listing, chosen: NDArray[np.int64], options: dict[str, Any]) -> str:
+    """Name what is made of the chosen samples by the options that decide its content."""
+    content = json.dumps(options, sort_keys=True).encode()
+    return f"{listing.digest()}-{xxhash.xxh3_64_hexdigest(content + chosen.tobytes())}"
 
 
 def split_validation(

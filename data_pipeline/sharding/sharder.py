@@ -5,13 +5,11 @@ Killed at any moment, the same call goes on: finished shards stay, nothing doubl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
@@ -26,7 +24,7 @@ from data_pipeline.sharding.job import Oddity, ShardResult, write_shard
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
-from data_pipeline.sharding.plan import plan_shards, split_validation
+from data_pipeline.sharding.plan import plan_name, plan_shards, split_validation
 from data_pipeline.sharding.sources import SourceOptions, list_source
 
 
@@ -108,15 +106,10 @@ def _shard_part(
         names,
         job_of,
         options=options,
-        plan=_plan_name(listing, chosen, options),
+        plan=plan_name(listing, chosen, options.what_counts()),
         source={"options": options.what_counts()},
         images=len(chosen),
         dropped=dropped,
         label=f"shard {destination.name}",
         quiet=quiet,
     )
-
-
-def _plan_name(listing: Listing, chosen: NDArray[np.int64], options: ShardOptions) -> str:
-    content = json.dumps(options.what_counts(), sort_keys=True).encode()
-    return f"{listing.digest()}-{xxhash.xxh3_64_hexdigest(content + chosen.tobytes())}"

@@ -1,0 +1,101 @@
+"""Which sharding is the one that was begun before, and which is another."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from coatnet.config import UserError
+from data_pipeline.sharding import collecting, sharder
+from data_pipeline.sharding.in_place import index_in_place
+from data_pipeline.sharding.options import OddPolicy, ShardOptions
+from data_pipeline.sharding.sharder import shard_corpus
+from data_pipeline.sharding.sources import SourceOptions
+
+
+@pytest.fixture
+def tars(image_folder: Path, tmp_path: Path) -> Path:
+    """A folder of one tar of two classes."""
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for name in ("ant", "bee"):
+            tar.add(image_folder / name / "000.jpg", arcname=f"{name}/0.jpg")
+    return tmp_path / "tars"
+
+
+@pytest.fixture
+def table(image_folder: Path, tmp_path: Path) -> Path:
+    """A table of two images, one by its path and one by its bytes."""
+    image = (image_folder / "ant" / "000.jpg").read_bytes()
+    (tmp_path / "0.jpg").write_bytes(image)
+    rows = [{"path": "0.jpg", "label": "a"}, {"bytes": base64.b64encode(image).decode(), "label": "b"}]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "table.jsonl"
+
+
+@pytest.fixture
+def unfinished(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Do a sharding up to its last step."""
+
+    def begin(work: Callable[[], object]) -> None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(collecting, "commit", Mock(side_effect=KeyboardInterrupt))
+            work()
+
+    return begin
+
+
+@pytest.mark.parametrize("kind", ["table", "tars"])
+def test_a_sharding_goes_on_whatever_its_source_and_destination_are_called_from_here(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unfinished: Callable[[Callable[[], object]], None],
+    kind: str,
+) -> None:
+    source: Path = request.getfixturevalue(kind)
+    monkeypatch.chdir(tmp_path)
+    unfinished(lambda: shard_corpus(source.name, "out", quiet=True))
+    written = Mock(wraps=sharder.write_shard)
+    monkeypatch.setattr(sharder, "write_shard", written)
+    monkeypatch.chdir("/")
+    made = shard_corpus(source, tmp_path / "out", quiet=True)
+    assert not written.called and made["all"].samples == 2
+    monkeypatch.chdir(source.parent)
+    assert shard_corpus(Path(source.name), "./out", quiet=True) == made
+
+
+def test_tars_in_place_are_not_said_to_be_done_by_a_policy_or_hierarchy_that_nobody_looked_at(
+    tars: Path, tmp_path: Path, unfinished: Callable[[Callable[[], object]], None]
+) -> None:
+    (tmp_path / "is_a.txt").write_text("insect ant\n")
+    others = [
+        {"options": ShardOptions(policy=OddPolicy(gray="skip"))},
+        {"options": ShardOptions(check="header")},
+        {"source_options": SourceOptions(hierarchy=tmp_path / "is_a.txt")},
+    ]
+    unfinished(lambda: index_in_place(tars, quiet=True))
+    for other in others:
+        with pytest.raises(UserError, match=rf"the beginning of a sharding .*; remove {tars}/\.sharding$"):
+            index_in_place(tars, quiet=True, **other)  # type: ignore[arg-type]
+    made = index_in_place(tars, quiet=True)
+    for other in others:
+        with pytest.raises(UserError, match=rf"; remove {tars}/manifest\.json to index it anew$"):
+            index_in_place(tars, quiet=True, **other)  # type: ignore[arg-type]
+    assert index_in_place(tars, options=ShardOptions(seed=3, shard_samples=7), quiet=True) == made
+
+
+def test_a_hierarchy_that_is_given_later_is_not_left_out_in_silence(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "is_a.txt").write_text("insect ant\n")
+    shard_corpus(image_folder, tmp_path / "out", quiet=True)
+    with pytest.raises(UserError, match="another source or other options; give another folder"):
+        options = SourceOptions(hierarchy=tmp_path / "is_a.txt")
+        shard_corpus(image_folder, tmp_path / "out", source_options=options, quiet=True)
