@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
@@ -13,6 +15,9 @@ from data_pipeline.folder import FolderCorpus, is_image_folder
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import is_url
 from data_pipeline.remote.remote_files import open_remote
+
+if TYPE_CHECKING:
+    from coatnet.runtime.ranks import Ranks  # loads torch
 
 
 def open_corpus(path: str | Path, *, cache: CacheConfig | None = None) -> SampleSource:
@@ -77,3 +82,21 @@ def common_classes(corpora: Sequence[SampleSource]) -> list[str]:
                 "needs one vocabulary"
             )
     return classes
+
+
+def check_same_everywhere(corpora: Sequence[SampleSource], ranks: Ranks, *, name: str) -> None:
+    """Make sure that all ranks have opened the same corpora: nodes may have copies of their own.
+
+    All ranks call this.
+
+    Raises:
+        UserError: on each of them, where one has others: samples would come twice, others never, in silence.
+    """
+    found = ranks.gather([os.uname().nodename, *(corpus.digest for corpus in corpora)])
+    others = [(rank, node) for rank, (node, *digests) in enumerate(found) if digests != found[0][1:]]
+    if others:
+        rank, node = others[0]
+        raise UserError(
+            f"{name}: rank {rank} on {node} reads other data than rank 0 on {found[0][0]} "
+            f"({number_of(len(others), 'such rank')}); give all nodes the same shards or images"
+        )

@@ -15,7 +15,7 @@ from coatnet.training.run import TrainingRun
 from coatnet.training.verdict import Verdict
 from data_pipeline.batch import Batch
 from data_pipeline.first_look import check_best
-from data_pipeline.open_corpus import open_corpus, open_evaluation_corpus
+from data_pipeline.open_corpus import check_same_everywhere, open_corpus, open_evaluation_corpus
 from data_pipeline.stream import Stream
 from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble, on_compilation
@@ -92,6 +92,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         evaluated = open_evaluation_corpus(config.data, classes=self._classes)
         check_best(config, evaluated, averaged=bool(config.ema))
         if evaluated is not None:
+            check_same_everywhere([evaluated], self.ranks, name="data.evaluate")
             judges.append(Evaluator(evaluated, config, **parts))
         if config.evaluate.transfer:
             judges.append(TransferProbe(open_corpus(config.evaluate.transfer), config, **parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,6 +337,12 @@ def failing_run(arguments: list[str], rate: float | None = None) -> str:
     except UserError as error:
         return str(error)
     return "finished"
+
+
+def run_over_copies(arguments: list[str], folders: list[str]) -> str:
+    """Run the worker where relative paths lead each rank into a folder of its own: nodes may have copies."""
+    os.chdir(folders[int(os.environ["RANK"])])
+    return failing_run(arguments)
 
 
 def flipped_bit(stage: int) -> list[Any]:

@@ -46,6 +46,7 @@ def test_a_number_that_counts_nothing_is_refused(field: str, number: object) -> 
         (written([ENTRY], label_kind="several"), "label_kind is 'several'; allowed: single, multi"),
         (written([ENTRY], version=2), "has version 2; this program reads 1"),
         (written([ENTRY], format="x"), "is not a manifest of shards"),
+        (written([ENTRY], classes=["ant", "a\tb"]), r"here: class 1 holds the control character U\+0009"),
         (written([ENTRY], source=3), "here: is not understood: TypeError"),
         (written([ENTRY], hierarchy=[1]), "here: is not understood: TypeError"),
         (written([ENTRY], counts=None), "here: is not understood: TypeError"),
