@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from coatnet.runtime.regular_files import open_regular
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -94,9 +97,10 @@ def walk_members(path: Path, *, offset: int = 0, size: int | None = None) -> Ite
     Raises:
         TarError: a header is damaged, or the tar ends early. A reader that stops there loses the rest
             without a word; this one names the byte. Or it holds a link or holes in place of contents.
+        OSError: it cannot be read, or is a folder, pipe or device.
     """
-    with path.open("rb") as whole:
-        file = _Window(whole, offset, path.stat().st_size - offset if size is None else size)
+    with open_regular(path) as whole:
+        file = _Window(whole, offset, os.fstat(whole.fileno()).st_size - offset if size is None else size)
         yield from _walk(file, path=path, offset=offset)
 
 

@@ -86,7 +86,7 @@ def read_item(item: Item, room: memoryview | None = None) -> bytes | memoryview:
         OSError: it cannot be read.
     """
     whole = item.offset == WHOLE_FILE
-    descriptor = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
     try:
         if room is not None:
             count = os.preadv(descriptor, [room if whole else room[: item.size]], 0 if whole else item.offset)

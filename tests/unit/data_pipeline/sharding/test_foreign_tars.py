@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
@@ -257,3 +258,13 @@ def test_a_compressed_tar_beside_folders_of_images_is_not_left_out_in_silence(
     (tmp_path / "images" / "bee.tgz").write_bytes(b"gzip")
     with pytest.raises(UserError, match=r"bee\.tgz: is compressed"):
         shard_corpus(tmp_path / "images", tmp_path / "packed", quiet=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_called_a_tar_and_is_no_file_is_refused_and_not_waited_for(
+    tmp_path: Path, work: Work, make: Callable[[Path], None]
+) -> None:
+    (tmp_path / "tars").mkdir()
+    make(tmp_path / "tars" / "a.tar")
+    with pytest.raises(UserError, match=r"a\.tar: is not a regular file"):
+        work(tmp_path / "tars")
