@@ -24,6 +24,7 @@ _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", _MB))
 _LEAST_IN_G = 1e8  # multiply-adds
 _LEAST_IN_GIB = 4 * _GIB  # smaller plans are told in MiB
 _SHOWN_SHARE = 5e-4  # of a step
+_MOST_DIGITS = 9  # of images/s
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -110,10 +111,20 @@ def plot_scaling(plans: Sequence[Plan], path: Path, *, name: str) -> None:
     left.set(
         xlabel="GPUs", ylabel="images/s", title=f"{name}, {plans[0].hardware}, batch {plans[0].global_batch}"
     )
+    ticks = [factor * 10**power for power in range(_MOST_DIGITS) for factor in (1, 2, 5)]
+    low, high = left.get_ylim()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    left.set_yticks(shown, [f"{tick:,}" for tick in shown])
+    left.set_yticks([], minor=True)
     left.legend()
     efficiency = [100 * rate / count / first for rate, count in zip(rates, gpus, strict=True)]
     right.plot(gpus, efficiency, "o-")
-    right.set(xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 105), title="per GPU, against the smallest")
+    right.set(
+        xlabel="GPUs",
+        ylabel="efficiency, %",
+        ylim=(0, 105),
+        title=f"images/s per GPU, against {number_of(gpus[0], 'GPU')}",
+    )
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xticks(gpus, [str(count) for count in gpus], rotation=45)
