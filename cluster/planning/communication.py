@@ -11,6 +11,7 @@ from cluster.planning.operators import collectives as times
 
 _FP32 = 4
 _HIDDEN_SHARE = 0.8  # of what runs beside the backward pass
+_NORM_SUMS = 4  # of a group's mean and of its variance over the ranks, and two for their gradients
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ def exchanges(parameters: int, *, layout: Layout, accumulation: int) -> list[Exc
 
 
 def predict_communication(
-    *, parameters: int, layout: Layout, accumulation: int, hardware: Hardware, backward_seconds: float
+    *,
+    parameters: int,
+    norms: int,
+    layout: Layout,
+    accumulation: int,
+    hardware: Hardware,
+    backward_seconds: float,
 ) -> Communication:
     """Return the communication of one step.
 
@@ -76,6 +83,7 @@ def predict_communication(
     the backward pass cannot begin before the first bucket is full, nor the last bucket before the pass ends.
 
     Args:
+        norms: that take statistics of groups of images; with `norm.sync` a pass waits for their sums.
         backward_seconds: of all micro-batches.
     """
     collectives, exposed = {}, 0.0
@@ -89,9 +97,14 @@ def predict_communication(
         exposed += seconds - _HIDDEN_SHARE * hideable
     if collectives:
         nodes = math.ceil(layout.world_size / hardware.gpus_per_node)
-        waits = times(layout.zero_stage, is_ddp=layout.is_ddp) * hardware.network_latency_seconds
-        collectives["small messages"] = waits * (1 + math.ceil(math.log2(nodes)))
-        exposed += collectives["small messages"]
+        inside = hardware.network_latency_seconds
+        everywhere = inside * (1 + math.ceil(math.log2(nodes)))
+        waits = times(layout.zero_stage, is_ddp=layout.is_ddp) * everywhere
+        sums = accumulation * layout.groups * norms * _NORM_SUMS
+        reach = {"none": 0.0, "node": inside if layout.world_size > nodes else 0.0, "all": everywhere}
+        collectives["sums of batch norm"] = sums * reach[layout.sync]
+        collectives["small messages"] = waits
+        exposed += waits + collectives["sums of batch norm"]
     return Communication(collectives, exposed)
 
 

@@ -148,6 +148,7 @@ def _timing(
     step = predict_step(works, layout=layout, accumulation=accumulation, hardware=hardware)
     communication = predict_communication(
         parameters=sum(work.parameters for work in works if work.learns),
+        norms=sum(work.grouped for work in works),
         layout=layout,
         accumulation=accumulation,
         hardware=hardware,

@@ -35,6 +35,7 @@ class Layout:
         fused: whether our kernels join what is in the middle of MBConv as well.
         rows: whether the CPU's extension does batch norm and GELU in one pass.
         groups: of images that a micro-batch is normalised in.
+        sync: over the ranks of what such a group reaches, as `norm.sync` says.
         overlap: gradients are reduced beside the backward pass.
         is_ddp: torch's own data parallelism stands in DeepSpeed's place; gradients lie in its buckets.
         draws: whether evaluations draw pictures.
@@ -51,6 +52,7 @@ class Layout:
     fused: bool = False
     rows: bool = False
     groups: int = 1
+    sync: str = "none"
     overlap: bool = False
     is_ddp: bool = False
     draws: bool = False

@@ -135,6 +135,7 @@ def _layout(config: Mapping[str, Any]) -> Layout:
         bucket_elements=int(sharding.get("bucket_elements", 200_000_000)),
         compiled=bool(lookup(config, "compile")),
         fused=bool(lookup(config, "train.fused_mbconv")),
+        sync=str(lookup(config, "norm.sync") or "none"),
         overlap=bool(sharding.get("overlap_communication", False)),
         draws=bool(lookup(config, "data.evaluate")),
     )

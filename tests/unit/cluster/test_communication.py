@@ -16,6 +16,7 @@ from cluster.planning.request import plan_of
 def communication(stage: int, world: int, *, accumulation: int = 4, **how: Any) -> Communication:
     return predict_communication(
         parameters=275_000_000,
+        norms=43,
         layout=Layout(world, stage, 8, precision="autocast", **how),
         accumulation=accumulation,
         hardware=load_hardware("h100"),
@@ -51,6 +52,15 @@ def test_nodes_of_fewer_gpus_send_their_share_over_the_network(tmp_path: Path) -
     assert gathering("nodes=8", "gpus_per_node=1") == pytest.approx(
         7 / 8 * size / hardware.network_bytes_per_second, rel=0.01
     )
+
+
+def test_batch_norm_over_ranks_waits_for_four_sums_of_every_group_of_every_micro_batch() -> None:
+    latency = load_hardware("h100").network_latency_seconds
+    alone, node, everyone = (communication(1, 64, groups=2, sync=sync) for sync in ("none", "node", "all"))
+    sums = 4 * 43 * 2 * 4
+    assert node.exposed - alone.exposed == pytest.approx(sums * latency)
+    assert everyone.exposed - alone.exposed == pytest.approx(sums * latency * (1 + 3))
+    assert communication(1, 1, sync="all").exposed == 0.0
 
 
 def test_the_backward_pass_hides_what_it_may_and_never_the_last_bucket() -> None:
