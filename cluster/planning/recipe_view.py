@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,16 +229,26 @@ def _model(config: Mapping[str, Any], *, origin: str, classes: int | None) -> Mo
 def _corpus(corpus: Any) -> dict[str, Any] | None:
     """Return a local corpus's manifest, None for one that is not readable from here.
 
-    Of an image folder, CLASS/…/file, classes and files are counted.
+    Of an image folder, CLASS/…/file, classes, files and their bytes are counted.
     """
     folder = Path(str(corpus["path"] if isinstance(corpus, Mapping) else corpus))
     try:
         if not (path := folder / "manifest.json").exists():
             classes = sorted(one.name for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
             files = (one for name in classes for one in (folder / name).rglob("*") if one.name[0] != ".")
-            samples = sum(one.is_file() for one in files)
-            return {"samples": samples, "classes": classes, "shards": [folder.name]} if samples else None
+            sizes = [size for one in files if (size := _file_bytes(one)) is not None]
+            whole = {"samples": len(sizes), "classes": classes, "shards": [{"bytes": sum(sizes)}]}
+            return whole if sizes else None
         manifest = json.loads(path.read_text())
         return {**manifest, "samples": int(manifest["samples"]), "shards": list(manifest["shards"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _file_bytes(path: Path) -> int | None:
+    """Return a file's size, None for what is none."""
+    try:
+        found = path.stat()
+    except OSError:  # a link to nothing
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None

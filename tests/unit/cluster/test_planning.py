@@ -281,7 +281,8 @@ def exported(tmp_path: Path) -> Path:
         file.truncate(8 + len(header) + 100 * size)  # a hole: nothing of it is on the disk
     for name in ("cats/1.jpg", "cats/2.jpg", "dogs/deep/3.jpg", "dogs/.hidden"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos" / name).touch()
+        (tmp_path / "photos" / name).write_bytes(b"x" * 1000)
+    (tmp_path / "photos" / "dogs" / "4.jpg").symlink_to("nowhere")
     return tmp_path
 
 
@@ -297,6 +298,7 @@ def test_fine_tuning_is_planned_from_what_its_checkpoint_says(exported: Path) ->
     assert plan.parameters == whole.parameters - head
     assert plan.layout.ema and plan.layout.zero_stage == 0
     assert plan.total_samples == pytest.approx(300, abs=64), "a hundred times three images, in whole steps"
+    assert plan.read_bytes == 1000 * plan.total_samples
     with pytest.raises(UserError, match=r"model\.name is coatnet_3, but .* coatnet_1"):
         plan_of(None, recipe, [*words, "model={name: coatnet_3}"])
     with pytest.raises(UserError, match="neither a run directory"):

@@ -24,6 +24,11 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory
 
 Program = Callable[[str, str], None]
+# Others' programs read them: names are added at the end, and none goes.
+_NAMES_IN_JSON = [
+    "directory", "state", "detail", "job_id", "nodes", "lives", "step", "samples_seen", "total_samples",
+    "images_per_second", "remaining_seconds", "lost_seconds", "last_error", "next_action",
+]  # fmt: skip
 
 
 def queued(state: str, *, job_id: str = "7", reason: str = "") -> dict[str, QueuedJob]:
@@ -350,6 +355,7 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
     status([run.parent], as_json=True)
     found = {Path(one["directory"]).name: one for one in json.loads(capsys.readouterr().out)}
     assert found["first"]["state"] == "lost"
+    assert list(found["first"]) == list(found["second"]) == _NAMES_IN_JSON
     assert found["second"]["state"] == "unreadable" and "Is a directory" in found["second"]["detail"]
 
 
