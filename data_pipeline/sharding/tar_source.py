@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -218,17 +218,36 @@ def _walk(path: Path) -> Iterator[tuple[TarSample, str]]:
     try:
         plain: list[Member] = []
         for member in walk_members(path):
-            if member.name.lower().endswith(".tar") and not _is_hidden(member.name):
+            if _is_packed(member, (".tar",)):
                 inner = PurePosixPath(member.name).stem
-                within = walk_members(path, offset=member.data, size=member.size)
+                within = _unpacked(path, walk_members(path, offset=member.data, size=member.size))
                 yield from ((sample, inner) for sample in walk_samples(within))
             else:
                 plain.append(member)
-        yield from ((sample, "") for sample in walk_samples(iter(plain)))
+        yield from ((sample, "") for sample in walk_samples(_unpacked(path, plain)))
     except TarError as error:
         raise UserError(f"{error}; mend or remove it") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _is_packed(member: Member, suffixes: tuple[str, ...]) -> bool:
+    return member.name.lower().endswith(suffixes) and not _is_hidden(member.name)
+
+
+def _unpacked(path: Path, members: Iterable[Member]) -> Iterator[Member]:
+    """Yield the members as they are.
+
+    Raises:
+        UserError: one holds others, which would be left out.
+    """
+    for member in members:
+        if _is_packed(member, (".tar", *_COMPRESSED)):
+            raise UserError(
+                f"{path}: what {member.name} holds would be left out: it is compressed, or a tar within a "
+                "tar within a tar; unpack it"
+            )
+        yield member
 
 
 def _read_label(path: Path, member: Member, suffix: str) -> RawLabels | None:

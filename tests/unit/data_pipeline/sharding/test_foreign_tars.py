@@ -250,6 +250,19 @@ def test_what_is_compressed_is_named_as_such(tmp_path: Path, images: list[bytes]
         work(folder)
 
 
+@pytest.mark.parametrize("name", ["dog.tar.gz", "a/dog.TGZ", "cat.tar/dog.tar", "cat.tar/dog.tar.xz"])
+def test_what_is_packed_deeper_than_a_tar_in_a_tar_is_not_left_out_in_silence(
+    tmp_path: Path, images: list[bytes], name: str
+) -> None:
+    outer, _, inner = name.rpartition("/")
+    cats = [("0.jpg", images[0])] + [(inner, b"packed")] * (outer == "cat.tar")
+    cat = (tars_of(tmp_path / "cats", cats) / "a.tar").read_bytes()
+    members = [("cat.tar", cat)] + [(name, b"packed")] * (outer != "cat.tar") + [("._dog.tgz", b"of macOS")]
+    folder = tars_of(tmp_path / "tars", members)
+    with pytest.raises(UserError, match=rf"a\.tar: what \S*{inner} holds would be left out.*; unpack it"):
+        shard_corpus(folder / "a.tar", tmp_path / "out", quiet=True)
+
+
 def test_a_compressed_tar_beside_folders_of_images_is_not_left_out_in_silence(
     image_folder: Path, tmp_path: Path
 ) -> None:
