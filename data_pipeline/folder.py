@@ -47,7 +47,7 @@ def list_image_folder(
         what = "files but no folders" if any(entry.is_file() for entry in entries) else "nothing"
         raise UserError(f"{folder}: holds {what}; expected a folder per class, {folder}/CLASS/image.jpg")
     _check_beside(folder, [entry for entry in entries if not entry.is_dir()])
-    if _PARTS.issuperset(classes) and not any(entry.is_file() for entry in os.scandir(folder / classes[0])):
+    if _PARTS.issuperset(map(str.lower, classes)) and not _holds_images(folder / classes[0]):
         raise UserError(
             f"{folder}: its folders are parts of a data set: {', '.join(classes)}; give one of them"
         )
@@ -158,6 +158,13 @@ def _check_beside(folder: Path, entries: Sequence[os.DirEntry[str]]) -> None:
             f"{folder}: {what} beside the folders of classes: {named}; move what belongs to a class into its "
             "folder, and the rest away"
         )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Tell whether images lie in a folder itself; beside folders only by name, since desktops leave files."""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    deep = any(entry.is_dir() for entry in entries)
+    return any(entry.is_file() and (not deep or is_image_name(entry.name)) for entry in entries)
 
 
 def _files_below(folder: Path, name: str) -> list[tuple[str, int]]:

@@ -107,6 +107,26 @@ def test_a_class_that_is_a_link_to_nothing_is_not_left_out_in_silence(
         FolderCorpus.open(tmp_path)
 
 
+@pytest.mark.parametrize("train", ["train", "Train"])
+@pytest.mark.parametrize("beside", [".DS_Store", "Thumbs.db", "list.txt"])
+def test_what_a_desktop_leaves_in_parts_of_a_data_set_makes_no_classes_of_them(
+    image_folder: Path, tmp_path: Path, train: str, beside: str
+) -> None:
+    for part in (train, "val"):
+        shutil.copytree(image_folder, tmp_path / part)
+        (tmp_path / part / beside).touch()
+    with pytest.raises(UserError, match=f"its folders are parts of a data set: {train}, val; give one"):
+        FolderCorpus.open(tmp_path)
+
+
+def test_classes_that_are_called_like_parts_and_hold_images_are_classes(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder / "ant", tmp_path / "train")
+    shutil.copytree(image_folder, tmp_path / "train" / "more")
+    assert FolderCorpus.open(tmp_path).classes == ["train"]
+
+
 def test_a_folder_whose_images_have_changed_is_another_corpus(image_folder: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(image_folder, tmp_path / "images"))
     before = FolderCorpus.open(place).digest
