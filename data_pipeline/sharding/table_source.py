@@ -27,6 +27,7 @@ _PARQUET_ROWS = 256
 _KNOWN_LABELS = 100_000
 _CSV_CELL_BYTES = 1 << 29  # of an image of 256 MB in base64; csv's own limit is 128 kB
 _UNFIT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # what no name of a file can hold
+_NAMED = 8
 _UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)")  # what a path library would change: //, ./, ../ and the like
 
 
@@ -117,7 +118,7 @@ def _labels(row: dict[str, Any], where: str, parse_text: Callable[[str], RawLabe
         raise UserError(f"{where}: is not a mapping of columns")
     column = _column(row, _LABEL_COLUMNS)
     if column is None:
-        raise UserError(f"{where}: has no label; expected a column {' or '.join(_LABEL_COLUMNS)}")
+        raise _lacks("label", _LABEL_COLUMNS, row, where)
     value = row[column]
     try:
         return parse_text(value) if isinstance(value, str) else parse_labels(value)
@@ -146,9 +147,14 @@ def _image(row: dict[str, Any], where: str) -> tuple[bytes | None, str]:
                 f"{where}, column {column}: is not base64; a path belongs in a column path"
             ) from None
     if not path:
-        expected = " or ".join((*_PATH_COLUMNS, *_BYTES_COLUMNS))
-        raise UserError(f"{where}: has no image; expected a column {expected}")
+        raise _lacks("image", (*_PATH_COLUMNS, *_BYTES_COLUMNS), row, where)
     return None, path
+
+
+def _lacks(what: str, expected: tuple[str, ...], row: dict[str, Any], where: str) -> UserError:
+    """Say what is expected and what is there: a CSV with semicolons is seen to be one column."""
+    there = ", ".join(repr(name) for name in list(row)[:_NAMED])
+    return UserError(f"{where}: has no {what}; expected a column {' or '.join(expected)}, found {there}")
 
 
 def _inside(root: Path, path: str, where: str) -> str:

@@ -319,7 +319,8 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
         ("t.csv", "path,label\n../../secret.jpg,a\n", "leads out of"),
         ("t.csv", "path,label\n/etc/passwd,a\n", "leads out of"),
         ("t.csv", "picture,label\nx.jpg,a\n", "row 1: has no image; expected a column path"),
-        ("t.csv", "path\nx.jpg\n", "row 1: has no label; expected a column label"),
+        ("t.csv", "path\nx.jpg\n", "row 1: has no label; expected a column label.*, found 'path'"),
+        ("t.csv", "path;label\nx.jpg;a\n", "row 1: has no label; .*, found 'path;label'"),
         ("t.csv", "path,label\nx.jpg,a\n", r"row 1: .*x\.jpg: No such file"),
         (
             "t.csv",
