@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from math import ceil
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from coatnet.config import UserError
 from data_pipeline.assemble import Assembler
@@ -20,7 +22,8 @@ from data_pipeline.record import BadSampleError, Record, SampleSource
 
 _CAPTION = 16
 _GAP = 4
-_CHARACTER = 6  # pixels across, about, of the default font
+_LETTERS = 10  # pixels
+_CHARACTER = 6  # pixels across, about
 _NAMED_LABELS = 2
 
 _Cell = tuple[NDArray[np.uint8], str]
@@ -100,6 +103,10 @@ def _draw(pairs: list[tuple[_Cell, _Cell]], columns: int) -> Image.Image:
     rows = ceil(len(pairs) / columns)
     sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
+    # Pillow's own font has no letters but ASCII's, and matplotlib's has Europe's.
+    pen.font = ImageFont.truetype(
+        Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LETTERS
+    )
     for number, pair in enumerate(pairs):
         left = _GAP + number % columns * cell[0]
         top = _GAP + number // columns * cell[1]

@@ -232,6 +232,16 @@ def test_a_preview_names_the_images_that_cannot_be_used_and_shows_the_others(
         contact_sheet(corpus, AugmentConfig(image_size=24), images=1, columns=1, seed=0)
 
 
+def test_a_preview_writes_letters_beyond_ascii(image_folder: Path) -> None:
+    image = str(next(image_folder.rglob("*.jpg")).relative_to(image_folder))
+    captions = set()
+    for name in ("Hüte", "Häte", "Hите"):
+        corpus = FolderCorpus(image_folder, classes=[name], files=[(image, 0)])
+        sheet = contact_sheet(corpus, AugmentConfig(image_size=64), images=1, columns=1, seed=0)
+        captions.add(sheet.crop((0, 0, 72, 20)).tobytes())
+    assert len(captions) == 3, "what a font does not know looks all alike"
+
+
 def test_no_command_imports_anything_heavy_for_its_help() -> None:
     import subprocess
     import sys
