@@ -23,11 +23,12 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from coatnet.config.errors import ConfigError
-from coatnet.config.shipped import find_config
+from coatnet.config.shipped import find_config, shipped_as
 
 T = TypeVar("T")
 _ITEMS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number"}
 _MAX_EXTENDS = 8
+_SIMILAR = 0.65  # from where on two keys are one, misspelled: "trian" is, "epochs" is no "phases"
 _SHOWN = 200  # characters of an override in a message
 # What a YAML file or an override that is none can raise: numbers of 5,000 digits are a ValueError.
 _UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError)
@@ -49,7 +50,7 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     """
     merged = _defaults(schema)
     for layer, origin in [*_layers(path), *_override_layers(overrides)]:
-        _refuse_interpolation(layer, origin)
+        _check_texts(layer, origin)
         _write_out(layer, schema, prefix="", origin=origin)
         _merge(merged, layer, origin)
     missing = sorted(OmegaConf.missing_keys(merged))
@@ -100,7 +101,9 @@ def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
         layer = _read(current)
         base = layer.pop("extends", None)
         layers.insert(0, (layer, str(current)))
-        current = find_config(Path(str(base)), beside=current.parent) if base is not None else None
+        current = (
+            find_config(Path(str(base)).expanduser(), beside=current.parent) if base is not None else None
+        )
     return layers
 
 
@@ -122,8 +125,9 @@ def _read(path: Path) -> DictConfig:
 
 
 def _nearest_file(path: Path) -> str:
+    """Name the most similar file beside the missing one, or what came with the code under its name."""
     siblings = [str(path.parent / found.name) for found in find_config(path.parent).glob("*.yaml")]
-    near = difflib.get_close_matches(str(path), siblings, n=1)
+    near = difflib.get_close_matches(str(path), siblings, n=1) or shipped_as(path.stem)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -172,14 +176,21 @@ def _write_out(layer: DictConfig, schema: type, *, prefix: str, origin: str) -> 
                 raise ConfigError(f"{origin}: {place} is {value}; allowed: a list, as [{{{first}: …}}]")
 
 
-def _refuse_interpolation(node: DictConfig | ListConfig, origin: str) -> None:
+def _check_texts(node: DictConfig | ListConfig, origin: str) -> None:
+    """Refuse interpolations, and write `~/…` out in place, which no shell does behind a `key=`.
+
+    Raises:
+        ConfigError: there is an interpolation.
+    """
     keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
         if OmegaConf.is_interpolation(node, key):
             raise ConfigError(f"{origin}: {key}: interpolations (${{...}}) are not allowed in configs")
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not child._is_none() and not child._is_missing():
-            _refuse_interpolation(child, origin)
+            _check_texts(child, origin)
+        elif isinstance(value := node[key], str) and value.startswith("~/"):
+            node[key] = str(Path(value).expanduser())
 
 
 def _merge(merged: DictConfig, layer: DictConfig | dict[str, Any], origin: str) -> None:
@@ -198,7 +209,7 @@ def _unknown_key(error: ConfigKeyError) -> str:
     parent = error.parent_node
     names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
     prefix, _, leaf = full_key.rpartition(".")
-    near = difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(leaf, names, n=1, cutoff=_SIMILAR)
     if near:
         return f"unknown key {full_key}; did you mean {prefix}{'.' if prefix else ''}{near[0]}?"
     return f"unknown key {full_key}; known: {', '.join(names)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-_FOLDER = "configs"
+_FOLDER = Path("configs")
 
 
 def find_config(path: Path, *, beside: Path = Path()) -> Path:
@@ -14,9 +14,18 @@ def find_config(path: Path, *, beside: Path = Path()) -> Path:
     So the documents' commands mean the same from every folder, and for those who installed a wheel.
     """
     here = beside / path
-    if here.exists() or path.parts[:1] != (_FOLDER,):
+    if here.exists() or path.parts[:1] != _FOLDER.parts:
         return here
-    recipes = _PACKAGE / "recipes"
-    home = recipes if recipes.is_dir() else _PACKAGE.parent / _FOLDER
-    shipped = home.joinpath(*path.parts[1:])
+    shipped = _home().joinpath(*path.parts[1:])
     return shipped if shipped.exists() else here
+
+
+def shipped_as(name: str) -> list[str]:
+    """Return the paths, `configs/…`, under which `find_config` finds files of a name without its `.yaml`."""
+    found = [path for path in _home().rglob("*.yaml") if path.stem == name]
+    return sorted(str(_FOLDER / path.relative_to(_home())) for path in found)
+
+
+def _home() -> Path:
+    recipes = _PACKAGE / "recipes"
+    return recipes if recipes.is_dir() else _PACKAGE.parent / _FOLDER

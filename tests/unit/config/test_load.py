@@ -48,6 +48,17 @@ def test_a_base_file_is_read_first_and_relative_to_the_file_that_extends_it(tmp_
     assert load_config(Root, path) == Root(seed=3, inner=Inner(size=2))
 
 
+def test_a_home_is_written_out_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell does so behind `key=`, and a folder named ~ would be made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "base.yaml", "seed: 4\n")
+    path = write(tmp_path / "a.yaml", "extends: ~/base.yaml\nwarmup: ~/there\nmany: [{names: [a~/b, ~/c]}]\n")
+    found = load_config(Root, path, overrides=["inner.names=[~/d]"])
+    assert found.seed == 4 and found.warmup == f"{tmp_path}/there"
+    assert found.many[0].names == ["a~/b", f"{tmp_path}/c"]
+    assert found.inner.names == [f"{tmp_path}/d"]
+
+
 def test_files_that_extend_each_other_in_a_circle_are_an_error(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "extends: b.yaml\n")
     path = write(tmp_path / "b.yaml", "extends: a.yaml\n")
@@ -60,6 +71,7 @@ def test_files_that_extend_each_other_in_a_circle_are_an_error(tmp_path: Path) -
     [
         ("warmpu=3", "unknown key warmpu; did you mean warmup"),
         ("inner.sice=3", r"unknown key inner\.sice; did you mean inner\.size"),
+        ("inner.epochs=3", r"unknown key inner\.epochs; known: size, rate, names"),
         ("inner.size=many", r"inner\.size: .*could not be converted"),
         ("inner.size=0", "inner.size is 0; allowed: 1 and more"),
         ("many=[{size: 0}]", r"many\[0\].size is 0"),

@@ -47,6 +47,12 @@ def test_only_configs_are_looked_for_elsewhere_and_a_misspelled_one_is_named(
         load_config(PretrainConfig, "configs/pretrain/imagenet_1k_coatnet_9.yaml")
 
 
+@pytest.mark.parametrize("given", ["imagenet_1k_coatnet_0", "coatnet/imagenet_1k_coatnet_0.yaml"])
+def test_a_recipe_given_without_its_folder_is_named_with_it(given: str) -> None:
+    with pytest.raises(ConfigError, match=f"no such config file; did you mean {RECIPE}?"):
+        load_config(PretrainConfig, given)
+
+
 def test_a_folder_of_recipes_tells_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
