@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 from coatnet.training.earlier import read_earlier
-from coatnet.training.pictures import account_figure
+from coatnet.training.pictures import account_figure, confusion_figure
 from coatnet.training.recorder import Recorder
 from data_pipeline.batch import BadSample, Batch
 from pretrain.activations import ActivationStatistics
@@ -132,6 +133,13 @@ def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
     for row in read_lines(run.metrics):
         last.update(row)
     assert (last["train/loss"], last["train/loss_max"]) == (2.0, 3.0)
+
+
+def test_a_class_in_letters_that_the_font_lacks_is_no_warning_at_each_evaluation(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    confusion_figure(torch.eye(2, dtype=torch.int64), ["衬衫", "b"]).savefig(io.BytesIO())
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_rates_are_of_the_time_in_which_steps_are_taken(
