@@ -17,7 +17,7 @@ from data_pipeline.decode.image_file import read_image_file
 from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import BadSampleError, Record, SampleSource
 from data_pipeline.shard_files import LocalFiles, OpenShards
-from data_pipeline.suffixes import is_image_name
+from data_pipeline.suffixes import is_image_name, suffix_of
 
 _NAMED = 5
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -36,7 +36,7 @@ def list_image_folder(
 
     Raises:
         UserError: there is no such folder, it holds no classes, or beside them images or links to nothing,
-            which would be left out; a class holds no files, or its name is not fit to be shown.
+            which would be left out; a class holds no files, or a tar, or its name is not fit to be shown.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -57,6 +57,12 @@ def list_image_folder(
         found = _files_below(folder, name)
         if not found:
             raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
+        tar = next((path for path, _ in found if suffix_of(path) == "tar"), None)
+        if tar is not None:
+            shards = (folder / tar).parent
+            raise UserError(
+                f"{folder / tar}: a tar in a class; give {shards} if it holds shards, or remove it"
+            )
         files += [(path, label, size) for path, size in found]
         if done is not None:
             done(len(found))

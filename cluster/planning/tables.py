@@ -201,7 +201,7 @@ def _facts(plan: Plan) -> list[str]:
     if plan.shards_per_rank is not None:
         lines.append(f"shards per rank: {plan.shards_per_rank:.1f}")
     if plan.days is None:
-        lines.append("days: unknown, since the corpus is not readable from here; give epoch_samples=1281167")
+        lines.append("days: unknown, since data.train cannot be read from here; give epoch_samples=1281167")
     else:
         assert plan.run is not None and plan.gpu_hours is not None
         hours = "" if plan.in_process else f": {plan.gpu_hours:,.0f} GPU-hours"

@@ -119,6 +119,14 @@ def test_what_a_desktop_leaves_in_parts_of_a_data_set_makes_no_classes_of_them(
         FolderCorpus.open(tmp_path)
 
 
+def test_the_folder_above_some_shards_is_no_folder_of_classes(shard_folder: Path, tmp_path: Path) -> None:
+    """As where `--validation` made train and validation, and their folder is given."""
+    for part in ("train", "validation"):
+        shutil.copytree(shard_folder, tmp_path / part)
+    with pytest.raises(UserError, match=r"train/shard-.*\.tar: a tar in a class; give .*/train if it holds"):
+        FolderCorpus.open(tmp_path)
+
+
 def test_classes_that_are_called_like_parts_and_hold_images_are_classes(
     image_folder: Path, tmp_path: Path
 ) -> None:
