@@ -12,3 +12,8 @@ FORMS = {
     "onnx": "onnxruntime",
     "torch_export": "`torch.export.load`",
 }
+# What a form is made or proved by beside what coatnet needs, and what brings it.
+PACKAGES = {
+    "timm": (("timm",), "pip install timm"),
+    "onnx": (("onnx", "onnxruntime", "onnxscript"), "pip install 'coatnet[onnx]'"),
+}

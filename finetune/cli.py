@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from coatnet.config.keys import keys_option
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.stop import held_signals
 from data_pipeline.augment_config import EVALUATE_RESIZES
-from finetune.choices import FORMS, PRECISIONS, WEIGHTS
+from finetune.choices import FORMS, PACKAGES, PRECISIONS, WEIGHTS
 
 
 def _allowing(name: str, is_good: Callable[[Any], bool], *, allowed: str) -> Callable[[Any], Any]:
@@ -35,6 +36,15 @@ def _one_of(name: str, allowed: Collection[str]) -> Callable[[Any], Any]:
 
 
 _sides = _allowing("--px", lambda px: px >= 32 and px % 32 == 0, allowed="multiples of 32")
+
+
+def _check_installed(formats: Sequence[str]) -> None:
+    """Check that what the forms of an export need is there, before one of them is written."""
+    for form in formats:
+        packages, remedy = PACKAGES.get(form, ((), ""))
+        missing = [name for name in packages if find_spec(name) is None]
+        if missing:
+            raise UserError(f"--format {form} needs {', '.join(missing)}, not installed here: {remedy}")
 
 
 def _local_folder(path: Path | None) -> Path | None:
@@ -190,7 +200,7 @@ def export(
         typer.Option(
             "--format",
             help=f"{', '.join(FORMS)}; may be repeated. Default: safetensors.",
-            callback=_one_of("--format", FORMS),
+            callback=_allowing("--format", FORMS.__contains__, allowed=f"{', '.join(FORMS)}, one each time"),
         ),
     ] = None,
     weights: Annotated[str, _WEIGHTS] = "auto",
@@ -207,6 +217,7 @@ def export(
     from data_pipeline.folder import keep_out
     from finetune.evaluation.sources import check_evaluation_set
 
+    _check_installed(formats or [])
     found = check_model(model, weights=weights)
     if data is not None:
         check_evaluation_set(data, model=found)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coatnet.config import UserError
 from coatnet.runtime.whole_files import whole_file
 from finetune.classifier import Classifier
 from finetune.handover.certificate import Answers, OnImages, fixed_batch
@@ -42,19 +41,11 @@ def export_torch(classifier: Classifier, destination: Path) -> tuple[list[Path],
 
 
 def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
-    """Write `model.onnx` and check it in onnxruntime.
-
-    Raises:
-        UserError: onnx, onnxscript or onnxruntime is not installed.
-    """
+    """Write `model.onnx` and check it in onnxruntime."""
     # onnxruntime 1.32 gives a machine a number and keeps it, with telemetry, in the home.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--format onnx needs {error.name}; install coatnet[onnx]") from None
+    import onnxruntime
+
     path = destination / _ONNX
     images = fixed_batch(classifier.augment.image_size)
     with _quiet_exporter():

@@ -91,7 +91,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("nowhere", "nowhere: no such image or folder"),
     ],
     "export": [
-        ("--format=pickle", "--format is pickle; allowed: safetensors, timm, onnx, torch_export"),
+        ("--format=pickle", "--format is pickle; allowed: safetensors, timm, onnx, torch_export, one each"),
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
+from finetune import cli
 from finetune.classifier import Classifier, open_classifier
 from finetune.handover.card import model_card
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
@@ -204,6 +206,16 @@ def test_a_form_that_cannot_hold_the_architecture_is_refused(tiny: ModelConfig, 
     export_safetensors(Weights(config, dict(build_model(config, seed=0).state_dict())), tmp_path / "layer")
     with pytest.raises(UserError, match="mbconv_norm"):
         export_model(str(tmp_path / "layer"), tmp_path / "out", formats=["timm"])
+
+
+def test_what_a_form_needs_is_missed_before_another_is_written(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"onnx needs onnx, onnxscript, .*: pip install 'coatnet\[onnx\]'"):
+        cli.export(exported, tmp_path / "out", formats=["safetensors", "onnx"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: Path, tmp_path: Path) -> None:
