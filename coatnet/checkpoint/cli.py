@@ -96,7 +96,7 @@ def _print(description: dict[str, Any]) -> None:
     for kind, counted in description["kinds"].items():
         table.add_row(kind, f"{counted['tensors']:,} tensors, {counted['elements']:,} elements")
     for key, value in description["facts"].items():
-        text = json_text(value)
+        text = json_text(value, ensure_ascii=False)
         table.add_row(escape(key), escape(text if len(text) <= 100 else f"{text[:97]}…"))
     verdict = f"every byte verified in {description['verify_seconds']:.2f} s"
     table.add_row("verified", verdict if description["verified"] else "[yellow]not asked for[/yellow]")

@@ -32,6 +32,12 @@ def number_of(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
+def giga(count: float) -> str:
+    """Write a count in billions: 0.0026, 4.14, 2,586.12."""
+    billions = count / 1e9
+    return f"{billions:.2g}" if billions < 0.1 else f"{billions:,.2f}"
+
+
 def json_number(value: float) -> float | str:
     """Return a number for JSON, which has none that is not finite: such a one becomes text."""
     return value if math.isfinite(value) else str(value)

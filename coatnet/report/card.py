@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coatnet.config.plain_text import giga
 from coatnet.model.config import ModelConfig
 from coatnet.model.cost import model_cost
 from coatnet.report.blocks import Block, Table, Text
@@ -41,7 +42,7 @@ def model_card(record: RunRecord) -> list[Block]:
     cost, average = model_cost(model, size), config.get("ema") or "none"
     rows = [
         ("architecture", f"CoAtNet (Dai et al., arXiv 2106.04803): {_architecture(model)}"),
-        ("size", f"{cost.parameters:,} parameters, {cost.macs / 1e9:.3g} GMAC per image at {size} px"),
+        ("size", f"{cost.parameters:,} parameters, {giga(cost.macs)} GMAC per image at {size} px"),
         ("classes", _classes(record, model)),
         ("trained on", _corpora(_section(record, "data"))),
         ("recipe", _recipe(record, sizes)),

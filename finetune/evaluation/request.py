@@ -113,7 +113,7 @@ def _work_done(result: Measurement, classifier: Classifier) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "images_per_second": round(images / result.seconds, 2),
         "model_images_per_second": round(images / max(result.model_seconds, 1e-9), 2),
-        "gmacs": round(cost.macs / 1e9, 3),
+        "gmacs": cost.macs / 1e9,
         "parameters": cost.parameters,
         "bad_samples": len(result.bad),
         "bad": result.bad[:_BAD_SHOWN],

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from coatnet.config.plain_text import number_of, plain
+from coatnet.config.plain_text import giga, number_of, plain
 from coatnet.runtime.console import make_console
 
 _WORST_SHOWN = 5
@@ -67,7 +67,7 @@ def _figures(report: dict[str, Any], shares: Iterable[str]) -> tuple[str, ...]:
         f"{report['loss']:.3f}",
         f"{report['ece']:.3f}",
         f"{report['images_per_second']:,.0f}",
-        f"{report['gmacs']:.2f}",
+        giga(report["gmacs"] * 1e9),
     )
 
 

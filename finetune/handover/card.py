@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from coatnet.config.plain_text import giga
 from coatnet.model.cost import model_cost
 from finetune.choices import FORMS
 from finetune.classifier import Classifier
@@ -35,7 +36,7 @@ def model_card(classifier: Classifier, certificates: Sequence[dict[str, Any]]) -
         "",
         "A CoAtNet (Dai et al., arXiv 2106.04803): convolution and relative attention.",
         "",
-        f"- {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} GMAC per image at {augment.image_size} px",
+        f"- {cost.parameters:,} parameters, {giga(cost.macs)} GMAC per image at {augment.image_size} px",
         f"- {config.num_classes} classes: {names}{f' and {more} more' if more > 0 else ''}",
         f"- {_MEANING[classifier.loss or 'softmax']}",
         f"- input: RGB, {_resize(classifier)} to {augment.image_size}×{augment.image_size} px, "

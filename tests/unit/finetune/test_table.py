@@ -33,10 +33,11 @@ def test_every_figure_is_whole_at_any_width(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    print_reports([REPORT, {**REPORT, "image_size": 96}])
+    print_reports([{**REPORT, "gmacs": 0.002571}, {**REPORT, "image_size": 96, "gmacs": 2586.1}])
     said = capsys.readouterr().out
     assert all(
-        figure in said for figure in ("98.34%", "95.2%–99.4%", "100.00%", "0.121", "1,234", "balanced")
+        figure in said
+        for figure in ("98.34%", "95.2%–99.4%", "100.00%", "0.121", "1,234", "balanced", "0.0026", "2,586")
     )
     assert "…" not in said and max(len(line) for line in said.splitlines()) <= columns
 
