@@ -14,6 +14,7 @@ _COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued":
             "failed": "red", "lost": "red"}  # fmt: skip
 _BAR = 12  # characters, where the terminal has room for them
 _ROOM = 100
+_LEAST = 80  # a narrower terminal breaks the lines itself: rich would leave out the runs' names
 
 
 def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
@@ -23,6 +24,7 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
         silence: why SLURM said nothing of them.
     """
     console = make_console()
+    console.width = max(console.width, _LEAST)
     console.print(
         _table(runs, bar=_BAR if console.width >= _ROOM else 0)
         if runs

@@ -35,7 +35,7 @@ def test_every_run_has_a_line_and_what_it_has_to_say_stands_below(
         RunStatus("runs/c", "requeued", "", samples_seen=500, last_error="life 1: n1 was lost"),
         RunStatus("runs/d", "done", "all is well", samples_seen=70, total_samples=60),
     ]
-    for width, bar in (("120", "━━━━━━━━━━━━ "), ("80", "")):
+    for width, bar in (("120", "━━━━━━━━━━━━ "), ("80", ""), ("40", "")):
         monkeypatch.setenv("COLUMNS", width)
         print_status(runs, silence="no squeue")
         lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()]
