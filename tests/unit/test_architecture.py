@@ -15,6 +15,7 @@ PACKAGES = ("coatnet", "data_pipeline", "pretrain", "finetune", "cluster")
 # What a package may import of the house; the longest matching prefix decides. Itself is always allowed.
 ALLOWED = {
     "coatnet": [],
+    "coatnet.__main__": ["coatnet.cli"],
     "coatnet.cli": ["coatnet.commands"],
     "coatnet.commands": ["coatnet.config"],
     "coatnet.config": [],

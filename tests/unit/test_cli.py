@@ -148,6 +148,13 @@ def test_a_command_without_words_shows_its_help(words: tuple[str, ...], typed: T
     assert done.returncode == 2 and "Commands" in done.stdout and done.stderr == ""
 
 
+def test_the_package_is_the_command() -> None:
+    """Where the environment's `bin` is not in the PATH: `python -m coatnet`."""
+    command = [sys.executable, "-m", "coatnet", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"coatnet {version('coatnet')}\n"
+
+
 def test_the_version_is_the_installed_one(typed: Typed) -> None:
     done = typed("--version")
     assert (done.returncode, done.stdout) == (0, f"coatnet {version('coatnet')}\n")
