@@ -15,6 +15,7 @@ from pathlib import Path
 
 import urllib3
 
+from coatnet.config.plain_text import plain
 from data_pipeline.index import size_and_hash
 from data_pipeline.remote.address import without_secrets
 from data_pipeline.remote.cache import is_full, part_path
@@ -148,7 +149,7 @@ def _total_bytes(response: urllib3.BaseHTTPResponse, start: int) -> int | None:
     if response.status == 206:
         first, _, total = response.headers.get("Content-Range", "").partition("/")
         if not first.startswith(f"bytes {start}-"):
-            raise Retry(f"asked for bytes from {start} on, got {first or 'no range'}")
+            raise Retry(f"asked for bytes from {start} on, got {plain(first) or 'no range'}")
         return number_of(total)
     return number_of(response.headers.get("Content-Length", ""))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from coatnet.config import UserError
+from coatnet.config.plain_text import plain
 from data_pipeline.assemble import Assembler
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.device import as_pictures, augmented
@@ -69,7 +70,7 @@ def _look_at(
         if wrong is None:
             found.append((number, record, seen[:, 0]))
         else:
-            print(f"left out: {corpus.name(*place)}: {wrong}", file=sys.stderr)
+            print(plain(f"left out: {corpus.name(*place)}: {wrong}"), file=sys.stderr)
     return found
 
 

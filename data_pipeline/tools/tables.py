@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from coatnet.config.plain_text import number_of
+from coatnet.config.plain_text import number_of, plain
 from coatnet.runtime.console import make_console
 from data_pipeline.tools.verify import Problem
 
@@ -59,7 +59,9 @@ def print_problems(problems: list[Problem], *, checked: bool) -> None:
         table.add_column(heading, overflow="fold")
     for problem in problems[:_MOST_PROBLEMS]:
         sample = "" if problem.sample is None else str(problem.sample)
-        table.add_row(escape(problem.shard), sample, escape(problem.name), escape(problem.what))
+        table.add_row(
+            escape(problem.shard), sample, *(escape(plain(text)) for text in (problem.name, problem.what))
+        )
     console.print(table)
     if len(problems) > _MOST_PROBLEMS:
         console.print(f"… {len(problems) - _MOST_PROBLEMS:,} more; --json lists all")

@@ -125,6 +125,9 @@ def test_a_part_of_no_told_place_is_named_and_no_fault_of_the_cache(
     server.faults[NAME] = ["206"] * 9
     with pytest.raises(Unreachable, match=rf"{server.url}/{NAME}: asked for bytes from 0 on, got no range"):
         fetch(f"{server.url}/{NAME}", tmp_path / NAME)
+    server.faults[NAME] = ["206 Content-Range: \x1b[2J/5"] * 9
+    with pytest.raises(Unreachable, match=r"asked for bytes from 0 on, got \\x1b\[2J, after"):
+        fetch(f"{server.url}/{NAME}", tmp_path / NAME)
 
 
 def test_of_a_manifest_that_comes_in_part_nothing_is_believed(server: FaultServer, tmp_path: Path) -> None:

@@ -173,9 +173,10 @@ def test_lint_names_the_damaged_sample(
     shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
-    problems = [Problem("shard-0.tar", 7, "damaged: [odd]", "000007-ant")] * 51
+    problems = [Problem("shard-0.tar", 7, "damaged: [odd]\x1b[2J", "000007-ant\x1b]0;")] * 51
     print_problems(problems, checked=True)
     shown = capsys.readouterr().out
+    assert "\x1b" not in shown, "a terminal would obey what others call their images"
     assert "000007-ant" in shown and "[odd]" in shown and "1 more; --json lists all" in shown
     corpus = Corpus.open(folder)
     content = bytes(corpus.read(0, 3).payload)
@@ -222,11 +223,11 @@ def test_a_preview_names_the_images_that_cannot_be_used_and_shows_the_others(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = str(next(image_folder.rglob("*.jpg")).relative_to(image_folder))
-    corpus = FolderCorpus(image_folder, classes=["ant"], files=[(image, 0), ("gone", 0), ("lost", 0)])
+    corpus = FolderCorpus(image_folder, classes=["ant"], files=[(image, 0), ("gone", 0), ("lost\x1b[2J", 0)])
     sheet = contact_sheet(corpus, AugmentConfig(image_size=24), images=3, columns=1, seed=0)
     assert sheet.size == (28 + 4, 2 * (24 + 16) + 8 + 4)
     told = capsys.readouterr().err
-    assert told.count("left out: ") == 2 and "left out: gone: " in told and "left out: lost: " in told
+    assert told.count("left out: ") == 2 and "left out: gone: " in told and r"left out: lost\x1b[2J: " in told
     corpus = FolderCorpus(image_folder, classes=["ant"], files=[("gone", 0)])
     with pytest.raises(UserError, match="none of the images"):
         contact_sheet(corpus, AugmentConfig(image_size=24), images=1, columns=1, seed=0)
