@@ -26,6 +26,7 @@ from data_pipeline.sharding.sources import SourceOptions, list_source
 from data_pipeline.sharding.tar_source import tars_in, walk_samples
 from data_pipeline.tar_format import walk_members
 
+_MOST_RECORD_BYTES = (1 << 32) - 1
 _WHAT_COUNTS = ("check", "policy")  # of the options, where no shard is written
 
 
@@ -92,6 +93,11 @@ def index_tar(path: Path, labels: dict[int, Label], *, options: ShardOptions, mu
             if image is None or image.data not in labels:
                 continue
             found += 1
+            if sample.end - sample.start > _MOST_RECORD_BYTES:  # an index holds no larger number
+                raise UserError(
+                    f"{path}: what belongs to {image.name} takes more than 4 GiB; give a DESTINATION to pack "
+                    "the images alone"
+                )
             file.seek(sample.start)
             record = file.read(sample.end - sample.start)
             at = image.data - sample.start

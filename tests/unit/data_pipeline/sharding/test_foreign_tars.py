@@ -281,3 +281,21 @@ def test_what_is_called_a_tar_and_is_no_file_is_refused_and_not_waited_for(
     make(tmp_path / "tars" / "a.tar")
     with pytest.raises(UserError, match=r"a\.tar: is not a regular file"):
         work(tmp_path / "tars")
+
+
+def test_an_image_with_more_beside_it_than_an_index_can_hold_is_refused_in_place(
+    tmp_path: Path, images: list[bytes]
+) -> None:
+    folder = tars_of(tmp_path / "tars", [("0.cls", b"0")])
+    film = tarfile.TarInfo("0.film")
+    film.size = 1 << 32
+    with (folder / "a.tar").open("r+b") as tar:  # with a hole, which takes no room
+        tar.seek(1024)
+        tar.write(film.tobuf())
+        tar.seek(film.size, os.SEEK_CUR)
+        image = tarfile.TarInfo("0.jpg")
+        image.size = len(images[0])
+        tar.write(image.tobuf() + images[0] + bytes(-len(images[0]) % 512 + 1024))
+    with pytest.raises(UserError, match=r"belongs to 0\.jpg takes more than 4 GiB; give a DESTINATION"):
+        index_in_place(folder, quiet=True)
+    assert shard_corpus(folder, tmp_path / "out", quiet=True)["all"].samples == 1
