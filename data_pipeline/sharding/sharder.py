@@ -5,6 +5,8 @@ Killed at any moment, the same call goes on: finished shards stay, nothing doubl
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,8 @@ from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.plan import plan_name, plan_shards, split_validation
 from data_pipeline.sharding.sources import SourceOptions, list_source
+
+_SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
 def shard_corpus(
@@ -60,11 +64,31 @@ def shard_corpus(
             suspects = of_equal_size(listing)
             with progress(len(suspects), "compare", "images", enabled=not quiet) as bar:
                 chosen, dropped = without_duplicates(listing, suspects, done=bar.advance)
-        made = {}
-        for split, (numbers, folder) in _split(listing, chosen, destination, options).items():
+        made, parts = {}, _split(listing, chosen, destination, options)
+        for _, folder in parts.values():
+            keep_out("DESTINATION", folder, [source])
+            _keep_sources(Path(source), listing, folder)
+        for split, (numbers, folder) in parts.items():
             made[split] = _shard_part(listing, numbers, folder, options, dropped, quiet=quiet)
             dropped = []  # told once, by the first of two parts
         return made
+
+
+def _keep_sources(source: Path, listing: Listing, destination: Path) -> None:
+    """Check that no shard comes among the tars that are read, nor in the place of one.
+
+    Raises:
+        UserError: one would.
+    """
+    place = os.path.realpath(destination)
+    read = {os.path.split(os.path.realpath(file)) for file in listing.files if file.endswith(".tar")}
+    if place == os.path.realpath(source) or any(
+        folder == place and _SHARD_NAME.fullmatch(name) for folder, name in read
+    ):
+        raise UserError(
+            f"{destination}: holds the tars that are read; give another DESTINATION, or --in-place to index "
+            "them"
+        )
 
 
 def _split(

@@ -99,3 +99,36 @@ def test_a_hierarchy_that_is_given_later_is_not_left_out_in_silence(
     with pytest.raises(UserError, match="another source or other options; give another folder"):
         options = SourceOptions(hierarchy=tmp_path / "is_a.txt")
         shard_corpus(image_folder, tmp_path / "out", source_options=options, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "validation"),
+    [("all/train", "all/train", 0.0), ("all/train/shard-000000.tar", "here", 0.0), ("all/train", "all", 0.5)],
+    ids=["itself", "a link", "its part"],
+)
+def test_tars_that_are_read_are_not_written_over(
+    image_folder: Path, tmp_path: Path, source: str, destination: str, validation: float
+) -> None:
+    """Tars of others are called like shards as often as not."""
+    (tmp_path / "all" / "train").mkdir(parents=True)
+    (tmp_path / "here").symlink_to("all/train")
+    tar = tmp_path / "all" / "train" / "shard-000000.tar"
+    with tarfile.open(tar, "w") as made:
+        made.add(image_folder, arcname=".")
+    before, options = tar.read_bytes(), ShardOptions(validation=validation)
+    with pytest.raises(
+        UserError, match="holds the tars that are read; give another DESTINATION, or --in-place"
+    ):
+        shard_corpus(tmp_path / source, tmp_path / destination, options=options, quiet=True)
+    assert tar.read_bytes() == before
+
+
+def test_a_part_of_the_images_is_not_packed_among_them(image_folder: Path) -> None:
+    options = ShardOptions(validation=0.5)  # into the folder's own name, train
+    with pytest.raises(UserError, match=r"DESTINATION is .*/train; allowed: a place outside"):
+        shard_corpus(image_folder, image_folder.parent, options=options, quiet=True)
+    assert not list(image_folder.parent.rglob("*.tar"))
+
+
+def test_a_tar_may_lie_where_its_shards_go_under_another_name(tars: Path) -> None:
+    assert shard_corpus(tars / "a.tar", tars, quiet=True)["all"].samples == 2
