@@ -65,6 +65,7 @@ def recipe(number: int, *, gpus: int, overlap: bool) -> RecipeView:
         image_size=224,
         global_batch=GLOBAL_BATCH,
         micro_batch=min(64, GLOBAL_BATCH // gpus),
+        tunes=False,
         layout=layout,
         total_samples=SAMPLES,
         shards=None,

@@ -19,6 +19,7 @@ from coatnet.config.overlap import can_overlap
 
 ALL_STAGES = ("S1", "S2", "S3", "S4")  # whose activations can be checkpointed
 MOST_GPUS = 1024  # where nobody says how many
+_MOST_ON_CORES = 64  # that a run tries, where no limit can be run into safely
 _FP32 = 4
 _TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
 
@@ -32,6 +33,9 @@ def make_plan(recipe: RecipeView, *, hardware: Hardware, nodes: int) -> Plan:
     world = nodes * hardware.gpus_per_node
     works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
     layouts = _layouts(recipe, world_size=world, on_cores=hardware.shares_memory)
+    if recipe.tunes:
+        recipe = _tuned(recipe, works, layout=layouts[recipe.global_batch], hardware=hardware)
+        layouts = _layouts(recipe, world_size=world, on_cores=hardware.shares_memory)
     timings = {
         batch: _timing(recipe, works, global_batch=batch, layout=layout, hardware=hardware, nodes=nodes)
         for batch, layout in layouts.items()
@@ -132,6 +136,15 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
         )
         for batch, micro_batch in zip(batches, micro_batches, strict=True)
     }
+
+
+def _tuned(recipe: RecipeView, works: Sequence[Work], *, layout: Layout, hardware: Hardware) -> RecipeView:
+    """Return the recipe with the micro-batch that the run finds: a divisor of a rank's share, in groups."""
+    share, group = recipe.global_batch // layout.world_size, layout.micro_batch // layout.groups
+    fits = largest_micro_batch(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
+    most = max(_MOST_ON_CORES, group) if hardware.shares_memory else fits
+    sizes = (size for size in range(group, share + 1, group) if share % size == 0 and size <= most)
+    return replace(recipe, micro_batch=max(sizes, default=group), group_images=group)
 
 
 def _timing(

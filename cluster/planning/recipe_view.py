@@ -22,6 +22,7 @@ class RecipeView:
 
     Args:
         micro_batch: None if the whole share of a rank goes at once.
+        tunes: the run takes the largest micro-batch that fits instead.
         layout: what the config says of it, on one rank.
         total_samples: of the run, None if that depends on an unknown epoch.
         group_images: of batch norm, None for the micro-batch.
@@ -40,6 +41,7 @@ class RecipeView:
     image_size: int
     global_batch: int
     micro_batch: int | None
+    tunes: bool
     layout: Layout
     total_samples: int | None
     shards: int | None
@@ -106,6 +108,7 @@ def view(config: Mapping[str, Any], *, origin: str, epoch_samples: int | None = 
         image_size=max(sizes, default=int(lookup(config, "augment.image_size"))),
         global_batch=global_batch,
         micro_batch=lookup(config, "train.micro_batch"),
+        tunes=lookup(config, "tune.micro_batch") == "auto",
         layout=_layout(config),
         total_samples=total,
         shards=corpora.shards,

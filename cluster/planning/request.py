@@ -128,7 +128,7 @@ def compare_plans(
     refused = {}
     for words in combinations:
         try:
-            plan, _ = plan_of(command, config, words)
+            plan = make_plan(**vars(_read(command, config, words)))
         except UserError as error:
             varied = [word for word, several in zip(words, alternatives, strict=True) if len(several) > 1]
             refused[" ".join(varied)] = str(error)

@@ -202,6 +202,15 @@ def test_a_comparison_takes_every_combination_that_divides_and_names_the_others(
     )
 
 
+@pytest.mark.parametrize(("hardware", "found"), [("h100", 128), ("h200", 256), ("cpu2", 64)])
+def test_a_run_that_tunes_is_planned_with_what_it_will_find(hardware: str, found: int, config: Path) -> None:
+    words = [f"hardware={hardware}", "gpus_per_node=8", "model.name=coatnet_4", "tune.micro_batch=auto"]
+    plan, _ = plan_of("pretrain", config, [*words, "train.micro_batch=null", "norm.group_images=16"])
+    assert (plan.layout.micro_batch, plan.layout.groups) == (found, found // 16)
+    whole, _ = plan_of("pretrain", config, [*words, "train.micro_batch=null", "norm.group_images=512"])
+    assert whole.layout.micro_batch == 512, "not even one group fits"
+
+
 def test_efficiency_falls_with_the_number_of_gpus_at_one_global_batch(config: Path) -> None:
     plans, _ = scaling_plans("pretrain", config, [])
     rates = [plan.images_per_second / plan.world_size for plan in plans]
