@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -189,8 +189,10 @@ def _check_texts(node: DictConfig | ListConfig, origin: str) -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not child._is_none() and not child._is_missing():
             _check_texts(child, origin)
-        elif isinstance(value := node[key], str) and value.startswith("~/"):
-            node[key] = str(Path(value).expanduser())
+        elif (
+            isinstance(child, ValueNode) and isinstance(text := child._value(), str) and text.startswith("~/")
+        ):
+            node[key] = str(Path(text).expanduser())
 
 
 def _merge(merged: DictConfig, layer: DictConfig | dict[str, Any], origin: str) -> None:

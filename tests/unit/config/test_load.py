@@ -52,8 +52,9 @@ def test_a_home_is_written_out_wherever_it_stands(tmp_path: Path, monkeypatch: p
     """No shell does so behind `key=`, and a folder named ~ would be made."""
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "base.yaml", "seed: 4\n")
-    path = write(tmp_path / "a.yaml", "extends: ~/base.yaml\nwarmup: ~/there\nmany: [{names: [a~/b, ~/c]}]\n")
-    found = load_config(Root, path, overrides=["inner.names=[~/d]"])
+    text = "extends: ~/base.yaml\nseed: ???\nwarmup: ~/there\nmany: [{names: [a~/b, ~/c]}]\n"
+    path = write(tmp_path / "a.yaml", text)
+    found = load_config(Root, path, overrides=["inner.names=[~/d]", "seed=4"])
     assert found.seed == 4 and found.warmup == f"{tmp_path}/there"
     assert found.many[0].names == ["a~/b", f"{tmp_path}/c"]
     assert found.inner.names == [f"{tmp_path}/d"]
