@@ -50,6 +50,7 @@ pins:
 
 # Longer than a commit should wait for; the tables lie in benchmarks/.
 campaigns: system-packages $(VENV)/.test
+	@sh .ci/system-packages gcc-11
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m campaign
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/slurm_scenarios.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/operators.py --trials 20 --seed 1

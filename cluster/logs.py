@@ -55,9 +55,11 @@ def _files(directory: Path, *, rank: int | None) -> list[Path]:
         run = RunDirectory(directory)
         logs += [path for path in (run.metrics, run.events) if path.exists()]
     wanted = [path for path in logs if _is_wanted(path, rank=rank)]
-    return sorted(
-        wanted, key=lambda path: (path.stat().st_ctime_ns if path.name.startswith("job-") else 0, path.name)
-    )
+    return sorted(wanted, key=_place)
+
+
+def _place(path: Path) -> tuple[int, str, str]:
+    return path.stat().st_ctime_ns if path.name.startswith("job-") else 0, path.name, str(path)
 
 
 def _is_wanted(path: Path, *, rank: int | None) -> bool:

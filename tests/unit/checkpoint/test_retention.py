@@ -127,14 +127,14 @@ def test_a_checkpoint_whose_elders_cannot_be_deleted_is_saved_and_they_are_named
     store, alarms = make_store(tmp_path, retention=Retention(last=1))
     save(store, 1)
     save(store, 2)
-    rename = os.rename
+    rename = Path.rename
 
-    def refuse_graves(old: Path, new: Path) -> None:
+    def refuse_graves(old: Path, new: Path) -> Path:
         if ".deleted-" in str(new):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        rename(old, new)
+        return rename(old, new)
 
-    monkeypatch.setattr(os, "rename", refuse_graves)
+    monkeypatch.setattr(Path, "rename", refuse_graves)
     save(store, 3)
     assert store.steps() == [1, 2, 3]
     assert len(alarms) == 1 and alarms[0].startswith("checkpoint 3 is saved, older ones could not be deleted")

@@ -190,12 +190,12 @@ def test_what_another_job_commits_while_it_is_fenced_out_is_a_checkpoint(
 ) -> None:
     under_way = tmp_path / ".step-00000001.epoch1.save1.tmp"
     under_way.mkdir()
-    rename = os.rename
+    rename = Path.rename
 
-    def late(old: Path, new: Path) -> None:
+    def late(old: Path, new: Path) -> Path:
         if ".deleted-" in str(new):
             rename(under_way, tmp_path / "step-00000001")
-        rename(old, new)
+        return rename(old, new)
 
-    monkeypatch.setattr(os, "rename", late)
+    monkeypatch.setattr(Path, "rename", late)
     assert CheckpointStore(tmp_path, ranks=Ranks()).steps() == [1]

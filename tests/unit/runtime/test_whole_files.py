@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,24 +22,23 @@ Synced = list[tuple[str, int | None]]
 def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
     """What is made durable, by name and with the bytes that a file has by then; and each renaming."""
     events: Synced = []
-    fsync, rename, replace = os.fsync, os.rename, os.replace
+    fsync = os.fsync
 
     def noting_sync(descriptor: int) -> None:
         fsync(descriptor)
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         events.append((path.name, path.stat().st_size if path.is_file() else None))
 
-    def noting_rename(old: Path, new: Path) -> None:
-        rename(old, new)
-        events.append((f"to {Path(new).name}", None))
+    def noting(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def moved(old: Path, new: Path) -> Path:
+            events.append((f"to {Path(new).name}", None))
+            return move(old, new)
 
-    def noting_replace(old: Path, new: Path) -> None:
-        replace(old, new)
-        events.append((f"to {Path(new).name}", None))
+        return moved
 
     monkeypatch.setattr(os, "fsync", noting_sync)
-    monkeypatch.setattr(os, "rename", noting_rename)
-    monkeypatch.setattr(os, "replace", noting_replace)
+    monkeypatch.setattr(Path, "rename", noting(Path.rename))
+    monkeypatch.setattr(Path, "replace", noting(Path.replace))
     return events
 
 
