@@ -13,6 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 _LOCK_SUFFIX = ".lock"
+_LEDGER = f".cache{_LOCK_SUFFIX}"
 _ABANDONED_SECONDS = 3600.0
 # Nobody else gets room while a large folder is looked through: for so long all go by what was found, and add
 # what they fetch.
@@ -94,7 +95,7 @@ class Cache:
         Raises:
             OSError: the disk is full without all that may go.
         """
-        with _locked(self.folder / f".cache{_LOCK_SUFFIX}") as ledger:
+        with _locked(self.folder / _LEDGER) as ledger:
             found_at, used = _read(ledger)
             fits = used + size <= self.limit_bytes
             fits &= _free_bytes(self.folder) >= size * _FETCHED_AT_ONCE
@@ -124,12 +125,14 @@ class Cache:
     def _files(self) -> tuple[list[tuple[float, int, str]], int]:
         """Return (last use, bytes, path) of what may go, and how many files are being fetched.
 
-        What has been half there for an hour was left by a killed process, and may go.
+        What has been half there for an hour was left by a killed process, and may go. What was not fetched
+        by a cache belongs to whoever chose its folder, and stays.
         """
         kept, fetched = [], 0
         for folder, _, names in os.walk(self.folder):
+            locks = set(names) - {_LEDGER}
             for name in names:
-                if name.endswith(_LOCK_SUFFIX):
+                if name.endswith(_LOCK_SUFFIX) or not _is_own(name, locks):
                     continue
                 path = f"{folder}/{name}"
                 try:
@@ -165,6 +168,13 @@ def part_path(path: Path) -> Path:
 
 def _lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}{_LOCK_SUFFIX}")
+
+
+def _is_own(name: str, locks: set[str]) -> bool:
+    """Say whether a lock of this file, or of the one that it is a part of, was ever taken: it stays."""
+    while f".{name}{_LOCK_SUFFIX}" not in locks and name:
+        name = name.rpartition(".")[0]
+    return bool(name)
 
 
 def is_full(error: OSError) -> bool:

@@ -32,6 +32,7 @@ def test_the_disk_has_room_for_what_others_are_fetching_and_what_a_killed_proces
     os.utime(tmp_path / "cache" / "old", (1, 1))
     here, fetched = tmp_path / "cache", part_path(tmp_path / "cache" / "fetched")
     for half, seconds in ((fetched, time.time()), (here / "left.part", 1.0)):
+        (here / f".{half.name.partition('.')[0]}.lock").touch()
         half.write_bytes(b"half")
         os.utime(half, (seconds, seconds))
     monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 2000 if (here / "old").exists() else 3000)
@@ -131,13 +132,17 @@ def test_a_full_cache_is_not_looked_through_for_each_file(tmp_path: Path, looks:
 
 
 @pytest.mark.parametrize("seconds", [61.0, -5.0])
-def test_what_others_left_in_a_cache_is_found_within_a_minute_or_where_the_clock_was_set_back(
+def test_what_others_fetched_into_a_cache_is_found_within_a_minute_or_where_the_clock_was_set_back(
     tmp_path: Path, looks: list[Path], monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     cache, now = Cache(tmp_path / "cache", limit_bytes=10_000), time.time()
     monkeypatch.setattr(remote_cache.time, "time", lambda: now)
     fetch(cache, "a")
-    (tmp_path / "cache" / "of others").write_bytes(bytes(9_000))
+    for name, size in (
+        ("of others", 9_000),
+        (".of others.lock", 0),
+    ):  # where nobody sees the ledger of another
+        (tmp_path / "cache" / name).write_bytes(bytes(size))
     now += 59.0
     fetch(cache, "b")
     assert len(looks) == 1 and held_bytes(tmp_path / "cache") == 11_000
@@ -186,3 +191,17 @@ def test_files_that_others_remove_meanwhile_are_no_obstacle(
 
 def test_half_of_a_disk_is_the_limit_where_none_is_given(tmp_path: Path) -> None:
     assert Cache(tmp_path, limit_bytes=None).limit_bytes == shutil.disk_usage(tmp_path).total // 2
+
+
+def test_files_that_the_cache_has_not_fetched_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    """As where `data.cache.directory` is a folder that one has other things in, too."""
+    cache = Cache(tmp_path, limit_bytes=10_000)
+    mine = [tmp_path / "cache.tar", tmp_path / "a-1.txt", tmp_path / "thesis" / "left.part"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(9_000))
+        os.utime(path, (1, 1))
+    for name in "abc":
+        fetch(cache, f"digest/{name}", size=4_000)
+    assert all(path.exists() for path in mine)
+    assert sorted(path.name for path in (tmp_path / "digest").glob("[a-z]")) == ["b", "c"]

@@ -38,7 +38,8 @@ def test_a_start_warns_where_one_node_reads_more_shards_at_once_than_its_cache_k
 def test_a_start_warns_where_the_disk_of_the_cache_is_too_small_or_too_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "kept").write_bytes(b"x" * 1000)
+    for name, size in (("kept", 1000), (".kept.lock", 0), ("of others", 5000)):
+        (tmp_path / name).write_bytes(b"x" * size)
     monkeypatch.setattr(remote_cache, "_free_bytes", lambda _: 100 * 10**9)
     warning = _warning(tmp_path, 1100, limit="155 GB")
     assert warning is not None and "has room for 100.0 GB" in warning
