@@ -28,9 +28,16 @@ def journal_in(destination: Path, *, plan: str) -> Iterator[Journal]:
     """Take the destination for one sharding, and remove what a killed one left half-written.
 
     Raises:
-        UserError: another process is at work there, or it holds the beginning of another sharding.
+        UserError: another process is at work there, or it holds the beginning of another sharding, or tars of
+            which nothing is known.
     """
     folder = destination / FOLDER
+    unknown = next(destination.glob("*.tar"), None) if not folder.exists() else None
+    if unknown is not None and not plan.startswith(IN_PLACE):
+        raise UserError(
+            f"{destination}: holds {unknown.name} and no manifest; it might be written over, or taken for "
+            "one of the shards: give another destination"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         try:
@@ -48,7 +55,7 @@ def journal_in(destination: Path, *, plan: str) -> Iterator[Journal]:
             )
         write_whole(plan_file, plan.encode())
         for place in (destination, folder):
-            for orphan in place.glob(".*.tmp"):
+            for orphan in place.glob(".*.[0-9]*.tmp"):
                 orphan.unlink(missing_ok=True)
         yield Journal(folder)
         shutil.rmtree(folder, ignore_errors=True)  # the manifest says it all

@@ -130,5 +130,15 @@ def test_a_part_of_the_images_is_not_packed_among_them(image_folder: Path) -> No
     assert not list(image_folder.parent.rglob("*.tar"))
 
 
-def test_a_tar_may_lie_where_its_shards_go_under_another_name(tars: Path) -> None:
-    assert shard_corpus(tars / "a.tar", tars, quiet=True)["all"].samples == 2
+def test_tars_of_which_nothing_is_known_are_not_written_over(
+    image_folder: Path, tars: Path, tmp_path: Path
+) -> None:
+    """Nor do they lie among the shards, where other libraries would read both."""
+    (tars / ".notes.tmp").touch()
+    for source in (image_folder, tars / "a.tar"):
+        with pytest.raises(
+            UserError, match=r"tars: holds a\.tar and no manifest; .*: give another destination"
+        ):
+            shard_corpus(source, tars, quiet=True)
+    index_in_place(tars, quiet=True)
+    assert (tars / ".notes.tmp").exists()
