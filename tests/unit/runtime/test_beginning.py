@@ -79,6 +79,7 @@ def test_what_takes_long_to_load_is_named_by_the_first_rank_and_what_does_not_is
         spoke.set()
 
     monkeypatch.setattr("coatnet.runtime.beginning.say_from_a_handler", say)
+    monkeypatch.setattr("coatnet.runtime.beginning._SILENT_SECONDS", 3600.0)
     with loading("quickly", tmp_path):
         pass
     monkeypatch.setattr("coatnet.runtime.beginning._SILENT_SECONDS", 0.0)

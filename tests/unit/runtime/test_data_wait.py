@@ -79,6 +79,17 @@ def test_a_mailbox_that_does_not_answer_keeps_nobody_waiting() -> None:
     let_go.set()
 
 
+def test_where_the_mailbox_is_gone_nothing_is_heard_and_nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("Connection reset by peer")
+
+    stacks: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", stacks.append)
+    assert looks(DataWait(Ranks(0, 2, distributed=True, mailbox=Gone()), dict), times=2) == [None]
+    assert not stacks
+
+
 def test_a_rank_alone_is_excused_by_its_own_words() -> None:
     assert looks(DataWait(Ranks(), lambda: WAITING | FETCHING), times=2) == [EXCUSE]
     assert looks(DataWait(Ranks(), lambda: WAITING), times=2) == [None]
