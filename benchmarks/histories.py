@@ -33,6 +33,7 @@ import psutil
 from histories_drawn import Trial, draw, write_corpora
 from histories_left import Disturbed, compare
 from patience import until
+from warm import warm_up
 
 import coatnet.training.recorder
 import finetune.launch
@@ -42,7 +43,6 @@ from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.stop import held_signals
 
 _LIFE_SECONDS, _POLL_SECONDS = 300.0, 0.002
-_LOADED = ("coatnet.training.loop", "deepspeed.runtime.zero.stage3", "finetune.worker", "finetune.run")
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def main() -> int:
     found: dict[str, Any] = {"trials": options.trials, "interruptions": 0, "failed": []}
     with tempfile.TemporaryDirectory(prefix="histories-") as name:
         data = Path(name) / "data"
-        kills.warm_up(*_LOADED)
+        warm_up()
         write_corpora(data)
         for number in range(options.first, options.first + options.trials):
             trial = draw(random.Random(f"{options.seed}-{number}"), data)

@@ -33,15 +33,14 @@ import psutil
 import torch
 from patience import until
 from PIL import Image
+from warm import warm_up
 
 import coatnet.runtime.launch
-import pretrain.run
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.endings import endings_in_a_line
 from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import read_lines
-from pretrain.engine.start import load_deepspeed
 from pretrain.launch import launch
 
 CLASSES, IMAGES, GLOBAL_BATCH = 4, 240, 24
@@ -180,14 +179,6 @@ def start_cold(folder: Path, run: Path) -> Process:
         command = [sys.executable, "-m", "coatnet.cli", "pretrain", *arguments_of(folder, run)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-
-def warm_up(*more: str) -> None:
-    """Load what every life needs before the forks, and other modules."""
-    load_deepspeed()
-    torch.set_num_threads(1)
-    for name in ("torch._dynamo", "torch.utils.tensorboard", "pretrain.worker", pretrain.run.__name__, *more):
-        importlib.import_module(name)
 
 
 def start_warm(folder: Path, run: Path) -> Process:

@@ -6,7 +6,6 @@ scenario's result on every rank. Starting ranks this way takes a tenth of a seco
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import runpy
@@ -15,23 +14,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import torch
-
 from coatnet.runtime.launch import free_port
-from pretrain.engine.start import load_deepspeed
 
-load_deepspeed()
-for name in (
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-    "coatnet.training.loop",
-    "pretrain.run",
-    "finetune.worker",
-    "finetune.run",
-    "deepspeed.runtime.zero.stage3",
-):
-    importlib.import_module(name)  # each fork would load them again: 3 s of CPU
-torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from warm import warm_up
 
 
 def run(scenarios: dict, *, name: str, world_size: int, arguments: dict) -> list:
@@ -70,6 +56,7 @@ def _be_a_rank(function, folder: Path, rank: int, world_size: int, port: int, ar
 
 
 def main() -> None:
+    warm_up()
     scenarios = runpy.run_path(str(Path(__file__).with_name("scenarios.py")))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the libraries print must not mix with the answers

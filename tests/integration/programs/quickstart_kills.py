@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import kills
+from warm import warm_up
 
 from coatnet.config import load_config
 from coatnet.quickstart.digits import write_digits
@@ -36,7 +37,7 @@ def main(epochs: int, count: int, seed: int) -> None:
     kills.CONFIG = f"extends: {CONFIG}\ntrain: {{duration: {epochs} epochs}}\nsave: {{every: 1 seconds}}\n"
     with tempfile.TemporaryDirectory(prefix="quickstart-kills-") as name:
         folder = Path(name)
-        kills.warm_up()
+        warm_up()
         kills.STEPS = round(epochs * 718 / kills.GLOBAL_BATCH)
         result = kills.campaign(folder, kills=count, seed=seed, start=kills.start_warm, quiet=True)
         errors, lives = [], 0

@@ -9,7 +9,6 @@ four of processor time on each rank, which is most of what a short life costs.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import selectors
@@ -22,11 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-_IMPORTED = (
-    "torch._dynamo", "torch.utils.tensorboard", "deepspeed.runtime.zero.stage3", "pretrain.cli",
-    "pretrain.launch", "pretrain.worker", "coatnet.training.loop", "pretrain.run", "finetune.cli",
-    "finetune.worker", "finetune.run", "data_pipeline.cli", "psutil", "rich.live",
-)  # fmt: skip
 _START_SECONDS = 200
 _WAITING_STEP = 10  # by then a record has been written, and a watchdog is still patient
 
@@ -252,14 +246,10 @@ def flip_a_bit(at: int) -> None:
 
 
 def main() -> None:
-    from pretrain.engine.start import load_deepspeed
+    sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
+    from warm import warm_up
 
-    load_deepspeed()
-    for name in _IMPORTED:
-        importlib.import_module(name)
-    import torch
-
-    torch.set_num_threads(1)
+    warm_up()
     _Server(Path(sys.argv[1]), sys.argv[2]).serve()
 
 
