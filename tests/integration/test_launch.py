@@ -13,21 +13,21 @@ import pytest
 from waiting import PATIENCE_SECONDS, wait_until
 
 from coatnet.config import UserError
-from coatnet.runtime.launch import _forward_to, free_port, run_ranks
+from coatnet.runtime.launch import _forward_to, run_ranks
 
 PROGRAMS = Path(__file__).parent / "programs"
 LAUNCH = """
 import sys
 from coatnet.runtime.launch import run_ranks
-sys.exit(run_ranks("talk", sys.argv[1:], ranks=2))
+sys.exit(run_ranks(sys.argv[1], sys.argv[2:], ranks=2))
 """
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
 
 
-def launch(task: str, directory: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, task, str(directory)], env=environment, stderr=subprocess.PIPE
-    )
+def launch(task: str, directory: Path, *, program: str = "alone") -> subprocess.Popen[bytes]:
+    """Start two ranks of a program of programs/: `talk` loads torch, `alone` does not."""
+    command = [sys.executable, "-c", LAUNCH, program, task, str(directory)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
 
 
 def wait_for(paths: list[Path]) -> None:
@@ -42,10 +42,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
-
-
-def test_ranks_talk_to_each_other_and_leave_with_status_zero(tmp_path: Path) -> None:
-    assert launch("talk", tmp_path).wait(timeout=PATIENCE_SECONDS) == 0
 
 
 def test_a_mistake_that_all_ranks_meet_is_said_once_by_the_first(tmp_path: Path) -> None:
@@ -70,9 +66,8 @@ def test_a_mistake_is_told_although_the_first_rank_has_not_come_to_it_in_time(tm
     (tmp_path / "behind.py").write_text(BEHIND)
     program = "import sys\nfrom pathlib import Path\nfrom coatnet.runtime.launch import launch_run\n"
     program += "sys.exit(launch_run('behind', [], directory=Path(sys.argv[1]), ranks=2))"
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
@@ -100,7 +95,7 @@ def test_a_crash_keeps_its_status_whatever_libraries_do_at_the_end(
 
 
 def test_what_one_rank_alone_met_with_is_said_in_a_line_and_its_peers_write_no_stacks(tmp_path: Path) -> None:
-    process = launch("lacking", tmp_path)
+    process = launch("lacking", tmp_path, program="talk")
     said = process.communicate(timeout=PATIENCE_SECONDS)[1].decode().splitlines()
     assert process.returncode == 2 and "error: out of memory on rank 1" in said
     assert all(line.startswith("error: ") for line in said)
@@ -115,14 +110,12 @@ def test_of_what_all_ranks_met_the_first_speaks_and_under_srun_each_in_its_log(
     tmp_path: Path, names: tuple[str, str], second: str
 ) -> None:
     task = "from coatnet.runtime.launch import launch_run\nfrom pathlib import Path\nimport sys\n"
-    task += "launch_run('talk', sys.argv[1:], directory=Path(sys.argv[2]), ranks=None)"
-    place = {"PYTHONPATH": str(PROGRAMS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    if "SLURM_PROCID" in names:
-        place |= {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"}
+    task += "launch_run('alone', sys.argv[1:], directory=Path(sys.argv[2]), ranks=None)"
+    place = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"} if "SLURM_PROCID" in names else {}
     tasks = [
         subprocess.Popen(
             [sys.executable, "-c", task, "mistaken", str(tmp_path)],
-            env={**os.environ, **place, **dict(zip(names, (str(rank), "2"), strict=True))},
+            env={**ENVIRONMENT, **place, **dict(zip(names, (str(rank), "2"), strict=True))},
             stderr=subprocess.PIPE,
         )
         for rank in (0, 1)
@@ -149,8 +142,8 @@ def test_the_others_end_within_five_seconds_of_a_ranks_death(
     assert not alive(int((tmp_path / "pid0").read_text()))
 
 
-def test_a_signal_reaches_every_rank_and_all_leave_cleanly(tmp_path: Path) -> None:
-    process = launch("stop", tmp_path)
+def test_ranks_talk_to_each_other_and_a_signal_reaches_all_which_leave_cleanly(tmp_path: Path) -> None:
+    process = launch("stop", tmp_path, program="talk")
     wait_for([tmp_path / "ready0", tmp_path / "ready1"])
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE_SECONDS) == 0
@@ -158,12 +151,11 @@ def test_a_signal_reaches_every_rank_and_all_leave_cleanly(tmp_path: Path) -> No
 
 
 def test_a_signal_that_comes_while_the_ranks_start_reaches_all_of_them(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
     early = "import os, signal\nfrom coatnet.runtime.stop import held_signals\nwith held_signals():\n"
     early += " os.kill(os.getpid(), signal.SIGUSR1)\n" + LAUNCH.replace("\n", "\n ")
-    command = [sys.executable, "-c", early, "stop", str(tmp_path)]
+    command = [sys.executable, "-c", early, "alone", "stop", str(tmp_path)]
     done = subprocess.run(
-        command, env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+        command, env=ENVIRONMENT, capture_output=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     assert b"SIGUSR1: asking 2 ranks to end" in done.stderr
@@ -202,32 +194,20 @@ def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None
     wait_until(lambda: not any(alive(pid) for pid in pids), what="the end of ranks without a launcher")
 
 
-PATIENT = """
-import os, signal, sys
-from pathlib import Path
-folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-(folder / f"pid{rank}").write_text(str(os.getpid()))
-(folder / f"ready{rank}").touch()
-signal.pause()
-"""
 INTERRUPTED = """
 import signal, sys
 from coatnet.runtime.launch import run_ranks
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with none
 try:
-    run_ranks("patient", sys.argv[1:], ranks=2, heeding=False)
+    run_ranks("alone", sys.argv[1:], ranks=2, heeding=False)
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
 def test_an_interruption_ends_ranks_that_heed_none_without_a_word(tmp_path: Path) -> None:
-    (tmp_path / "patient.py").write_text(PATIENT)
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-c", INTERRUPTED, "patient", str(tmp_path)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
     wait_for([tmp_path / f"ready{rank}" for rank in range(2)])
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=PATIENCE_SECONDS)[1] == b"" and process.returncode == 130
