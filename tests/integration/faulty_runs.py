@@ -40,7 +40,6 @@ def pretrain_run(
     spike_at: int = 0,
     spike_steps: int = 1,
     kill_in_rollback: bool = False,
-    disk_is_full: bool = False,
     fill_after: int = 0,
     ballast: str = "",
     stale_after: int = 0,
@@ -55,8 +54,8 @@ def pretrain_run(
         stop_after: so many steps into this life, rank 0 gets a SIGTERM.
         spike_at: the first `spike_steps` steps from this position report a hundred times their loss, once.
         kill_in_rollback: rank 0 gets a SIGKILL in the moment in which it would note what a rollback excludes.
-        disk_is_full: no checkpoint finds room; the answer is then the run's error.
-        fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; likewise.
+        fill_after: so many steps into this life, rank 0 fills its disk with the file `ballast`; the answer is
+            then the run's error.
         stale_after: so many steps into this life, rank 1 can write nothing to its disk any more; likewise.
         committed: the checkpoint that either waits for: it is written beside the steps.
         flip_after: so many steps into this life, a bit flips in a weight of rank `flipped_rank`; likewise.
@@ -85,12 +84,10 @@ def pretrain_run(
     Trainer.step = step  # type: ignore[method-assign]
     if kill_in_rollback:
         run_module.write_atomically = kill_at_exclusions
-    if disk_is_full:
-        save_module._require_space = no_space
     try:
         main(arguments)
     except (UserError, Distrusted) as error:
-        if not (disk_is_full or fill_after or stale_after or flip_after):
+        if not (fill_after or stale_after or flip_after):
             raise
         return str(error)
     return "finished"
@@ -149,10 +146,6 @@ def lose_the_disk() -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
     os.mkdir = os.unlink = save_module.write_rank_file = stale  # type: ignore[assignment]
-
-
-def no_space(directory: Path, all_bytes: int) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (FinetuneRun, finetune)}

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from bits import assert_same_tensors, newest
 from PIL import Image
 from waiting import wait_until
 
-from coatnet.checkpoint.store import CheckpointStore
 from coatnet.runtime.launch import free_port
-from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
@@ -71,11 +69,9 @@ def wait_for_metrics(run: RunDirectory, machines: list[subprocess.Popen[bytes]])
 
 
 def assert_bit_equal(one: Path, other: Path) -> None:
-    first, second = (CheckpointStore(run / "checkpoints", ranks=Ranks()).newest() for run in (one, other))
-    assert first is not None and second is not None and first.samples_seen == second.samples_seen == 1200
-    for kind in ("weight", "exp_avg", "exp_avg_sq", "buffer"):
-        for name in first.names(kind):
-            assert torch.equal(first.tensor(kind, name), second.tensor(kind, name)), (kind, name)
+    first, second = (newest(run / "checkpoints") for run in (one, other))
+    assert first.samples_seen == second.samples_seen == 1200
+    assert_same_tensors(first, second)
 
 
 def test_torchrun_on_two_machines_saves_when_it_is_stopped_and_goes_on_on_one(

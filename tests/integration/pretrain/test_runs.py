@@ -27,35 +27,6 @@ OnRanks = Callable[..., list[Any]]
 pytestmark = pytest.mark.slow
 
 
-# `coatnet pretrain` with other ranks.
-STOPPING = """
-import sys
-from coatnet.cli import main
-from coatnet.runtime.launch import launch_run
-from pretrain import launch
-launch.launch_run = lambda module, *given, **options: launch_run("stopping_worker", *given, **options)
-main()
-"""
-
-
-def test_sigterm_saves_exits_zero_and_the_same_command_ends_bit_equal(
-    place: Path, undisturbed: Path, on_ranks: OnRanks
-) -> None:
-    run = place / "stopped"
-    command = [sys.executable, "-c", STOPPING, "pretrain", *arguments(place, "stopped")]
-    path = os.pathsep.join([str(ROOT / "tests/integration/programs"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "SIGTERM: asking 2 ranks to end" in done.stderr
-    assert last(run).step in (3, 4)  # the other rank may have heard of it in time
-    assert (run / "stopped").exists() and not (run / "done").exists()
-    on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "stopped"))
-    assert (run / "done").exists() and not (run / "stopped").exists()
-    assert kinds(run).count("resume") == 1
-    assert_bit_equal(last(run), last(undisturbed))
-
-
 def test_a_run_says_by_what_its_pixels_and_its_norms_were_computed(undisturbed: Path) -> None:
     environment = json.loads((undisturbed / "environment.json").read_text())
     assert environment["decoder"] == backend_name()
@@ -89,32 +60,13 @@ def test_two_one_three_two_ranks_see_the_same_samples_and_losses(
     np.testing.assert_allclose(elastic["losses"], unbroken["losses"], rtol=1e-5)
 
 
-def test_masked_tails_give_the_same_losses_at_any_world_size_and_over_a_resume(
-    place: Path, on_ranks: OnRanks
-) -> None:
-    masked = ("data.tail=mask", "train.duration=3 epochs", "schedule.warmup=2 steps")  # 24, 24, 12 of 60
-    on_ranks("pretrain_run", world_size=1, arguments=arguments(place, "masked", *masked))
-    moved = arguments(place, "masked_moved", *masked)
-    for world_size, steps in ((2, 4), (1, 0)):  # two ranks take the first tail, one rank the second
-        on_ranks("pretrain_run", world_size=world_size, arguments=moved, stop_after=steps)
-    alone, elastic = (last(place / run).facts["progress"] for run in ("masked", "masked_moved"))
-    assert elastic["samples_seen"] == alone["samples_seen"] == 180
-    assert elastic["step"] == alone["step"] == 9
-    assert elastic["trained_digest"] == alone["trained_digest"]
-    for run in ("masked", "masked_moved"):
-        assert json.loads((place / run / "summary.json").read_text())["every_sample_once"] is True
-    np.testing.assert_allclose(elastic["losses"], alone["losses"], rtol=1e-5)
-    assert len(alone["losses"]) == 9
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_run_that_changes_its_stage_in_the_middle_ends_where_it_would_have(
-    place: Path, undisturbed: Path, on_ranks: OnRanks, stage: int
+    place: Path, undisturbed: Path, on_ranks: OnRanks
 ) -> None:
-    given = arguments(place, f"stage{stage}")
+    given = arguments(place, "restaged")
     on_ranks("pretrain_run", world_size=2, arguments=given, stop_after=6)
-    on_ranks("pretrain_run", world_size=2, arguments=[*given, f"zero.stage={stage}"])
-    losses = last(place / f"stage{stage}").facts["progress"]["losses"]
+    on_ranks("pretrain_run", world_size=2, arguments=[*given, "zero.stage=2"])
+    losses = last(place / "restaged").facts["progress"]["losses"]
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
@@ -127,23 +79,15 @@ def test_growing_images_and_weighed_classes_end_in_the_same_bits_after_a_stop(
         "train.duration=8 steps",
     )
     on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "grown", *grown))
-    stopped = arguments(place, "grown_stopped", *grown)
-    for steps in (5, 0):  # in the middle of the second resolution
-        on_ranks("pretrain_run", world_size=2, arguments=stopped, stop_after=steps)
-    assert_bit_equal(last(place / "grown_stopped"), last(place / "grown"))
-    assert json.loads((place / "grown_stopped/summary.json").read_text())["every_sample_once"] is True
-
-
-def test_a_run_whose_last_checkpoint_finds_no_room_is_not_done(
-    place: Path, undisturbed: Path, on_ranks: OnRanks
-) -> None:
-    given = arguments(place, "full")
-    endings = on_ranks("pretrain_run", world_size=2, arguments=given, disk_is_full=True)
-    assert all("could not be saved" in ending for ending in endings)
-    assert not (place / "full" / "done").exists() and "alarm" in kinds(place / "full")
+    stopped, given = RunDirectory(place / "stopped"), arguments(place, "stopped", *grown)
+    on_ranks("pretrain_run", world_size=2, arguments=given, stop_after=5)  # amid the second resolution
+    assert stopped.marker("stopped") is not None and stopped.marker("done") is None
+    assert last(stopped.path).step in (5, 6)  # the other rank may have heard of it in time
     on_ranks("pretrain_run", world_size=2, arguments=given)
-    assert (place / "full" / "done").exists()
-    assert_bit_equal(last(place / "full"), last(undisturbed))
+    assert stopped.marker("stopped") is None and stopped.marker("done") is not None
+    assert kinds(stopped.path).count("resume") == 1
+    assert_bit_equal(last(stopped.path), last(place / "grown"))
+    assert json.loads((stopped.path / "summary.json").read_text())["every_sample_once"] is True
 
 
 def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Path, on_ranks: OnRanks) -> None:
@@ -212,7 +156,8 @@ def test_a_rollback_goes_back_over_a_change_of_ranks_stage_and_batch_to_the_same
         assert json.loads((run / "exclusions.json").read_text())["ranges"] == [list(spike)]
         assert json.loads((run / "summary.json").read_text())["every_sample_once"] is True
     one, other = (last(run).facts["progress"] for run in runs)
-    assert (one["step"], one["trained_digest"]) == (other["step"], other["trained_digest"])
+    for fact in ("step", "samples_seen", "trained_digest"):
+        assert one[fact] == other[fact], fact
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5)
 
 
@@ -373,18 +318,18 @@ def test_a_rank_that_hangs_right_after_a_save_ends_all_with_their_stacks_written
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn (extra `quickstart`) holds the digits")
-def test_five_random_kills_of_a_rank_of_the_quickstart_leave_no_trace(tmp_path: Path) -> None:
+def test_three_random_kills_of_a_rank_of_the_quickstart_leave_no_trace(tmp_path: Path) -> None:
     program = ROOT / "tests/integration/programs/quickstart_kills.py"
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": path}
-    command = [sys.executable, str(program), "3", "5", "5"]
+    command = [sys.executable, str(program), "3", "3", "2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result.pop("median_recovery_seconds") is not None
-    assert result.pop("account_error") < 0.01 and result.pop("lives") >= 6
+    assert result.pop("account_error") < 0.01 and result.pop("lives") >= 4
     assert result == {
-        "kills": 5,
+        "kills": 3,
         "unrecoverable": 0,
         "bit_equal": True,
         "samples_lost": 0,

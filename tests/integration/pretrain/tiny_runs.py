@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from bits import assert_same_tensors, newest
 from PIL import Image
 
-from coatnet.checkpoint.store import CheckpointStore
-from coatnet.runtime.ranks import Ranks
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 STEPS = 16
@@ -48,19 +47,14 @@ def arguments(place: Path, run: str, *more: str) -> list[str]:
     return [str(place / "config.yaml"), *data, f"run.directory={place / run}", *more]
 
 
-def last(run: Path) -> Any:
+def last(run: Path) -> Checkpoint:
     """Return the newest whole checkpoint."""
-    checkpoint = CheckpointStore(run / "checkpoints", ranks=Ranks()).newest()
-    assert checkpoint is not None
-    return checkpoint
+    return newest(run / "checkpoints")
 
 
-def assert_bit_equal(one: Any, other: Any) -> None:
+def assert_bit_equal(one: Checkpoint, other: Checkpoint) -> None:
     """Compare every tensor and the progress of two checkpoints."""
-    for kind in ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer"):
-        assert one.names(kind) == other.names(kind)
-        for name in one.names(kind):
-            assert torch.equal(one.tensor(kind, name), other.tensor(kind, name)), (kind, name)
+    assert_same_tensors(one, other)
     assert one.facts["progress"] == other.facts["progress"]
 
 

@@ -1,4 +1,4 @@
-"""Kill one rank of the quickstart's pretraining five times, by the machinery of benchmarks/kills.py.
+"""Kill one rank of the quickstart's pretraining several times, by the machinery of benchmarks/kills.py.
 
 Prints that campaign's JSON with two keys more: the largest gap between a run's time account and its wall
 time, and how many lives the runs had. Arguments: epochs (the quickstart's own are 30), kills, seed.
