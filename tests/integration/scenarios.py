@@ -18,6 +18,7 @@ from faulty_runs import pretrain_run as pretrain_run
 from faulty_runs import suspended_run as suspended_run
 from sent import sent_bytes
 from torch.nn.parallel import DistributedDataParallel
+from typed import typed as typed
 
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import shard_files
+from data_pipeline import passing, shard_files
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
 
@@ -27,6 +27,14 @@ def write_images(folder: Path, *, per_class: int, seed: int = 0) -> None:
             coarse = draw.integers(0, 255, (4, 4, 3), dtype=np.uint8)
             image = Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
             image.save(folder / name / f"{number:03d}.jpg", quality=90)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the pauses that are asked for, and make none."""
+    asked: list[float] = []
+    monkeypatch.setattr(passing.time, "sleep", asked.append)
+    return asked
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,6 @@ from data_pipeline.folder import FolderCorpus
 from data_pipeline.record import BadSampleError
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the pauses that are asked for, and make none."""
-    asked: list[float] = []
-    monkeypatch.setattr(passing.time, "sleep", asked.append)
-    return asked
-
-
 def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int) -> list[OSError]:
     """Let so many readings of a file fail; return the failures to come."""
     failures = [OSError(number, os.strerror(number))] * times

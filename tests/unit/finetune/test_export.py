@@ -304,7 +304,7 @@ class Killed(BaseException):
     "form",
     [
         "safetensors",
-        "timm",
+        pytest.param("timm", marks=pytest.mark.slow),  # loading timm takes seconds
         pytest.param("torch_export", marks=pytest.mark.slow),
         pytest.param("onnx", marks=pytest.mark.campaign),
     ],

@@ -8,19 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import passing
 from data_pipeline.corpus import Corpus
 from data_pipeline.sharding import job
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.sharder import shard_corpus
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the pauses that are asked for, and make none."""
-    asked: list[float] = []
-    monkeypatch.setattr(passing.time, "sleep", asked.append)
-    return asked
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int) -> None:
