@@ -158,4 +158,4 @@ class RelativeAttention(nn.Module):
             attend = fused_attention if q.is_cuda else plain_attention
             q, k, v = (one.transpose(1, 2) for one in (q, k, v))
             mixed = attend(q, k, v, bias).transpose(1, 2)
-        return self.out(mixed.reshape(batch, height, width, -1))
+        return self.out(mixed.reshape(batch, height, width, self.heads * self.head_size))

@@ -66,7 +66,7 @@ def convolve(x: Tensor, weight: Tensor, *, bias: Tensor | None, stride: int, pad
     if dense.fits(x, weight):
         return dense.convolve(x, weight, bias, stride=stride, padding=padding)
     nchw = x.permute(0, 3, 1, 2)
-    groups = nchw.shape[1] // weight.shape[1]
+    groups = len(weight) if weight.shape[1] == 1 else 1
     if stride == 2 and padding == "same":
         y = F.conv2d(F.pad(nchw, (0, 1, 0, 1)), weight, bias, stride=2, groups=groups)
     else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from coatnet.config.checks import multiple_of
 from coatnet.model.config import ModelConfig, architecture
 from coatnet.model.operations import Operation, operations
 
@@ -63,10 +64,9 @@ def model_cost(config: ModelConfig, image_size: int) -> ModelCost:
         image_size: side of the square input in pixels.
 
     Raises:
-        ValueError: image_size is not a multiple of 32.
+        ValueError: image_size is not a multiple of 32, or too large.
     """
-    if image_size % 32 or image_size <= 0:
-        raise ValueError(f"image_size is {image_size}; allowed: multiples of 32")
+    multiple_of("image_size", image_size, 32)
     ops = list(operations(config, image_size))
     batch = _LOOKUP_BATCH_LARGE if config.name.startswith(_LARGE) else _LOOKUP_BATCH
     count = partial(_fields, lookup_batch=batch)

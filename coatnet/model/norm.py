@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from coatnet.model import rows
@@ -89,16 +90,15 @@ class GroupBatchNorm(nn.Module):
             return torch.addcmul(shift, x.to(exact), scale).to(dtype)
         x = x.float()
         batch, group = x.shape[0], self._group(x)
-        normalise = self._normalise if self.sync == "none" else self._normalise_over_ranks
         # The gradient of a split is a concatenation: a copy of the whole map, even where there is one part.
-        parts = [normalise(part) for part in x.split(group)] if group < batch else [normalise(x)]
+        parts = [self._normalise(part) for part in (x.split(group) if group < batch else [x])]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
 
     def _group(self, x: Tensor) -> int:
         """Return the number of images that are normalised together."""
         batch = x.shape[0]
         group = min(self.group_images or batch, batch)
-        if batch % group:
+        if not batch or batch % group:
             raise ValueError(
                 f"a batch of {batch} images cannot be cut into groups of {group} (norm.group_images)"
             )
@@ -107,7 +107,7 @@ class GroupBatchNorm(nn.Module):
     def _rows_fit(self, x: Tensor) -> bool:
         if not self.training or self.weight.dtype != torch.float32 or not rows.fits(x):
             return False
-        return self.sync == "none" or sync_group(self.sync) is None
+        return sync_group(self.sync) is None
 
     def _by_rows(self, x: Tensor, *, gelu: bool) -> Tensor:
         groups = x.shape[0] // self._group(x)
@@ -120,6 +120,9 @@ class GroupBatchNorm(nn.Module):
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Normalise one group. F.batch_norm with momentum 1 hands its statistics back through the buffers."""
+        ranks = sync_group(self.sync)
+        if ranks is not None:
+            return self._normalise_over_ranks(x, ranks)
         mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(
             x.permute(0, 3, 1, 2), mean, variance, self.weight.float(), self.bias.float(), True, 1.0, self.eps
@@ -127,11 +130,8 @@ class GroupBatchNorm(nn.Module):
         self._record(mean, variance)
         return y.permute(0, 2, 3, 1)
 
-    def _normalise_over_ranks(self, x: Tensor) -> Tensor:
+    def _normalise_over_ranks(self, x: Tensor, ranks: ProcessGroup) -> Tensor:
         """Normalise one group whose images lie on several ranks; two all-reduces, and two more backwards."""
-        ranks = sync_group(self.sync)
-        if ranks is None:
-            return self._normalise(x)
         mean = mean_over_ranks(x.mean(dim=(0, 1, 2)), ranks)
         centred = x - mean
         variance = mean_over_ranks(centred.square().mean(dim=(0, 1, 2)), ranks)

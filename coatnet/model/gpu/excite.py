@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from coatnet.model.gpu import ceil_div
 from coatnet.model.gpu.gelu import gelu, gelu_slope
@@ -71,6 +72,7 @@ class _Squeeze(torch.autograd.Function):
         return sums[:, 0] / (y.shape[1] * y.shape[2])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y, mean, scale, bias, sums = ctx.saved_tensors
         return _gradients(y, mean, scale, bias, sums, down / (y.shape[1] * y.shape[2]), None)
@@ -85,6 +87,7 @@ class _Excite(torch.autograd.Function):
         return gated if gated.dtype == y.dtype else gated.to(y.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         y, mean, scale, bias, gate = ctx.saved_tensors
         sums = gelu_sums(y, mean, scale, bias, down)

@@ -135,6 +135,14 @@ def check_excite() -> None:
     exact += torch.autograd.grad(exact, exact_leaves, [one.double() for one in downs])
     errors = [relative_error(one, other) for one, other in zip(found, exact, strict=True)]
     assert max(errors) < 2e-6, errors
+    for once in (squeeze(*leaves[:4]), excite(*leaves)):
+        (down,) = torch.autograd.grad(once.square().sum(), leaves[0], create_graph=True)
+        try:  # its sums come from a kernel, and a gradient of the gradient would leave them out
+            down.sum().backward()
+        except RuntimeError as error:
+            assert "once_differentiable" in str(error), error
+        else:
+            raise AssertionError("differentiated twice")
 
 
 def check_fused_network() -> None:

@@ -57,8 +57,9 @@ def test_layouts_are_of_one_size(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes_are_one_line_with_what_is_allowed() -> None:
     with pytest.raises(UserError, match="did you mean coatnet_7"):
         inspect_model("coatnet_9")
-    with pytest.raises(UserError, match="image_size is 100; allowed: multiples of 32"):
-        inspect_model("coatnet_0", px=100)
+    for px in (100, -32, 32 * 10**12):
+        with pytest.raises(UserError, match=f"image_size is {px}; allowed: multiples of 32 up to 16384"):
+            inspect_model("coatnet_0", px=px)
 
 
 @pytest.mark.parametrize(

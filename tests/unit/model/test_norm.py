@@ -60,6 +60,11 @@ def test_a_group_that_does_not_divide_the_batch_is_an_error_that_names_the_setti
         make()(images(6))
 
 
+def test_a_batch_without_images_has_no_statistics_and_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of 0 images"):
+        make()(images(0))
+
+
 def test_nothing_is_remembered_before_the_commit_and_the_commit_is_one_update() -> None:
     norm = make()
     defer_statistics(norm)

@@ -113,6 +113,18 @@ def test_a_side_that_is_not_divisible_by_32_is_refused() -> None:
         model(torch.empty(1, 3, 200, 224, device="meta"))
 
 
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_images_of_other_than_three_channels_are_refused(channels: int) -> None:
+    tiny = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32])
+    with pytest.raises(RuntimeError, match=f"3 channels, but got {channels} channels"):
+        build_model(tiny, seed=0).eval()(torch.empty(1, channels, 32, 32))
+
+
+def test_an_evaluation_of_no_images_gives_no_logits() -> None:
+    model = build_model(ModelConfig(num_classes=5), device="meta").eval()
+    assert model(torch.empty(0, 3, 224, 224, device="meta")).shape == (0, 5)
+
+
 @pytest.mark.parametrize("tokens", [49, 64, 576])
 def test_the_kernels_path_is_the_plain_one_and_has_no_nan(tokens: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
