@@ -211,10 +211,10 @@ class TimeAccount:
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT
         try:
-            return os.open(self._file, flags, 0o640)
+            return os.open(self._file, flags, 0o666)
         except FileNotFoundError:  # the first time; asking each time is work for a shared file system
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._file, flags, 0o640)
+            return os.open(self._file, flags, 0o666)
 
     def _settle(self) -> None:
         now = time.monotonic()

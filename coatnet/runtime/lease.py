@@ -134,7 +134,7 @@ class Lease:
         head = json.dumps(record).encode() + b"\n"
         self._state_offset = len(head)
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
         try:

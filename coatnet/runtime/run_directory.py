@@ -218,7 +218,7 @@ def append_line(path: Path, record: dict[str, Any], *, durable: bool = False) ->
         OSError: it could not be written as a whole.
     """
     line = (json_text(record, separators=(",", ":")) + "\n").encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":

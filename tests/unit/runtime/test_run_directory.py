@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from coatnet.config import UserError, config_digest, to_yaml
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lease import Lease
 from coatnet.runtime.metrics_log import MetricsLog
 from coatnet.runtime.run_directory import RunDirectory, append_line, read_lines, write_atomically
 
@@ -41,6 +43,20 @@ def test_the_second_start_finds_the_first_ones_run(tmp_path: Path) -> None:
     append_line(run.metrics, {"step": 1})
     begin(run, _Recipe(seed=1))
     assert run.config.read_text() == to_yaml(_Recipe(seed=1))
+
+
+def test_whoever_may_read_a_runs_weights_may_read_its_curves(tmp_path: Path) -> None:
+    """As a colleague who wants its report: the umask alone decides."""
+    run, before = RunDirectory(tmp_path / "run"), os.umask(0o022)
+    try:
+        begin(run, _Recipe(seed=1))
+        append_line(run.metrics, {"step": 1})
+        Lease.acquire(run.path).release()
+        TimeAccount(run.account, rank=0, life=1).flush(samples_seen=0)
+    finally:
+        os.umask(before)
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert len(files) > 3 and {path.stat().st_mode & 0o777 for path in files} == {0o644}
 
 
 def test_another_config_is_refused_unless_it_is_forced(tmp_path: Path) -> None:
