@@ -61,9 +61,9 @@ def _devices() -> dict[str, str]:
 def _network() -> dict[str, str]:
     """Say by what batch norm and GELU run on a CPU; on a GPU it makes no difference."""
     if importlib.util.find_spec("coatnet.model._rows") is not None:
-        return _finding("network", True, "C extension for batch norm and GELU on a CPU")
+        return _finding("model", True, "C extension for batch norm and GELU on a CPU")
     return _finding(
-        "network",
+        "model",
         False,
         "torch's operators: the C extension for batch norm and GELU on a CPU was not built; "
         "install a C compiler and Python's headers, then reinstall coatnet",
