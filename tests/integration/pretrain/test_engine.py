@@ -39,24 +39,20 @@ def in_fp32(on_ranks: OnRanks) -> list[float]:
     return on_ranks("engine_losses", world_size=2, stage=1, steps=6, accumulation=2)[0]
 
 
-# What adds up over steps does so on two ranks; on four, what is shared out is shared out in every step.
-LENGTHS = pytest.mark.parametrize(("world_size", "steps"), [(2, 20), (4, 5)])
-
-
-@LENGTHS
-def test_ddp_agrees_with_one_process_over_many_steps(
-    on_ranks: OnRanks, one_process: list[float], world_size: int, steps: int
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ddp_agrees_with_one_process_over_twenty_steps(
+    on_ranks: OnRanks, one_process: list[float], world_size: int
 ) -> None:
-    assert_close(on_ranks("ddp_losses", world_size=world_size, steps=steps)[0], one_process[:steps])
+    assert_close(on_ranks("ddp_losses", world_size=world_size, steps=20)[0], one_process)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@LENGTHS
-def test_every_stage_agrees_with_one_process_over_many_steps(
-    on_ranks: OnRanks, one_process: list[float], world_size: int, steps: int, stage: int
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_stage_agrees_with_one_process_over_twenty_steps(
+    on_ranks: OnRanks, one_process: list[float], world_size: int, stage: int
 ) -> None:
-    found = on_ranks("engine_losses", world_size=world_size, stage=stage, steps=steps, accumulation=2)[0]
-    assert_close(found, one_process[:steps])
+    found = on_ranks("engine_losses", world_size=world_size, stage=stage, steps=20, accumulation=2)[0]
+    assert_close(found, one_process)
 
 
 @pytest.mark.parametrize("stage", STAGES)
