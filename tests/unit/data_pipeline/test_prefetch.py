@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -68,6 +69,22 @@ def test_a_batch_whose_chunks_were_slow_still_comes_before_the_next() -> None:
     quick = Numbered(1, [later_done.set])
     with closing(made_ahead(iter([slow, quick]), threads=2, ahead=1)) as batches:
         assert list(batches) == [0, 1]
+
+
+def test_a_batch_that_was_taken_is_kept_by_no_thread_that_waits_for_work() -> None:
+    both, later, freed = threading.Barrier(2, timeout=60), threading.Event(), threading.Event()
+
+    def plans() -> Iterator[Numbered]:
+        taken = Numbered(0, [both.wait, both.wait])  # a row for each thread
+        weakref.finalize(taken, freed.set)
+        yield taken
+        del taken
+        yield Numbered(1, [lambda: later.wait(60)])
+
+    with closing(made_ahead(plans(), threads=2, ahead=1)) as batches:
+        assert next(batches) == 0
+        assert freed.wait(20)
+        later.set()
 
 
 def test_an_error_in_a_chunk_is_raised_in_its_batchs_turn_and_ends_the_threads() -> None:
