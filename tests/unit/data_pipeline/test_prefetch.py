@@ -102,7 +102,7 @@ def test_an_error_in_a_chunk_is_raised_in_its_batchs_turn_and_ends_the_threads()
 def test_a_wait_may_be_ended_and_who_waits_in_a_chunk_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_LOOK_SECONDS", "_ENDING_SECONDS"):
         monkeypatch.setattr(prefetch, name, 0.01)
-    away, asked = threading.Event(), []
+    away, next_begun, asked = threading.Event(), threading.Event(), []
 
     def meanwhile() -> None:
         asked.append(None)
@@ -110,7 +110,10 @@ def test_a_wait_may_be_ended_and_who_waits_in_a_chunk_is_left_behind(monkeypatch
             raise ZeroDivisionError
 
     batches = made_ahead(
-        iter([Numbered(0, [away.wait]), Numbered(1, [away.wait])]), threads=1, ahead=1, meanwhile=meanwhile
+        iter([Numbered(0, [away.wait]), Numbered(1, [next_begun.set])]),
+        threads=1,
+        ahead=1,
+        meanwhile=meanwhile,
     )
     with pytest.raises(ZeroDivisionError):
         next(batches)
@@ -118,4 +121,4 @@ def test_a_wait_may_be_ended_and_who_waits_in_a_chunk_is_left_behind(monkeypatch
     assert left.daemon, "or the program would wait for it"
     away.set()
     left.join(60)
-    assert not left.is_alive(), "nobody has begun with the second batch"
+    assert not left.is_alive() and not next_begun.is_set()
