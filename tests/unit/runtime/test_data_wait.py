@@ -109,6 +109,7 @@ def test_the_watchdog_counts_anew_while_a_rank_waits_and_says_so_once(
         assert not watchdog._is_excused(wait, doubts + 1)
         wait._thread.join()
         assert watchdog._is_excused(wait, doubts + 2)
+        wait._thread.join()  # it has asked once more, for what was before
     assert said == [f"no step for {doubts + 2:.0f} s, since {EXCUSE}"]
     words.clear()
     assert not watchdog._is_excused(wait, 1.0)
