@@ -158,7 +158,7 @@ def _read(ledger: int) -> tuple[float, int]:
 def _write(ledger: int, found_at: float, used: int) -> None:
     os.ftruncate(ledger, 0)  # a full disk takes no new line; then nothing is known
     with suppress(OSError):
-        os.pwrite(ledger, b"%.3f %d" % (found_at, used), 0)
+        os.pwrite(ledger, f"{found_at!r} {used}".encode(), 0)  # rounded up it would lie in the future
 
 
 def part_path(path: Path) -> Path:

@@ -123,6 +123,16 @@ def test_those_who_share_a_cache_look_through_it_once_and_keep_its_limit_togethe
     assert len(looks) == 2 and held_bytes(tmp_path / "cache") == 19_000, "a little more room than for one"
 
 
+def test_a_second_fetch_at_the_same_moment_looks_through_nothing(
+    tmp_path: Path, looks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_cache.time, "time", lambda: 1_800_000_000.0006)  # not to be rounded up
+    cache = Cache(tmp_path / "cache", limit_bytes=10_000)
+    for name in ("a", "b"):
+        fetch(cache, name)
+    assert len(looks) == 1
+
+
 def test_a_full_cache_is_not_looked_through_for_each_file(tmp_path: Path, looks: list[Path]) -> None:
     cache = Cache(tmp_path / "cache", limit_bytes=100_000)
     for number in range(200):
