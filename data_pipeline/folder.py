@@ -54,15 +54,7 @@ def list_image_folder(
     check_class_names(classes, origin=str(folder))
     files: list[tuple[str, int, int]] = []
     for label, name in enumerate(classes):
-        found = _files_below(folder, name)
-        if not found:
-            raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
-        tar = next((path for path, _ in found if suffix_of(path) == "tar"), None)
-        if tar is not None:
-            shards = (folder / tar).parent
-            raise UserError(
-                f"{folder / tar}: a tar in a class; give {shards} if it holds shards, or remove it"
-            )
+        found = _files_of_class(folder, name)
         files += [(path, label, size) for path, size in found]
         if done is not None:
             done(len(found))
@@ -173,7 +165,12 @@ def _holds_images(folder: Path) -> bool:
     return any(entry.is_file() and (not deep or is_image_name(entry.name)) for entry in entries)
 
 
-def _files_below(folder: Path, name: str) -> list[tuple[str, int]]:
+def _files_of_class(folder: Path, name: str) -> list[tuple[str, int]]:
+    """List a class's files, at any depth, with their sizes.
+
+    Raises:
+        UserError: it has none, or a tar among them.
+    """
     found = []
     pending = [name]
     while pending:
@@ -188,4 +185,10 @@ def _files_below(folder: Path, name: str) -> list[tuple[str, int]]:
                 found.append((relative, entry.stat().st_size))
             elif entry.is_symlink():  # to nothing or to a folder: listed, so that reading names it
                 found.append((relative, 0))
-    return sorted(found)
+    if not found:
+        raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
+    found.sort()
+    tar = next((folder / path for path, _ in found if suffix_of(path) == "tar"), None)
+    if tar is not None:
+        raise UserError(f"{tar}: a tar in a class; give {tar.parent} if it holds shards, or remove it")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from coatnet.model.config import ModelConfig
+from coatnet.model.config import ModelConfig, NormConfig
 from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.ranks import Ranks
@@ -43,28 +43,9 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
     classes = corpora[0].classes
     model_config = replace(config.model, num_classes=len(classes), image_size=config.augment.image_size)
     norm = replace(config.norm, group_images=group_images)
-
-    def skeleton() -> CoAtNet:
-        return _prepared(build_model(model_config, norm=norm, device="meta"), config)
-
-    model = build_model(
-        model_config,
-        norm=norm,
-        seed=config.seed,
-        placed=sharder(config.zero, ranks=ranks, precision=config.precision),
-    )
     if config.compile:
         on_compilation(lambda: account.enter("compile"), account.leave)
-    _prepared(model, config)
-    engine = Engine(
-        model,
-        ranks=ranks,
-        zero=config.zero,
-        optimizer=config.optimizer,
-        precision=config.precision,
-        ema_decay=config.ema or None,
-        skeleton=skeleton,
-    )
+    model, engine = _build(config, model_config, norm=norm, ranks=ranks)
     calendar = make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     return Assembly(
         classes=classes,
@@ -82,6 +63,24 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
             class_weights=loss_weights(corpora, config.loss.class_weights),
         ),
     )
+
+
+def _build(
+    config: PretrainConfig, model_config: ModelConfig, *, norm: NormConfig, ranks: Ranks
+) -> tuple[CoAtNet, Engine]:
+    """Build the model with its first weights, and the engine that shards it."""
+    placed = sharder(config.zero, ranks=ranks, precision=config.precision)
+    model = _prepared(build_model(model_config, norm=norm, seed=config.seed, placed=placed), config)
+    engine = Engine(
+        model,
+        ranks=ranks,
+        zero=config.zero,
+        optimizer=config.optimizer,
+        precision=config.precision,
+        ema_decay=config.ema or None,
+        skeleton=lambda: _prepared(build_model(model_config, norm=norm, device="meta"), config),
+    )
+    return model, engine
 
 
 def _prepared(model: CoAtNet, config: PretrainConfig) -> CoAtNet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cluster.planning.communication import predict_communication
@@ -12,7 +12,7 @@ from cluster.planning.memory import Layout, largest_micro_batch, predict_memory
 from cluster.planning.plan import MemoryChoice, Plan, Stretch, Timing
 from cluster.planning.recipe_view import RecipeView
 from cluster.planning.speed import predict_step
-from cluster.planning.whole_run import decode_seconds, predict_run, sample_bytes
+from cluster.planning.whole_run import RunTime, decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import Work, workload
 from coatnet.config.batches import cut
 from coatnet.config.overlap import can_overlap
@@ -32,10 +32,7 @@ def make_plan(recipe: RecipeView, *, hardware: Hardware, nodes: int) -> Plan:
     """
     world = nodes * hardware.gpus_per_node
     works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
-    layouts = _layouts(recipe, world_size=world, on_cores=hardware.shares_memory)
-    if recipe.tunes:
-        recipe = _tuned(recipe, works, layout=layouts[recipe.global_batch], hardware=hardware)
-        layouts = _layouts(recipe, world_size=world, on_cores=hardware.shares_memory)
+    recipe, layouts = _settled(recipe, works, world_size=world, hardware=hardware)
     timings = {
         batch: _timing(recipe, works, global_batch=batch, layout=layout, hardware=hardware, nodes=nodes)
         for batch, layout in layouts.items()
@@ -45,14 +42,6 @@ def make_plan(recipe: RecipeView, *, hardware: Hardware, nodes: int) -> Plan:
     decode = decode_seconds(recipe, hardware=hardware)
     checkpoint = _checkpoint_bytes(recipe, works)
     save_seconds = checkpoint / nodes / hardware.storage_bytes_per_second
-    run = predict_run(
-        recipe,
-        hardware=hardware,
-        world_size=world,
-        step_seconds={batch: one.step_seconds for batch, one in timings.items()},
-        forward_seconds=timing.step.forward / layout.micro_batch + decode * hardware.shares_memory,
-        save_seconds=save_seconds,
-    )
     return Plan(
         **vars(timing),
         hardware=hardware.name,
@@ -74,7 +63,7 @@ def make_plan(recipe: RecipeView, *, hardware: Hardware, nodes: int) -> Plan:
         checkpoints_kept=recipe.kept,
         read_bytes=recipe.total_samples * sample_bytes(recipe) if recipe.total_samples else None,
         total_samples=recipe.total_samples,
-        run=run,
+        run=_run(recipe, timings, layout=layout, hardware=hardware, save_seconds=save_seconds),
         shards_per_rank=recipe.shards / world if recipe.shards else None,
         stretches=[
             Stretch(batch, steps, timings[batch].step_seconds)
@@ -138,6 +127,17 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
     }
 
 
+def _settled(
+    recipe: RecipeView, works: Sequence[Work], *, world_size: int, hardware: Hardware
+) -> tuple[RecipeView, dict[int, Layout]]:
+    """Return each global batch's layout, and the recipe with the micro-batch that its run finds."""
+    layouts = _layouts(recipe, world_size=world_size, on_cores=hardware.shares_memory)
+    if not recipe.tunes:
+        return recipe, layouts
+    recipe = _tuned(recipe, works, layout=layouts[recipe.global_batch], hardware=hardware)
+    return recipe, _layouts(recipe, world_size=world_size, on_cores=hardware.shares_memory)
+
+
 def _tuned(recipe: RecipeView, works: Sequence[Work], *, layout: Layout, hardware: Hardware) -> RecipeView:
     """Return the recipe with the micro-batch that the run finds: a divisor of a rank's share, in groups."""
     share, group = recipe.global_batch // layout.world_size, layout.micro_batch // layout.groups
@@ -174,6 +174,27 @@ def _timing(
         ranks=layout.world_size // nodes,
     )
     return Timing(accumulation, step, communication, loading)
+
+
+def _run(
+    recipe: RecipeView,
+    timings: Mapping[int, Timing],
+    *,
+    layout: Layout,
+    hardware: Hardware,
+    save_seconds: float,
+) -> RunTime | None:
+    """Predict the whole run by its batches' steps; an evaluation's images pass as those of the first do."""
+    forward = timings[recipe.global_batch].step.forward / layout.micro_batch
+    decoding = decode_seconds(recipe, hardware=hardware) if hardware.shares_memory else 0.0
+    return predict_run(
+        recipe,
+        hardware=hardware,
+        world_size=layout.world_size,
+        step_seconds={batch: one.step_seconds for batch, one in timings.items()},
+        forward_seconds=forward + decoding,
+        save_seconds=save_seconds,
+    )
 
 
 def _checkpoint_bytes(recipe: RecipeView, works: Sequence[Work]) -> float:

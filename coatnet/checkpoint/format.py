@@ -87,19 +87,7 @@ def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
     Raises:
         OSError: the file system refused; the caller removes what was written.
     """
-    header: dict[str, Any] = {}
-    position = 0
-    for fragment in fragments:
-        size = fragment.data.numel() * fragment.data.element_size()
-        header[f"{fragment.kind}/{fragment.name}/{fragment.start}"] = {
-            "dtype": _DTYPES[fragment.data.dtype],
-            "shape": [fragment.data.numel()],
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
+    head = _head(fragments)
     pieces, offset = [], len(head)
     with path.open("xb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(head))
@@ -122,6 +110,22 @@ def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
             offset += len(data)
         os.fsync(file.fileno())
     return RankFile(path.name, offset, len(head), xxhash.xxh3_64_hexdigest(head), tuple(pieces))
+
+
+def _head(fragments: Sequence[Fragment]) -> bytes:
+    """Return what a safetensors file begins with: its header's length, and the header, padded to 8 bytes."""
+    header: dict[str, Any] = {}
+    position = 0
+    for fragment in fragments:
+        header[f"{fragment.kind}/{fragment.name}/{fragment.start}"] = {
+            "dtype": _DTYPES[fragment.data.dtype],
+            "shape": [fragment.data.numel()],
+            "data_offsets": [position, position + fragment.data.nbytes],
+        }
+        position += fragment.data.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -109,7 +109,7 @@ def _write_own(save: Save, snapshot: list[Fragment], *, file: Path, ranks: Ranks
             raise SaveFailed(f"{one.kind} {one.name} is not finite at step {save.step}")
     with suppress(FileExistsError):  # `exist_ok` would look whether it is a folder, a thousand times
         save.temporary.mkdir()
-    own_bytes = sum(one.data.numel() * one.data.element_size() for one in snapshot)
+    own_bytes = sum(one.data.nbytes for one in snapshot)
     _require_space(save.place.parent, own_bytes * ranks.world_size)
     written = write_rank_file(file, snapshot)
     sync_folder(save.temporary)

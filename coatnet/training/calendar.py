@@ -67,18 +67,10 @@ class Calendar:
                 epoch_samples=epoch_samples, global_batch=batch, whole_steps=whole_steps
             )
 
-        total, shares = samples(config.train.duration), [phase.share for phase in config.train.phases]
-        progressive = [
-            Change(round(total * sum(shares[:number]) / sum(shares)), batch, phase.image_size)
-            for number, phase in enumerate(config.train.phases)
-        ]
-        if progressive and progressive[-1].at >= total > 0:
-            raise UserError(
-                f"train.phases: the last one's share, {shares[-1]:g} of {sum(shares):g}, is none of the "
-                f"{total:,} images of train.duration; give it a larger one, or leave it out"
-            )
+        total = samples(config.train.duration)
         first = Change(0, batch, config.augment.image_size)
-        phases = _phases(first, [*progressive, *changes], total, whole_steps=whole_steps)
+        changes = [*_resolutions(config.train, total), *changes]
+        phases = _phases(first, changes, total, whole_steps=whole_steps)
         save = Duration.parse(config.save.every)
         return cls(
             phases=phases,
@@ -111,6 +103,25 @@ class Calendar:
         """Tell the same of a save by samples."""
         crossed = self.save_samples and after // self.save_samples > before // self.save_samples
         return after >= self.total or bool(crossed)
+
+
+def _resolutions(train: Any, total: int) -> list[Change]:
+    """Return where the resolutions of a progressive run begin, by their shares of its samples.
+
+    Raises:
+        UserError: the last one's share is no sample.
+    """
+    shares = [phase.share for phase in train.phases]
+    found = [
+        Change(round(total * sum(shares[:number]) / sum(shares)), train.global_batch, phase.image_size)
+        for number, phase in enumerate(train.phases)
+    ]
+    if found and found[-1].at >= total > 0:
+        raise UserError(
+            f"train.phases: the last one's share, {shares[-1]:g} of {sum(shares):g}, is none of the "
+            f"{total:,} images of train.duration; give it a larger one, or leave it out"
+        )
+    return found
 
 
 def _phases(first: Change, changes: Sequence[Change], total: int, *, whole_steps: bool) -> list[Phase]:

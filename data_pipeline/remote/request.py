@@ -10,7 +10,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -110,23 +110,7 @@ def ask(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTTPR
         headers["Range"] = f"bytes={start}-"
         headers |= {"If-Range": tag} if tag else {}
     try:
-        address = to_http(url)
-        response = _pool(_proxy_for(address)).request(
-            "GET",
-            address,
-            headers=headers,
-            preload_content=False,
-            retries=urllib3.Retry(
-                total=_REDIRECTS,
-                connect=0,
-                read=0,
-                status=0,
-                other=0,
-                redirect=_REDIRECTS,
-                respect_retry_after_header=False,  # else an error that tells no time
-            ),
-            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=patience.stall_seconds),
-        )
+        response = _send(to_http(url), headers, stall_seconds=patience.stall_seconds)
     except HTTPError as error:
         distrust = _distrust(error)
         if distrust:
@@ -145,6 +129,27 @@ def ask(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTTPR
     if response.status in _FINAL_STATUS:
         raise DownloadError(f"{without_secrets(url)}: {answer}")
     raise (Wrong if response.status in _REFUSED_STATUS else Retry)(answer, after_seconds=after)
+
+
+def _send(address: str, headers: Mapping[str, str], *, stall_seconds: float) -> urllib3.BaseHTTPResponse:
+    """Follow redirects and nothing else: what failed is for the caller to try again."""
+    retries = urllib3.Retry(
+        total=_REDIRECTS,
+        connect=0,
+        read=0,
+        status=0,
+        other=0,
+        redirect=_REDIRECTS,
+        respect_retry_after_header=False,  # else an error that tells no time
+    )
+    return _pool(_proxy_for(address)).request(
+        "GET",
+        address,
+        headers=headers,
+        preload_content=False,
+        retries=retries,
+        timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=stall_seconds),
+    )
 
 
 @lru_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -23,7 +24,7 @@ from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.payloads import Payloads
 from data_pipeline.sharding.plan import IN_PLACE, plan_name
 from data_pipeline.sharding.sources import SourceOptions, list_source
-from data_pipeline.sharding.tar_source import tars_in, walk_samples
+from data_pipeline.sharding.tar_source import TarSample, tars_in, walk_samples
 from data_pipeline.tar_format import walk_members
 
 _MOST_RECORD_BYTES = (1 << 32) - 1
@@ -93,13 +94,7 @@ def index_tar(path: Path, labels: dict[int, Label], *, options: ShardOptions, mu
             if image is None or image.data not in labels:
                 continue
             found += 1
-            if sample.end - sample.start > _MOST_RECORD_BYTES:  # an index holds no larger number
-                raise UserError(
-                    f"{path}: what belongs to {image.name} takes more than 4 GiB; give a DESTINATION to pack "
-                    "the images alone"
-                )
-            file.seek(sample.start)
-            record = file.read(sample.end - sample.start)
+            record = _read_record(file, sample, name=image.name)
             at = image.data - sample.start
             judged = judge(record[at : at + image.size], name=image.name, options=options)
             if judged.action == "convert":
@@ -120,6 +115,22 @@ def index_tar(path: Path, labels: dict[int, Label], *, options: ShardOptions, mu
         )
     hashes = index.write(path)
     return ShardResult(ShardEntry(path.name, len(index), *size_and_hash(path), *hashes), odd)
+
+
+def _read_record(file: BinaryIO, sample: TarSample, *, name: str) -> bytes:
+    """Read a sample's members, with what lies between them.
+
+    Raises:
+        UserError: they take more than an index can hold.
+    """
+    size = sample.end - sample.start
+    if size > _MOST_RECORD_BYTES:
+        raise UserError(
+            f"{file.name}: what belongs to {name} takes more than 4 GiB; give a DESTINATION to pack the "
+            "images alone"
+        )
+    file.seek(sample.start)
+    return file.read(size)
 
 
 def _check_names(tars: Sequence[Path]) -> None:

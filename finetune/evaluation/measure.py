@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -106,17 +107,25 @@ def measure(
                 in_model += time.monotonic() - entered
             bar.advance(len(one) + len(one.bad))
     way_out.agree()
-    everyones_bad = ranks.gather([sample.to_dict() for sample in bad])
-    unread = [sample for own in everyones_bad for sample in own]
-    if len(unread) == corpus.samples:
-        first = f"; the first: {unread[0]['reason']}" if unread else ""
-        raise UserError(f"none of the {len(unread)} images to evaluate can be read{first}")
     return Measurement(
+        bad=_unread(bad, samples=corpus.samples, ranks=ranks),
         predictions=record.of_all(ranks),
-        bad=unread,
         seconds=time.monotonic() - began,
         model_seconds=max(ranks.gather(in_model)),
     )
+
+
+def _unread(own: Sequence[BadSample], *, samples: int, ranks: Ranks) -> list[dict[str, Any]]:
+    """Return what no rank could read.
+
+    Raises:
+        UserError: that is all of the samples.
+    """
+    found = [sample for rank in ranks.gather([bad.to_dict() for bad in own]) for sample in rank]
+    if len(found) == samples:
+        first = f"; the first: {found[0]['reason']}" if found else ""
+        raise UserError(f"none of the {len(found)} images to evaluate can be read{first}")
+    return found
 
 
 def _logits(model: nn.Module, images: Tensor, augment: AugmentConfig, precision: str) -> Tensor:

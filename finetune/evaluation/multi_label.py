@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coatnet.runtime.progress import progress
+from coatnet.runtime.progress import Progress, progress
 from coatnet.training.average_precision import Ranking, mean_of_known
 from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, wilson_interval
 from finetune.evaluation.predictions import MultiLabelPredictions
@@ -39,7 +39,6 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
     each, spread, gaps = [], [], np.zeros(CALIBRATION_BINS)
     passes = [None, *_shares_of(draws, steps=int(predictions.present.sum()))]
     shown = bool(resamples) and count * classes >= _PROGRESS_FROM
-    pooled = []
     with progress((1 + len(passes)) * classes, "figures", "steps", enabled=shown) as bar:
         for scores, present in _columns(predictions):
             each.append(_average_precision(scores, present))
@@ -48,12 +47,7 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
             spread += [torch.cat(drawn)] if drawn else []
             gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
             bar.advance(1)
-        for some in passes:
-            micro = Ranking(torch.from_numpy(predictions.scores[predictions.present]), some)
-            for scores, present in _blocks(predictions):
-                micro.add(scores, present)
-                bar.advance(len(scores))
-            pooled.append(micro.average_precision())
+        pooled = [_of_all_pairs(predictions, some, bar) for some in passes]
     hits = int(predictions.correct.sum())
     precisions = torch.cat(each)
     macro, of_all = mean_of_known(precisions), mean_of_known(pooled[0])
@@ -102,6 +96,17 @@ def _average_precision(scores: Tensor, present: Tensor, times: NDArray[np.int32]
     """Return one class's average precision in each of R samples. Shape: (n,), (n,), (R, n) → (R,)."""
     ranking = Ranking(scores[present], times)
     ranking.add(scores[None], present[None])
+    return ranking.average_precision()
+
+
+def _of_all_pairs(
+    predictions: MultiLabelPredictions, times: NDArray[np.int32] | None, bar: Progress
+) -> Tensor:
+    """Return the average precision of all pairs of an image and a class in each of R samples. Shape: (R,)."""
+    ranking = Ranking(torch.from_numpy(predictions.scores[predictions.present]), times)
+    for scores, present in _blocks(predictions):
+        ranking.add(scores, present)
+        bar.advance(len(scores))
     return ranking.average_precision()
 
 
