@@ -10,6 +10,7 @@ from coatnet.config.checks import at_least_zero, below_one, one_of, within
 
 _UNUSABLE = ("skip", "stop")
 _USABLE = ("keep", "convert", "skip", "stop")
+_LEAST_SHARD_BYTES = 100_000  # below, a unit was forgotten: 100 would be an image a shard, in millions of files
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,13 @@ class ShardOptions:
     policy: OddPolicy = field(default_factory=OddPolicy)
 
     def __post_init__(self) -> None:
-        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise ValueError("--shard-size or --shard-samples is below 1; allowed: 1 or more")
+        if self.shard_bytes < _LEAST_SHARD_BYTES:
+            raise ValueError(
+                f"--shard-size is {self.shard_bytes} bytes; allowed: 100 kB or more, such as '100 MB'; smaller "
+                "shards are asked for by --shard-samples"
+            )
+        if self.shard_samples is not None and self.shard_samples < 1:
+            raise ValueError("--shard-samples is below 1; allowed: 1 or more")
         one_of("check", self.check, ("decode", "header"))
         below_one("--validation", self.validation)
         within("--bad-budget", self.bad_budget, least=0, most=1)

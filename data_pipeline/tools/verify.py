@@ -34,8 +34,11 @@ class Problem:
 def verify_shards(
     corpus: Corpus, folder: Path, *, threads: int, done: Callable[[int], None]
 ) -> list[Problem]:
-    """Re-hash every shard, walk its tar, and compare with the index, record by record."""
-    return _over_shards(corpus, partial(_verify_shard, corpus, folder), threads=threads, done=done)
+    """Re-hash every shard, walk its tar, compare with the index, record by record; name tars that are none."""
+    problems = _over_shards(corpus, partial(_verify_shard, corpus, folder), threads=threads, done=done)
+    tars = {path.name for path in folder.iterdir() if path.suffix.lower() == ".tar"}
+    unknown = sorted(tars.difference(entry.name for entry in corpus.manifest.shards))
+    return problems + [Problem(name, None, "is not in the manifest: nothing reads it") for name in unknown]
 
 
 def lint_images(corpus: Corpus, *, threads: int, done: Callable[[int], None]) -> list[Problem]:

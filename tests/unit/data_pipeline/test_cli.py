@@ -55,6 +55,8 @@ def test_a_class_of_which_nothing_could_be_used_is_named(image_folder: Path, tmp
     ("arguments", "message"),
     [
         (["--shard-size", "big"], "'big' is not a size"),
+        (["--shard-size", "100"], "--shard-size is 100 bytes; allowed: 100 kB or more, .*--shard-samples"),
+        (["--shard-samples", "0"], "--shard-samples is below 1"),
         (["--policy", "cmyk"], "expected KIND=ACTION"),
         (["--policy", "cmyk=eat"], "cmyk is 'eat'; allowed: keep, convert, skip, stop"),
         (["--policy", "smell=keep"], "--policy is of 'smell'; allowed: not_an_image, unsupported"),
@@ -96,6 +98,18 @@ def test_inspect_shards_names_damage_and_fails(shard_folder: Path, tmp_path: Pat
     facts = json.loads(run(cli.inspect_shards, folder, "--verify", "--json", status=1))
     assert {problem["shard"] for problem in facts["problems"]} == {"shard-000001.tar"}
     assert any(problem["sample"] == 0 for problem in facts["problems"])
+
+
+def test_a_tar_that_the_manifest_does_not_name_is_named(shard_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    for name in ("shard-000000.tar", "Added.TAR"):
+        shutil.copy(folder / "shard-000001.tar", folder / name)
+    (folder / "shard-000000.tar").rename(folder / "found.tar")
+    facts = json.loads(run(cli.inspect_shards, folder, "--verify", "--json", status=1))
+    named = {problem["shard"]: problem["what"] for problem in facts["problems"]}
+    assert named.pop("shard-000000.tar") == "No such file or directory"
+    assert set(named) == {"Added.TAR", "found.tar"}
+    assert set(named.values()) == {"is not in the manifest: nothing reads it"}
 
 
 def test_dalis_index_is_that_of_its_own_indexer(shard_folder: Path, tmp_path: Path) -> None:

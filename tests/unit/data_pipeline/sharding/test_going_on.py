@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from coatnet.config import UserError
+from data_pipeline.corpus import Corpus
 from data_pipeline.sharding import collecting, sharder
 from data_pipeline.sharding.in_place import index_in_place
 from data_pipeline.sharding.options import OddPolicy, ShardOptions
@@ -89,6 +90,14 @@ def test_tars_in_place_are_not_said_to_be_done_by_a_policy_or_hierarchy_that_nob
         with pytest.raises(UserError, match=rf"; remove {tars}/manifest\.json to index it anew$"):
             index_in_place(tars, quiet=True, **other)  # type: ignore[arg-type]
     assert index_in_place(tars, options=ShardOptions(seed=3, shard_samples=7), quiet=True) == made
+
+
+def test_packed_shards_are_not_to_be_indexed_again(image_folder: Path, tmp_path: Path) -> None:
+    """Their tars hold numbers: without the manifest nobody knew what the classes are called."""
+    made = shard_corpus(image_folder, tmp_path / "out", quiet=True)["all"]
+    with pytest.raises(UserError, match="; packed shards have their index already$"):
+        index_in_place(tmp_path / "out", quiet=True)
+    assert Corpus.open(tmp_path / "out").manifest == made
 
 
 def test_a_hierarchy_that_is_given_later_is_not_left_out_in_silence(
