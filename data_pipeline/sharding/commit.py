@@ -98,7 +98,9 @@ def finished_before(destination: Path, *, plan: str) -> Manifest | None:
         remedy = "give another folder"
         if plan.startswith(IN_PLACE):  # the classes of packed shards are named in their manifest alone
             indexed = present.source.get("in_place")
-            remedy = f"remove {path} to index it anew" if indexed else "packed shards have their index already"
+            remedy = (
+                f"remove {path} to index it anew" if indexed else "packed shards have their index already"
+            )
         raise UserError(f"{destination}: holds a corpus of another source or other options; {remedy}")
     return present
 

@@ -10,7 +10,9 @@ from coatnet.config.checks import at_least_zero, below_one, one_of, within
 
 _UNUSABLE = ("skip", "stop")
 _USABLE = ("keep", "convert", "skip", "stop")
-_LEAST_SHARD_BYTES = 100_000  # below, a unit was forgotten: 100 would be an image a shard, in millions of files
+_LEAST_SHARD_BYTES = (
+    100_000  # below, a unit was forgotten: 100 would be an image a shard, in millions of files
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class ShardOptions:
     def __post_init__(self) -> None:
         if self.shard_bytes < _LEAST_SHARD_BYTES:
             raise ValueError(
-                f"--shard-size is {self.shard_bytes} bytes; allowed: 100 kB or more, such as '100 MB'; smaller "
-                "shards are asked for by --shard-samples"
+                f"--shard-size is {self.shard_bytes} bytes; allowed: 100 kB or more, such as '100 MB'; "
+                "smaller shards are asked for by --shard-samples"
             )
         if self.shard_samples is not None and self.shard_samples < 1:
             raise ValueError("--shard-samples is below 1; allowed: 1 or more")

@@ -77,14 +77,34 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         if table.suffix == ".parquet":
             yield from _parquet_rows(table)
         elif table.suffix in (".csv", ".tsv"):
-            csv.field_size_limit(_CSV_CELL_BYTES)
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
+            yield from _csv_rows(table, delimiter="\t" if table.suffix == ".tsv" else ",")
         else:
             with table.open(encoding="utf-8-sig") as file:
                 yield from (json.loads(line) for line in file if line.strip())
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{table}: {error}") from None
+
+
+def _csv_rows(table: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:
+    """Read rows strictly: else a quote that is not closed swallows rows, and a comma cuts a label short.
+
+    Raises:
+        ValueError: two columns are called alike, a row has more cells than columns, or quotes are astray.
+    """
+    csv.field_size_limit(_CSV_CELL_BYTES)
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows: csv.DictReader[Any] = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            names = [name for name in rows.fieldnames or () if name]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"two columns are called {twice[0]!r}")
+            for row in rows:
+                if any(row.pop(None, ())):
+                    where = f"line {rows.line_num}"
+                    raise ValueError(f"{where}: more cells than columns; quote those that hold {delimiter!r}")
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"after line {rows.line_num}: {error}") from None
 
 
 def _parquet_rows(table: Path) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,7 @@ class Problem:
 def verify_shards(
     corpus: Corpus, folder: Path, *, threads: int, done: Callable[[int], None]
 ) -> list[Problem]:
-    """Re-hash every shard, walk its tar, compare with the index, record by record; name tars that are none."""
+    """Re-hash every shard and compare its tar with the index, record by record; name tars that are none."""
     problems = _over_shards(corpus, partial(_verify_shard, corpus, folder), threads=threads, done=done)
     tars = {path.name for path in folder.iterdir() if path.suffix.lower() == ".tar"}
     unknown = sorted(tars.difference(entry.name for entry in corpus.manifest.shards))

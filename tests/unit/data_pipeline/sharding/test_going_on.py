@@ -95,7 +95,7 @@ def test_tars_in_place_are_not_said_to_be_done_by_a_policy_or_hierarchy_that_nob
 def test_packed_shards_are_not_to_be_indexed_again(image_folder: Path, tmp_path: Path) -> None:
     """Their tars hold numbers: without the manifest nobody knew what the classes are called."""
     made = shard_corpus(image_folder, tmp_path / "out", quiet=True)["all"]
-    with pytest.raises(UserError, match="; packed shards have their index already$"):
+    with pytest.raises(UserError, match=r"; packed shards have their index already$"):
         index_in_place(tmp_path / "out", quiet=True)
     assert Corpus.open(tmp_path / "out").manifest == made
 

@@ -313,54 +313,6 @@ def test_damage_in_a_tar_of_others_is_named_and_loses_nothing_silently(
         index_in_place(folder, quiet=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("t.csv", "path,label\n../../secret.jpg,a\n", "leads out of"),
-        ("t.csv", "path,label\n/etc/passwd,a\n", "leads out of"),
-        ("t.csv", "picture,label\nx.jpg,a\n", "row 1: has no image; expected a column path"),
-        ("t.csv", "path\nx.jpg\n", "row 1: has no label; expected a column label.*, found 'path'"),
-        ("t.csv", "path;label\nx.jpg;a\n", "row 1: has no label; .*, found 'path;label'"),
-        ("t.csv", "path,label\nx.jpg,a\n", r"row 1: .*x\.jpg: No such file"),
-        (
-            "t.csv",
-            "path,label\nx.jpg,12:30\n",
-            "row 1, column label: '12:30' is read as '12' with the weight 30",
-        ),
-        ("t.csv", "", "holds no rows"),
-        ("t.jsonl", "{", "t.jsonl: "),
-        ("t.jsonl", '{"bytes": "@@@", "label": 1}', "is not base64"),
-        ("t.jsonl", '{"bytes": "", "label": true}', "True is not a label"),
-        ("t.jsonl", '{"bytes": "", "label": {"a": null}}', "'a' has the weight None"),
-        ("t.jsonl", '{"bytes": "", "label": [["a", NaN]]}', "'a' has the weight nan"),
-        ("t.jsonl", '{"bytes": "", "label": [{"label": [1]}]}', r"\[1\] is not a label"),
-        ("t.jsonl", '{"bytes": "", "label": ""}\n{"bytes": "", "label": "a"}', "row-1 has no label"),
-        ("t.jsonl", '{"bytes": "", "label": "a\\tb"}', r"control character U\+0009"),
-        (
-            "t.jsonl",
-            '{"bytes": "", "label": "caf\u00e9"}\n{"bytes": "", "label": "cafe\u0301"}',
-            r"'cafe\\u0301' and 'caf\\xe9' are one name, written in two ways",
-        ),
-        (
-            "t.jsonl",
-            '{"bytes": "", "label": 1, "split": "train"}\n{"bytes": "", "label": 1, "split": "Test"}',
-            "column split: holds parts of a data set, test, train; make a table of each",
-        ),
-        ("t.jsonl", '{"path": "a\\u0000", "label": 1}', r"row 1: the path 'a\\x00' is none"),
-        ("t.jsonl", '{"path": "\\ud800", "label": 1}', r"row 1: the path '\\ud800' is none"),
-        ("t.jsonl", '{"label": ' + "[" * 100_000, "t.jsonl: (maximum recursion|Stack overflow)"),
-        ("t.jsonl", '{"bytes": "", "label": 1' + "0" * 5000 + "}", "t.jsonl: Exceeds the limit"),
-        ("t.jsonl", '{"image": "x.jpg", "label": 1}', "is not base64; a path belongs in a column path"),
-        ("t.parquet", "no parquet", r"t\.parquet: "),
-        ("t.tar.gz", "x", "is of no known kind"),
-    ],
-)
-def test_a_malformed_table_is_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message):
-        packed(tmp_path / name, tmp_path)
-
-
 def test_a_second_table_leaves_alone_what_the_first_ones_workers_are_reading(
     pictures: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
