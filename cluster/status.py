@@ -42,6 +42,7 @@ _NEXT = {
     "cancelled": "to go on, submit again with --release",
     "failed": "mend it, then submit again",
     "out_of_memory": "ask for more memory, then submit again",
+    "unreadable": "look at its permissions and its disk",
     **dict.fromkeys(
         ("stopped", "ended", "lost", "timeout", "deadline", "preempted", "node_fail", "boot_fail"),
         "submit again",
@@ -137,7 +138,8 @@ def status_or_trouble(directory: Path, *, queue: Mapping[str, QueuedJob] | None)
     try:
         return read_status(directory, queue=queue)
     except OSError as error:
-        return RunStatus(str(directory), "unreadable", str(error))
+        why = f"{error.filename or directory}: {error.strerror}"
+        return RunStatus(str(directory), "unreadable", why, next_action=_NEXT["unreadable"])
 
 
 def has_finished(directory: Path) -> bool:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.status import RunStatus
+from coatnet.config.plain_text import plain
 from coatnet.runtime.console import make_console
 
 _COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red",
@@ -34,13 +35,13 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
         words = "; ".join(filter(None, (run.detail or run.last_error, run.next_action)))
         if words and run.state != "done":
             console.print(
-                f"\n {escape(run.directory)}, {_coloured(run.state)}: {escape(words)}",
+                f"\n {_text(run.directory)}, {_coloured(run.state)}: {_text(words)}",
                 highlight=False,
                 soft_wrap=True,
             )
     if silence:
         words = f"states are read from the run directories alone: {silence}"
-        console.print(f"\n{escape(words)}", style="dim", highlight=False, soft_wrap=True)
+        console.print(f"\n{_text(words)}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
@@ -52,7 +53,7 @@ def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(
-            escape(run.directory),
+            _text(run.directory),
             _coloured(run.state),
             run.job_id or "–",
             str(run.lives or "–"),
@@ -63,6 +64,11 @@ def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
             duration(run.lost_seconds),
         )
     return table
+
+
+def _text(words: str) -> str:
+    """Return what others named or wrote, so that it marks up and breaks no line."""
+    return escape(plain(words))
 
 
 def _coloured(state: str) -> str:

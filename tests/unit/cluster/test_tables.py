@@ -51,6 +51,15 @@ def test_every_run_has_a_line_and_what_it_has_to_say_stands_below(
         ]
 
 
+def test_what_others_named_or_wrote_commands_no_terminal_and_breaks_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_status([RunStatus("runs/a\nb\x1b[31m", "failed", "boom\nbang\x1b]0;title\x07")])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[1].startswith(r"runs/a\nb\x1b[31m  failed")
+    assert lines[2:] == [r" runs/a\nb\x1b[31m, failed: boom\nbang\x1b]0;title\x07"]
+
+
 def test_where_no_runs_are_found_it_is_said_how_to_name_them(capsys: pytest.CaptureFixture[str]) -> None:
     print_status([])
     assert capsys.readouterr().out == "no runs found; give their directories, or folders of them\n"
