@@ -23,11 +23,13 @@ _REMEDIES = {
     "DependencyNeverSatisfied": "what it waits for has failed; coatnet cancel {directory}, then submit again",
     "BadConstraints": "no node has what it asks for; coatnet cancel {directory}, then submit anew",
     "BeginTime": "its time has not come; after a requeue that takes some two minutes",
+    "PartitionConfig": "no node there has what it asks for; coatnet cancel {directory}, then submit anew",
     "PartitionTimeLimit": _SMALLER,
     "PartitionNodeLimit": _SMALLER,
     "PartitionDown": "its partition is down; wait, or cancel and submit to another",
     "PartitionInactive": "its partition starts nothing; wait, or cancel and submit to another",
 }
+_PER_JOB = "PerJob"  # as in QOSMaxWallDurationPerJobLimit, AssocMaxNodePerJobLimit
 _NOT_STARTED = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
 
 
@@ -36,7 +38,9 @@ def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJ
     held_behind = _why_behind(directory, job, queue) if job.reason == _HELD_BY_USER else ""
     if held_behind:
         return held_behind
-    remedy = _NO_START if job.state in _NOT_STARTED else _REMEDIES.get(job.reason, "")
+    remedy = _REMEDIES.get(job.reason, _SMALLER if _PER_JOB in job.reason else "")
+    if job.state in _NOT_STARTED:
+        remedy = _NO_START
     words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
     return ": ".join(part for part in (job.reason, words) if part)
 

@@ -356,7 +356,9 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
     found = {Path(one["directory"]).name: one for one in json.loads(capsys.readouterr().out)}
     assert found["first"]["state"] == "lost"
     assert list(found["first"]) == list(found["second"]) == _NAMES_IN_JSON
-    assert found["second"]["state"] == "unreadable" and "Is a directory" in found["second"]["detail"]
+    assert found["second"]["state"] == "unreadable"
+    assert found["second"]["detail"] == f"{run.parent}/second/lives.jsonl: Is a directory"
+    assert found["second"]["next_action"] == "look at its permissions and its disk"
 
 
 @pytest.mark.parametrize(
@@ -370,6 +372,12 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
         ("REQUEUE_HOLD", "", "its administrators can see why; then: scontrol release 7"),
         ("PENDING", "launch failed requeued held", "can see why; then: scontrol release 7"),
         ("PENDING", "PartitionTimeLimit", "then submit with less"),
+        ("PENDING", "QOSMaxWallDurationPerJobLimit", "then submit with less"),
+        (
+            "PENDING",
+            "PartitionConfig",
+            "no node there has what it asks for; coatnet cancel {run}, then submit anew",
+        ),
         ("PENDING", "DependencyNeverSatisfied", "coatnet cancel {run}, then submit again"),
     ],
 )
