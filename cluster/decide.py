@@ -29,7 +29,7 @@ class Ending:
     Args:
         status: srun's exit status, or that of the first rank that failed: the others' are signals.
         node: where that rank was, if srun said so.
-        message: the last words of its log.
+        message: the last words of its log, or srun's own.
         done: the run says that it is finished.
         stopped: the run says that *this* attempt saved and stopped because it was told to.
         cancelled: the user cancelled the run by its marker.
@@ -67,7 +67,8 @@ def decide(ending: Ending) -> tuple[Action, str]:
         return Action.CONTINUE, f"asked to stop, ended with status {ending.status}"
     reason = "ended without being done or stopped"
     if ending.status:
-        reason = f"a rank on {ending.node or 'an unknown node'} ended with status {ending.status}"
+        who = f"a rank on {ending.node}" if ending.node else "srun"
+        reason = f"{who} ended with status {ending.status}"
         reason += f": {ending.message}" if ending.message else ""
     if ending.retries_left > 0:
         return Action.RETRY, reason

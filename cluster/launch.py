@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.job import Job
 from cluster.names import check_options, check_path
+from coatnet.config import UserError
 
 _FIRST_PORT, _PORTS = 20000, 10000
 _LIFE_STRIDE, _TRY_STRIDE = 1009, 101  # far from the ports of jobs with neighbouring ids
@@ -117,6 +118,12 @@ def failures(lines: Sequence[str]) -> list[Failure]:
     return found
 
 
+def sruns_words(lines: Sequence[str]) -> str:
+    """Return what srun said first of its own failure, as where it refuses an option or starts no step."""
+    said = (line.strip().removeprefix("srun: ") for line in lines if line.startswith("srun: "))
+    return next(said, "").removeprefix("error: ")
+
+
 def _ranks(text: str) -> Iterator[int]:
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -143,6 +150,8 @@ def _container(job: Job) -> list[str]:
     container, folder = job.site.container, job.working_directory
     if container.runtime == "none":
         return []
+    if not container.image:
+        raise UserError(f"container.runtime is {container.runtime} without an image; give --container IMAGE")
     check_path(Path(folder), what="working directory")
     mounts = [f"{job.directory}:{job.directory}", *container.mounts, f"{folder}:{folder}"]
     if container.runtime == "pyxis":

@@ -14,12 +14,23 @@ from typing import Any
 
 from coatnet.config import UserError, load_config
 
-_GROUP = "coatnet.schemas"
+_GROUP, _COMMANDS = "coatnet.schemas", "coatnet.commands"
 
 
 def schema_names() -> list[str]:
     """Return the commands that read a config."""
     return sorted(_schemas())
+
+
+def check_command(name: str) -> None:
+    """Refuse what is no command of coatnet.
+
+    Raises:
+        UserError: it is none.
+    """
+    known = {point.name.partition(".")[0] for point in entry_points(group=_COMMANDS)}
+    if name not in known:
+        raise UserError(f"command is {name!r}; allowed: {', '.join(sorted(known))}")
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError, from_dict, load_config, to_dict
+from coatnet.config import ConfigError, UserError, from_dict, load_config, to_dict
 from coatnet.config.checks import at_least_one, at_least_zero, one_of
 
 SITE_VARIABLE = "COATNET_SITE"
@@ -37,8 +37,6 @@ class ContainerConfig:
 
     def __post_init__(self) -> None:
         one_of("runtime", self.runtime, ("none", "pyxis", "apptainer"))
-        if self.runtime != "none" and not self.image:
-            raise ValueError(f"runtime {self.runtime} needs image")
 
 
 @dataclass
@@ -149,10 +147,15 @@ class SiteConfig:
         """Return a copy with the command line's values, those that were given.
 
         Raises:
-            ConfigError: the result is out of range.
+            ConfigError: the result is out of range, or there is an image and nothing to run it by.
         """
         changes = {name: value for name, value in given.items() if value is not None}
         changes.update(sbatch=[*self.sbatch, *sbatch], srun=[*self.srun, *srun])
+        if image and self.container.runtime == "none":
+            raise ConfigError(
+                f"--container {image}: container.runtime is none, so the run would begin outside of it; "
+                "set it to pyxis or apptainer in the site file, or by --set"
+            )
         if image:
             changes["container"] = {"image": image}
         return self.with_keys(changes, origin="command line")

@@ -24,7 +24,7 @@ from cluster.planning.hardware import load_hardware
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import view
 from cluster.progress import newest_step
-from cluster.recipe import read_recipe, schema_names
+from cluster.recipe import check_command, read_recipe, schema_names
 from cluster.script import render_script
 from cluster.site import SiteConfig, read_secrets
 from cluster.snapshot import snapshot_code, snapshot_folder
@@ -43,7 +43,10 @@ _REMEDIES = {
     "job array specification": "`scontrol show config` tells MaxArraySize; submit several arrays",
     "CPU count per node": _NO_SUCH_NODE,
     "Memory specification": _NO_SUCH_NODE,
-    "node configuration": _NO_SUCH_NODE,
+    "node configuration": f"{_NO_SUCH_NODE}, or exclude fewer",
+    "feature specification": "no node has these; sinfo -o %f shows those that there are",
+    "node name": "there is none of that name; sinfo -N shows them",
+    "--mem specification": "write it as 200G",
 }
 
 
@@ -108,6 +111,8 @@ def prepare(request: Request) -> Prepared:
         UserError: a name, a path or the config is wrong.
     """
     trains = request.command in schema_names()
+    if not trains:
+        check_command(request.command)
     config = _read_config(request) if trains else None
     if config is not None:
         directory = Path(config.run.directory)
@@ -119,7 +124,6 @@ def prepare(request: Request) -> Prepared:
     site = request.site if trains else _single_task(request)
     folder = _next_folder(directory)
     name = check(request.name or directory.name, NAME, what="job name")
-    check(request.command, NAME, what="command")
     if trains:
         command = [request.command, str(folder / "config.yaml"), f"run.directory={directory}"]
     else:

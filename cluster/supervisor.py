@@ -24,7 +24,15 @@ from cluster.blame import is_nobodys_fault, node_to_blame
 from cluster.decide import RUNNING, Action, Ending, decide
 from cluster.history import SUPERVISOR, History, Life
 from cluster.job import MARKERS, Job, read_job
-from cluster.launch import OUT_OF_MEMORY, Attempt, Failure, failures, rank_command, rank_environment
+from cluster.launch import (
+    OUT_OF_MEMORY,
+    Attempt,
+    Failure,
+    failures,
+    rank_command,
+    rank_environment,
+    sruns_words,
+)
 from cluster.preflight import PreflightError, unfit_nodes
 from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
@@ -214,7 +222,7 @@ class Supervisor:
             status, messages = self._run_ranks(attempt, nodes=nodes)
         if status == 0 and self.job.protocol != MARKERS and not self.warned:
             self.run.mark("done")
-        failure, message = self._first_failure(failures(messages), attempt)
+        failure, message = self._first_failure(messages, attempt)
         status = failure.status if failure else status
         if status == OUT_OF_MEMORY:
             message = f"out of memory, says SLURM; the last words: {message}"
@@ -233,18 +241,19 @@ class Supervisor:
             retries_left=self.job.site.retries + 1 - attempt.number,
         )
 
-    def _first_failure(self, failed: Sequence[Failure], attempt: Attempt) -> tuple[Failure | None, str]:
-        """Return the first rank that failed by itself, or else the first, and its last words.
+    def _first_failure(self, messages: Sequence[str], attempt: Attempt) -> tuple[Failure | None, str]:
+        """Return the first rank that failed by itself, or else the first, and its last words, or srun's.
 
         srun tells ranks of one node and status together, and those that lost their peer often before it.
         """
-        logs = self.directory / "logs"
+        logs, failed = self.directory / "logs", failures(messages)
         for failure in failed:
             message = last_words(logs, attempt.label, rank=failure.rank)
             if _LOST_PEER not in message:
                 return failure, message
-        first = failed[0] if failed else None
-        return first, last_words(logs, attempt.label, rank=first.rank if first else 0)
+        if not failed:
+            return None, last_words(logs, attempt.label, rank=0) or sruns_words(messages)
+        return failed[0], last_words(logs, attempt.label, rank=failed[0].rank)
 
     def _stopped(self, attempt: Attempt) -> bool:
         """Return whether this attempt said that it saved and stopped, and not one that was thought dead."""

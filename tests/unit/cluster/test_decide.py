@@ -57,6 +57,7 @@ def test_a_job_that_slurm_is_ending_is_never_continued_or_tried_again() -> None:
 def test_a_failure_names_the_node_and_the_status() -> None:
     given = ending(status=7, node="fake2", message="RuntimeError: no")
     assert decide(given)[1] == "a rank on fake2 ended with status 7: RuntimeError: no"
+    assert decide(ending(status=1, node=""))[1] == "srun ended with status 1"
 
 
 @pytest.mark.parametrize(

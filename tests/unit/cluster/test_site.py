@@ -70,6 +70,18 @@ def test_the_command_line_wins_over_the_site_file(tmp_path: Path) -> None:
         site.updated({"continuation": "forever"}, image=None, sbatch=[], srun=[])
 
 
+def test_an_image_of_the_command_line_completes_the_runtime_of_the_site_file(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("container: {runtime: pyxis}\n")
+    site = load_site(tmp_path / "site.yaml")
+    inside = site.updated({}, image="/i.sqsh", sbatch=[], srun=[])
+    assert inside.container.image == "/i.sqsh"
+    job = Job(name="a", directory="/runs/a", command=["pretrain"], site=site, working_directory="/")
+    with pytest.raises(UserError, match="pyxis without an image; give --container IMAGE"):
+        rank_command(job, attempt=Attempt("1", 1, 1), nodes=["n1"], directory=tmp_path)
+    with pytest.raises(ConfigError, match="the run would begin outside of it"):
+        SiteConfig().updated({}, image="/i.sqsh", sbatch=[], srun=[])
+
+
 def test_a_warning_as_long_as_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="as long as the time limit"):
         SiteConfig(time="00:05:00", warning_seconds=300)

@@ -150,6 +150,10 @@ def test_two_submissions_at_once_queue_one_job(programs: Program, tmp_path: Path
     [
         ("Invalid account", "give one that is yours by --account"),
         ("CPU count per node can not be satisfied", "no node is like that: .* --set cpus_per_task=N"),
+        ("Requested node configuration is not available", "no node is like that: .* or exclude fewer"),
+        ("Invalid feature specification", "no node has these; sinfo -o %f shows those that there are"),
+        ("Invalid node name specified", "there is none of that name; sinfo -N shows them"),
+        ("Invalid --mem specification", "write it as 200G"),
     ],
 )
 def test_what_slurm_refuses_is_told_in_its_own_words_with_a_remedy(
@@ -213,6 +217,12 @@ def test_another_command_is_one_task_that_is_told_by_its_status(
     site = job.site
     assert (site.nodes, site.spares, site.ranks_per_node, site.gpus_per_node) == (1, 0, 1, gpus)
     assert not site.preflight.enabled
+
+
+def test_a_command_that_there_is_not_is_refused_before_the_queue(tmp_path: Path) -> None:
+    asked = Request("pretrian", "config.yaml", (), SITE, directory=tmp_path / "run")
+    with pytest.raises(UserError, match=r"command is 'pretrian'; allowed: .*, evaluate, .*, pretrain, .*"):
+        prepare(asked)
 
 
 def test_a_training_without_a_run_directory_is_refused(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def test_the_last_try_fails_the_job_with_the_ranks_status_and_cancels_what_waits
 
 def test_a_start_that_srun_itself_refuses_keeps_sruns_status(machine: Machine) -> None:
     assert machine.live("echo no such task > $run/logs/$label.rank-0.log; exit 5", retries=0) == 5
-    assert machine.last_life()[2] == "a rank on an unknown node ended with status 5: no such task"
+    assert machine.last_life()[2] == "srun ended with status 5: no such task"
+    told = "echo a banner >&2; echo \"srun: unrecognized option '--foo'\" >&2; echo Try --help >&2; exit 255"
+    assert machine.live(told, retries=0) == 255
+    assert machine.last_life()[2] == "srun ended with status 255: unrecognized option '--foo'"
 
 
 def test_ranks_that_said_nothing_leave_no_log(machine: Machine) -> None:
