@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from coatnet.config import UserError
 from coatnet.model.blocks import Conv, MBConv, Style, TransformerBlock
 from coatnet.model.config import ModelConfig, NormConfig, architecture
 from coatnet.model.initial import INIT_STD, Placed, allocate, materialise
-from coatnet.model.norm import GroupBatchNorm
+from coatnet.model.norm import GroupBatchNorm, noted_already
 from coatnet.model.stochastic_depth import keep_scales, uniform
 
 Block = MBConv | TransformerBlock
@@ -135,7 +136,7 @@ class CoAtNet(nn.Module):
             own = None if scales is None else scales[:, branch : branch + block.branches]
             branch += block.branches
             if stage in self._checkpointed and torch.is_grad_enabled():
-                x = checkpoint(block, x, own, use_reentrant=False)
+                x = checkpoint(block, x, own, use_reentrant=False, context_fn=partial(_recomputing, block))
             else:
                 x = block(x, own)
             if self.watch is not None:
@@ -224,6 +225,11 @@ class CoAtNet(nn.Module):
         else:
             draws = uniform(keys, branches)
         return keep_scales(draws, self._drop_rates)
+
+
+def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return in what checkpointing computes a block, and in what once more."""
+    return nullcontext(), noted_already(block)
 
 
 def build_model(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -214,6 +215,18 @@ def commit_statistics(
     moved = torch.cat(running).lerp_(sums / groups.clamp(min=1), momentum)
     torch._foreach_copy_(running, moved.split([width for width in widths for _ in range(2)]))
     torch._foreach_zero_([buffer for one in norms for buffer in (one.sums, one.groups)])
+
+
+@contextmanager
+def noted_already(part: nn.Module) -> Iterator[None]:
+    """Compute a part of a model once more, and leave its statistics as they are."""
+    buffers = [buffer for norm in _norms(part) for buffer in norm.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        if buffers:  # a transformer block has none
+            torch._foreach_copy_(buffers, before)
 
 
 def _norms(model: nn.Module) -> list[GroupBatchNorm]:

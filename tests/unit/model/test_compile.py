@@ -10,7 +10,7 @@ import torch
 
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
-from coatnet.model.norm import defer_statistics
+from coatnet.model.norm import commit_statistics, defer_statistics
 
 
 @pytest.fixture
@@ -86,6 +86,23 @@ def test_checkpointed_stages_give_the_same_gradients() -> None:
         model(images, sample_keys=keys).square().sum().backward()
     for (name, one), (_, other) in zip(kept.named_parameters(), recomputed.named_parameters(), strict=True):
         assert torch.equal(one.grad, other.grad), name
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_checkpointed_stages_note_the_statistics_of_a_batch_once(deferred: bool) -> None:
+    config = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=64, num_classes=5)
+    kept, recomputed = (build_model(config, seed=0).train() for _ in range(2))
+    recomputed.set_activation_checkpointing(["S1", "S2", "S3", "S4"])
+    parts = torch.randn(3, 2, 3, 64, 64)
+    for model in (kept, recomputed):
+        if deferred:
+            defer_statistics(model)
+        for images in parts:
+            model(images).square().sum().backward()
+        if deferred:
+            commit_statistics(model)
+    for (name, one), (_, other) in zip(kept.named_buffers(), recomputed.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_every_parameter_is_contiguous() -> None:
