@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from coatnet.config.checks import above_zero, at_least_zero, folder, one_of, within
 
 TAILS = ("continue", "drop", "mask")
 DECODERS = ("auto", "kernel", "pillow")
+_SOMEWHERE = "."
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -118,3 +119,8 @@ class DataConfig:
         one_of("tail", self.tail, TAILS)
         one_of("decoder", self.decoder, DECODERS)
         within("bad_sample_budget", self.bad_sample_budget, least=0, most=1)
+
+    def without_places(self) -> DataConfig:
+        """Return the section without where corpora lie: what they hold tells runs apart."""
+        train = [replace(corpus, path=_SOMEWHERE) for corpus in self.train]
+        return replace(self, train=train, evaluate=self.evaluate and _SOMEWHERE)

@@ -12,6 +12,7 @@ from typing import Any
 from coatnet.config import UserError
 from coatnet.config.batches import share_of
 from coatnet.runtime.launch import device_count
+from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.class_weights import check_single_labels
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import backend_name
@@ -53,6 +54,7 @@ def look_at_data(
             check_best(config, open_corpus(data.evaluate) if data.evaluate else None, averaged=averaged)
         return None
     corpora = open_train_corpora(data)
+    RunDirectory(config.run.directory).check_corpora({"data.train": [one.digest for one in corpora]})
     classes = common_classes(corpora)
     make_order(corpora, data, seed=config.seed, global_batch=config.train.global_batch)
     make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))

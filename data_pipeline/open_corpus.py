@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
+from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.config import CacheConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.folder import FolderCorpus, is_image_folder
@@ -100,3 +101,24 @@ def check_same_everywhere(corpora: Sequence[SampleSource], ranks: Ranks, *, name
             f"{name}: rank {rank} on {node} reads other data than rank 0 on {found[0][0]} "
             f"({number_of(len(others), 'such rank')}); give all nodes the same shards or images"
         )
+
+
+def settle_corpora(corpora: Mapping[str, Sequence[SampleSource]], *, run: RunDirectory, ranks: Ranks) -> None:
+    """Make sure that a run goes on with the images that it began with: by what they are, not where they lie.
+
+    Args:
+        corpora: by the key of the config that leads to them; the same on all ranks, which all call this.
+        run: whose first start settles them.
+
+    Raises:
+        UserError: on each rank, where they are others.
+    """
+    trouble = None
+    if ranks.is_main:
+        try:
+            run.settle_corpora({key: [one.digest for one in found] for key, found in corpora.items()})
+        except UserError as error:
+            trouble = str(error)
+    trouble = ranks.broadcast(trouble)
+    if trouble is not None:
+        raise UserError(trouble)

@@ -6,7 +6,7 @@ decay 1e-8, clip 1.0, label smoothing 0.1, EMA 0.9999, whole images in evaluatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from coatnet.config import config_digest
@@ -142,4 +142,5 @@ class FinetuneConfig:
 
     def run_digest(self) -> str:
         """Return what tells runs apart: the config without what changes where and how, but not the result."""
-        return config_digest(self, without=("launch", "run", "save", "seeds"))
+        placed = replace(self, data=self.data.without_places())
+        return config_digest(placed, without=("launch", "run", "save", "seeds"))

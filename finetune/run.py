@@ -23,7 +23,12 @@ from data_pipeline.batch import Batch
 from data_pipeline.class_weights import loss_weights
 from data_pipeline.device import TrainTransform
 from data_pipeline.first_look import check_best
-from data_pipeline.open_corpus import check_same_everywhere, open_evaluation_corpus, open_train_corpora
+from data_pipeline.open_corpus import (
+    check_same_everywhere,
+    open_evaluation_corpus,
+    open_train_corpora,
+    settle_corpora,
+)
 from data_pipeline.stream import Stream
 from finetune.config import FinetuneConfig
 from finetune.engine import Engine
@@ -69,8 +74,9 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         classes = corpora[0].classes
         self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes)
         check_best(config, self.evaluation_corpus)
-        if self.evaluation_corpus is not None:
-            check_same_everywhere([self.evaluation_corpus], ranks, name="data.evaluate")
+        evaluated = [] if self.evaluation_corpus is None else [self.evaluation_corpus]
+        check_same_everywhere(evaluated, ranks, name="data.evaluate")
+        settle_corpora({"data.train": corpora, "data.evaluate": evaluated}, run=run, ranks=ranks)
         self._shares = shares_of(self.evaluation_corpus)
         self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
         model, origin = starting_model(config, classes=classes)

@@ -12,6 +12,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.training.calendar import Calendar
 from data_pipeline.class_weights import loss_weights
 from data_pipeline.open_corpus import open_train_corpora
+from data_pipeline.record import SampleSource
 from data_pipeline.stream import Stream
 from pretrain.batches import make_calendar
 from pretrain.config import PretrainConfig
@@ -24,6 +25,7 @@ from pretrain.trainer import Trainer
 class Assembly:
     """The parts that take steps."""
 
+    corpora: list[SampleSource]
     classes: list[str]
     model_config: ModelConfig
     model: CoAtNet
@@ -48,6 +50,7 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
     model, engine = _build(config, model_config, norm=norm, ranks=ranks)
     calendar = make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     return Assembly(
+        corpora=corpora,
         classes=classes,
         model_config=model_config,
         model=model,

@@ -89,12 +89,12 @@ class PretrainConfig:
     def run_digest(self) -> str:
         """Return what tells runs apart: the config without what may change under a run.
 
-        Besides whole sections these are the micro-batch (batch norm's groups are settled by the first start)
-        and how data are read.
+        Besides whole sections these are the micro-batch (batch norm's groups are settled by the first start),
+        how data are read, and where they lie.
         """
         usual = DataConfig()
         data = replace(
-            self.data,
+            self.data.without_places(),
             evaluate=None,
             threads=usual.threads,
             prefetch=usual.prefetch,

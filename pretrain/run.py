@@ -15,7 +15,12 @@ from coatnet.training.run import TrainingRun
 from coatnet.training.verdict import Verdict
 from data_pipeline.batch import Batch
 from data_pipeline.first_look import check_best
-from data_pipeline.open_corpus import check_same_everywhere, open_corpus, open_evaluation_corpus
+from data_pipeline.open_corpus import (
+    check_same_everywhere,
+    open_corpus,
+    open_evaluation_corpus,
+    settle_corpora,
+)
 from data_pipeline.stream import Stream
 from pretrain.activations import ActivationStatistics
 from pretrain.assembly import assemble, on_compilation
@@ -58,6 +63,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         assembly = assemble(config, ranks=ranks, account=self.account, group_images=group_images)
         self.engine, self.trainer = assembly.engine, assembly.trainer
         self.calendar, self.stream = assembly.calendar, assembly.stream
+        settle_corpora({"data.train": assembly.corpora}, run=run, ranks=ranks)
         self._group_images = group_images
         self._exposed = ExposedCommunication(self.account)
         self._activations = ActivationStatistics(assembly.model)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.plan = self.path / "plan.json"
         self.group_images = self.path / "group_images.json"
+        self.corpora = self.path / "corpora.json"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
@@ -84,6 +85,29 @@ class RunDirectory:
             f"{self.path}: holds a run with another config{self._differences(config)}; "
             f"compare {self.config}, {remedy}"
         )
+
+    def check_corpora(self, digests: Mapping[str, Sequence[str]]) -> None:
+        """Check that the images are those that this run began with, wherever they lie by now.
+
+        Args:
+            digests: of the corpora, by the key of the config that leads to them.
+
+        Raises:
+            UserError: they are others.
+        """
+        known = _read_object(self.corpora) if self.has_begun and self.corpora.exists() else {}
+        for key in (key for key in digests if known.get(key, digests[key]) != digests[key]):
+            raise UserError(
+                f"{key}: holds other images than {self.path} began with; give those, or choose another "
+                "run.directory"
+            )
+
+    def settle_corpora(self, digests: Mapping[str, Sequence[str]]) -> None:
+        """Do the same, and at the first start note them."""
+        self.check_corpora(digests)
+        text = json.dumps(digests) + "\n"
+        if not self.corpora.exists() or self.corpora.read_text(errors="replace") != text:
+            write_atomically(self.corpora, text)
 
     def create(self, config_yaml: str, *, digest: str) -> None:
         """Make the directory, or find it as it is, and write the config that its run goes by from now on."""

@@ -124,6 +124,29 @@ def test_another_config_under_a_run_is_refused_unless_it_is_forced(
     assert last(run.path).step == 18 and run.marker("done") is not None
 
 
+def test_the_same_images_by_another_name_are_the_same_run_and_others_are_not(
+    tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(undisturbed, run.path)
+    run.clear("done")
+    (tmp_path / "linked").symlink_to(place / "images")
+    shutil.copytree(place / "images", tmp_path / "others")
+    (tmp_path / "others" / "class0" / "000.jpg").unlink()
+    for checkpoint in run.checkpoints.glob("step-*"):  # else they would tell
+        shutil.rmtree(checkpoint)
+    others = arguments(place, str(run.path), f"data.train={tmp_path / 'others'}")
+    for answer in on_ranks("failing_run", world_size=2, arguments=others):
+        assert answer.startswith(f"data.train: holds other images than {run.path} began with")
+    on_ranks(
+        "pretrain_run",
+        world_size=2,
+        arguments=arguments(place, str(run.path), f"data.train={tmp_path / 'linked'}"),
+    )
+    assert run.marker("done") is not None
+    assert_bit_equal(last(run.path), last(undisturbed))
+
+
 def test_a_disk_that_fills_up_costs_records_and_saves_but_not_the_run(
     place: Path, undisturbed: Path, on_ranks: OnRanks, small_disk: Path
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coatnet.config import ConfigError, load_config
 from coatnet.config.shipped import find_config
+from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 
 RECIPE = Path("configs/pretrain/imagenet_1k_coatnet_0.yaml")
@@ -61,3 +63,23 @@ def test_a_folder_of_recipes_tells_what_it_holds(tmp_path: Path, monkeypatch: py
         load_config(PretrainConfig, "configs/pretrain")
     with pytest.raises(ConfigError, match=r"is a folder; give a YAML file$"):
         load_config(PretrainConfig, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schema", "recipe", "words"),
+    [
+        (PretrainConfig, "quickstart_pretrain.yaml", []),
+        (FinetuneConfig, "quickstart_finetune.yaml", ["init=a"]),
+    ],
+)
+def test_runs_differ_by_their_mixture_and_not_by_where_the_corpora_lie(
+    schema: type[Any], recipe: str, words: list[str]
+) -> None:
+    def digest(*data: str) -> str:
+        overrides = [*words, "data.evaluate=b", *data]
+        return load_config(schema, Path("configs") / recipe, overrides=overrides).run_digest()
+
+    assert digest("data.train=a") == digest("data.train=/there/a", "data.evaluate=/there/b")
+    mixture = digest("data.train=[{path: a, weight: 2}, {path: b}]")
+    assert mixture == digest("data.train=[{path: /there/a, weight: 2}, {path: c}]")
+    assert len({mixture, digest("data.train=a"), digest("data.train=[a, b]")}) == 3

@@ -152,6 +152,26 @@ def test_the_images_of_batch_norm_are_settled_once_a_run_has_begun(tmp_path: Pat
     assert run.settled_group_images is None
 
 
+def test_a_run_goes_on_with_the_images_that_it_began_with_wherever_they_lie(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    begin(run, _Recipe())
+    run.settle_corpora({"data.train": ["a", "b"]})
+    run.settle_corpora({"data.train": ["a"], "data.evaluate": ["c"]})  # nothing was trained on yet
+    append_line(run.metrics, {"step": 1})
+    run.settle_corpora({"data.train": ["a"], "data.evaluate": ["c"]})
+    for others in ({"data.train": ["b"]}, {"data.train": ["a"], "data.evaluate": []}):
+        with pytest.raises(UserError, match=rf"{[*others][-1]}: holds other images than .*run began with"):
+            run.settle_corpora(others)
+    run.check_corpora({"data.train": ["a"]})
+    for unknown in (b"\xff{", b"[]"):
+        run.corpora.write_bytes(unknown)
+        run.check_corpora({"data.train": ["b"]})
+    run.corpora.unlink()  # as of a run from before they were noted
+    run.settle_corpora({"data.train": ["b"]})
+    with pytest.raises(UserError, match="other images"):
+        run.check_corpora({"data.train": ["a"]})
+
+
 def test_checkpoints_without_an_identity_are_never_started_over(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     with pytest.raises(UserError, match="checkpoints but no identity"):
