@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from coatnet.runtime.run_directory import parse_lines
+from coatnet.runtime.run_directory import RunDirectory, parse_lines
 
 _TAIL_BYTES = 1 << 16
 _MESSAGE_CHARACTERS = 300
@@ -19,9 +19,10 @@ def newest_step(directory: Path) -> int:
 
     A checkpoint `step-00000045` exists once its manifest does; whether its bytes are right, the ranks verify.
     """
-    found = (path.parent.name for path in (directory / "checkpoints").glob("step-*/manifest.json"))
-    steps = [name.removeprefix("step-") for name in found]
-    return max((int(step) for step in steps if step.isdecimal()), default=-1)
+    for path in RunDirectory(directory).find_checkpoints():
+        if (path / "manifest.json").exists():
+            return int(path.name.removeprefix("step-"))
+    return -1
 
 
 def last_lines(path: Path, *, count: int) -> list[str]:

@@ -319,7 +319,7 @@ def _plan(prepared: Prepared) -> Plan | None:
 
 def _is_to_come(model: Path) -> bool:
     """Return whether a job is to make this model, an earlier stage of a pipeline."""
-    submitted = (model / "submissions").is_dir() and not any(model.glob("checkpoints/step-*"))
+    submitted = (model / "submissions").is_dir() and not RunDirectory(model).find_checkpoints()
     return submitted or not model.exists()
 
 

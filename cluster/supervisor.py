@@ -50,12 +50,7 @@ _LOST_PEER = "lost another rank"
 _END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
 
 
-_OUTCOMES = {
-    Action.FINISH: "done",
-    Action.LEAVE: "ended",
-    Action.CONTINUE: "stopped",
-    Action.FAIL: "failed",
-}
+_OUTCOMES = {Action.FINISH: "done", Action.LEAVE: "ended", Action.CONTINUE: "stopped", Action.FAIL: "failed"}
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,7 @@ class Lookahead:
     """
 
     def __init__(
-        self,
-        order: PositionOrder,
-        corpora: Sequence[SampleSource],
-        rank_steps: Steps,
-        *,
-        ahead_shards: int,
+        self, order: PositionOrder, corpora: Sequence[SampleSource], rank_steps: Steps, *, ahead_shards: int
     ) -> None:
         """Prepare to walk."""
         self._order, self._corpora, self._rank_steps = order, corpora, rank_steps

@@ -36,11 +36,7 @@ class Pending(Protocol[T_co]):
 
 
 def made_ahead(
-    pending: Iterator[Pending[T]],
-    *,
-    threads: int,
-    ahead: int,
-    meanwhile: Callable[[], None] = lambda: None,
+    pending: Iterator[Pending[T]], *, threads: int, ahead: int, meanwhile: Callable[[], None] = lambda: None
 ) -> Generator[T, None, None]:
     """Yield finished batches in order, keeping up to `ahead` more under way.
 

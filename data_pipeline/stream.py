@@ -100,7 +100,7 @@ class Stream:
         for corpus in self._corpora:
             if corpus.remote and (name := corpus.fetching):
                 found.setdefault(FETCHES, name)
-        if self._account.is_counting("data_wait"):
+        if self._account.counting == "data_wait":
             found[WAITS] = f"rank {self._ranks.rank} waits for its batch"
         return found
 

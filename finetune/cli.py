@@ -228,12 +228,7 @@ def export(
     from finetune.handover.export import export_model, print_certificates
 
     certificates = export_model(
-        str(model),
-        destination,
-        formats=formats or ["safetensors"],
-        weights=weights,
-        px=px,
-        data=data,
+        str(model), destination, formats=formats or ["safetensors"], weights=weights, px=px, data=data
     )
     _show(certificates, print_certificates, as_json=as_json)
 

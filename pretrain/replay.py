@@ -54,11 +54,7 @@ def replay(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
     """
     bundle = read_bundle(folder)
     config = load_config(PretrainConfig, folder / "config.yaml")
-    config = replace(
-        config,
-        train=replace(config.train, micro_batch=bundle.micro_batch),
-        tune=TuneConfig(),
-    )
+    config = replace(config, train=replace(config.train, micro_batch=bundle.micro_batch), tune=TuneConfig())
     checkpoint = Checkpoint(folder / "checkpoint")
     checkpoint.verify()
     facts = checkpoint.facts

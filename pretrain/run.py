@@ -85,8 +85,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         self._judges = self._open_judges()
         self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
         self._exclusions = run.path / "exclusions.json"
-        rollbacks = self._read_exclusions()
-        self.guard = Guard(config.guard, rollbacks=rollbacks)
+        self.guard = Guard(config.guard, rollbacks=self._read_exclusions())
         self.health = Health(config.guard, ranks=ranks, stage=config.zero.stage)
         if config.compile:
             on_compilation(self.watchdog.hold, self.watchdog.release)
@@ -293,10 +292,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         share = self.config.train.global_batch // self.ranks.world_size
         if self.config.tune.micro_batch == "auto":
             self.trainer.micro_batch = largest_micro_batch(
-                self.trainer,
-                image_size=size,
-                share=share,
-                group_images=self._group_images,
+                self.trainer, image_size=size, share=share, group_images=self._group_images
             )
             self.recorder.event("tuned", micro_batch=self.trainer.micro_batch)
             self.ranks.say(f"tune.micro_batch: train.micro_batch={self.trainer.micro_batch} fits")

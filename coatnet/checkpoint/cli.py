@@ -42,12 +42,13 @@ def inspect_checkpoint(
 
 def _locate(directory: Path) -> Path:
     """Accept a run directory too: its newest committed checkpoint is meant."""
-    from coatnet.checkpoint.inspection import MANIFEST, find_checkpoints
+    from coatnet.checkpoint.inspection import MANIFEST
     from coatnet.config import UserError
+    from coatnet.runtime.run_directory import RunDirectory
 
     if (directory / MANIFEST).exists():
         return directory
-    found = find_checkpoints(directory)
+    found = RunDirectory(directory).find_checkpoints()
     if not found:
         raise UserError(f"{directory}: neither a checkpoint nor a run directory with one")
     return found[0]

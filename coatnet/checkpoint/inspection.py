@@ -21,6 +21,7 @@ from coatnet.model.config import PARTS, ModelConfig, stage_names
 from coatnet.model.cost import model_cost
 from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular, read_regular
+from coatnet.runtime.run_directory import RunDirectory
 
 TENSORS = "model.safetensors"
 CONFIG = "config.json"
@@ -104,12 +105,6 @@ def described_model(path: Path) -> ModelConfig:
     return found.model
 
 
-def find_checkpoints(run: Path) -> list[Path]:
-    """Return where a run's committed checkpoints lie, the newest first."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), reverse=True)
-
-
 def checkpoints_of(path: Path) -> list[Path]:
     """Return a checkpoint that lies at a path, or those of a run that does, the newest first.
 
@@ -124,7 +119,7 @@ def checkpoints_of(path: Path) -> list[Path]:
         return [path]
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a run directory, a checkpoint, nor an exported model")
-    found = find_checkpoints(path)
+    found = RunDirectory(path).find_checkpoints()
     if not found:
         raise UserError(f"{path}: the run has no checkpoint yet")
     return found

@@ -121,14 +121,11 @@ class Checkpoint:
         buffer = memoryview(bytearray(_CHUNK_BYTES))
         if _hash(opened, 0, file.header_bytes, buffer) != file.header_xxh3:
             raise CheckpointError(f"{self.directory / file.name}: the header does not match its checksum")
-        end = file.header_bytes
-        for piece in file.pieces:
-            if piece.offset != end:
-                raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
-            self._check(file, piece, _hash(opened, piece.offset, piece.bytes, buffer))
-            end += piece.bytes
-        if end != file.bytes:
+        ends = [file.header_bytes, *(piece.offset + piece.bytes for piece in file.pieces)]
+        if ends != [*(piece.offset for piece in file.pieces), file.bytes]:
             raise CheckpointError(f"{self.directory / file.name}: pieces do not cover the file")
+        for piece in file.pieces:
+            self._check(file, piece, _hash(opened, piece.offset, piece.bytes, buffer))
 
     def _of(self, kind: str, name: str) -> list[tuple[RankFile, Piece]]:
         found = self._pieces.get((kind, name))

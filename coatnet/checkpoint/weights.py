@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coatnet.checkpoint.format import CheckpointError
-from coatnet.checkpoint.inspection import (
-    CONFIG,
-    TENSORS,
-    check_fit,
-    checkpoints_of,
-    read_description,
-)
+from coatnet.checkpoint.inspection import CONFIG, TENSORS, check_fit, checkpoints_of, read_description
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.weight_files import check_safetensors
 from coatnet.config import UserError, from_dict, to_dict

@@ -41,10 +41,7 @@ def inspect_model(
     _print_model(cost, blocks=blocks)
 
 
-def inspect_layouts(
-    px: Annotated[int, _PX] = 224,
-    as_json: Annotated[bool, _JSON] = False,
-) -> None:
+def inspect_layouts(px: Annotated[int, _PX] = 224, as_json: Annotated[bool, _JSON] = False) -> None:
     """Print the five layouts of the paper side by side, at one size.
 
     Example: coatnet inspect layouts

@@ -13,8 +13,7 @@ from coatnet.config.plain_text import json_text
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory; the run may still be going.")],
     destination: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the report, where RUN may only be read; default: RUN."),
+        Path | None, typer.Option(help="Folder for the report, where RUN may only be read; default: RUN.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report's figures instead.")] = False,
 ) -> None:

@@ -29,10 +29,7 @@ _TOGETHER = (
     ("share of the time that the main rank waits for data", {"data_wait_share": "share"}),
     ("update norm", {"train/update_norm": "update norm"}),
     ("deviation of the stages' outputs", {f"activations/S{n}/deviation": f"S{n}" for n in range(1, 5)}),
-    (
-        "largest magnitude of the stages' outputs",
-        {f"activations/S{n}/largest": f"S{n}" for n in range(1, 5)},
-    ),
+    ("largest magnitude of the stages' outputs", {f"activations/S{n}/largest": f"S{n}" for n in range(1, 5)}),
     ("memory, GiB", {"memory_gib": "GiB"}),
     ("MFU", {"mfu": "MFU"}),
 )

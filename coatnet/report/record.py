@@ -115,7 +115,7 @@ def read_run(path: Path) -> RunRecord:
         summary=_read_json(run.summary),
         plan=_read_json(run.plan),
         markers={name: value for name, value in markers.items() if value is not None},
-        facts=_newest_facts(run.checkpoints),
+        facts=_newest_facts(run),
     )
 
 
@@ -132,9 +132,9 @@ def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: curve.points() for name, curve in curves.items()}
 
 
-def _newest_facts(checkpoints: Path) -> dict[str, Any]:
+def _newest_facts(run: RunDirectory) -> dict[str, Any]:
     """Return what the newest checkpoint says of itself; its bytes are not verified for a report."""
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+    for folder in run.find_checkpoints():
         try:
             body = json.loads(_read_json(folder / "manifest.json")["body"])
             return {**body["facts"], "checkpoint": folder.name}

@@ -13,18 +13,7 @@ from typing import Any
 
 from coatnet.config import UserError
 from coatnet.config.plain_text import is_number, number_of
-from coatnet.report.blocks import (
-    Block,
-    Chart,
-    Code,
-    Fold,
-    Section,
-    Table,
-    Text,
-    Tiles,
-    html_page,
-    markdown,
-)
+from coatnet.report.blocks import Block, Chart, Code, Fold, Section, Table, Text, Tiles, html_page, markdown
 from coatnet.report.card import model_card, model_line
 from coatnet.report.chart import number_text, stacked_bar, timeline
 from coatnet.report.curves import curves
@@ -123,16 +112,9 @@ def comparison(record: RunRecord) -> dict[str, dict[str, float]]:
         if one["global_batch"] == batch:
             plan |= {"step_seconds": one["step_seconds"], "images_per_second": batch / one["step_seconds"]}
     return {
-        name: {
-            "predicted": predicted,
-            "measured": measured[name],
-            "error": measured[name] / predicted - 1,
-        }
+        name: {"predicted": predicted, "measured": measured[name], "error": measured[name] / predicted - 1}
         for name, predicted in plan.items()
-        if name in measured
-        and isinstance(predicted, int | float)
-        and not isinstance(predicted, bool)
-        and predicted
+        if name in measured and is_number(predicted) and predicted
     }
 
 

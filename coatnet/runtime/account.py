@@ -105,7 +105,7 @@ class TimeAccount:
     @contextmanager
     def measure(self, name: str, *, inside: str | None = None) -> Iterator[None]:
         """Count the time of the block to class `name`; with `inside`, only where that class is running."""
-        if inside is not None and not self.is_counting(inside):
+        if inside is not None and inside != self.counting:
             yield
             return
         self.enter(name)
@@ -113,10 +113,6 @@ class TimeAccount:
             yield
         finally:
             self.leave()
-
-    def is_counting(self, name: str) -> bool:
-        """True while the clock runs for class `name`."""
-        return self.counting == name
 
     @property
     def counting(self) -> str:

@@ -46,7 +46,12 @@ class RunDirectory:
     def has_begun(self) -> bool:
         """True once a step was recorded or saved: before, nothing binds the run to its config."""
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return recorded or any(self.checkpoints.glob("step-*"))
+        return recorded or bool(self.find_checkpoints())
+
+    def find_checkpoints(self) -> list[Path]:
+        """Return where the committed checkpoints lie, the newest first."""
+        found = {path.name.removeprefix("step-"): path for path in self.checkpoints.glob("step-*")}
+        return [found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
 
     @property
     def settled_group_images(self) -> int | None:
@@ -66,7 +71,7 @@ class RunDirectory:
             UserError: it is of another config, or of none that is known.
         """
         if not self.identity.exists():
-            if any(self.checkpoints.glob("step-*")):
+            if self.find_checkpoints():
                 raise UserError(
                     f"{self.path}: holds checkpoints but no {IDENTITY}; restore it, or choose another folder"
                 )

@@ -17,17 +17,7 @@ _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 _INCHES = (5.2, 3.4)
 _LEAST_INCHES, _INCHES_A_NAME = 3.6, 0.1
 # The report's colours, in the order of the account's classes.
-_COLOURS = (
-    "#4456c7",
-    "#8a3f8f",
-    "#c4990c",
-    "#0a7a5c",
-    "#b3541e",
-    "#2f9ac4",
-    "#6e7781",
-    "#a3343f",
-    "#b8c0c8",
-)
+_COLOURS = ("#4456c7", "#8a3f8f", "#c4990c", "#0a7a5c", "#b3541e", "#2f9ac4", "#6e7781", "#a3343f", "#b8c0c8")
 
 
 def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> Any:

@@ -17,13 +17,7 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.ema import Ema
-from coatnet.training.pieces import (
-    Piece,
-    create_moments,
-    own_pieces,
-    publish,
-    set_step_count,
-)
+from coatnet.training.pieces import Piece, create_moments, own_pieces, publish, set_step_count
 
 
 class ShardedState:

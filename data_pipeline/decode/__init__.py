@@ -160,10 +160,7 @@ def _damage(status: Status) -> DecodeError | None:
 
 
 def _check(
-    payloads: Sequence[Payload],
-    boxes: NDArray[np.integer],
-    flips: NDArray[np.bool_],
-    out: NDArray[np.uint8],
+    payloads: Sequence[Payload], boxes: NDArray[np.integer], flips: NDArray[np.bool_], out: NDArray[np.uint8]
 ) -> None:
     count = len(payloads)
     if boxes.shape != (count, 4) or flips.shape != (count,):

@@ -24,14 +24,7 @@ class IndexRows:
         return len(self._rows)
 
     def add(
-        self,
-        image: Judged,
-        label: Label,
-        *,
-        offset: int,
-        checksum: int,
-        size: int,
-        image_at: int,
+        self, image: Judged, label: Label, *, offset: int, checksum: int, size: int, image_at: int
     ) -> None:
         """Add an image.
 

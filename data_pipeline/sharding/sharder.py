@@ -99,10 +99,7 @@ def _split(
     train, validation = split_validation(listing, chosen, options.validation)
     if not len(train) or not len(validation):
         raise UserError(f"--validation {options.validation:g} of {len(chosen)} samples leaves one side empty")
-    return {
-        "train": (train, destination / "train"),
-        "validation": (validation, destination / "validation"),
-    }
+    return {"train": (train, destination / "train"), "validation": (validation, destination / "validation")}
 
 
 def _shard_part(

@@ -58,7 +58,7 @@ class ExposedCommunication:
         if not torch.cuda.is_available():
             with self._account.measure("communication", inside="compute"):
                 return work()
-        if not self._account.is_counting("compute") or not _on_main_stream():
+        if self._account.counting != "compute" or not _on_main_stream():
             return work()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -43,7 +43,7 @@ def test_every_second_belongs_to_the_innermost_class_that_runs(tmp_path: Path, c
     with account.measure("compute"):
         clock.go(4)
         with account.measure("data_wait"):
-            assert account.is_counting("data_wait") and not account.is_counting("compute")
+            assert account.counting == "data_wait"
             clock.go(8)
         clock.go(16)
     with account.measure("checkpoint"):

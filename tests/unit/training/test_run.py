@@ -23,7 +23,7 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
 
     class Meeting(Ranks):
         def barrier(self, *, timeout_seconds: float | None = None) -> None:
-            met.append((run.watchdog._held, run.account.is_counting("checkpoint")))
+            met.append((run.watchdog._held, run.account.counting == "checkpoint"))
 
     run: TrainingRun[State, PretrainResult] = TrainingRun(
         RunDirectory(tmp_path), ranks=Meeting(), stop=StopFlag()
