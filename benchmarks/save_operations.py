@@ -88,9 +88,8 @@ def _kind(name: str, given: str) -> str:
         return "create" if "O_CREAT" in given else "open"
     if "stat" in name and name != "statfs":
         return "stat"
-    return {"unlinkat": "unlink", "renameat": "rename", "renameat2": "rename", "getdents64": "list"}.get(
-        name, name
-    )
+    plainly = {"unlinkat": "unlink", "renameat": "rename", "renameat2": "rename", "getdents64": "list"}
+    return plainly.get(name, name)
 
 
 def save_twice(run: Path, *, ranks: int) -> None:

@@ -33,8 +33,7 @@ class ModelConfig:
             fed later on. A training run takes it from `augment.image_size`.
         stochastic_depth: probability that a block at the end is skipped; at the start it is 0. 0 is off.
         relative_attention: whether attention has the relative bias.
-        head_size: channels of an attention head; null for the family's (32; 64 in
-            coatnet_5, 128 in 6 and 7).
+        head_size: channels of an attention head; null for the family's (32; 64 in coatnet_5, 128 in 6 and 7).
         stride_place: which layer of a down-sampling MBConv strides, "expand" or "depthwise"; null for the
             family's.
         mbconv_norm: "batch" or "layer", in MBConv blocks.

@@ -133,9 +133,8 @@ def _launch(draw: Callable[..., Tensor]) -> Probe:
 def _copy() -> Probe:
     source = torch.ones(_COPIED_ELEMENTS)
     target = torch.empty_like(source)
-    return {"kind": "copy", "elements": _COPIED_ELEMENTS, "macs": 0, "calls": 1.0}, lambda: target.copy_(
-        source
-    )
+    shape = {"kind": "copy", "elements": _COPIED_ELEMENTS, "macs": 0, "calls": 1.0}
+    return shape, lambda: target.copy_(source)
 
 
 def _probe(kind: str, forward: Callable[..., Tensor], *inputs: Tensor, elements: int, macs: int = 0) -> Probe:

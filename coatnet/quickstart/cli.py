@@ -9,14 +9,12 @@ import typer
 
 from coatnet.config.plain_text import json_text
 
+_DIRECTORY, _CONFIGS = Path("runs/quickstart"), Path("configs")
+
 
 def quickstart(
-    directory: Annotated[Path, typer.Option(help="Where data, runs and the summary go.")] = Path(
-        "runs/quickstart"
-    ),
-    configs: Annotated[Path, typer.Option(help="Folder with the quickstart's two configs.")] = Path(
-        "configs"
-    ),
+    directory: Annotated[Path, typer.Option(help="Where data, runs and the summary go.")] = _DIRECTORY,
+    configs: Annotated[Path, typer.Option(help="Folder with the quickstart's two configs.")] = _CONFIGS,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete an earlier quickstart in DIRECTORY first.")
     ] = False,

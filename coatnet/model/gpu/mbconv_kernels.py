@@ -35,9 +35,8 @@ def _row(
     COLUMNS: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """Load a row of the strip, with EDGE columns more on either side; zeros outside of the map."""
-    start = base + row * (
-        WIDTH * CHANNELS
-    )  # once: what is added for a column is a constant in its instruction
+    # Once: what is added for a column is a constant in its instruction.
+    start = base + row * (WIDTH * CHANNELS)
     known = known & (row < HEIGHT)
     values = ()
     for number in tl.static_range(-EDGE, COLUMNS + EDGE):
@@ -173,9 +172,8 @@ def backward(
                 sigma = sigmoid(n)
                 active = tl.where(inside, n * sigma, 0.0)
                 pull, new = zero, ()
-                for tap in tl.static_range(
-                    9
-                ):  # the output below and right of an element had it by the first tap
+                # The output below and right of an element had it by the first tap.
+                for tap in tl.static_range(9):
                     other = window[tap // 3][number + 2 - tap % 3]
                     pull += other * t[tap]
                     new += (sums[tap] + other * active,)

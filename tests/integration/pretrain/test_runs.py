@@ -170,9 +170,8 @@ def test_a_kill_in_the_middle_of_a_rollback_changes_nothing(
     on_ranks("pretrain_run", world_size=2, arguments=given, spike_at=7 * 24, spike_steps=2)
     given = arguments(place, "killed_rolling_back", *more)
     spike = {"spike_at": 7 * 24, "spike_steps": 2}
-    assert ask_ranks("pretrain_run", world_size=2, arguments=given, kill_in_rollback=True, **spike)[0] == {
-        "error": "died"
-    }
+    died = ask_ranks("pretrain_run", world_size=2, arguments=given, kill_in_rollback=True, **spike)[0]
+    assert died == {"error": "died"}
     on_ranks("pretrain_run", world_size=2, arguments=given, **spike)
     rolled_back, killed = place / "rolled_back", place / "killed_rolling_back"
     assert (killed / "exclusions.json").read_text() == (rolled_back / "exclusions.json").read_text()

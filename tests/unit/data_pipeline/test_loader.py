@@ -293,9 +293,8 @@ def test_evaluation_leaves_bad_samples_out_and_names_them_at_every_world_size(sh
         ]
         seen = [position for batch in batches for position in batch.positions.tolist()]
         assert seen == [position for position in range(120) if position not in (3, 31, 119)]
-        assert [label for batch in batches for label in batch.labels.tolist()] == [
-            labels[one] for one in seen
-        ]
+        given = [label for batch in batches for label in batch.labels.tolist()]
+        assert given == [labels[one] for one in seen]
         bad = [(one.position, one.name, one.reason) for batch in batches for one in batch.bad]
         places = ((3, "0[3]"), (31, "2[1]"), (119, "7[14]"))
         assert bad == [(position, name, "the disk ate it") for position, name in places]

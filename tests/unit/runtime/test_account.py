@@ -204,9 +204,8 @@ def test_lives_of_many_ranks_are_read_as_one_line_each_and_the_ranks_files_do_no
             live(run, rank=rank, world_size=world_size, samples_seen=8 * life)
         lease.release()
     sizes = {file.name: file.stat().st_size for file in sorted(run.account.glob("rank-*"))}
-    assert (
-        set(sizes.values()) == {512} and len(sizes) == 3
-    )  # that of the third rank is the first life's still
+    # That of the third rank is the first life's still.
+    assert set(sizes.values()) == {512} and len(sizes) == 3
     lives = read_lives(run.account)
     assert [(one.life, one.samples_seen) for one in lives] == [(1, 8), (2, 16), (3, 24)]
     assert [one.seconds["compute"] for one in lives] == [11.0, 10.5, 10.5]

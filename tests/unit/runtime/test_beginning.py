@@ -48,9 +48,8 @@ def test_a_lease_that_cannot_be_had_early_is_asked_for_again_where_all_ranks_hea
     (tmp_path / "file").touch()
     assert lease_early(tmp_path / "file") is None
     monkeypatch.setenv("RANK", "1")
-    assert lease_early(tmp_path / "of another rank") is None and not newest_epoch(
-        tmp_path / "of another rank"
-    )
+    other = tmp_path / "of another rank"
+    assert lease_early(other) is None and not newest_epoch(other)
 
 
 def test_nothing_is_written_into_a_run_that_was_taken_over_while_torch_was_loading(tmp_path: Path) -> None:

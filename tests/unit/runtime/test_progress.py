@@ -32,9 +32,8 @@ def test_after_a_slow_start_the_rate_is_the_present_one_and_the_time_that_is_lef
     monkeypatch.setattr("coatnet.runtime.progress.time.monotonic", lambda: now)
     lines: list[str] = []
     with progress(10_000, "pretrain", "images") as bar:
-        for images in (
-            [10] * 6 + [100] * 30 + [0] + [100] * 3
-        ):  # in ten seconds each; the one is an evaluation
+        # In ten seconds each; the one is an evaluation.
+        for images in [10] * 6 + [100] * 30 + [0] + [100] * 3:
             now += 10.0
             bar.advance(images)
             lines += capsys.readouterr().err.splitlines()
