@@ -69,10 +69,4 @@ def _describe(run: RunDirectory, config: Any, *, ranks: Ranks, **environment: An
     """Write what the run is on, and what it should take there."""
     about = describe_environment(device=ranks.device_type, world_size=ranks.world_size, **environment)
     write_atomically(run.environment, json.dumps(about, indent=2) + "\n")
-    write_plan(
-        run,
-        config=to_dict(config),
-        world_size=ranks.world_size,
-        ranks_per_node=ranks.local_world_size,
-        device=ranks.device_name,
-    )
+    write_plan(run, config=to_dict(config), ranks=ranks)

@@ -10,34 +10,33 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
+if TYPE_CHECKING:
+    from coatnet.runtime.ranks import Ranks
+
 _GROUP = "coatnet.planners"
 
 
-def write_plan(
-    run: RunDirectory,
-    *,
-    config: dict[str, Any],
-    world_size: int,
-    ranks_per_node: int,
-    device: str,
-    rates: Sequence[Any] = (),
-) -> None:
+def write_plan(run: RunDirectory, *, config: dict[str, Any], ranks: Ranks, rates: Sequence[Any] = ()) -> None:
     """Write plan.json, if somebody can plan this run.
 
     Args:
         config: resolved, as plain containers.
-        device: "cpu", or the GPU's name as its driver tells it.
+        ranks: that run it.
         rates: what each rank attains in single operations, if that was measured.
     """
     for point in entry_points(group=_GROUP):
         try:
             plan = point.load()(
-                config, world_size=world_size, ranks_per_node=ranks_per_node, device=device, rates=rates
+                config,
+                world_size=ranks.world_size,
+                ranks_per_node=ranks.local_world_size,
+                device=ranks.device_name,
+                rates=rates,
             )
         except UserError as error:  # a config that trains, but that a plan cannot judge
             run.record_event("no_plan", reason=str(error))

@@ -126,14 +126,7 @@ def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
     own = measure_rates(seconds=_MEASURING_SECONDS, clock=time.perf_counter)
     everyones = ranks.gather([asdict(rate) for rate in own])
     if ranks.is_main:
-        write_plan(
-            run,
-            config=to_dict(config),
-            world_size=ranks.world_size,
-            ranks_per_node=ranks.local_world_size,
-            device="cpu",
-            rates=everyones,
-        )
+        write_plan(run, config=to_dict(config), ranks=ranks, rates=everyones)
 
 
 def tell_plan(run: RunDirectory) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from coatnet.config import UserError
 from coatnet.runtime import plan
+from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
 
@@ -44,13 +45,13 @@ def declare(monkeypatch: pytest.MonkeyPatch, *functions: Any) -> None:
 
 def test_the_first_answer_is_kept(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, pass_on, answer)
-    plan.write_plan(run, config={"seconds": 2}, world_size=4, ranks_per_node=2, device="cpu")
+    plan.write_plan(run, config={"seconds": 2}, ranks=Ranks(world_size=4, local_world_size=2))
     assert json.loads(run.plan.read_text()) == {"step_seconds": 8, "device": "cpu"}
 
 
 def test_a_refusal_is_an_event_and_no_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, refuse)
-    plan.write_plan(run, config={}, world_size=4, ranks_per_node=2, device="cpu")
+    plan.write_plan(run, config={}, ranks=Ranks(world_size=4, local_world_size=2))
     assert not run.plan.exists()
     (event,) = read_lines(run.events)
     assert event["kind"] == "no_plan" and "does not divide" in event["reason"]
@@ -58,5 +59,5 @@ def test_a_refusal_is_an_event_and_no_end(run: RunDirectory, monkeypatch: pytest
 
 def test_without_planners_there_is_no_plan(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch)
-    plan.write_plan(run, config={}, world_size=1, ranks_per_node=1, device="cpu")
+    plan.write_plan(run, config={}, ranks=Ranks())
     assert not run.plan.exists()

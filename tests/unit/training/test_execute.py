@@ -36,7 +36,7 @@ def test_only_a_longer_run_is_planned_by_what_its_cores_attain(
     words += ["model.widths=[16,16,32,32,32]", "augment.image_size=64"]
     config = load_config(PretrainConfig, overrides=[*words, "data.train=[{path: nowhere}]"])
     run, ranks = RunDirectory(tmp_path), Ranks.single()
-    write_plan(run, config=to_dict(config), world_size=1, ranks_per_node=1, device="cpu")
+    write_plan(run, config=to_dict(config), ranks=ranks)
     plan_for_this_hour(run, config=config, ranks=ranks)
     assert json.loads(run.plan.read_text())["hardware"] == hardware
 
