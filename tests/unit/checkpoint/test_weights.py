@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from coatnet.checkpoint.cli import _print
+from coatnet.checkpoint.cli import _print, inspect_checkpoint
+from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.store import CheckpointStore
 from coatnet.checkpoint.weights import export_safetensors, load_weights
@@ -122,3 +123,21 @@ def test_what_others_wrote_into_a_checkpoint_is_shown_as_text(capsys: pytest.Cap
     _print({"directory": "runs/[/a]", **numbers, "kinds": {}, "facts": facts, "verified": True})
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[/bold]", "[/note]", "runs/[/a]"))
+
+
+def test_the_command_verifies_every_byte_unless_it_is_told_to_be_quick(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = write_run(tmp_path, ema=True)
+    inspect_checkpoint(tmp_path, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["verified"] and found["step"] == 1 and found["facts"]["classes"] == ["a", "b", "c"]
+    assert found["kinds"]["ema"] == {"tensors": len(state), "elements": sum(map(torch.numel, state.values()))}
+    (file,) = (tmp_path / "checkpoints" / "step-00000001").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        inspect_checkpoint(tmp_path)
+    inspect_checkpoint(tmp_path, as_json=True, quick=True)
+    assert not json.loads(capsys.readouterr().out)["verified"]

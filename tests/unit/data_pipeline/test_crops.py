@@ -26,11 +26,12 @@ def test_a_crop_lies_within_its_image(width: int, height: int, key: int) -> None
 
 
 @settings(max_examples=100, deadline=None)
-@given(width=SIDES, height=SIDES)
-def test_evaluation_takes_the_central_square_or_the_whole(width: int, height: int) -> None:
+@given(width=SIDES, height=SIDES, share=st.sampled_from([0.5, 0.875, 1.0]))
+def test_evaluation_takes_a_central_square_or_the_whole(width: int, height: int, share: float) -> None:
     widths, heights = np.array([width]), np.array([height])
-    left, top, right, bottom = evaluation_boxes(widths, heights, AugmentConfig())[0].tolist()
-    assert right - left == bottom - top == max(round(0.875 * min(width, height)), 1)
+    augment = AugmentConfig(evaluate_crop=share)
+    left, top, right, bottom = evaluation_boxes(widths, heights, augment)[0].tolist()
+    assert right - left == bottom - top == max(round(share * min(width, height)), 1)
     assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
     whole = evaluation_boxes(widths, heights, AugmentConfig(evaluate_resize="whole"))
     assert whole[0].tolist() == [0, 0, width, height]

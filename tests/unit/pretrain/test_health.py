@@ -44,6 +44,11 @@ def test_of_two_ranks_the_slow_one_is_compared_with_the_other_and_not_with_both(
     assert found == [{"straggler": 1, "seconds": 0.15, "usual": 0.1}]
 
 
+def test_the_config_says_how_much_slower_is_slow() -> None:
+    health = Health(GuardConfig(straggler_ratio=1.6), ranks=Ranks(world_size=2), stage=1)
+    assert not any(health.after_step(step, [0.1, 0.15]) for step in range(1, 51))
+
+
 def test_a_rank_alone_is_never_slow() -> None:
     health = Health(GuardConfig(), ranks=Ranks(), stage=1)
     assert not any(health.after_step(step, [0.1]) for step in range(1, 101))
