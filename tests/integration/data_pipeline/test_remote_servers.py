@@ -130,7 +130,7 @@ def test_a_part_of_no_told_place_is_named_and_no_fault_of_the_cache(
         fetch(f"{server.url}/{NAME}", tmp_path / NAME)
 
 
-def test_of_a_manifest_that_comes_in_part_nothing_is_believed(server: FaultServer, tmp_path: Path) -> None:
+def test_of_a_manifest_that_comes_in_part_nothing_is_believed(server: FaultServer) -> None:
     url, patience = f"{server.url}/{NAME}", Patience(attempts=9, pause=lambda _: None)
     server.faults[NAME] = ["piece", "whole piece"]
     assert fetch_bytes(url, limit=len(CONTENT), patience=patience) == CONTENT

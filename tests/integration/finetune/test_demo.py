@@ -53,9 +53,7 @@ def is_png(data_url: str) -> Image.Image:
 
 
 @pytest.mark.slow
-def test_a_chosen_image_shows_its_guesses_and_where_the_model_looked(
-    page: Any, photos: Path, tmp_path: Path
-) -> None:
+def test_a_chosen_image_shows_its_guesses_and_where_the_model_looked(page: Any, photos: Path) -> None:
     page.choose_file("#file", photos / "validation" / "blue" / "000.jpg")
     page.until("document.querySelectorAll('#guesses li').length === 3")
     names = page.evaluate("[...document.querySelectorAll('#guesses li span')].map(s => s.textContent)")

@@ -387,7 +387,7 @@ def test_four_ranks_give_the_same_bits_on_two_nodes_and_warned_on_four(
 
 @every_scenario
 def test_a_run_goes_on_at_another_number_of_nodes_with_every_sample_once(
-    slurm_cluster: FakeCluster, shards: Path, undisturbed: str, tmp_path: Path
+    slurm_cluster: FakeCluster, shards: Path, tmp_path: Path
 ) -> None:
     run = begin(slurm_cluster, tmp_path / "moved", shards, until_told=True, continuation="none")
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)

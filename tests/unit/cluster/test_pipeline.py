@@ -336,7 +336,7 @@ def test_a_file_with_stages_is_a_pipeline(tmp_path: Path, name: str, text: str, 
 
 
 @pytest.mark.slow
-def test_the_pipeline_that_is_shipped_can_be_submitted_by_the_site_file_that_is(tmp_path: Path) -> None:
+def test_the_pipeline_that_is_shipped_can_be_submitted_by_the_site_file_that_is() -> None:
     configs = Path(__file__).parents[3] / "configs" / "cluster"
     for site in (SiteConfig(), SiteConfig(continuation="chain"), load_site(configs / "site.yaml")):
         prepared = prepare_pipeline(configs / "pipeline.yaml", site=site)

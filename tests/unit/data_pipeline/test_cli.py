@@ -234,7 +234,7 @@ def test_preview_draws_a_sheet(shard_folder: Path, tmp_path: Path, augment: list
 
 
 def test_a_preview_names_the_images_that_cannot_be_used_and_shows_the_others(
-    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = str(next(image_folder.rglob("*.jpg")).relative_to(image_folder))
     corpus = FolderCorpus(image_folder, classes=["ant"], files=[(image, 0), ("gone", 0), ("lost\x1b[2J", 0)])

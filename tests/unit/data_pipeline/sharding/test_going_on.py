@@ -139,9 +139,7 @@ def test_a_part_of_the_images_is_not_packed_among_them(image_folder: Path) -> No
     assert not list(image_folder.parent.rglob("*.tar"))
 
 
-def test_tars_of_which_nothing_is_known_are_not_written_over(
-    image_folder: Path, tars: Path, tmp_path: Path
-) -> None:
+def test_tars_of_which_nothing_is_known_are_not_written_over(image_folder: Path, tars: Path) -> None:
     """Nor do they lie among the shards, where other libraries would read both."""
     (tars / ".notes.tmp").touch()
     for source in (image_folder, tars / "a.tar"):
