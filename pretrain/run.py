@@ -242,7 +242,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             applied=result.applied,
             loss=json_number(result.loss),
             gradient_norm=json_number(result.gradient_norm),
-            micro_batch=self.trainer.micro_batch or share,
+            micro_batch=min(self.trainer.micro_batch or share, share),
             world_size=self.ranks.world_size,
             data=self.stream.state(),
         )
@@ -289,15 +289,15 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
     def rehearse(self) -> None:
         """Find out-of-memory and bad shapes before data are touched, or the largest micro-batch."""
         size = max(phase.image_size for phase in self.calendar.phases)
-        share = self.config.train.global_batch // self.ranks.world_size
+        shares = [phase.global_batch // self.ranks.world_size for phase in self.calendar.phases]
         if self.config.tune.micro_batch == "auto":
             self.trainer.micro_batch = largest_micro_batch(
-                self.trainer, image_size=size, share=share, group_images=self._group_images
+                self.trainer, image_size=size, shares=shares, group_images=self._group_images
             )
             self.recorder.event("tuned", micro_batch=self.trainer.micro_batch)
             self.ranks.say(f"tune.micro_batch: train.micro_batch={self.trainer.micro_batch} fits")
         else:
-            rehearse(self.trainer, image_size=size, samples=self.trainer.micro_batch or share)
+            rehearse(self.trainer, image_size=size, samples=self.trainer.micro_batch or max(shares))
 
     def _read_exclusions(self) -> int:
         ranges = self.ranks.broadcast(_read_ranges(self._exclusions) if self.ranks.is_main else None)

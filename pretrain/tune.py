@@ -7,6 +7,8 @@ what they found before they take the step together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psutil
 import torch
 
@@ -39,14 +41,25 @@ def rehearse(trainer: Trainer, *, image_size: int, samples: int) -> None:
         raise RankError(_too_large(short, image_size=image_size, samples=samples)) from None
 
 
-def largest_micro_batch(trainer: Trainer, *, image_size: int, share: int, group_images: int) -> int:
-    """Return the largest divisor of a rank's share, in whole groups, that leaves memory to spare everywhere.
+def largest_micro_batch(
+    trainer: Trainer, *, image_size: int, shares: Sequence[int], group_images: int
+) -> int:
+    """Return the largest micro-batch, in whole groups, that leaves memory to spare everywhere.
+
+    Args:
+        trainer: whose steps are tried.
+        image_size: of the run's largest images.
+        shares: a rank's, of all the run's global batches; each must be cut evenly, or be smaller.
+        group_images: of batch norm.
 
     Raises:
         UserError: not even one group fits.
     """
     ranks, memory, best = trainer.engine.ranks, _Memory(trainer.engine.ranks.device), 0
-    for size in (size for size in range(group_images, share + 1, group_images) if share % size == 0):
+    trainer.micro_batch = None  # or steps of other sizes would be cut by it
+    for size in range(group_images, max(shares) + 1, group_images):
+        if any(share % min(size, share) for share in shares):
+            continue
         if ranks.device_type == "cpu" and size > max(_MOST_ON_CPU, group_images):
             break
         lacking = memory.lacking(size) or _lacking_alone(trainer, image_size=image_size, samples=size)

@@ -18,13 +18,19 @@ def trainer_that_fits(most: int) -> Any:
 
     def take(*, image_size: int, samples: int) -> None:
         tried.append(samples)
+        assert trainer.micro_batch is None, "the step would be cut"
         if samples > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     tried: list[int] = []
-    return SimpleNamespace(
-        engine=SimpleNamespace(ranks=Ranks()), rehearse=take, rehearse_alone=take, tried=tried
+    trainer = SimpleNamespace(
+        engine=SimpleNamespace(ranks=Ranks()),
+        rehearse=take,
+        rehearse_alone=take,
+        tried=tried,
+        micro_batch=None,
     )
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -34,13 +40,33 @@ def test_the_largest_divisor_in_whole_groups_that_fits_is_taken(
     most: int, share: int, group: int, found: int
 ) -> None:
     trainer = trainer_that_fits(most)
-    assert largest_micro_batch(trainer, image_size=32, share=share, group_images=group) == found
+    trainer.micro_batch = 4  # of the config
+    assert largest_micro_batch(trainer, image_size=32, shares=[share], group_images=group) == found
     assert all(share % tried == 0 and tried % group == 0 for tried in trainer.tried)
+
+
+@pytest.mark.parametrize(
+    ("most", "shares", "found"),
+    [
+        (47, [48, 40], 8),
+        (48, [48, 40], 48),
+        (1000, [12, 48], 48),
+        (39, [12, 40], 20),
+        (19, [12, 40], 4),
+        (1000, [40, 8], 40),
+    ],
+)
+def test_a_micro_batch_cuts_the_share_of_every_global_batch_of_the_run_evenly(
+    most: int, shares: list[int], found: int
+) -> None:
+    """One smaller than it is taken whole."""
+    trainer = trainer_that_fits(most)
+    assert largest_micro_batch(trainer, image_size=32, shares=shares, group_images=4) == found
 
 
 def test_a_group_that_does_not_fit_is_an_error_that_says_what_to_change() -> None:
     with pytest.raises(UserError, match="activation_checkpointing"):
-        largest_micro_batch(trainer_that_fits(2), image_size=32, share=48, group_images=4)
+        largest_micro_batch(trainer_that_fits(2), image_size=32, shares=[48], group_images=4)
 
 
 def test_a_dry_run_out_of_memory_names_the_micro_batch_and_the_remedies() -> None:
