@@ -105,8 +105,11 @@ def _corpora(data: Mapping[str, Any]) -> str:
 def _recipe(record: RunRecord, sizes: list[int]) -> str:
     train, optimizer = _section(record, "train"), _section(record, "optimizer")
     schedule, loss = _section(record, "schedule"), _section(record, "loss")
+    later = "".join(
+        f", {one.get('global_batch')} from {one.get('at')} on" for one in train.get("batch_changes") or ()
+    )
     parts = [
-        f"{train.get('duration', '–')}, global batch {train.get('global_batch', '–')}",
+        f"{train.get('duration', '–')}, global batch {train.get('global_batch', '–')}{later}",
         f"images of {', then '.join(map(str, sizes))} px",
         f"AdamW {optimizer.get('learning_rate', '–')}, weight decay {optimizer.get('weight_decay', '–')}",
         f"{schedule.get('shape', '–')} after {schedule.get('warmup', '–')} of warm-up",

@@ -48,7 +48,9 @@ def curves(record: RunRecord) -> list[Block]:
             series.pop("highest rank", None)
         used |= set(names)
         if series:
-            charts.append(_chart(title, series, restarts))
+            first, *others = series
+            of_another = not others and first != next(iter(names.values()))
+            charts.append(_chart(f"{title}, {first}" if of_another else title, series, restarts))
     for name, points in sorted(record.series.items()):
         if name not in used and not name.startswith(_HIDDEN) and points:
             charts.append(_chart(name, {name: points}, restarts))

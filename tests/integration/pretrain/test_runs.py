@@ -207,9 +207,14 @@ def test_a_step_of_one_rank_comes_out_to_the_bit_when_it_is_taken_again(
     place: Path, tmp_path: Path, on_ranks: OnRanks
 ) -> None:
     # Whatever lies above the median counts as a spike; a bundle begins at the checkpoint before.
-    touchy = ["guard.spike_window=2", "guard.spike_score=0.001", "train.duration=8 steps"]
+    touchy = ["guard.spike_window=2", "guard.spike_score=0.001", "guard.replays=2", "train.duration=8 steps"]
     on_ranks("pretrain_run", world_size=1, arguments=arguments(place, str(tmp_path / "run"), *touchy))
+    spikes = [one["step"] for one in RunDirectory(tmp_path / "run").read_events() if one["kind"] == "spike"]
     *_, bundle = sorted((tmp_path / "run" / "replays").iterdir())
+    able = [
+        f"step-{step:08d}" for step in spikes if step > 4
+    ]  # before the first save there is nothing to go by
+    assert [one.name for one in sorted(bundle.parent.iterdir())] == able[:2] and len(able) > 2
     (found,) = on_ranks("replay_bundle", world_size=1, folder=str(bundle))
     assert found["event"] == "spike" and found["reproduced"] is True
     assert found["equal_bits"] is True
@@ -263,6 +268,10 @@ def test_weights_that_ranks_do_not_agree_on_are_never_saved_and_the_next_start_l
     answers = ask_ranks("pretrain_run", world_size=3, arguments=given, flip_after=8)
     assert "silent corruption: the weights of ranks [1] differ" in answers[1]["result"]
     assert "error" in answers[0] and "error" in answers[2]  # they lost rank 1
+    (found,) = [one for one in RunDirectory(run).read_events() if one["kind"] == "silent_corruption"]
+    assert (found["step"], found["ranks"]) == (8, [1])
+    own, wrong, other = found["digests"]
+    assert own == other != wrong
     assert last(run).step == 4
     on_ranks("pretrain_run", world_size=2, arguments=given)
     losses = last(run).facts["progress"]["losses"]

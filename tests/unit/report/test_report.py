@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from coatnet.config import UserError
+from coatnet.report.blocks import Chart
 from coatnet.report.chart import line_chart, number_text, timeline
 from coatnet.report.curve import Curve
+from coatnet.report.curves import curves
 from coatnet.report.record import read_run
 from coatnet.report.write import _TROUBLE, figures, write_report
 from coatnet.runtime.account import TimeAccount
@@ -289,6 +291,27 @@ def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
     text = write_report(run.path).with_suffix(".md").read_text()
     assert "coatnet_1, C-C-T-T" in text and "3 epochs, global batch 32" in text
     assert "top1 75.00%" in text and "shards/a" in text and "| begins with | runs/b |" in text
+
+
+def test_the_card_tells_of_every_batch_of_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.config.write_text(
+        "model: {name: coatnet_0}\ntrain: {global_batch: 32, duration: 3 epochs, "
+        "batch_changes: [{at: 40 steps, global_batch: 48}, {at: 2 epochs, global_batch: 96}]}\n"
+    )
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert "3 epochs, global batch 32, 48 from 40 steps on, 96 from 2 epochs on; images" in text
+
+
+def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    append_line(run.metrics, {"samples_seen": 16000, "evaluate/map": 0.5})
+    charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
+    assert {"top-1", "mAP"} <= charts
+    text = run.metrics.read_text().replace("evaluate/top1", "evaluate/transfer_top1")
+    run.metrics.write_text(text)
+    charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
+    assert "top-1, transfer" in charts and "top-1" not in charts
 
 
 def test_the_card_of_a_run_in_phases_is_of_the_size_of_images_that_it_ends_with(tmp_path: Path) -> None:

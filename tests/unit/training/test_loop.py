@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
 
@@ -95,6 +96,31 @@ def test_a_life_that_dies_leaves_its_account_and_the_next_one_goes_on_to_the_sam
     resumed, compared = run.run.read_events()[1:]
     assert (resumed["step"], resumed["samples_seen"]) == (4, 32)
     assert compared["continuous"] and compared["samples_seen"] == 40
+
+
+def test_a_life_whose_loss_is_not_the_recorded_one_says_so_and_goes_on(
+    life: Life, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def another_machine(run: TinyRun) -> None:
+        with torch.no_grad():
+            run.model.weight.mul_(1.5)
+
+    def die(run: TinyRun) -> None:
+        raise RuntimeError("a rank was lost")
+
+    with pytest.raises(RuntimeError, match="a rank was lost"):
+        life(happens={6: die})
+    (recorded,) = [
+        row["train/loss"]
+        for row in read_lines(tmp_path / "run/metrics.jsonl")
+        if row.get("samples_seen") == 40 and "train/loss" in row
+    ]
+    run = life(happens={5: another_machine})
+    (compared,) = [event for event in run.run.read_events() if event["kind"] == "loss_continuity"]
+    assert not compared["continuous"] and compared["recorded"] == recorded
+    said = f"the loss DOES NOT go on as recorded before: {compared['loss']:.6g}, was {recorded:.6g}\n"
+    assert said in capsys.readouterr().err
+    assert run.run.marker("done") is not None
 
 
 def test_a_stop_saves_the_step_under_way_and_the_same_command_goes_on(
