@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,13 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             config_digest=digest,
         )
         self._judges = self._open_judges()
-        self.profiler = StepProfiler(config.profile.window, folder=run.logs / "profile", rank=ranks.rank)
+        self.profiler = StepProfiler(
+            config.profile.window,
+            folder=run.logs / "profile",
+            rank=ranks.rank,
+            patience=partial(self.patience, "idle"),
+            alarm=self.recorder.alarm,
+        )
         self._exclusions = run.path / "exclusions.json"
         self.guard = Guard(config.guard, rollbacks=self._read_exclusions())
         self.health = Health(config.guard, ranks=ranks, stage=config.zero.stage)

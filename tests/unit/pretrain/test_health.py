@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,8 +113,9 @@ def test_any_flipped_bit_changes_the_digest_of_the_weights(dtype: torch.dtype) -
     assert weight_digest(model) == before
 
 
-def trace(window: range, folder: Path, *, first: int = 1) -> StepProfiler:
-    profiler = StepProfiler(window, folder=folder, rank=3)
+def trace(window: range, folder: Path, *, first: int = 1, **parts: Any) -> StepProfiler:
+    parts = {"patience": nullcontext, "alarm": pytest.fail, **parts}
+    profiler = StepProfiler(window, folder=folder, rank=3, **parts)
     profiler.before_step(first)
     for step in range(first, 6):
         with torch.profiler.record_function(f"step number {step}"):
@@ -134,6 +137,35 @@ def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
     names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
     traced = {step for step in range(1, 6) if f"step number {step}" in names}
     assert traced == {step for step in window if step >= first}
+
+
+def test_a_trace_is_written_where_ranks_are_patient(tmp_path: Path) -> None:
+    """It may take minutes, in which a watchdog would see a hang."""
+    seen: list[list[str]] = []
+
+    @contextmanager
+    def patience() -> Iterator[None]:
+        seen.append([file.name for file in tmp_path.iterdir()])
+        yield
+        seen.append([file.name for file in tmp_path.iterdir()])
+
+    trace(range(2, 4), tmp_path, patience=patience)
+    assert seen == [[], ["steps-2-3-rank3.json"]]
+
+
+def test_a_trace_for_which_there_is_no_room_is_told_of_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_kineto_on_a_full_disk(profiler: Any, path: str) -> None:
+        Path(f"{path}.tmp").write_text("half of i")
+
+    alarms: list[str] = []
+    trace(range(1, 3), Path("/dev/null/profile"), alarm=alarms.append)
+    monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", as_kineto_on_a_full_disk)
+    trace(range(1, 3), tmp_path, alarm=alarms.append)
+    assert not [*tmp_path.iterdir()] and len(alarms) == 2
+    assert all(text.startswith("profile.steps: no trace: ") for text in alarms)
+    assert "steps-1-2-rank3.json could not be written" in alarms[1]
 
 
 def test_a_window_that_a_stop_cuts_off_leaves_the_steps_until_then(tmp_path: Path) -> None:
