@@ -40,10 +40,10 @@ def make_run(path: Path) -> RunDirectory:
     return run
 
 
-def save_checkpoint(run: RunDirectory, *, classes: list[str]) -> None:
+def save_checkpoint(run: RunDirectory, *, classes: list[str], **model: Any) -> None:
     """Leave of a checkpoint what a report reads of it."""
     (run.checkpoints / "step-00000001").mkdir()
-    facts = {"model": {"name": "coatnet_0", "num_classes": len(classes)}, "classes": classes}
+    facts = {"model": {"name": "coatnet_0", "num_classes": len(classes), **model}, "classes": classes}
     sealed = {"xxh3": "0", "body": json.dumps({"facts": facts})}
     (run.checkpoints / "step-00000001" / "manifest.json").write_text(json.dumps(sealed))
 
@@ -291,6 +291,34 @@ def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
     text = write_report(run.path).with_suffix(".md").read_text()
     assert "coatnet_1, C-C-T-T" in text and "3 epochs, global batch 32" in text
     assert "top1 75.00%" in text and "shards/a" in text and "| begins with | runs/b |" in text
+
+
+@pytest.mark.parametrize(
+    ("once", "row"), [(True, "| yes, proved by a digest of all positions |"), (False, "| NO |"), (None, "")]
+)
+def test_the_card_tells_whether_every_sample_came_once_if_the_run_is_over(
+    tmp_path: Path, once: bool | None, row: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    run.config.write_text("model: {name: coatnet_0}\n")
+    if once is not None:
+        run.summary.write_text(json.dumps({"every_sample_once": once}))
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert (f"| every sample once {row}" in text) if row else "every sample once" not in text
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, "l |"), (1, "l and 1 more |"), (1000, "l and 1,000 more |")])
+def test_the_card_names_what_the_model_is_made_of_and_a_dozen_of_its_classes(
+    tmp_path: Path, more: int, told: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    run.config.write_text("model: {name: coatnet_0}\ndata: {evaluate: shards/v}\n")
+    save_checkpoint(run, classes=[*"abcdefghijkl", *map(str, range(more))], depths=[1, 2, 3, 4, 5])
+    text = write_report(run.path).with_suffix(".md").read_text()
+    assert f"| {12 + more:,}: a, b, c, d, e, f, g, h, i, j, k, {told}" in text
+    assert "coatnet_0, C-C-T-T, depths 1-2-3-4-5 |" in text and "| evaluated on | shards/v |" in text
+    order = re.findall(r"^\| ([a-z ]+) \|", text.partition("## Model card")[2], re.MULTILINE)
+    assert order[:4] == ["architecture", "size", "classes", "trained on"]
 
 
 def test_the_card_tells_of_every_batch_of_the_run(tmp_path: Path) -> None:
