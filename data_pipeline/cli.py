@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}  # the other counts have no plural
 _NAMED = 5
+_Corpus = Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -73,7 +74,6 @@ def shard(
 
     if in_place == (destination is not None):
         raise UserError("coatnet shard: give a DESTINATION, or --in-place without one")
-
     try:
         no_url("SOURCE", source)
         no_url("DESTINATION", destination)
@@ -128,7 +128,7 @@ def _tell_sharded(place: Path, made: dict[str, Manifest], *, as_json: bool) -> N
 
 
 def preview(
-    corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
+    corpus: _Corpus,
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("preview.png"),
     images: Annotated[int, typer.Option(min=1, help="How many images.")] = 24,
     columns: Annotated[int, typer.Option(min=1, help="How many side by side.")] = 8,
@@ -232,7 +232,7 @@ def _examine(
 
 
 def inspect_order(
-    corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
+    corpus: _Corpus,
     world_sizes: Annotated[str, typer.Option(help="Numbers of ranks, separated by commas.")] = "1,2,4,8",
     global_batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
@@ -278,7 +278,7 @@ def inspect_order(
 
 
 def inspect_throughput(
-    corpus: Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")],
+    corpus: _Corpus,
     needs: Annotated[
         float | None, typer.Option(help="Images per second that the model needs on this machine.")
     ] = None,

@@ -84,9 +84,8 @@ class Corpus:
     def _read(self, shard: int, index: int) -> Record:
         entry = self.manifest.shards[shard]
         loaded = self.index(shard)
-        offset, checksum, size, image_at, image_bytes, width, height, label, labels, _, turn, _, _ = (
-            loaded.samples[index].item()
-        )
+        row = loaded.samples[index].item()
+        offset, checksum, size, image_at, image_bytes, width, height, label, labels, _, turn, *_ = row
         record = self._shards.read(entry.name, offset, size, expected_bytes=entry.bytes)
         if len(record) != size:
             raise BadSampleError(f"{entry.name}: ends within the sample at byte {offset}")

@@ -82,8 +82,7 @@ def weight_digest(model: nn.Module, *, parameters: bool = True) -> int:
     tensors = [*(model.parameters() if parameters else ()), *model.buffers()]
     for number, tensor in enumerate(tensors):
         if tensor.is_floating_point():
-            bits = (
-                tensor.detach().contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-            )
+            word = torch.int16 if tensor.element_size() == 2 else torch.int32
+            bits = tensor.detach().contiguous().view(word)
             total += (bits.sum(dtype=torch.int64) * (2 * number + 1)).cpu()
     return int(total)

@@ -25,9 +25,9 @@ from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.absence import Absence
 from coatnet.runtime.lease import LeaseLost
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import CHECKPOINT_PREFIX
 from coatnet.runtime.whole_files import sync_folder
 
-PREFIX = "step-"  # of a checkpoint's directory
 _POLL_SECONDS = 0.02
 _SPACE_MARGIN = 1.05
 
@@ -118,7 +118,7 @@ def _write_own(save: Save, snapshot: list[Fragment], *, file: Path, ranks: Ranks
 
 def _clear_failed(save: Save) -> None:
     """Remove what ranks wrote for a save that had failed by then: the next one needs the room."""
-    for left in save.place.parent.glob(f".{PREFIX}*.epoch{save.epoch}.save*.tmp"):
+    for left in save.place.parent.glob(f".{CHECKPOINT_PREFIX}*.epoch{save.epoch}.save*.tmp"):
         number = int(left.name.rpartition(".save")[2].removesuffix(".tmp"))
         if number < save.number:  # a rank that is quick may have begun with a later one
             shutil.rmtree(left, ignore_errors=True)

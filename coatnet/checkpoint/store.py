@@ -23,9 +23,10 @@ from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.checkpoint.retention import Figures, Retention
-from coatnet.checkpoint.save import PREFIX, Save, SaveFailed, write_save
+from coatnet.checkpoint.save import Save, SaveFailed, write_save
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import CHECKPOINT_PREFIX as PREFIX
 from coatnet.runtime.whole_files import move_folder, refresh_view, remove_folder
 
 

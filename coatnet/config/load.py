@@ -101,9 +101,8 @@ def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
         layer = _read(current)
         base = layer.pop("extends", None)
         layers.insert(0, (layer, str(current)))
-        current = (
-            find_config(Path(str(base)).expanduser(), beside=current.parent) if base is not None else None
-        )
+        folder = current.parent
+        current = None if base is None else find_config(Path(str(base)).expanduser(), beside=folder)
     return layers
 
 

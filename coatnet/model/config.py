@@ -90,9 +90,8 @@ class ModelConfig:
         for key, values in (("depths", self.depths), ("widths", self.widths)):
             if values is not None and (len(values) != expected or min(values) < 1):
                 raise ValueError(f"{key} is {values}; expected {expected} positive numbers, the stem's first")
-        if self.layout is not None and (
-            len(letters := self.layout.split("-")) != 4 or not _LETTERS.keys() >= set(letters)
-        ):
+        letters = None if self.layout is None else self.layout.split("-")
+        if letters is not None and (len(letters) != 4 or not _LETTERS.keys() >= set(letters)):
             raise ValueError(f"layout is {self.layout!r}; expected four of C and T, for example C-C-T-T")
         architecture(self)
 

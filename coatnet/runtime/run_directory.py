@@ -19,6 +19,7 @@ from coatnet.runtime.whole_files import name_file, write_whole
 _MOST_TOLD = 4  # keys
 _ABSENT = object()
 IDENTITY = "identity.json"
+CHECKPOINT_PREFIX = "step-"  # of its directory; the number follows
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
 
@@ -50,7 +51,8 @@ class RunDirectory:
 
     def find_checkpoints(self) -> list[Path]:
         """Return where the committed checkpoints lie, the newest first."""
-        found = {path.name.removeprefix("step-"): path for path in self.checkpoints.glob("step-*")}
+        prefix = CHECKPOINT_PREFIX
+        found = {path.name.removeprefix(prefix): path for path in self.checkpoints.glob(f"{prefix}*")}
         return [found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
 
     @property

@@ -28,7 +28,6 @@ FLUSH_RECORDS = 20
 _DRAW_SECONDS = 60.0
 _MOST_STRETCHES = 120
 
-
 # What a rank may ask of all at the end of a step, one bit each. The last: it was told to stop while it waited
 # for its batch; the step is refused by all, and nobody's.
 STOP, SAVE, LEAVE = 1, 2, 4
@@ -163,6 +162,11 @@ class Recorder:
         """Record the next step whenever it comes: a life that resumes before it is compared with that."""
         self._record_next = True
 
+    def occasional(self, state: RunState, values: Mapping[str, float]) -> None:
+        """Record what is computed only every so many steps."""
+        if values:
+            self._metrics.scalars(dict(values), samples_seen=state.samples_seen)
+
     def evaluation(
         self,
         state: RunState,
@@ -272,11 +276,6 @@ class Recorder:
         return {
             "mfu": images_per_second * self._flops_per_image(begin) / (self._peak * self._ranks.world_size)
         }
-
-    def occasional(self, state: RunState, values: Mapping[str, float]) -> None:
-        """Record what is computed only every so many steps."""
-        if values:
-            self._metrics.scalars(dict(values), samples_seen=state.samples_seen)
 
     def _name_samples(
         self, state: RunState, batch: Any, result: StepResult, *, event: str, score: float

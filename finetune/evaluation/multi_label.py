@@ -136,10 +136,10 @@ def _draws(count: int, *, resamples: int) -> NDArray[np.int32]:
 
 def _shares_of(draws: NDArray[np.int32] | None, *, steps: int) -> list[NDArray[np.int32]]:
     """Return so many draws at once that a ranking of so many steps counts them in little memory."""
+    if draws is None:
+        return []
     at_once = max(1, _MOST_COUNTS // (steps + 1))
-    return (
-        [] if draws is None else [draws[begin : begin + at_once] for begin in range(0, len(draws), at_once)]
-    )
+    return [draws[begin : begin + at_once] for begin in range(0, len(draws), at_once)]
 
 
 def _interval(found: float, values: Tensor) -> tuple[float, float]:
