@@ -63,12 +63,25 @@ class BatchFiller:
             time what had replaced it, as a bad one's substitute at once. No sample counts as bad for that.
     """
 
-    def __init__(self, corpora: Sequence[SampleSource], assembler: Assembler, *, seed: int) -> None:
-        self._corpora = list(corpora)
+    def __init__(
+        self,
+        corpora: Sequence[SampleSource],
+        assembler: Assembler,
+        *,
+        seed: int,
+        paths: Sequence[str] = (),
+    ) -> None:
+        """Fill from corpora; `paths` to them tell their samples apart, since shards are called alike."""
+        self._corpora, self._paths = list(corpora), paths
         self._assembler = assembler
         self._seed = seed
         self._numberings = [Numbering(corpus.counts) for corpus in corpora]
         self.excluded: Counter[int] = Counter()
+
+    def name(self, corpus: int, shard: int, index: int) -> str:
+        """Name a sample, for people; one of a mixture with the corpus that it is of."""
+        own = self._corpora[corpus].name(shard, index)
+        return f"{self._paths[corpus].rstrip('/')}/{own}" if len(self._paths) > 1 else own
 
     def plan(self, positions: Integers, places: Places, *, tail: Tail | None = None) -> PendingBatch:
         """Return an empty batch for some places, its buffers allocated."""
@@ -124,7 +137,7 @@ class BatchFiller:
         position, number = int(batch.positions[row]), int(batch.places.corpus[row])
         corpus = self._corpora[number]
         own = int(batch.places.shard[row]), int(batch.places.index[row])
-        name = corpus.name(*own)
+        name = self.name(number, *own)
         refused = self.excluded[position] - (reason is None)  # substitutes; they count to none of the tries
         tries = np.arange(_SUBSTITUTES + refused)
         candidates = derive_keys(derive_key(self._seed, _SUBSTITUTE, position), tries)
@@ -141,7 +154,7 @@ class BatchFiller:
             if self._decode_one(record, row, batch) is None and (refused := refused - 1) < 0:
                 self._assembler.put_label(batch.labels, row, record)
                 if reason is not None and (batch.tail is None or batch.tail.weights[row] > 0):
-                    batch.bad.append(BadSample(position, name, reason, corpus.name(shard, index)))
+                    batch.bad.append(BadSample(position, name, reason, self.name(number, shard, index)))
                 return
         raise UserError(f"{name}: {reason or 'excluded'}; {_SUBSTITUTES} substitutes are bad as well")
 

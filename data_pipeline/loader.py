@@ -64,7 +64,8 @@ class TrainLoader:
         self._order = make_order(corpora, data, seed=seed, global_batch=global_batch)
         multi = any(corpus.label_kind == "multi" for corpus in corpora)
         assembler = Assembler(augment, True, len(classes) if multi else 0, data.decoder)
-        self._filler = BatchFiller(corpora, assembler, seed=seed)
+        paths = [entry.path for entry in data.train]
+        self._filler = BatchFiller(corpora, assembler, seed=seed, paths=paths)
         expected = self._order.epoch_samples / world_size
         self._budget = BadSampleBudget(data.bad_sample_budget, expected=expected)
         self._steps = Steps(self._order, global_batch, rank, world_size, masked=data.tail == "mask")
@@ -108,8 +109,7 @@ class TrainLoader:
     def name(self, position: int) -> str:
         """Name the sample at a position of the order, for people; what replaced it is not told."""
         places = self._order.locate(np.array([position], dtype=np.int64))
-        corpus = self._corpora[int(places.corpus[0])]
-        return corpus.name(int(places.shard[0]), int(places.index[0]))
+        return self._filler.name(*(int(one[0]) for one in (places.corpus, places.shard, places.index)))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside `samples_seen`; the same on every rank."""

@@ -80,3 +80,22 @@ def test_the_threads_of_a_stream_end_with_the_error_that_ends_it(shard_folder: P
     with pytest.raises(UserError, match="1 bad samples among 40 read") as raised:
         next(stream)
     assert threading.active_count() == before and raised.tb is not None, "which keeps the stream's frame"
+
+
+def test_of_a_mixture_samples_are_named_with_the_corpus_that_they_are_of(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    """Shards are called alike in all of them."""
+    with_a_damaged_sample(shard_folder, tmp_path / "damaged")
+    train = [CorpusConfig(f"{shard_folder}/"), CorpusConfig(str(tmp_path / "damaged"))]
+    data = DataConfig(train=train, bad_sample_budget=1)
+    corpora = open_train_corpora(data)
+    mixture = TrainLoader(corpora, data, AugmentConfig(image_size=16), seed=5, global_batch=40)
+    with closing(mixture.from_sample(0)) as batches:
+        bad = [sample for _ in range(6) for sample in next(batches).bad]  # an epoch
+    one = bad[0]
+    assert {sample.name for sample in bad} == {one.name}
+    assert one.name.startswith(f"{tmp_path}/damaged/shard-") and one.name == mixture.name(one.position)
+    assert one.substitute is not None and one.substitute.startswith(f"{tmp_path}/damaged/shard-")
+    of = [mixture.name(position).rpartition("/shard-")[0] for position in range(240)]
+    assert {*of} == {str(shard_folder), str(tmp_path / "damaged")}
