@@ -95,6 +95,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             precision=config.precision,
             augmented=self._transform.pictures,
             begins_with=origin.pop("said"),
+            frozen=config.freeze,
             classes=classes,
             loss=loss.name,
             config_digest=digest,

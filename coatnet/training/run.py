@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
@@ -126,6 +126,7 @@ class TrainingRun(Generic[State, Result]):
         precision: str,
         augmented: Callable[[Any], torch.Tensor],
         begins_with: str = "",
+        frozen: Sequence[str] = (),
         **facts: Any,
     ) -> None:
         """Make the recorder and the checkpoints.
@@ -138,6 +139,7 @@ class TrainingRun(Generic[State, Result]):
             precision: of its passes.
             augmented: pictures of what the model sees of a batch.
             begins_with: what is said of a start besides.
+            frozen: parts of the model that do not learn.
             facts: what stands in each checkpoint besides.
         """
         self._begins_with = begins_with
@@ -149,7 +151,9 @@ class TrainingRun(Generic[State, Result]):
             metrics=MetricsLog(self.run, enabled=self.ranks.is_main),
             total=self.calendar.total,
             augmented=augmented,
-            flops_per_image=lambda begin: flops_per_image(model, self.calendar.phase_at(begin).image_size),
+            flops_per_image=lambda begin: flops_per_image(
+                model, self.calendar.phase_at(begin).image_size, frozen=frozen
+            ),
             peak_flops=peak_flops(precision),
         )
         self.checkpoints = Checkpoints(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import torch
 
 from coatnet.model.config import ModelConfig
-from coatnet.model.cost import model_cost
+from coatnet.model.operations import operations
 
 # TFLOP/s in bf16, TF32 and fp32 by NVIDIA's datasheets, without sparsity; the first whose words all stand in
 # the driver's name. Sources: the data sheets "NVIDIA A100 80GB", "H100" (SXM, NVL), "H200", "GH200", "L40S",
@@ -27,12 +28,25 @@ _PEAKS = (
 _TERA = 1e12
 _PART_OF_A_CARD = "MIG"
 _FLOPS_PER_MAC = 2
-_PASSES = 3  # forward, and twice as much backward
 
 
-def flops_per_image(model: ModelConfig, image_size: int) -> float:
-    """Return the floating-point operations of training on one image, recomputation not counted."""
-    return _FLOPS_PER_MAC * _PASSES * model_cost(model, image_size).macs
+def flops_per_image(model: ModelConfig, image_size: int, *, frozen: Collection[str] = ()) -> float:
+    """Return the floating-point operations of training on one image, recomputation not counted.
+
+    Args:
+        model, image_size: what is trained, on images of which side.
+        frozen: parts that do not learn; before the first weight that does there is no way back.
+    """
+    *network, logits = operations(model, image_size)
+    macs, has_way_back = 0, False
+    for operation in (*network, logits):
+        part = "dense" if operation.place.stage == "head" else operation.place.stage
+        learns = operation is logits or part not in frozen
+        has_way_back = has_way_back or (learns and operation.parameters > 0)
+        # Forward, back to the inputs, and back to the weights or to the other factor where there are none.
+        passes = 1 + has_way_back * (1 + (learns or not operation.parameters))
+        macs += passes * operation.macs
+    return _FLOPS_PER_MAC * macs
 
 
 def peak_flops(precision: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The peak that MFU is a share of: by the card's name and the precision; a plan divides by the same."""
+"""What MFU is a share of, by the card and the precision, and of what: a plan divides by the same peak."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from cluster.planning.hardware import load_hardware
-from coatnet.training.utilisation import peak_flops
+from cluster.planning.memory import Layout
+from cluster.planning.speed import predict_step
+from cluster.planning.workload import workload
+from coatnet.model.config import ModelConfig
+from coatnet.model.cost import model_cost
+from coatnet.training.utilisation import flops_per_image, peak_flops
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str, *, products: str = "highest") -> None:
@@ -67,3 +72,26 @@ def test_a_plans_mfu_is_a_share_of_the_same_peak_as_the_runs(
 def test_a_cpus_peak_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert peak_flops("fp32") is None
+
+
+@pytest.mark.parametrize("frozen", [(), ("S0", "S1"), ("S2",), ("S0", "S1", "S2", "S3", "S4", "dense")])
+def test_a_frozen_part_takes_no_pass_that_nothing_learns_from_as_the_plan_counts_it(
+    frozen: tuple[str, ...],
+) -> None:
+    model = ModelConfig(name="coatnet_0", num_classes=1000, image_size=224)
+    layout = Layout(world_size=1, zero_stage=0, micro_batch=1)
+    works, hardware = workload(model, image_size=224, frozen=frozen), load_hardware("h100")
+    planned = predict_step(works, layout=layout, accumulation=1, hardware=hardware)
+    assert flops_per_image(model, 224, frozen=frozen) == planned.flops
+
+
+def test_what_is_frozen_before_the_first_part_that_learns_is_passed_once_and_the_rest_thrice() -> None:
+    model = ModelConfig(name="coatnet_0", num_classes=1000, image_size=224)
+    cost = model_cost(model, 224)
+    macs = {stage.name: stage.macs for stage in cost.stages}
+    whole = flops_per_image(model, 224)
+    assert whole == 2 * 3 * cost.macs
+    late = flops_per_image(model, 224, frozen=("S0", "S1"))
+    assert whole - late == 2 * 2 * (macs["S0"] + macs["S1"])
+    between = flops_per_image(model, 224, frozen=("S2",))
+    assert whole - between == 2 * macs["S2"], "the way back to the stem leads through it"
