@@ -70,9 +70,20 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(schema: type[T], values: Mapping[str, Any], *, origin: str) -> T:
-    """Rebuild an instance of `schema` from `to_dict`'s result, as strictly as from a file."""
+    """Rebuild an instance of `schema` from `to_dict`'s result, as strictly as from a file.
+
+    Raises:
+        ConfigError: as `load_config` does; what others exported is read by this, too.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{origin}: expected keys and values, not {str(values)[:_SHOWN]!a}")
+    try:
+        layer = OmegaConf.create(dict(values))
+    except _UNREADABLE as error:
+        raise ConfigError(f"{origin}: {_reason(error)}") from None
+    _check_texts(layer, origin)
     merged = _defaults(schema)
-    _merge(merged, dict(values), origin)
+    _merge(merged, layer, origin)
     return _instantiate(merged, prefix="", origin=origin)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,30 @@ def test_an_interpolation_in_a_file_is_refused_wherever_it_hides(tmp_path: Path)
     path = write(tmp_path / "a.yaml", "many: [{size: 1, names: ['${seed}']}]\n")
     with pytest.raises(ConfigError, match="interpolations"):
         load_config(Root, path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"inner": {"names": ["${oc.env:HOME}"]}}, "interpolations"),
+        ({"inner": {"names": "${oc.env:HOME}"}}, "interpolations"),
+        ({"inner": {"names": ["${broken"]}}, "in a file"),
+        ([1, 2], "in a file: expected keys and values"),
+        ("text", "in a file: expected keys and values"),
+        ({1: 2}, "unknown key"),
+    ],
+)
+def test_what_a_file_of_values_holds_is_taken_as_strictly_as_a_config(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Root, values, origin="in a file")
+
+
+def test_values_nested_without_end_are_one_clear_error() -> None:
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="in a file"):
+        from_dict(Root, {"inner": {"names": deep}}, origin="in a file")
 
 
 def test_a_missing_file_is_named_with_the_nearest_one_that_exists(tmp_path: Path) -> None:
