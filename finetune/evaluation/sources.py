@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from data_pipeline.remote.address import is_url
 from finetune.evaluation.predictions import Predictions
 
 _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
+_NUMBER = re.compile(r"[0-9]{1,9}")  # thousands of digits are no number that Python would read
 _REAL_CLASSES = 1000
 _MAX_LABEL_FILE_BYTES = 8 << 20  # the validation set's 50,000 lines take 2 MiB
 
@@ -44,18 +45,22 @@ def check_evaluation_set(
         model: what it says of itself.
 
     Raises:
-        UserError: one is not what it should be, or the model does not know its classes.
+        UserError: one is not what it should be, the model does not know its classes, or `real` its images.
     """
     if labels is not None:
         tell_unlabelled(Path(path), names=[name for name, _, _ in _label_lines(labels)], labels=labels)
-    if real is not None:
-        read_real_labels(real)
+    reassessed = None if real is None else read_real_labels(real)
     if is_url(str(path)):
         return
     if not Path(path).is_dir():
         raise UserError(f"{path}: no such folder of shards or images")
     if model is not None:
-        judged_set(path, labels=labels, real=real, classes=model.classes, outputs=model.model.num_classes)
+        corpus, _ = judged_set(
+            path, labels=labels, real=real, classes=model.classes, outputs=model.model.num_classes
+        )
+        if reassessed is not None:
+            names = [corpus.name(shard, i) for shard, count in enumerate(corpus.counts) for i in range(count)]
+            real_labels_of(names, classes=corpus.classes, real=reassessed, origin=str(path))
 
 
 def judged_set(
@@ -117,16 +122,20 @@ def open_evaluation_set(
 
 def _label_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield each line's name and label, and where it stands."""
+    seen: set[str] = set()
     for row, line in enumerate(read_text(path, most=_MAX_LABEL_FILE_BYTES).splitlines(), start=1):
         name, _, label = line.strip().partition(" ")
         if "\0" in name or name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"{path}:{row}: {name[:200]!a} leads out of the folder")
+        if name in seen:
+            raise UserError(f"{path}:{row}: {name[:200]!a} has a label already; an image counts once")
         if name:
+            seen.add(name)
             yield name, label.strip(), f"{path}:{row}"
 
 
 def _number(label: str, *, origin: str, classes: int) -> int:
-    if not (label.isascii() and label.isdigit() and int(label) < classes):
+    if not (_NUMBER.fullmatch(label) and int(label) < classes):
         raise UserError(f"{origin}: {label[:60]!a} is neither a class nor a number below {classes}")
     return int(label)
 
@@ -141,12 +150,44 @@ def read_real_labels(path: Path) -> list[list[int]]:
     """
     try:
         rows: Any = json.loads(read_text(path, most=_MAX_LABEL_FILE_BYTES))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: is not JSON") from None
     if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(type(label) is int for label in row) for row in rows
+        isinstance(row, list) and all(type(label) is int and label >= 0 for label in row) for row in rows
     ):
         raise UserError(f"{path}: expected a list of lists of class numbers, one per validation image")
+    return rows
+
+
+def real_labels_of(
+    names: Iterable[str], *, classes: Sequence[str], real: list[list[int]], origin: str
+) -> list[list[int]]:
+    """Return the reassessed labels of images by name.
+
+    Args:
+        names: hold ILSVRC2012_val_00000001 and so on.
+        classes: that the images are judged among.
+        real: class numbers per image of the validation set.
+        origin: of the images, for messages.
+
+    Raises:
+        UserError: a name holds no number of a validation image, or these are not the classes that labels
+            count.
+    """
+    most = max((label for row in real for label in row), default=0)
+    if most >= len(classes) or len(classes) > _REAL_CLASSES:
+        raise UserError(
+            f"{origin}: ReaL labels count {_REAL_CLASSES:,} classes of ImageNet-1K, up to {most}; this set "
+            f"is judged among {len(classes):,}"
+        )
+    rows = []
+    for name in names:
+        found = _VALIDATION_NUMBER.search(name)
+        if not found or not 1 <= int(found[1]) <= len(real):
+            raise UserError(
+                f"{origin}: {name!r} is not an image of ImageNet's validation set (ILSVRC2012_val_…)"
+            )
+        rows.append(real[int(found[1]) - 1])
     return rows
 
 
@@ -157,32 +198,16 @@ def real_accuracy(
 
     Args:
         predictions: guesses among `classes`.
-        names: of the predicted samples, which hold ILSVRC2012_val_00000001 and so on.
+        names: of the predicted samples.
         classes: ImageNet-1K's; by their WordNet ids where they have them, for these count in that order.
-        real: class numbers per image.
-        origin: of the images, for messages.
-
-    Raises:
-        UserError: a name holds no number of a validation image, or these are not the classes that labels
-            count.
+        real, origin: as in `real_labels_of`, which raises the same.
     """
+    rows = real_labels_of(names, classes=classes, real=real, origin=origin)
     keys = [class_key(name) for name in classes]
     numbers = {key: number for number, key in enumerate(sorted(keys))}
     have_ids = all(is_wordnet_id(key) for key in keys)
-    most = max((label for row in real for label in row), default=0)
-    if most >= len(classes) or len(classes) > _REAL_CLASSES:
-        raise UserError(
-            f"{origin}: ReaL labels count {_REAL_CLASSES:,} classes of ImageNet-1K, up to {most}; this set "
-            f"is judged among {len(classes):,}"
-        )
     hits = judged = 0
-    for name, guess in zip(names, predictions.top[:, 0], strict=True):
-        found = _VALIDATION_NUMBER.search(name)
-        if not found or not 1 <= int(found[1]) <= len(real):
-            raise UserError(
-                f"{origin}: {name!r} is not an image of ImageNet's validation set (ILSVRC2012_val_…)"
-            )
-        allowed = real[int(found[1]) - 1]
+    for allowed, guess in zip(rows, predictions.top[:, 0], strict=True):
         judged += bool(allowed)
         number = numbers[keys[guess]] if have_ids and guess >= 0 else int(guess)
         hits += number in allowed

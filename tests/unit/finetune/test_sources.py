@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from coatnet.checkpoint.inspection import check_model
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.runtime.ranks import Ranks
 from finetune import cli
 from finetune.evaluation.request import EvaluationRequest, evaluate
-from finetune.evaluation.sources import check_evaluation_set, open_evaluation_set
+from finetune.evaluation.sources import check_evaluation_set, open_evaluation_set, read_real_labels
 
 SYNSETS = ["n01440764 tench", "n01443537 goldfish", "n01484850 shark"]
 IMAGES = 12
@@ -83,6 +84,47 @@ def test_a_label_that_two_classes_of_the_model_answer_to_is_refused(flat: Path, 
     (tmp_path / "val.txt").write_text(f"{name(0)} n01443537\n{name(1)} 3\n")
     opened = open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=classes)
     assert opened.class_counts().tolist()[:4] == [0, 1, 0, 1], "a number says which"
+
+
+def test_a_label_file_that_names_an_image_twice_is_refused_since_it_would_count_twice(
+    flat: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "val.txt").write_text(f"{name(0)} 1\n{name(1)} 2\n{name(0)} 0\n")
+    with pytest.raises(UserError, match=rf"val\.txt:3: '{name(0)}' has a label already"):
+        open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=SYNSETS)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1" * 30, "-1", "²", ""])
+def test_a_label_that_is_no_number_of_a_class_is_named(text: str, flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text(f"{name(0)} {text}\n")
+    with pytest.raises(UserError, match=r"val\.txt:1: .* is neither a class nor a number below 3"):
+        open_evaluation_set(flat, labels=tmp_path / "val.txt", classes=SYNSETS)
+
+
+@pytest.mark.parametrize(
+    "text", [f"[[{'9' * 5000}]]", "[[-1]]", "[[true]]", "[[1.0]]", "[" * 100_000, "{}", "x"]
+)
+def test_reassessed_labels_of_another_form_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"real\.json: (is not JSON|expected a list of lists of class numbers)"
+    ):
+        read_real_labels(tmp_path / "real.json")
+
+
+def test_images_that_reassessed_labels_do_not_know_are_told_before_anything_is_evaluated(
+    model: Path, flat: Path, tmp_path: Path
+) -> None:
+    data = in_folders(flat, tmp_path / "val", [one.split()[0] for one in SYNSETS])
+    real, described = tmp_path / "real.json", check_model(model)
+    real.write_text(json.dumps([[0]] * (IMAGES - 1)))
+    with pytest.raises(UserError, match=rf"{name(IMAGES - 1)}' is not an image of ImageNet's validation set"):
+        check_evaluation_set(data, real=real, model=described)
+    real.write_text(json.dumps([[3]] * IMAGES))
+    with pytest.raises(UserError, match="up to 3; this set is judged among 3"):
+        check_evaluation_set(data, real=real, model=described)
+    real.write_text(json.dumps([[2]] * IMAGES))
+    check_evaluation_set(data, real=real, model=described)
 
 
 def test_files_that_the_label_file_leaves_out_are_told(
