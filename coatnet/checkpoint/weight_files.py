@@ -79,8 +79,9 @@ def check_safetensors(path: Path) -> dict[str, list[int]]:
             position = end
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a valid safetensors file (its header is damaged)") from None
-    if position > size - 8 - header_bytes:
-        raise UserError(f"{path}: not a valid safetensors file (its header claims more than there is)")
+    if position != size - 8 - header_bytes:
+        claimed = "more" if position > size - 8 - header_bytes else "less"
+        raise UserError(f"{path}: not a valid safetensors file (its header claims {claimed} than there is)")
     return {name: each["shape"] for name, each in tensors.items()}
 
 

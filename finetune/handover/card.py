@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from coatnet.config.plain_text import giga
+from coatnet.config.plain_text import giga, is_number
 from coatnet.model.cost import model_cost
 from finetune.choices import FORMS
 from finetune.classifier import Classifier
@@ -82,7 +82,7 @@ def _results(classifier: Classifier) -> list[str]:
     metrics = [
         f"    - {{type: {kind}, value: {float(known[key]):.4f}, name: {name}}}"
         for key, (kind, name) in _METRICS.items()
-        if isinstance(known.get(key), int | float)
+        if is_number(known.get(key))
     ]
     if not metrics:
         return []

@@ -17,6 +17,7 @@ from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetens
 from coatnet.config import UserError, to_dict
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.console import make_console
+from coatnet.runtime.regular_files import read_regular
 from coatnet.runtime.run_directory import write_atomically
 from finetune.choices import FORMS
 from finetune.classifier import Classifier, open_classifier
@@ -27,6 +28,7 @@ from finetune.handover.timm_form import export_timm
 
 _Written = tuple[list[Path], Answers, dict[str, Any]]
 CARD = "README.md"
+_MAX_CERTIFICATE_BYTES = 1 << 20
 
 
 def export_model(
@@ -85,10 +87,10 @@ def _earlier(destination: Path, certificates: Sequence[dict[str, Any]]) -> list[
         if not path.exists():
             continue
         try:
-            one = json.loads(path.read_bytes())
+            one = json.loads(read_regular(path, most=_MAX_CERTIFICATE_BYTES))
             same = all(one[key] == own[key] for key in ("weights", "images"))
             same = same and all((destination / name).is_file() for name in one["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             same = False
         if same:
             earlier.append(one)

@@ -6,7 +6,6 @@ import argparse
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -108,11 +107,10 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}") from None
-    except UnpicklingError:  # torch's own words advise to read the file without protection
-        raise UserError(f"{source}: not a file of tensors alone, and nothing else is read") from None
-    except Exception as error:  # an unpickler meets anything in a file that others made
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: not a file of tensors alone: {reason}") from None
+    except (
+        Exception
+    ):  # an unpickler meets anything in such a file; torch's words may advise to drop protection
+        raise UserError(f"{source}: damaged, or not a file of tensors alone; nothing else is read") from None
     if isinstance(state, Mapping):
         state = next((state[key] for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,20 @@ def test_a_pickle_that_holds_no_names_of_tensors_is_refused(tmp_path: Path, held
         foreign_weights(tmp_path / "odd.pth", name="coatnet_0", px=32, trust_pickle=True)
 
 
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04" + bytes(99)])
+def test_a_damaged_pickle_is_refused_without_the_advice_to_read_it_unprotected(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "odd.pth").write_bytes(content)
+    with tarfile.open(tmp_path / "tar.pth", "w") as tar:
+        tar.add(tmp_path / "odd.pth", "storages")
+    for name in ("odd.pth", "tar.pth"):
+        with pytest.raises(
+            UserError, match=r"damaged, or not a file of tensors alone; nothing else is read$"
+        ):
+            foreign_weights(tmp_path / name, name="coatnet_0", px=32, trust_pickle=True)
+
+
 def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
     classifier = open_classifier(str(exported))
 
@@ -242,6 +257,26 @@ def test_the_card_claims_no_accuracy_that_was_measured_of_other_weights_or_at_an
     model = export_safetensors(found, tmp_path / "model")
     export_model(str(model), tmp_path / "out", formats=["safetensors"], px=other.get("px"))
     assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("top1", [float("nan"), 10**400, "0.99", None])
+def test_the_card_claims_no_accuracy_that_is_no_number(exported: Path, top1: Any) -> None:
+    facts = {"evaluation": {"top1": top1, "at": 640, "image_size": 64}, "samples_seen": 640}
+    assert "model-index" not in model_card(replace(open_classifier(str(exported)), facts=facts), [])
+
+
+@pytest.mark.parametrize("left", ["nested", "pipe", "list"])
+def test_what_is_no_certificate_of_an_earlier_export_is_left_out_of_the_card(
+    left: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = tmp_path / "certificate-onnx.json"
+    if left == "pipe":
+        os.mkfifo(certificate)
+    else:
+        certificate.write_text("[" * 100_000 if left == "nested" else "[]")
+    export_model(str(exported), tmp_path, formats=["safetensors"])
+    assert "certificate-onnx.json is of another model" in capsys.readouterr().err
+    assert "| onnx |" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_form_that_is_refused_leaves_no_card_of_another_model_beside_the_forms_before_it(

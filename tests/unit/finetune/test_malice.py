@@ -47,10 +47,10 @@ class Payload:
 
 
 @contextmanager
-def refused_at_once(*words: str) -> Iterator[None]:
+def refused_at_once(*words: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
     began = time.process_time()
     with pytest.raises(UserError) as caught:
-        yield
+        yield caught
     assert time.process_time() - began < 1.0
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
@@ -77,7 +77,7 @@ def test_a_pickle_is_refused_without_trust_and_run_by_none(tmp_path: Path) -> No
     torch.save({"head.fc.weight": Payload(proof)}, evil)
     with refused_at_once("--trust-pickle"):
         import_model(evil, tmp_path / "out", name="coatnet_0", px=64)
-    with pytest.raises(UserError, match=r"not a file of tensors alone, and nothing else is read$"):
+    with pytest.raises(UserError, match=r"not a file of tensors alone; nothing else is read$"):
         import_model(evil, tmp_path / "out", name="coatnet_0", px=64, trust_pickle=True)
     assert not proof.exists()
 
@@ -107,6 +107,8 @@ def one_tensor(**changes: Any) -> bytes:
         "nested without end": b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
         "too long": b'{"a":[' + b"[]," * 2_000_000 + b"[]]}",
         "an element that is no type": one_tensor(dtype="EVIL"),
+        "less than there is": one_tensor(),
+        "a count of endless digits": one_tensor().replace(b"[1]", b"[" + b"1" * 5000 + b"]"),
     }.items(),
     ids=lambda item: item[0],
 )
@@ -233,6 +235,31 @@ def test_a_config_that_is_no_model_is_refused(victim: Path) -> None:
         (victim / "config.json").write_text(text)
         with refused_at_once():
             open_classifier(str(victim))
+
+
+@pytest.mark.parametrize("place", ["model", "augment"])
+def test_what_a_config_holds_is_text_and_looks_up_no_environment_variable(
+    place: str, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "tell nobody")
+    config = json.loads((victim / "config.json").read_text())
+    if place == "model":
+        config["model"]["name"] = "${oc.env:SECRET}"
+    else:
+        config["facts"]["augment"]["mean"] = "${oc.env:SECRET}"
+    (victim / "config.json").write_text(json.dumps(config))
+    with refused_at_once("interpolations", "not allowed") as refused:
+        open_classifier(str(victim))
+    assert "tell nobody" not in str(refused.value)
+
+
+@pytest.mark.parametrize("augment", [[1, 2], "x", 3], ids=str)
+def test_preprocessing_that_is_none_is_refused(augment: Any, victim: Path) -> None:
+    config = json.loads((victim / "config.json").read_text())
+    config["facts"]["augment"] = augment
+    (victim / "config.json").write_text(json.dumps(config))
+    with refused_at_once("augment: expected keys and values"):
+        open_classifier(str(victim))
 
 
 def test_tensors_of_another_shape_are_named(victim: Path) -> None:
