@@ -15,10 +15,15 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+# The garbage collector would walk through torch again and again: it waits until all is imported.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what was imported: it would walk through torch again and again."""
+    """Let the garbage collector begin, with what tests make."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
