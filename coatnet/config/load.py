@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from coatnet.config.errors import ConfigError
@@ -33,6 +34,7 @@ _SHOWN = 200  # characters of an override in a message
 # What a YAML file or an override that is none can raise: numbers of 5,000 digits are a ValueError.
 _UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError)
 _DEFAULTS: dict[type, DictConfig] = {}  # what `_defaults` has made
+_hints = functools.cache(typing.get_type_hints)  # compiles every annotation
 _GREATEST = 2**63 - 1  # what numpy, torch and JSON's readers take
 
 
@@ -53,10 +55,15 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
         _check_texts(layer, origin)
         _write_out(layer, schema, prefix="", origin=origin)
         _merge(merged, layer, origin)
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ConfigError(f"{path or 'the config'}: {missing[0]} must be given")
-    return _instantiate(merged, prefix="", origin=str(path or "overrides"))
+    try:
+        return _instantiate(merged, prefix="", origin=str(path or "overrides"))
+    except (ConfigError, MissingMandatoryValue):
+        missing = sorted(
+            OmegaConf.missing_keys(merged)
+        )  # told first; to look for them takes a sixth of the whole
+        if missing:
+            raise ConfigError(f"{path or 'the config'}: {missing[0]} must be given") from None
+        raise
 
 
 def to_yaml(config: Any) -> str:
@@ -165,7 +172,7 @@ def _write_out(layer: DictConfig, schema: type, *, prefix: str, origin: str) -> 
     Raises:
         ConfigError: something else stands where a section, or a list of them, belongs.
     """
-    for name, hint in typing.get_type_hints(schema).items():
+    for name, hint in _hints(schema).items():
         value = layer._get_node(name)
         if value is None or value._is_none() or value._is_missing():
             continue
