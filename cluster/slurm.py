@@ -91,10 +91,7 @@ def run_command(
     """
     limit = limit_seconds or _TIMEOUT_SECONDS
     try:
-        done = subprocess.run(
-            list(argv), capture_output=True, text=True, timeout=limit, env=_environment(),
-            stdin=subprocess.DEVNULL, check=False, pass_fds=keep_open, preexec_fn=_outlive_a_warning,
-        )  # fmt: skip
+        done = _answered(argv, limit=limit, keep_open=keep_open)
     except FileNotFoundError:
         raise SlurmError(
             f"{argv[0]} is not installed here; submit from a login node of the cluster"
@@ -107,10 +104,29 @@ def run_command(
     return done.stdout
 
 
-def _outlive_a_warning() -> None:
-    """Let a command finish: what SLURM sends to a job reaches also whom its batch script asks a question."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _answered(
+    argv: Sequence[str], *, limit: float, keep_open: Sequence[int]
+) -> subprocess.CompletedProcess[str]:
+    """Let a command finish: what SLURM sends to a job reaches also whom its batch script asks a question.
+
+    It inherits a mask by which such signals wait for its end. To ignore them before it begins (`preexec_fn`)
+    would copy the whole process, and is not safe among threads.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=_environment(), pass_fds=keep_open,
+        )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with process:
+        try:
+            printed, said = process.communicate(timeout=limit)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, printed, said)
 
 
 def _ending(status: int) -> str:
