@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
+
+from reported_runs import make_run, save_checkpoint
 
 from coatnet.config import UserError
 from coatnet.report.blocks import Chart
@@ -20,32 +25,6 @@ from coatnet.report.record import read_run
 from coatnet.report.write import _TROUBLE, figures, write_report
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory, append_line
-
-
-def make_run(path: Path) -> RunDirectory:
-    run = RunDirectory(path)
-    run.create("seed: 1\nname: <b>bold</b>\n", digest="aa")
-    for step in range(2000):
-        append_line(run.metrics, {"samples_seen": step * 8, "train/loss": 2.0 / (step + 1), "odd": "nan"})
-    append_line(run.metrics, {"samples_seen": 16000, "evaluate/top1": 0.75})
-    run.record_event("start", host="n1")
-    run.record_event("resume", host="n2")
-    run.record_event("bad_sample", shard="train-0.tar", reason="<script>alert(1)</script>")
-    account = TimeAccount(run.account, rank=0, life=1, age_seconds=100.0)
-    account.shift(90.0, source="start", target="compute")
-    account.shift(5.0, source="start", target="data_wait")
-    account.flush(samples_seen=1)
-    run.plan.write_text('{"train/loss": 0.002}')
-    run.mark("done")
-    return run
-
-
-def save_checkpoint(run: RunDirectory, *, classes: list[str], **model: Any) -> None:
-    """Leave of a checkpoint what a report reads of it."""
-    (run.checkpoints / "step-00000001").mkdir()
-    facts = {"model": {"name": "coatnet_0", "num_classes": len(classes), **model}, "classes": classes}
-    sealed = {"xxh3": "0", "body": json.dumps({"facts": facts})}
-    (run.checkpoints / "step-00000001" / "manifest.json").write_text(json.dumps(sealed))
 
 
 def test_the_page_needs_nothing_from_outside_and_lets_no_markup_through(tmp_path: Path) -> None:
@@ -282,55 +261,6 @@ def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_ta
     assert lives == [("| 1", "0", "2"), ("| 2", "–", "–"), ("| 3", "90", "4")]
 
 
-def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    run.config.write_text(
-        "model: {name: coatnet_1, num_classes: 7}\naugment: {image_size: 224}\n"
-        "train: {duration: 3 epochs, global_batch: 32}\ndata: {train: [{path: shards/a}]}\ninit: runs/b\n"
-    )
-    text = write_report(run.path).with_suffix(".md").read_text()
-    assert "coatnet_1, C-C-T-T" in text and "3 epochs, global batch 32" in text
-    assert "top1 75.00%" in text and "shards/a" in text and "| begins with | runs/b |" in text
-
-
-@pytest.mark.parametrize(
-    ("once", "row"), [(True, "| yes, proved by a digest of all positions |"), (False, "| NO |"), (None, "")]
-)
-def test_the_card_tells_whether_every_sample_came_once_if_the_run_is_over(
-    tmp_path: Path, once: bool | None, row: str
-) -> None:
-    run = make_run(tmp_path / "run")
-    run.config.write_text("model: {name: coatnet_0}\n")
-    if once is not None:
-        run.summary.write_text(json.dumps({"every_sample_once": once}))
-    text = write_report(run.path).with_suffix(".md").read_text()
-    assert (f"| every sample once {row}" in text) if row else "every sample once" not in text
-
-
-@pytest.mark.parametrize(("more", "told"), [(0, "l |"), (1, "l and 1 more |"), (1000, "l and 1,000 more |")])
-def test_the_card_names_what_the_model_is_made_of_and_a_dozen_of_its_classes(
-    tmp_path: Path, more: int, told: str
-) -> None:
-    run = make_run(tmp_path / "run")
-    run.config.write_text("model: {name: coatnet_0}\ndata: {evaluate: shards/v}\n")
-    save_checkpoint(run, classes=[*"abcdefghijkl", *map(str, range(more))], depths=[1, 2, 3, 4, 5])
-    text = write_report(run.path).with_suffix(".md").read_text()
-    assert f"| {12 + more:,}: a, b, c, d, e, f, g, h, i, j, k, {told}" in text
-    assert "coatnet_0, C-C-T-T, depths 1-2-3-4-5 |" in text and "| evaluated on | shards/v |" in text
-    order = re.findall(r"^\| ([a-z ]+) \|", text.partition("## Model card")[2], re.MULTILINE)
-    assert order[:4] == ["architecture", "size", "classes", "trained on"]
-
-
-def test_the_card_tells_of_every_batch_of_the_run(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    run.config.write_text(
-        "model: {name: coatnet_0}\ntrain: {global_batch: 32, duration: 3 epochs, "
-        "batch_changes: [{at: 40 steps, global_batch: 48}, {at: 2 epochs, global_batch: 96}]}\n"
-    )
-    text = write_report(run.path).with_suffix(".md").read_text()
-    assert "3 epochs, global batch 32, 48 from 40 steps on, 96 from 2 epochs on; images" in text
-
-
 def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     append_line(run.metrics, {"samples_seen": 16000, "evaluate/map": 0.5})
@@ -340,18 +270,6 @@ def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_pat
     run.metrics.write_text(text)
     charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
     assert "top-1, transfer" in charts and "top-1" not in charts
-
-
-def test_the_card_of_a_run_in_phases_is_of_the_size_of_images_that_it_ends_with(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    run.config.write_text(
-        "model: {name: coatnet_0, image_size: 192}\naugment: {image_size: 384}\n"
-        "train: {phases: [{image_size: 224, share: 6}, {image_size: 512, share: 1}]}\n"
-    )
-    save_checkpoint(run, classes=["ant", "bee"])
-    text = write_report(run.path).with_suffix(".md").read_text()
-    assert "coatnet_0 at 512 px" in text and "GMAC per image at 512 px" in text
-    assert "images of 224, then 512 px" in text and "384 px" not in text
 
 
 def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def make_recorder(
     total: int = 16,
     account: TimeAccount | None = None,
     peak: float | None = None,
+    ranks: Ranks | None = None,
 ) -> Recorder:
     if account is None:
         account = TimeAccount(run.account, rank=0, life=life)
@@ -56,9 +57,9 @@ def make_recorder(
     account.flush(samples_seen=0)
     return Recorder(
         run,
-        ranks=Ranks(),
+        ranks=ranks or Ranks(),
         account=account,
-        metrics=MetricsLog(run, enabled=True),
+        metrics=MetricsLog(run, enabled=ranks is None),
         total=total,
         augmented=lambda batch: batch.images.float() / 255,
         flops_per_image=lambda begin: 1e9 if begin < 16 else 4e9,
@@ -133,6 +134,69 @@ def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
     for row in read_lines(run.metrics):
         last.update(row)
     assert (last["train/loss"], last["train/loss_max"]) == (2.0, 3.0)
+
+
+def test_the_main_rank_alone_tells_what_the_whole_run_has_met(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_recorder(run).alarm("a save failed")
+    assert capsys.readouterr().err == "warning: a save failed\n"
+    another, state = make_recorder(run, ranks=Ranks(rank=1, world_size=2)), State()
+    another.alarm("a save failed")
+    another.evaluation(state, {"top1": 0.5}, bad=[BadSample(3, "shard:3", "truncated").to_dict()])
+    take_step(another, state, bad=1, applied=False)
+    assert capsys.readouterr().err == ""
+    assert [event["text"] for event in read_lines(run.events)] == ["a save failed"]
+    own = [(event["kind"], event["rank"]) for event in read_lines(run.events_of(1))]
+    assert own == [("bad_sample", 1), ("skipped_step", 1)]
+
+
+def test_images_as_augmented_are_shown_at_the_start_and_after_each_evaluation(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+    monkeypatch.setattr(MetricsLog, "images", lambda *_, samples_seen: shown.append(samples_seen))
+    monkeypatch.setattr(MetricsLog, "figure", lambda *_, samples_seen: None)
+    recorder, state = make_recorder(run, total=100), State()
+    for _ in range(3):
+        take_step(recorder, state)
+    recorder.evaluation(state, {"top1": 0.5})
+    for _ in range(2):
+        take_step(recorder, state)
+    assert shown == [8, 32]
+
+
+def test_pictures_are_drawn_once_a_minute_at_most_and_at_the_end(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes the main rank half a second, in which the others wait."""
+    drawn: list[tuple[str, int]] = []
+    now = [time.monotonic()]
+    monkeypatch.setattr(
+        MetricsLog, "figure", lambda _, name, picture, *, samples_seen: drawn.append((name, samples_seen))
+    )
+    monkeypatch.setattr("coatnet.training.recorder.time.monotonic", lambda: now[0])
+    recorder = make_recorder(run, total=40)
+    for samples_seen, later in ((8, 0.0), (16, 59.0), (24, 2.0), (32, 59.0), (40, 0.0)):
+        now[0] += later
+        recorder.evaluation(State(samples_seen=samples_seen), {"top1": 0.5})
+    assert drawn == [("account", 8), ("account", 24), ("account", 40)]
+    assert sum("account/evaluation" in row for row in read_lines(run.metrics)) == 5  # their numbers each time
+
+
+def test_what_the_account_has_come_to_is_told_every_twenty_records(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr("coatnet.training.recorder.time.monotonic", lambda: now[0])
+    recorder, state = make_recorder(run, total=10_000), State()
+    told = []
+    for later in (9.0, 2.0, 9.0, 2.0):
+        now[0] += later
+        take_step(recorder, state)
+        told.append(sum("account/compute" in row for row in read_lines(run.metrics)))
+    recorder.close()
+    assert told == [0, 1, 1, 2]
 
 
 def test_a_class_in_letters_that_the_font_lacks_is_no_warning_at_each_evaluation(

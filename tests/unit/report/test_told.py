@@ -1,0 +1,98 @@
+"""What the page says of a run in words and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coatnet.report.record import read_run
+from coatnet.report.write import figures, write_report
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.run_directory import RunDirectory, append_line
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    found = RunDirectory(tmp_path / "run")
+    found.create("seed: 1\n", digest="aa")
+    return found
+
+
+def told(run: RunDirectory) -> str:
+    return write_report(run.path).with_suffix(".md").read_text()
+
+
+def compared(run: RunDirectory, *, loss: float, continuous: bool, tolerance: float = 1e-4) -> None:
+    found = {"samples_seen": 8, "loss": loss, "recorded": 1.0, "tolerance": tolerance}
+    run.record_event("loss_continuity", continuous=continuous, **found)
+
+
+def test_a_loss_that_went_on_after_every_resume_is_one_sentence_with_the_widest_bound(
+    run: RunDirectory,
+) -> None:
+    compared(run, loss=1.0, continuous=True)
+    assert "After a resume the loss was the one recorded before, within 0.0001." in told(run)
+    compared(run, loss=1.0, continuous=True, tolerance=2.0**-8)
+    assert "After 2 resumes the loss was the one recorded before, within 0.0039." in told(run)
+
+
+@pytest.mark.parametrize("times", [1, 10, 11])
+def test_each_loss_that_did_not_go_on_is_told_up_to_ten(run: RunDirectory, times: int) -> None:
+    compared(run, loss=1.0, continuous=True)
+    for _ in range(times):
+        compared(run, loss=2.5, continuous=False)
+    top = told(run).partition("## ")[0]
+    assert top.count("After a resume the loss at image 8 was 2.5, recorded before: 1.0.") == min(times, 10)
+    assert ("So it was after 11 of 12 resumes." in top) is (times == 11)
+    assert "the one recorded before, within" not in top
+
+
+def test_the_headline_tells_how_far_a_run_is_until_it_is_done_and_its_usual_speed(run: RunDirectory) -> None:
+    for step, rate in enumerate((1.0, 30.0, 10.0), start=1):
+        row = {"progress": step / 8, "images_per_second": rate, "mfu": rate / 100, "evaluate/ema_map": 0.25}
+        append_line(run.metrics, {"samples_seen": step, **row})
+    account = TimeAccount(run.account, rank=0, life=1, age_seconds=100.0)
+    for name, seconds in (("compute", 60.0), ("communication", 20.0), ("redone", 15.0)):
+        account.shift(seconds, source="start", target=name)
+    account.flush(samples_seen=3)
+    rows = {"| of the run | 37.5% |", "| images/s, median | 10 |", "| MFU, median | 10.00% |"}
+    rows |= {"| mAP, average | 25.00% |", "| spent training | 80.0% |"}
+    assert rows <= {*told(run).splitlines()}
+    run.mark("done")
+    assert "of the run" not in told(run).partition("## ")[0]
+
+
+def test_the_most_memory_is_set_beside_the_plans(run: RunDirectory) -> None:
+    assert "no hardware profile fits" in told(run)
+    run.plan.write_text(json.dumps({"memory_bytes": 2**31, "days": 3.0, "loss": 0}))
+    for step, gib in enumerate((1.0, 3.0, 2.5), start=1):
+        append_line(run.metrics, {"samples_seen": step, "memory_gib": gib, "loss": 1.0})
+    assert "| memory, GiB | 2 | 3 | +50.0% |" in told(run)
+    assert [*figures(read_run(run.path))["predicted_against_measured"]] == ["memory_bytes"]
+
+
+@pytest.mark.parametrize("samples", [100, 101])
+def test_the_bad_samples_that_were_met_most_come_first_and_a_hundred_of_them(
+    run: RunDirectory, samples: int
+) -> None:
+    for number in range(samples):
+        run.record_event("bad_sample", position=number, name=f"a{number:03d}", reason="torn")
+    run.record_event("bad_sample", position=999, name="a099", reason="torn")
+    text = told(run)
+    assert f"could not be used: {samples}, met {samples + 1} ×" in text
+    assert ("×; the 100 most frequent. In training" in text) is (samples > 100)
+    rows = [line for line in text.splitlines() if line.endswith((" | torn | 1 |", " | torn | 2 |"))]
+    assert len(rows) == 100 and rows[0] == "| a099 | torn | 2 |"
+
+
+@pytest.mark.parametrize(
+    ("events", "title"), [(1, "1 event"), (200, "200 events"), (201, "201 events, the last 200")]
+)
+def test_the_last_two_hundred_events_are_shown(run: RunDirectory, events: int, title: str) -> None:
+    for number in range(events):
+        run.record_event("alarm", text=f"number {number}", more={"deep": 1, "none": None})
+    text = told(run)
+    assert f"### {title}\n" in text and ("text number 0," in text) is (events <= 200)
+    assert f"text number {events - 1}, more deep 1, none null |" in text
