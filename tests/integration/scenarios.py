@@ -291,7 +291,17 @@ def averages(stage: int, precision: str) -> dict[str, Any]:
         "nothing_kept": torch.equal(averaged, remade),
         "applied_steps": engine.state.applied_steps,
         "unchanged": unchanged,
+        "told_update": engine.update_norm(lr=RATE),
+        "update": _change(engine, before),
     }
+
+
+def _change(engine: Engine, weights: list[torch.Tensor]) -> float:
+    """Return the norm of the difference between all ranks' weights now and before."""
+    pairs = zip(weights, engine.state.pieces, strict=True)
+    total = sum(((piece.weight - old).double().square().sum() for old, piece in pairs), torch.zeros(()))
+    engine.ranks.all_reduce_sum(total)
+    return float(total.sqrt())
 
 
 def _are_equal(engine: Engine, weights: list[torch.Tensor]) -> bool:

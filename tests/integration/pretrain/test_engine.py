@@ -174,6 +174,7 @@ def test_the_average_is_the_same_at_every_stage_and_gives_back_weights_that_a_ra
             assert answer["averaged"] == pytest.approx(expected["averaged"], rel=tolerance)
             assert answer["averaged"] != answer["plain"]
             assert answer["nothing_kept"], "of the weights that were evaluated before"
+            assert answer["told_update"] == pytest.approx(answer["update"], rel=1e-2)  # but for its decay
 
 
 def assert_same(first: Path, second: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +198,26 @@ def test_what_the_account_has_come_to_is_told_every_twenty_records(
         told.append(sum("account/compute" in row for row in read_lines(run.metrics)))
     recorder.close()
     assert told == [0, 1, 1, 2]
+
+
+def test_the_chart_of_the_account_keeps_its_ends_and_at_most_120_stretches_between_them(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[float]] = []
+
+    def figure(history: Sequence[Mapping[str, float]]) -> None:
+        drawn.append([sum(spent.values()) for spent in history])
+
+    monkeypatch.setattr("coatnet.training.recorder.account_figure", figure)
+    monkeypatch.setattr(MetricsLog, "figure", lambda *_, samples_seen: None)
+    recorder = make_recorder(run, total=8)
+    for times in (100, 300):
+        for _ in range(times):
+            recorder.flush(State())
+        recorder.evaluation(State(samples_seen=8), {"top1": 0.5})
+    few, many = drawn
+    assert len(few) == 102 and 60 < len(many) <= 121
+    assert few[0] == many[0] == 0 and many == sorted(many) and many[-1] > few[-1]
 
 
 def test_a_class_in_letters_that_the_font_lacks_is_no_warning_at_each_evaluation(
