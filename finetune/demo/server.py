@@ -7,6 +7,7 @@ load nothing from elsewhere (Content-Security-Policy), and uploads need a header
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -50,14 +51,21 @@ def make_server(answer: Answer, *, title: str, port: int) -> ThreadingHTTPServer
     """
     parts = {"answer": staticmethod(answer), "title": title, "one_at_a_time": threading.Lock()}
     handler = type("Handler", (_Handler,), parts)
-    server = _bound(port, handler)
-    server.daemon_threads = True
-    return server
+    return _bound(port, handler)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what failed, but nothing of a page that went away before its answer came."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _bound(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), handler)
+        return _Server((LOOPBACK, port), handler)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; take another, or 0 for any free one") from None
 
