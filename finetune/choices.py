@@ -14,6 +14,6 @@ FORMS = {
 }
 # What a form is made or proved by beside what coatnet needs, and what brings it.
 PACKAGES = {
-    "timm": (("timm",), "pip install timm"),
+    "timm": (("timm", "torchvision"), "pip install timm"),
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "pip install 'coatnet[onnx]'"),
 }

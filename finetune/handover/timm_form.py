@@ -38,9 +38,10 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     path, described = destination / TENSORS, destination / ARGUMENTS
     try:
         import timm
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another build than torch
         raise UserError(
-            f"--format timm is proved by timm, and {error.name} is missing here; `pip install timm` brings it"
+            f"--format timm is proved by timm, which cannot be imported here ({error}); `pip install timm` "
+            "brings what it needs, with a torchvision of torch's own build"
         ) from None
     write_tensors(tensors, path, described_by=described)
     write_atomically(described, description(config))

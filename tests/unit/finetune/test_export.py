@@ -226,87 +226,29 @@ def test_a_form_that_cannot_hold_the_architecture_is_refused(tiny: ModelConfig, 
 def test_what_a_form_needs_is_missed_before_another_is_written(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("onnx", "onnxscript"):
+    for name in ("onnx", "onnxscript", "torchvision"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"onnx needs onnx, onnxscript, .*: pip install 'coatnet\[onnx\]'"):
         cli.export(exported, tmp_path / "out", formats=["safetensors", "onnx"])
+    with pytest.raises(UserError, match=r"timm needs .*torchvision, not installed here: pip install timm"):
+        cli.export(exported, tmp_path / "out", formats=["safetensors", "timm"])
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: Path, tmp_path: Path) -> None:
-    import hashlib
-
-    import yaml
-
-    (certificate,) = export_model(str(exported), tmp_path, formats=["safetensors"])
-    for name, digest in certificate["files"].items():
-        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
-    card = (tmp_path / "README.md").read_text()
-    metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["pipeline_tag"] == "image-classification"
-    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
-    assert "amber, blue, green" in card and "model.safetensors" in card
-
-
-@pytest.mark.parametrize("other", [{"px": 96}, {"samples_seen": 704}])
-def test_the_card_claims_no_accuracy_that_was_measured_of_other_weights_or_at_another_size(
-    exported: Path, tmp_path: Path, other: dict[str, int]
+@pytest.mark.parametrize(
+    "fault", ["RuntimeError('operator torchvision::nms does not exist')", "ImportError('x')"]
+)
+def test_a_timm_that_cannot_be_imported_is_told_in_one_line(
+    fault: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = load_weights(exported)
-    found.facts |= {key: value for key, value in other.items() if key != "px"}
-    model = export_safetensors(found, tmp_path / "model")
-    export_model(str(model), tmp_path / "out", formats=["safetensors"], px=other.get("px"))
-    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.mark.parametrize("top1", [float("nan"), 10**400, "0.99", None])
-def test_the_card_claims_no_accuracy_that_is_no_number(exported: Path, top1: Any) -> None:
-    facts = {"evaluation": {"top1": top1, "at": 640, "image_size": 64}, "samples_seen": 640}
-    assert "model-index" not in model_card(replace(open_classifier(str(exported)), facts=facts), [])
-
-
-@pytest.mark.parametrize("left", ["nested", "pipe", "list"])
-def test_what_is_no_certificate_of_an_earlier_export_is_left_out_of_the_card(
-    left: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    certificate = tmp_path / "certificate-onnx.json"
-    if left == "pipe":
-        os.mkfifo(certificate)
-    else:
-        certificate.write_text("[" * 100_000 if left == "nested" else "[]")
-    export_model(str(exported), tmp_path, formats=["safetensors"])
-    assert "certificate-onnx.json is of another model" in capsys.readouterr().err
-    assert "| onnx |" not in (tmp_path / "README.md").read_text()
-
-
-def test_a_form_that_is_refused_leaves_no_card_of_another_model_beside_the_forms_before_it(
-    exported: Path, tiny: ModelConfig, tmp_path: Path
-) -> None:
-    export_model(str(exported), tmp_path / "out", formats=["safetensors"])
-    layered = replace(tiny, mbconv_norm="layer")
-    named = Weights(layered, dict(build_model(layered).state_dict()), ["x", "y", "z"])
-    other = export_safetensors(named, tmp_path / "other")
-    with pytest.raises(UserError, match="mbconv_norm"):
-        export_model(str(other), tmp_path / "out", formats=["safetensors", "timm"])
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "3 classes: x, y, z" in card and "| safetensors |" in card and "| timm |" not in card
-
-
-@pytest.mark.slow
-def test_the_card_lists_what_earlier_exports_of_the_same_model_left_in_the_folder(
-    timm: Any, exported: Path, tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for form in ("safetensors", "timm"):
-        export_model(str(exported), tmp_path / "out", formats=[form])
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert card.count("| safetensors |") == card.count("| timm |") == 1
-    assert card.index("| safetensors |") < card.index("| timm |")
-    assert "warning" not in capsys.readouterr().err
-    tensors = dict(build_model(tiny, seed=5).state_dict())
-    export_safetensors(Weights(tiny, tensors, ["amber", "blue", "green"]), tmp_path / "other")
-    export_model(str(tmp_path / "other"), tmp_path / "out", formats=["safetensors"])
-    assert "timm" not in (tmp_path / "out" / "README.md").read_text()
-    assert "certificate-timm.json is of another model" in capsys.readouterr().err
+    """As where torchvision is of another build than torch."""
+    (tmp_path / "timm.py").write_text(f"raise {fault}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(
+        UserError, match=r"which cannot be imported here \((operator torchvision::nms|x).*build"
+    ):
+        export_model(str(exported), tmp_path / "out", formats=["timm"])
 
 
 def test_the_fixed_batch_is_the_same_everywhere() -> None:

@@ -1,0 +1,94 @@
+"""The model card beside an export, and the earlier exports that it tells of."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
+from coatnet.config import UserError
+from coatnet.model.config import ModelConfig
+from coatnet.model.network import build_model
+from finetune.classifier import open_classifier
+from finetune.handover.card import model_card
+from finetune.handover.export import export_model
+
+
+def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    import yaml
+
+    (certificate,) = export_model(str(exported), tmp_path, formats=["safetensors"])
+    for name, digest in certificate["files"].items():
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    card = (tmp_path / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert "amber, blue, green" in card and "model.safetensors" in card
+
+
+@pytest.mark.parametrize("other", [{"px": 96}, {"samples_seen": 704}])
+def test_the_card_claims_no_accuracy_that_was_measured_of_other_weights_or_at_another_size(
+    exported: Path, tmp_path: Path, other: dict[str, int]
+) -> None:
+    found = load_weights(exported)
+    found.facts |= {key: value for key, value in other.items() if key != "px"}
+    model = export_safetensors(found, tmp_path / "model")
+    export_model(str(model), tmp_path / "out", formats=["safetensors"], px=other.get("px"))
+    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("top1", [float("nan"), 10**400, "0.99", None])
+def test_the_card_claims_no_accuracy_that_is_no_number(exported: Path, top1: Any) -> None:
+    facts = {"evaluation": {"top1": top1, "at": 640, "image_size": 64}, "samples_seen": 640}
+    assert "model-index" not in model_card(replace(open_classifier(str(exported)), facts=facts), [])
+
+
+@pytest.mark.parametrize("left", ["nested", "pipe", "list"])
+def test_what_is_no_certificate_of_an_earlier_export_is_left_out_of_the_card(
+    left: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = tmp_path / "certificate-onnx.json"
+    if left == "pipe":
+        os.mkfifo(certificate)
+    else:
+        certificate.write_text("[" * 100_000 if left == "nested" else "[]")
+    export_model(str(exported), tmp_path, formats=["safetensors"])
+    assert "certificate-onnx.json is of another model" in capsys.readouterr().err
+    assert "| onnx |" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_form_that_is_refused_leaves_no_card_of_another_model_beside_the_forms_before_it(
+    exported: Path, tiny: ModelConfig, tmp_path: Path
+) -> None:
+    export_model(str(exported), tmp_path / "out", formats=["safetensors"])
+    layered = replace(tiny, mbconv_norm="layer")
+    named = Weights(layered, dict(build_model(layered).state_dict()), ["x", "y", "z"])
+    other = export_safetensors(named, tmp_path / "other")
+    with pytest.raises(UserError, match="mbconv_norm"):
+        export_model(str(other), tmp_path / "out", formats=["safetensors", "timm"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "3 classes: x, y, z" in card and "| safetensors |" in card and "| timm |" not in card
+
+
+@pytest.mark.slow
+def test_the_card_lists_what_earlier_exports_of_the_same_model_left_in_the_folder(
+    timm: Any, exported: Path, tiny: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("safetensors", "timm"):
+        export_model(str(exported), tmp_path / "out", formats=[form])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("| safetensors |") == card.count("| timm |") == 1
+    assert card.index("| safetensors |") < card.index("| timm |")
+    assert "warning" not in capsys.readouterr().err
+    tensors = dict(build_model(tiny, seed=5).state_dict())
+    export_safetensors(Weights(tiny, tensors, ["amber", "blue", "green"]), tmp_path / "other")
+    export_model(str(tmp_path / "other"), tmp_path / "out", formats=["safetensors"])
+    assert "timm" not in (tmp_path / "out" / "README.md").read_text()
+    assert "certificate-timm.json is of another model" in capsys.readouterr().err
