@@ -17,11 +17,14 @@ def snapshot_code(target: Path) -> None:
         return
     temporary = target.with_suffix(".part")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name, source in _files():
-        copy = temporary / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, copy)
-    temporary.rename(target)
+    try:
+        for name, source in _files():
+            copy = temporary / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy)
+        temporary.rename(target)
+    finally:  # on a disk that is full it would take what was left
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def snapshot_folder(directory: Path) -> Path:

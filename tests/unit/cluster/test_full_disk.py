@@ -30,7 +30,7 @@ def no_file_larger_than(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_submission_without_room_for_the_code_names_the_run_and_leaves_no_folder(
+def test_a_submission_without_room_for_the_code_names_the_run_and_leaves_nothing_that_fills_it(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program("scontrol", "echo PartitionName=gpu Default=YES MaxTime=UNLIMITED State=UP TotalNodes=16")
@@ -40,7 +40,7 @@ def test_a_submission_without_room_for_the_code_names_the_run_and_leaves_no_fold
     prepared = prepare(Request("shard", "photos", ("shards",), SiteConfig(), directory=directory))
     with no_file_larger_than(1000), pytest.raises(UserError, match=f"^{directory}: File too large; mend"):
         submit(prepared)
-    assert not prepared.folder.exists()
+    assert list(prepared.folder.parent.iterdir()) == []
 
 
 def test_a_run_that_cannot_be_marked_is_ended_all_the_same(run: Path, program: Program) -> None:
