@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.array import job_ids
+from cluster.array import is_task, job_ids
 from cluster.job import SCRIPT, SUBMISSIONS
 from cluster.slurm import QueuedJob, jobs_of
 
@@ -20,8 +20,10 @@ _REFUSED = ("FAILED", "BadConstraints")  # by sbatch, which has told so; SLURM k
 
 def jobs_of_run(directory: Path, queue: Mapping[str, QueuedJob]) -> list[QueuedJob]:
     """Return the jobs of a run that SLURM knows, as its history has them, and last what is not recorded."""
-    home = os.path.realpath(directory)
-    recorded = [job for job_id in job_ids(directory) for job in jobs_of([job_id], queue)]
+    home, ids = os.path.realpath(directory), job_ids(directory)
+    if is_task(directory):  # the id of one of them is that of the whole array
+        return [queue[job_id] for job_id in ids if job_id in queue]
+    recorded = [job for job_id in ids for job in jobs_of([job_id], queue)]
     return list(dict.fromkeys([*recorded, *(job for job in queue.values() if _home(job) == home)]))
 
 

@@ -171,7 +171,7 @@ def _submitted(
         detail = why_it_waits(run.path, job, queue=queue or {})
     if state == "lost" and queue is not None and detail:
         detail += ", and SLURM knows no job of this run"
-    if state in {"failed", "lost"} and not (lives and lives[-1].outcome):
+    if state in {"failed", "lost"} and not (lives and lives[-1].outcome) and not task_folders(run.path):
         detail += _end_of_log(run.path, job)
     return state, detail
 
