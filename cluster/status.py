@@ -296,11 +296,13 @@ def _own_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _lost_seconds(accounts: Sequence[LifeAccount], lives: Sequence[Life], *, running: bool) -> float | None:
-    """Return what a run lost; without a history its accounts tell from when to when it went."""
+    """Return what a run lost; its accounts tell from when to when it went where no history does."""
     if not accounts:
         return None
     began = lives[0].started if lives else accounts[0].began
-    ended = (lives[-1].ended or lives[-1].started) if lives else accounts[-1].ended
+    ended = accounts[-1].ended
+    if lives:
+        ended = lives[-1].ended or max(lives[-1].started, ended)
     spent = add_up(list(accounts))
     productive = sum(spent[name] for name in _PRODUCTIVE)
     return max(0.0, (time.time() if running else ended) - began - productive) if productive else None

@@ -76,6 +76,8 @@ def test_the_successors_of_tasks_are_jobs_of_the_array(array: Path) -> None:
     assert (found.state, found.job_id) == ("running", "20_1")
     (array / "logs" / "job-20_1.log").write_text(ENDED.format(" DUE TO TIME LIMIT"))
     assert read_status(array / "task-0001", queue={}).state == "timeout"
+    History(array / "task-0001").note("successor", job_id="21")  # which never began
+    assert read_status(array / "task-0001", queue={}).state == "timeout"
 
 
 def test_a_folder_that_only_looks_like_a_task_is_none(array: Path) -> None:

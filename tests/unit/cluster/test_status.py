@@ -12,6 +12,7 @@ from cluster.history import SUPERVISOR, History
 from cluster.slurm import QueuedJob
 from cluster.status import read_status
 from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.lives import CLASSES
 from coatnet.runtime.run_directory import RunDirectory
 
 RUNNING = {"7": QueuedJob("7_3", "RUNNING")}
@@ -83,6 +84,15 @@ def test_time_without_work_is_lost_until_now_or_the_end(run: Path, monkeypatch: 
     assert read_status(run, queue=RUNNING).lost_seconds == pytest.approx(70, abs=0.01)
     end(run, "stopped", "saved")
     assert read_status(run, queue=None).lost_seconds == 0.0
+
+
+def test_a_life_that_was_killed_lost_its_start_and_its_end_is_that_of_its_account(run: Path) -> None:
+    began = History(run).lives()[0].started
+    row = {"life": 1, "began": began + 40, "ended": began + 100, "samples_seen": 8}
+    row["seconds"] = dict.fromkeys(CLASSES, 0.0) | {"compute": 45.0, "idle": 15.0}
+    (run / "account").mkdir()
+    (run / "account" / "earlier.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_status(run, queue=None).lost_seconds == pytest.approx(55, abs=0.01)
 
 
 @pytest.mark.parametrize(

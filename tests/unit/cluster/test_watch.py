@@ -62,9 +62,11 @@ def test_a_failed_life_tells_its_reason(run: Path) -> None:
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"])
 def test_a_life_whose_script_was_killed_has_the_state_that_slurm_gives_it(run: Path, state: str) -> None:
+    (run / "logs" / "job-7.log").write_text("srun on n1\n")
     found = read_status(run, queue=queued(state, reason="NonZeroExitCode"))
     assert found.state == state.lower()
-    assert found.detail == f"life 1 has no end; SLURM says {state} (NonZeroExitCode)"
+    told = "; its log ends: srun on n1" if state == "FAILED" else ""
+    assert found.detail == f"life 1 has no end; SLURM says {state} (NonZeroExitCode){told}"
 
 
 def test_why_a_job_could_not_even_begin_stands_in_its_log(run: Path) -> None:
