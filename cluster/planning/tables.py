@@ -49,8 +49,8 @@ def print_plan(
         f"{number_of(plan.nodes, 'node')}, {plan.world_size} × {plan.hardware}; "
         f"global batch {batch}; ZeRO-{layout.zero_stage}, {layout.precision}"
     )
-    console.print(_memory_table(plan, choices))
-    console.print(_speed_table(plan))
+    for table in (_memory_table(plan, choices), _speed_table(plan)):
+        _print(table)
     for line in _facts(plan):
         console.print(line)
     for words, spared in quicker.items():
@@ -83,8 +83,8 @@ def print_comparison(plans: Sequence[Plan], *, refused: Mapping[str, str]) -> No
             _days(plan),
             "–" if plan.gpu_hours is None else f"{plan.gpu_hours:,.0f}",
         )
+    _print(table)
     console = make_console()
-    console.print(table)
     words = "batch: micro-batch × accumulation; per GPU: images/s against the best layout"
     console.print(words if all(plan.fits for plan in plans) else f"{words}; [red]![/red] does not fit")
     for reason, count in Counter(refused.values()).items():
@@ -225,6 +225,11 @@ def _days(plan: Plan) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms"
+
+
+def _print(table: Table) -> None:
+    """Print a table as wide as it is: a terminal that is narrower breaks lines, and no number is cut."""
+    make_console(is_bounded=False).print(table)
 
 
 def _table(*headings: str) -> Table:

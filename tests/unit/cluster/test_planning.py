@@ -326,6 +326,17 @@ def test_the_table_shows_every_component_the_sum_and_the_largest_micro_batch(
     ]
 
 
+def test_a_narrow_terminal_breaks_lines_and_cuts_no_number(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    plan, choices = plan_of("pretrain", config, ["nodes=2", "epoch_samples=1281167000000"])
+    print_plan(plan, choices, name="x", remedies=[], quicker={})
+    print_comparison([plan], refused={})
+    printed = capsys.readouterr().out
+    assert "…" not in printed and f"{plan.gpu_hours:,.0f}" in printed
+
+
 @pytest.mark.slow
 def test_the_command_prints_pure_json_without_torch(config: Path) -> None:
     code = (
