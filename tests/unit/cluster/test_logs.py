@@ -83,6 +83,18 @@ def test_a_failed_run_has_finished_until_it_is_submitted_again(run: Path) -> Non
     assert has_finished(run)
 
 
+@pytest.mark.parametrize(("continuation", "ends"), [("requeue", False), ("none", True)])
+def test_a_run_that_stopped_at_its_limit_has_finished_where_nothing_continues_it(
+    run: Path, continuation: str, ends: bool
+) -> None:
+    (run / "submissions" / "0001").mkdir(parents=True)
+    job = Job("first", str(run), ["pretrain"], site=SiteConfig(continuation=continuation))
+    write_job(job, run / "submissions" / "0001" / "job.json")
+    history = History(run)
+    history.end(history.lives()[0], outcome="stopped", reason="saved", tries=1, excluded={})
+    assert has_finished(run) is ends
+
+
 def test_a_run_without_logs_is_told_and_not_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,12 @@ def test_a_run_is_running_while_its_lease_is_held_and_tells_how_it_goes_on_after
     assert found.state == "interrupted" and "the same command goes on" in found.detail
 
 
+def test_of_a_run_that_noted_no_rate_none_is_told(run: RunDirectory) -> None:
+    run.metrics.write_text(json.dumps({"time": 1.0, "samples_seen": 8, "progress": 0.1}) + "\n")
+    found = read_status(run.path, queue=None)
+    assert (found.samples_seen, found.total_samples, found.images_per_second) == (8, 80, None)
+
+
 def test_the_error_by_which_it_ended_is_told_until_it_goes_on(run: RunDirectory) -> None:
     run.record_event("start", life=1)
     run.record_event("ended", writer=1, rank=1, reason="shards/train: No such file")

@@ -89,12 +89,13 @@ def test_of_several_partitions_one_that_fits_suffices(programs: Program, tmp_pat
 
 
 def test_a_submission_leaves_everything_that_the_job_needs(programs: Program, tmp_path: Path) -> None:
-    assert try_to_submit(tmp_path, hardware="h100") == "7"
+    (tmp_path / "run" / "submissions" / "0001.old").mkdir(parents=True)
+    assert try_to_submit(tmp_path, hardware="h100", gpus_per_node=4) == "7"
     folder = tmp_path / "run" / "submissions" / "0001"
     assert (tmp_path / "run" / "logs").is_dir(), "without it SLURM fails the job and leaves no log"
     assert read_job(folder / "job.json").command[0] == "pretrain" and (folder / "config.yaml").exists()
     assert (folder / "script.sh").read_text().startswith("#!/bin/bash\n#SBATCH")
-    assert (tmp_path / "run" / "plan.json").exists()
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["world_size"] == 16
     assert History(tmp_path / "run").job_ids() == ["7"]
 
 
