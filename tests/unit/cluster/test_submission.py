@@ -84,6 +84,13 @@ def test_a_job_that_cannot_be_recorded_is_taken_back(programs: Program, tmp_path
     assert cancelled.read_text() == "7\n" and not (tmp_path / "run/submissions/0001").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_told_by_its_run(programs: Program, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "submissions").touch()
+    with pytest.raises(UserError, match="run: Not a directory; mend that, then submit again"):
+        try_to_submit(tmp_path)
+
+
 def test_of_several_partitions_one_that_fits_suffices(programs: Program, tmp_path: Path) -> None:
     assert try_to_submit(tmp_path, partition="small,gpu") == "7"
 
