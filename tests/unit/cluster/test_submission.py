@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_a_submission_leaves_everything_that_the_job_needs(programs: Program, tm
     assert (folder / "script.sh").read_text().startswith("#!/bin/bash\n#SBATCH")
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["world_size"] == 16
     assert History(tmp_path / "run").job_ids() == ["7"]
+
+
+def test_fine_tuning_of_a_model_that_is_yet_to_come_is_submitted_without_a_plan(
+    programs: Program, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"init: {tmp_path}/first\nhead: {{keep_rows: none}}\ndata: {{train: [{{path: nowhere}}]}}\n"
+    )
+    site = replace(SITE, hardware="h100")
+    assert submit(prepare(Request("finetune", str(config), (), site, directory=tmp_path / "run"))) == "7"
+    assert not (tmp_path / "run" / "plan.json").exists()
 
 
 def test_the_script_that_is_shown_is_the_one_that_is_submitted(programs: Program, tmp_path: Path) -> None:
@@ -211,7 +224,7 @@ def test_a_trainings_job_is_told_by_markers_and_begins_with_its_own_config(
     assert job.command == ["pretrain", str(config), f"run.directory={run}"]
     assert (job.name, job.directory, job.protocol) == ("run", str(run), MARKERS)
     assert (job.working_directory, job.site) == (str(tmp_path), SITE)
-    assert Path(job.python).exists() and Path(job.program).name == "coatnet"
+    assert job.python == sys.executable and Path(job.program).name == "coatnet"
     assert str(config.with_name("job.json")) in prepared.script
 
 

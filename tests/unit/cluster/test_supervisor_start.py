@@ -67,6 +67,7 @@ def test_the_successor_of_a_job_that_failed_while_nobody_heard_it_begins_no_life
     machine.history.note("successor", job_id="7")
     assert machine.live(machine.DONE, continuation="chain", dependents=["20"]) == 1
     assert len(machine.history.lives()) == 1 and machine.heard() == ["scancel 20"]
+    assert machine.run.marker("cancelled") is None
 
 
 def test_lives_without_a_new_checkpoint_hold_the_run_with_the_last_reason(machine: Machine) -> None:
