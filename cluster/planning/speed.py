@@ -31,7 +31,7 @@ class Step:
         recomputed: forward passes taken again for activation checkpointing.
         sharding: stage 3's work around every layer.
         operators: the host's calls, as far as no device works meanwhile.
-        backward: of stages.
+        backward: passes of all micro-batches, on a GPU as long as the host calls them if that takes longer.
         forward: of one micro-batch, calls included: what evaluating one takes.
         flops: what the model needs (recomputation not counted), for the MFU.
     """
@@ -68,7 +68,8 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
     layers = sum(work.parameters > 0 for work in works) if layout.zero_stage == 3 else 0
     passes, update = _calls(works, layout=layout, accumulation=accumulation)
     computing = sum(stages.values())
-    hidden = 0.0 if hardware.shares_memory else computing + recomputed
+    working = 0.0 if hardware.shares_memory else computing + recomputed
+    waiting = max(0.0, passes * hardware.operator_seconds - working)
     once = (computing - backward) / accumulation
     forward_calls = FORWARD_SHARE * (PASS_CALLS + _work_calls(works, layout=layout))
     calls = forward_calls * hardware.operator_seconds
@@ -77,8 +78,8 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
         recomputed=recomputed,
         sharding=accumulation * layers * hardware.sharding_seconds,
         optimizer=own * _OPTIMIZER_BYTES / hardware.copy_bytes_per_second,
-        operators=max(0.0, passes * hardware.operator_seconds - hidden) + update * hardware.operator_seconds,
-        backward=backward,
+        operators=waiting + update * hardware.operator_seconds,
+        backward=backward * (1.0 + waiting / working) if working else backward,
         forward=once + calls if hardware.shares_memory else max(once, calls),
         flops=flops,
     )
