@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.job import STATUS
+from cluster.notice import ending_notice
 from coatnet.runtime.run_directory import RunDirectory
 
 Machine = Any  # of conftest.py, which nothing can be imported from
@@ -250,6 +251,23 @@ def test_an_array_is_done_with_its_last_task(machine: Machine) -> None:
         assert machine.live(own_part, protocol=STATUS, array=2, task=task, **asked) == 0
         assert RunDirectory(machine.run.path / f"task-{task:04d}").marker("done") is not None
     assert machine.run.marker("done") is not None and machine.heard()[-1] == "scontrol release 20"
+
+
+def test_the_successor_of_an_arrays_task_is_that_task_alone(machine: Machine) -> None:
+    asked = {"protocol": STATUS, "array": 4, "task": 2, "continuation": "chain"}
+    machine.live("exit 0", **asked)
+    assert "--array=2 " in machine.heard()[0]
+
+
+def test_a_lifes_first_line_in_the_jobs_log_parts_it_from_how_the_last_was_ended(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.live(machine.DONE)
+    log = machine.run.logs / "job-7.log"
+    notice = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-26T15:15:39 DUE TO TIME LIMIT ***\n"
+    log.write_text(notice + capsys.readouterr().out)
+    assert ending_notice(machine.run.path, job_id="7", life=1) == ""
+    assert ending_notice(machine.run.path, job_id="7", life=2) == "timeout"
 
 
 def test_a_site_that_forbids_requeueing_is_told_with_another_way_to_go_on(machine: Machine) -> None:
