@@ -35,8 +35,11 @@ _NO_SUCH_NODE = (
     "no node is like that: ask for fewer --gpus-per-node, "
     "or for less by --set cpus_per_task=N, --set memory=SIZE"
 )
-# What sbatch says, and what to do about it.
+_LIMITS = "so many jobs, or one so large or long, are not allowed to you here: end others, or ask for less"
+# What sbatch says, and what to do about it; the first that fits.
 _REMEDIES = {
+    "accounting/QOS policy": _LIMITS,
+    "Limit": _LIMITS,  # AssocMaxSubmitJobLimit, QOSMaxWallDurationPerJobLimit, …
     "generic resource": "no such GPUs here (sinfo -o %G shows them); --gpus-per-node 0 asks for none",
     "account": "give one that is yours by --account, or `account` in the site file",
     "qos": "give one that the partition allows by --qos, or `qos` in the site file",

@@ -170,6 +170,8 @@ def test_two_submissions_at_once_queue_one_job(programs: Program, tmp_path: Path
     ("words", "remedy"),
     [
         ("Invalid account", "give one that is yours by --account"),
+        ("Job violates accounting/QOS policy", "so many jobs, or one so large or long, are not allowed"),
+        ("QOSMaxSubmitJobPerUserLimit", "so many jobs, or one so large or long, are not allowed"),
         ("CPU count per node can not be satisfied", "no node is like that: .* --set cpus_per_task=N"),
         ("Requested node configuration is not available", "no node is like that: .* or exclude fewer"),
         ("Invalid feature specification", "no node has these; sinfo -o %f shows those that there are"),
