@@ -13,6 +13,7 @@ from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
 _REASON = "coatnet cancel"
+_DENIED = "permission denied"
 
 
 def cancel_run(directory: Path) -> list[str]:
@@ -38,8 +39,9 @@ def cancel_run(directory: Path) -> list[str]:
     try:
         ended = _end_all(directory) if slurm.available() else []
     except slurm.SlurmError as error:
+        remedy = "its owner can cancel it" if _DENIED in str(error) else "cancel it again"
         raise UserError(
-            f"{directory} is {marked}, but not all of its jobs are ended: {error}; cancel it again"
+            f"{directory} is {marked}, but not all of its jobs are ended: {error}; {remedy}"
         ) from None
     if fault is not None:
         raise UserError(f"{directory} is {marked}; jobs ended: {', '.join(ended) or 'none'}")

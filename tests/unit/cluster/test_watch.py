@@ -300,6 +300,15 @@ def test_a_job_that_waits_in_vain_is_told_with_the_remedy(
     assert detail == words or (words and detail.endswith(words.format(run=run)))
 
 
+def test_a_job_of_a_colleague_is_his_to_cancel(run: Path, program: Program) -> None:
+    program("squeue", "echo '7|7|N/A|RUNNING|None|'")
+    program(
+        "scancel", "echo 'scancel: error: Kill job error on job id 7: Access/permission denied' >&2; exit 1"
+    )
+    with pytest.raises(UserError, match=r"job id 7: Access/permission denied; its owner can cancel it$"):
+        cancel_run(run)
+
+
 def test_a_run_that_is_marked_while_the_queue_is_away_is_to_be_cancelled_again(
     run: Path, program: Program
 ) -> None:
