@@ -85,9 +85,12 @@ def prepare_pipeline(path: Path, *, site: SiteConfig) -> dict[str, Prepared]:
             directory=Path(stage.directory) if stage.directory else None,
             array=stage.array,
         )
-        prepared[name] = prepare(request)
-        if not _is_done(prepared[name]):
-            prepared[name].check()  # none is queued if a later one is wrong
+        try:
+            prepared[name] = prepare(request)
+            if not _is_done(prepared[name]):
+                prepared[name].check()  # none is queued if a later one is wrong
+        except UserError as error:
+            raise UserError(f"{path}: stage {name}: {error}") from None
     _check_directories(prepared)
     _check_chains(config, {name: one.job.site for name, one in prepared.items()})
     return prepared

@@ -302,7 +302,7 @@ def test_a_stage_is_what_would_be_typed(cluster: Cluster) -> None:
     assert (job.name, job.command, job.array) == ("first", ["shard", "x-{task}", "y"], 3)
     assert job.directory == f"{cluster.folder}/elsewhere"
     cluster.path.write_text(f"stages:\n  first: {{{stage}}}\n")
-    with pytest.raises(UserError, match="shard needs --directory"):
+    with pytest.raises(UserError, match=r"pipeline\.yaml: stage \w+: shard needs --directory"):
         prepare_pipeline(cluster.path, site=cluster.site)
 
 
