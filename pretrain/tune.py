@@ -65,7 +65,8 @@ def largest_micro_batch(
         lacking = memory.lacking(size) or _lacking_alone(trainer, image_size=image_size, samples=size)
         short = {rank: words for rank, words in enumerate(ranks.gather(lacking)) if words}
         if short and best == 0:
-            raise UserError(_too_large(short, image_size=image_size, samples=size))
+            remedy = "a smaller norm.group_images"  # a group is the smallest size that was tried
+            raise UserError(_too_large(short, image_size=image_size, samples=size, remedy=remedy))
         if short:
             break
         rehearse(trainer, image_size=image_size, samples=size)
@@ -135,10 +136,16 @@ def _memory_of(device: torch.device) -> str:
     return f"{own:.1f} GiB of its own, {memory.free / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
 
 
-def _too_large(short: dict[int, str], *, image_size: int, samples: int) -> str:
+def _too_large(
+    short: dict[int, str],
+    *,
+    image_size: int,
+    samples: int,
+    remedy: str = "a smaller one or tune.micro_batch=auto",
+) -> str:
     where = ", ".join(f"{rank} ({memory})" for rank, memory in short.items())
     return (
-        f"out of memory on rank {where} with train.micro_batch={samples} at {image_size} px; give a smaller "
-        "one or tune.micro_batch=auto, activation checkpointing "
+        f"out of memory on rank {where} with train.micro_batch={samples} at {image_size} px; give {remedy}, "
+        "activation checkpointing "
         "(train.activation_checkpointing=[S1,S2]), or a higher zero.stage"
     )

@@ -65,7 +65,9 @@ def test_a_micro_batch_cuts_the_share_of_every_global_batch_of_the_run_evenly(
 
 
 def test_a_group_that_does_not_fit_is_an_error_that_says_what_to_change() -> None:
-    with pytest.raises(UserError, match="activation_checkpointing"):
+    with pytest.raises(
+        UserError, match=r"micro_batch=4 .* give a smaller norm\.group_images, activation check"
+    ):
         largest_micro_batch(trainer_that_fits(2), image_size=32, shares=[48], group_images=4)
 
 

@@ -134,7 +134,8 @@ def test_tensorboard_gets_every_curve_and_picture(run: RunDirectory) -> None:
     last = {}
     for row in read_lines(run.metrics):
         last.update(row)
-    assert (last["train/loss"], last["train/loss_max"]) == (2.0, 3.0)
+    assert (last["train/loss"], last["train/loss_max"], last["progress"]) == (2.0, 3.0, 1.0)
+    assert 0.05 < last["memory_gib"] < 50, "that a process with torch has had"
 
 
 def test_the_main_rank_alone_tells_what_the_whole_run_has_met(
