@@ -120,14 +120,16 @@ class Watchdog:
         absence = Absence(every_seconds=_POLL_SECONDS)
         while not self._stopped.wait(_POLL_SECONDS):
             self._look()
-            self._beaten_at += absence.seconds()
+            if absent := absence.seconds():  # or a beat of this very moment were undone
+                self._beaten_at += absent
+            # In this order: patience that ends meanwhile ends the silence first.
+            held, lenient = self._held, self._lenient
             silence = time.monotonic() - self._beaten_at
             if not self._watching:
                 continue
-            if self._data_wait and not self._held and self._is_excused(self._data_wait, silence):
+            if self._data_wait and not held and self._is_excused(self._data_wait, silence):
                 continue
-            patient = self._held or self._lenient
-            if silence > (self._start_seconds if patient else self._patience_seconds):
+            if silence > (self._start_seconds if held or lenient else self._patience_seconds):
                 self._give_up(silence)
 
     def _is_excused(self, data_wait: DataWait, silence_seconds: float) -> bool:

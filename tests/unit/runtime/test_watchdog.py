@@ -5,8 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -185,3 +189,108 @@ def test_each_batch_of_a_long_evaluation_counts_as_no_step(tmp_path: Path, clock
             watchdog.breathe()
             assert watchdog._beaten_at == clock[0]
     assert not watchdog._steps
+
+
+class Watched(Watchdog):
+    """A watchdog that says by what silence it would have ended the process, and looks often."""
+
+    def __init__(self, folder: Path, **parts: Any) -> None:
+        self.given_up: list[float] = []
+        self._looks = threading.Semaphore(0)
+        super().__init__(
+            folder / "stacks", hang_seconds=30.0, start_seconds=1800.0, look=self._looks.release, **parts
+        )
+
+    def _give_up(self, silence_seconds: float) -> None:
+        self.given_up.append(silence_seconds)
+        self._stopped.set()
+
+    def gives_up(self) -> bool:
+        """Wait until it has looked at what is so now."""
+        while self._looks.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the first look may have begun before
+            self._looks.acquire(timeout=0.0 if self._stopped.is_set() else 5.0)
+        return bool(self.given_up)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coatnet.runtime.watchdog._POLL_SECONDS", 0.002)
+    no_absence = SimpleNamespace(seconds=lambda: 0.0)  # a clock that jumps looks like one
+    monkeypatch.setattr("coatnet.runtime.watchdog.Absence", lambda *, every_seconds: no_absence)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_silence_is_a_hang_beyond_the_bound_of_what_goes_on(tmp_path: Path, clock: list[float]) -> None:
+    watchdog = Watched(tmp_path)
+
+    def hangs_after(seconds: float) -> bool:
+        clock[0] += seconds
+        return watchdog.gives_up()
+
+    assert not hangs_after(10_000.0), "nothing is watched yet"
+    watchdog.start()
+    assert not hangs_after(1799.0)
+    steps(watchdog, clock, *[1.0] * 21)
+    assert not hangs_after(29.0)
+    with watchdog.patience():
+        assert not hangs_after(1700.0)
+    assert not hangs_after(29.0)
+    watchdog.hold()
+    assert not hangs_after(1700.0)
+    watchdog.release()
+    assert not hangs_after(1700.0)  # another rank may be compiling still
+    watchdog.beat()
+    assert hangs_after(31.0) and watchdog.given_up == [31.0]
+    watchdog.stop()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("held", [False, True])
+def test_waiting_for_data_is_asked_about_where_a_step_is_late_and_told_once_in_ten_minutes(
+    tmp_path: Path, clock: list[float], held: bool
+) -> None:
+    said: list[str] = []
+    excuses: list[str | None] = [None]
+    data_wait = SimpleNamespace(excuse=lambda: excuses[0], forget=lambda: None, own="")
+    watchdog = Watched(tmp_path, data_wait=data_wait, say=said.append)
+    watchdog.start()
+    steps(watchdog, clock, *[1.0] * 21)
+    excuses[0] = "rank 1 waits: far/shard"
+    if held:
+        watchdog.hold()
+    for seconds in (9.0, 11.0, 11.0, 600.0):
+        clock[0] += seconds
+        assert not watchdog.gives_up()
+    if held:
+        assert not said, "what is no step has patience"
+    else:
+        assert said == [f"no step for {silent} s, since rank 1 waits: far/shard" for silent in (20, 600)]
+    excuses[0] = None
+    clock[0] += 2000.0
+    assert watchdog.gives_up()
+    watchdog.stop()
+
+
+@pytest.mark.usefixtures("often")
+def test_patience_that_ends_while_the_watchdog_looks_ends_no_run(tmp_path: Path, clock: list[float]) -> None:
+    class EndsIt:
+        """Asked between the look at the clock and the verdict."""
+
+        def __bool__(self) -> bool:
+            if ending.is_set():
+                ending.clear()
+                stack.close()
+            return False
+
+    ending, stack = threading.Event(), ExitStack()
+    watchdog = Watched(tmp_path, data_wait=EndsIt())
+    watchdog.start()
+    steps(watchdog, clock, *[1.0] * 21)
+    stack.enter_context(watchdog.patience())
+    clock[0] += 1700.0
+    assert not watchdog.gives_up()
+    ending.set()
+    assert not watchdog.gives_up() and not ending.is_set() and not watchdog._held
+    watchdog.stop()
