@@ -25,13 +25,14 @@ def check_url(url: str) -> None:
     """Refuse what is not on the list: `pipe:` runs a shell elsewhere, `file:` and `ftp:` have no place here.
 
     Raises:
-        UserError: no URL, another scheme, no host, or a password, which no request would carry.
+        UserError: no URL, another scheme, no host or port, or a password, which no request would carry.
     """
     try:
         parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a port is read only when it is asked for
     except ValueError as error:
         raise UserError(f"the URL of a corpus makes no sense: {error}") from None
-    if parts.scheme not in SCHEMES or not parts.netloc:
+    if parts.scheme not in SCHEMES or not host or " " in host:
         raise UserError(f"{without_secrets(url)}; allowed: a folder or a URL of {', '.join(SCHEMES)}")
     if "@" in parts.netloc:
         raise UserError(f"{without_secrets(url)}: a name or password in a URL is not sent; sign it instead")
