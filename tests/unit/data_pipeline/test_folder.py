@@ -145,6 +145,16 @@ def test_a_folder_whose_images_have_changed_is_another_corpus(image_folder: Path
         assert len(digests) == 1 + number, "what is hidden does not count, all else does"
 
 
+def test_hidden_folders_and_notes_beside_the_classes_are_neither_classes_nor_images(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    for hidden in (place / ".cache", place / "ant" / ".thumbnails"):
+        shutil.copytree(image_folder / "bee", hidden)
+    (place / "notes.txt").touch()
+    assert FolderCorpus.open(place).digest == FolderCorpus.open(image_folder).digest
+
+
 def test_a_folder_with_shards_or_tars_is_no_folder_of_images(shard_folder: Path, image_folder: Path) -> None:
     assert folder.is_image_folder(image_folder)
     assert not folder.is_image_folder(shard_folder)
