@@ -65,6 +65,13 @@ def test_an_image_that_is_gone_is_bad_at_once(
     assert not pauses
 
 
+def test_a_file_that_is_no_image_is_a_bad_sample_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "0.jpg").write_text("no image")
+    with pytest.raises(BadSampleError, match=r"ant/0\.jpg: "):
+        FolderCorpus.open(tmp_path).read(0, 0)
+
+
 def test_where_no_more_files_may_be_open_an_image_waits_until_one_is_closed(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
