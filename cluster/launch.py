@@ -11,8 +11,8 @@ from pathlib import Path
 from cluster.job import Job
 from cluster.names import check_options, check_path
 from coatnet.config import UserError
+from coatnet.runtime.rendezvous import slurm_port
 
-_FIRST_PORT, _PORTS = 20000, 10000
 _LIFE_STRIDE, _TRY_STRIDE = 1009, 101  # far from the ports of jobs with neighbouring ids
 # Of the site's own options those without which no step starts; others share out what only the ranks have.
 _OF_EVERY_STEP = {"--mpi", "--network"}
@@ -41,8 +41,7 @@ class Attempt:
     @property
     def port(self) -> int:
         """Return where the ranks meet: another one in each start, since the last may still be taken."""
-        starts = int(self.job_id) + _LIFE_STRIDE * self.life + _TRY_STRIDE * self.number
-        return _FIRST_PORT + starts % _PORTS
+        return slurm_port(int(self.job_id) + _LIFE_STRIDE * self.life + _TRY_STRIDE * self.number)
 
     @property
     def label(self) -> str:

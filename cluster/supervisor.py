@@ -38,18 +38,16 @@ from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
 from cluster.succession import Succession
 from coatnet.config import UserError
+from coatnet.runtime.endings import STATUS_USER_ERROR
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.voice import heedless_voice, say_from_a_handler
 from coatnet.runtime.whole_files import refresh_view
 
 EXIT_HELD = 1
 EXIT_OCCUPIED = 3
-_EXIT_USER_ERROR = 2
 _LEASE_HELD = "held by process"
 _LOST_PEER = "lost another rank"
 _END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
-
-
 _OUTCOMES = {Action.FINISH: "done", Action.LEAVE: "ended", Action.CONTINUE: "stopped", Action.FAIL: "failed"}
 
 
@@ -232,7 +230,7 @@ class Supervisor:
             state=None if done else slurm.job_state(self.job_id),  # a done run waits for no controller
             warned=self.warned,
             # a lease that a dying job still holds is free again in seconds
-            user_error=status == _EXIT_USER_ERROR and _LEASE_HELD not in message,
+            user_error=status == STATUS_USER_ERROR and _LEASE_HELD not in message,
             retries_left=self.job.site.retries + 1 - attempt.number,
         )
 

@@ -14,7 +14,7 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-STATUS_USER_ERROR = 2
+_STATUS_USER_ERROR = 2  # `coatnet.runtime.endings` has it for ranks, and imports more
 _STATUS_NO_READER = 128 + signal.SIGPIPE
 
 
@@ -49,7 +49,7 @@ def main() -> NoReturn:
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        status = STATUS_USER_ERROR
+        status = _STATUS_USER_ERROR
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does one that comes at the very end leave a trace
     try:
         sys.stdout.flush()
@@ -87,7 +87,7 @@ def _require_working_directory() -> None:
         os.getcwd()
     except OSError:
         print("error: the working directory is gone; change into another folder", file=sys.stderr)
-        sys.exit(STATUS_USER_ERROR)
+        sys.exit(_STATUS_USER_ERROR)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -11,8 +11,6 @@ from coatnet.model.operations import Operation, operations
 
 # Which share of the machine's peak or copy rate an operation attains; what is not named is elementwise.
 _CLASSES = {"conv": "matmul", "linear": "matmul", "depthwise": "depthwise", "attention": "attention"}
-
-
 _BYTES = {"fp32": 4, "half": 2}
 _WIDE_BYTES, _INDEX_BYTES = 4, 8  # what autocast normalises in; max pooling's places
 _DENSE = "dense"  # what of the head can be frozen: all before the logits

@@ -54,9 +54,9 @@ def local_variables(rank: int, *, ranks: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **{key: str(place[key]) for key in place}}
 
 
-def slurm_port(job_id: int) -> int:
-    """Return the rendezvous port of a SLURM job: every rank computes the same."""
-    return _SLURM_PORT_BASE + job_id % _SLURM_PORT_SPAN
+def slurm_port(number: int) -> int:
+    """Return the rendezvous port of a SLURM job, or of one of its starts: every rank computes the same."""
+    return _SLURM_PORT_BASE + number % _SLURM_PORT_SPAN
 
 
 def own_rank() -> int:

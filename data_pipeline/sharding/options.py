@@ -10,9 +10,8 @@ from coatnet.config.checks import at_least_zero, below_one, one_of, within
 
 _UNUSABLE = ("skip", "stop")
 _USABLE = ("keep", "convert", "skip", "stop")
-_LEAST_SHARD_BYTES = (
-    100_000  # below, a unit was forgotten: 100 would be an image a shard, in millions of files
-)
+# Below, a unit was forgotten: 100 would be an image a shard, in millions of files.
+_LEAST_SHARD_BYTES = 100_000
 
 
 @dataclass(frozen=True)
