@@ -107,12 +107,14 @@ def settle_corpora(corpora: Mapping[str, Sequence[SampleSource]], *, run: RunDir
     """Make sure that a run goes on with the images that it began with: by what they are, not where they lie.
 
     Args:
-        corpora: by the key of the config that leads to them; the same on all ranks, which all call this.
+        corpora: by the key of the config that leads to them; all ranks call this.
         run: whose first start settles them.
 
     Raises:
-        UserError: on each rank, where they are others.
+        UserError: on each rank, where they are others, or not the same on all ranks.
     """
+    for name, found in corpora.items():
+        check_same_everywhere(found, ranks, name=name)
     trouble = None
     if ranks.is_main:
         try:

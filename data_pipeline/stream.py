@@ -17,7 +17,6 @@ from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
-from data_pipeline.open_corpus import check_same_everywhere
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import is_url
 from data_pipeline.remote.remote_files import open_cache
@@ -49,9 +48,6 @@ class Stream:
         config: a root schema with the sections data and augment, and a seed.
         phases: stretches of one global batch and image size.
         ranks, account: of the run.
-
-    Raises:
-        UserError: the ranks have opened different corpora.
     """
 
     def __init__(
@@ -63,7 +59,6 @@ class Stream:
         ranks: Ranks,
         account: TimeAccount,
     ) -> None:
-        check_same_everywhere(corpora, ranks, name="data.train")
         self._corpora, self._seed = corpora, config.seed
         self._data: DataConfig = config.data
         self._augment: AugmentConfig = config.augment

@@ -23,12 +23,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.class_weights import loss_weights
 from data_pipeline.device import TrainTransform
 from data_pipeline.first_look import check_best
-from data_pipeline.open_corpus import (
-    check_same_everywhere,
-    open_evaluation_corpus,
-    open_train_corpora,
-    settle_corpora,
-)
+from data_pipeline.open_corpus import open_evaluation_corpus, open_train_corpora, settle_corpora
 from data_pipeline.stream import Stream
 from finetune.config import FinetuneConfig
 from finetune.engine import Engine
@@ -75,7 +70,6 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         self.evaluation_corpus = open_evaluation_corpus(config.data, classes=classes)
         check_best(config, self.evaluation_corpus)
         evaluated = [] if self.evaluation_corpus is None else [self.evaluation_corpus]
-        check_same_everywhere(evaluated, ranks, name="data.evaluate")
         settle_corpora({"data.train": corpora, "data.evaluate": evaluated}, run=run, ranks=ranks)
         self._shares = shares_of(self.evaluation_corpus)
         self.calendar = Calendar.make(config, epoch_samples=sum(corpus.samples for corpus in corpora))
