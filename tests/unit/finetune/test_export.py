@@ -140,10 +140,17 @@ def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tm
     torch.manual_seed(0)
     peer = timm.create_model("coatnet_0_224", num_classes=7).eval()
     save_file(peer.state_dict(), tmp_path / "peer.safetensors")
-    import_model(tmp_path / "peer.safetensors", tmp_path / "own", name="coatnet_0", px=224)
+    source, names = tmp_path / "peer.safetensors", tmp_path / "classes.txt"
+    names.write_text("a\nb\nc\nd\ne\nf\ng\n")
+    import_model(source, tmp_path / "own", name="coatnet_0", px=224, classes=names)
     images = odd_batch(224, images=2)
     with torch.inference_mode():
         assert (peer(images) - own_answers(tmp_path / "own", images)).abs().max() <= TOLERANCE
+    imported = open_classifier(str(tmp_path / "own"))
+    assert imported.classes == [*"abcdefg"] and imported.augment.image_size == 224
+    names.write_text("a\nb\n")
+    with pytest.raises(UserError, match="2 class names for 7 outputs"):
+        import_model(source, tmp_path / "other", name="coatnet_0", px=224, classes=names)
 
 
 @pytest.mark.slow
