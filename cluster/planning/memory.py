@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.workload import Work, mode
+from coatnet.runtime.memory import KEPT_BLOCK
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
 WINDOWS = 8  # stage 3, and what overlaps, goes in such parts of the model (coatnet.training.deepspeed_config)
 _DDP_BUCKET = 25 * 2**20 / _FP32
 _WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
-# On two CPU ranks what is freed leaves holes in the C library's heap, which holds blocks of up to 32 MiB and
-# gives larger ones back. Fitted to CoAtNet-0 and -2 (stage 3) and to three small models (stages 1 and 2).
-_PAGES_KEPT = 1.2
-_HEAP_BLOCK = 32 * 2**20
+# On two CPU ranks what is freed leaves holes in the C library's heap, which holds blocks of up to 64 MiB and
+# gives larger ones back. Fitted to models of 7.7 M to 25 M (stage 3) and of 0.5 M to 75 M (stages 1 and 2).
+_PAGES_KEPT = 2.2
 _FLAT_COPIES = 4  # of all weights or gradients, that come and go in a step
+_OWN_PART_COPIES = 1  # of all weights, where only a rank's part is small enough for the heap
 _HOLES = 0.45  # beyond the activations that were freed, by glibc's count between steps: 0.35 and 0.48 of them
 # Of a process on a CPU: what DeepSpeed loads and makes, which DDP does without; and what draws pictures.
 _DEEPSPEED_BYTES = 49e6
@@ -132,7 +133,9 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
     reserve, process, snapshot = model * hardware.reserve_share, hardware.process_bytes, 0.0
     if hardware.shares_memory:
-        reserve += _heap_bytes(parameters * held, stage=stage) + _HOLES * sum(activations.values())
+        reserve += _heap_bytes(parameters * held, stage=stage, world=world) + _HOLES * sum(
+            activations.values()
+        )
         # DeepSpeed's buckets and gradients are gone by then; DDP's gradients stay, and holes are too small
         kept = 0.0 if layout.is_ddp else buckets + gradients
         saved = parameters * _FP32 * (1 + _MOMENTS + layout.ema) / world + frozen * _FP32
@@ -187,11 +190,13 @@ def largest_micro_batch(works: Sequence[Work], *, layout: Layout, hardware: Hard
     return max(0, int((hardware.rank_memory_bytes - (2 * one - two)) / (two - one)))
 
 
-def _heap_bytes(flat: float, *, stage: int) -> float:
+def _heap_bytes(flat: float, *, stage: int, world: int) -> float:
     """Return the holes that DeepSpeed's flat copies of all weights leave in the heap."""
     if stage == 3:
         return _PAGES_KEPT * flat
-    return _FLAT_COPIES * flat if stage >= 1 and flat < _HEAP_BLOCK else 0.0
+    if stage == 0 or flat / world > KEPT_BLOCK:
+        return 0.0
+    return (_FLAT_COPIES if flat <= KEPT_BLOCK else _OWN_PART_COPIES) * flat
 
 
 def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: Layout) -> float:

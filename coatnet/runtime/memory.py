@@ -1,11 +1,14 @@
 """How much memory this process may have: the machine's, or less where a job's control group says so.
 
 SLURM (`--mem`) and containers bound a job by a control group, of version 1 or 2; the kernel ends whoever goes
-over it, however much the machine has left. Imports no torch.
+over it, however much the machine has left. And what the C library does with memory that was freed. Imports no
+torch.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +26,11 @@ class Memory:
     free: int
     total: int
 
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = -1
+KEPT_BLOCK = 64 * 2**20
 
 _Names = tuple[str, str, str]  # of the limit, the usage, and of it the pages that the kernel would give back
 _V1: _Names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -46,6 +54,22 @@ def available_memory(proc: Path = Path("/proc/self")) -> Memory:
         total.append(limit)
         free.append(max(limit - used + int(rows.get(given_back, 0)), 0))
     return Memory(min(free), min(total))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep blocks of up to 64 MiB for the next tensor, unless the environment says otherwise.
+
+    By itself it gives blocks of 32 MiB, and whatever lies above the last block, back to the kernel, which
+    fills fresh pages with zeros: on two cores up to a third of a step of 24 M parameters. Larger blocks still
+    go back, since holes of their size would double what larger models take. Other C libraries have none.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or chosen:
+        return
+    mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    if not mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK):
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK // 2)  # the most before glibc 2.35
 
 
 def _groups(proc: Path) -> Iterator[tuple[Path, _Names]]:

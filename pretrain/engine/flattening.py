@@ -67,5 +67,5 @@ def stay(optimizer: Any) -> None:
 
 
 def _page_returner() -> Callable[[int], object]:
-    """Return glibc's `malloc_trim`: memory of tensors below 32 MiB would stay with the process."""
+    """Return glibc's `malloc_trim`: memory of small tensors would stay with the process."""
     return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
