@@ -107,9 +107,7 @@ def _read_pickle(source: Path, *, trusted: bool) -> Mapping[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}") from None
-    except (
-        Exception
-    ):  # an unpickler meets anything in such a file; torch's words may advise to drop protection
+    except Exception:  # an unpickler meets anything; torch's own words may advise to drop the protection
         raise UserError(f"{source}: damaged, or not a file of tensors alone; nothing else is read") from None
     if isinstance(state, Mapping):
         state = next((state[key] for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), state)
