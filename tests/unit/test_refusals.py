@@ -203,11 +203,20 @@ def test_a_part_that_the_model_does_not_have_cannot_be_frozen(folders: dict[str,
         launch(str(FINETUNE), [*words, f"data.train={folders['PHOTOS']}"])
 
 
+def new_run(folders: dict[str, str]) -> str:
+    """Return the override of a run that is not there; the config's own may be, after the quickstart."""
+    return f"run.directory={folders['EMPTY']}/run"
+
+
 def test_a_step_of_more_images_than_there_are_is_warned_of(
     folders: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for batch, warned in ((64, True), (8, False)):
-        words = [f"data.train=[{{path: {folders['PHOTOS']}}}]", f"train.global_batch={batch}"]
+        words = [
+            f"data.train=[{{path: {folders['PHOTOS']}}}]",
+            f"train.global_batch={batch}",
+            new_run(folders),
+        ]
         config = load_config(PretrainConfig, PRETRAIN, overrides=words)
         look_at_data(config, make_calendar=make_calendar)
         said = capsys.readouterr().err
@@ -222,7 +231,7 @@ def test_a_rate_that_cannot_fall_is_warned_of(
         (["optimizer.learning_rate=1e-6", "schedule.minimum=0"], False),
         (["optimizer.learning_rate=1e-6", "schedule.shape=constant"], False),
     ):
-        words += [f"data.train=[{{path: {folders['PHOTOS']}}}]", "train.global_batch=8"]
+        words += [f"data.train=[{{path: {folders['PHOTOS']}}}]", "train.global_batch=8", new_run(folders)]
         look_at_data(load_config(PretrainConfig, PRETRAIN, overrides=words), make_calendar=make_calendar)
         said = capsys.readouterr().err
         assert ("schedule.minimum, 1e-05, is above optimizer.learning_rate, 1e-06" in said) == warned
