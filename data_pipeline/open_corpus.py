@@ -111,16 +111,9 @@ def settle_corpora(corpora: Mapping[str, Sequence[SampleSource]], *, run: RunDir
         run: whose first start settles them.
 
     Raises:
-        UserError: on each rank, where they are others, or not the same on all ranks.
+        UserError: on each rank, where they are others, not the same on all ranks, or cannot be noted.
     """
     for name, found in corpora.items():
         check_same_everywhere(found, ranks, name=name)
-    trouble = None
-    if ranks.is_main:
-        try:
-            run.settle_corpora({key: [one.digest for one in found] for key, found in corpora.items()})
-        except UserError as error:
-            trouble = str(error)
-    trouble = ranks.broadcast(trouble)
-    if trouble is not None:
-        raise UserError(trouble)
+    digests = {key: [one.digest for one in found] for key, found in corpora.items()}
+    ranks.try_on_main(lambda: run.settle_corpora(digests), folder=run.path)

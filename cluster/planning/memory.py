@@ -15,7 +15,7 @@ WINDOWS = 8  # stage 3, and what overlaps, goes in such parts of the model (coat
 _DDP_BUCKET = 25 * 2**20 / _FP32
 _WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
 # On two CPU ranks what is freed leaves holes in the C library's heap, which holds blocks of up to 64 MiB and
-# gives larger ones back. Fitted to models of 7.7 M to 25 M (stage 3) and of 0.5 M to 75 M (stages 1 and 2).
+# gives larger ones back. Fitted to the runs of benchmarks/plan.py and engine.py --memory.
 _PAGES_KEPT = 2.2
 _FLAT_COPIES = 4  # of all weights or gradients, that come and go in a step
 _OWN_PART_COPIES = 1  # of all weights, where only a rank's part is small enough for the heap
@@ -133,9 +133,8 @@ def predict_memory(works: Sequence[Work], *, layout: Layout, hardware: Hardware,
     model = weights + gradients + optimizer + ema + casts + sum(activations.values()) + buckets + picture
     reserve, process, snapshot = model * hardware.reserve_share, hardware.process_bytes, 0.0
     if hardware.shares_memory:
-        reserve += _heap_bytes(parameters * held, stage=stage, world=world) + _HOLES * sum(
-            activations.values()
-        )
+        reserve += _HOLES * sum(activations.values())
+        reserve += _heap_bytes(parameters * held, stage=stage, world=world)
         # DeepSpeed's buckets and gradients are gone by then; DDP's gradients stay, and holes are too small
         kept = 0.0 if layout.is_ddp else buckets + gradients
         saved = parameters * _FP32 * (1 + _MOMENTS + layout.ema) / world + frozen * _FP32

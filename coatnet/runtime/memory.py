@@ -60,8 +60,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep blocks of up to 64 MiB for the next tensor, unless the environment says otherwise.
 
     By itself it gives blocks of 32 MiB, and whatever lies above the last block, back to the kernel, which
-    fills fresh pages with zeros: on two cores up to a third of a step of 24 M parameters. Larger blocks still
-    go back, since holes of their size would double what larger models take. Other C libraries have none.
+    fills fresh pages with zeros at every step (benchmarks/plan.md). Larger blocks still go back, since the
+    holes that they leave are as large as they. Other C libraries lack the call.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

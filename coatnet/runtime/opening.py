@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from coatnet.config import UserError, to_dict, to_yaml
+from coatnet.config import to_dict, to_yaml
 from coatnet.runtime.environment import describe_environment
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.plan import write_plan
 from coatnet.runtime.ranks import Ranks
-from coatnet.runtime.run_directory import RunDirectory, cannot_write, write_atomically
+from coatnet.runtime.run_directory import RunDirectory, write_atomically
 
 
 @contextmanager
@@ -41,24 +41,19 @@ def opened_run(
         UserError: another job holds the directory, or it belongs to another config.
         LeaseLost: another job has taken it over since the lease was taken early.
     """
-    trouble = None
+
+    def take_and_describe() -> None:
+        nonlocal lease
+        lease = lease or Lease.acquire(run.path)
+        lease.check()  # one that is silent while torch loads is believed dead on another host
+        run.check_config(config, force=force)
+        if run.marker("done") is None:
+            run.create(to_yaml(config), digest=config.run_digest())
+            run.clear("stopped")
+            _describe(run, config, ranks=ranks, **environment)
+
     try:
-        if ranks.is_main:
-            try:
-                lease = lease or Lease.acquire(run.path)
-                lease.check()  # one that is silent while torch loads is believed dead on another host
-                run.check_config(config, force=force)
-                if run.marker("done") is None:
-                    run.create(to_yaml(config), digest=config.run_digest())
-                    run.clear("stopped")
-                    _describe(run, config, ranks=ranks, **environment)
-            except UserError as error:
-                trouble = str(error)
-            except OSError as error:
-                trouble = str(cannot_write(error, folder=run.path))
-        trouble = ranks.broadcast(trouble)
-        if trouble is not None:
-            raise UserError(trouble)
+        ranks.try_on_main(take_and_describe, folder=run.path)
         yield lease
     finally:
         if lease is not None:

@@ -6,16 +6,20 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from coatnet.config import UserError
 from coatnet.runtime.memory import keep_freed_memory
 from coatnet.runtime.rendezvous import choose_interface, find_place
+from coatnet.runtime.run_directory import cannot_write
 
 _TIMEOUT_SECONDS = 600
 _ENDLESS = timedelta(days=365)
@@ -107,6 +111,28 @@ class Ranks:
         """Print a line for whoever looks on, once for all ranks; above a progress bar where there is one."""
         if self.is_main:
             print(text, file=sys.stderr, flush=True)
+
+    def try_on_main(self, action: Callable[[], None], *, folder: Path) -> None:
+        """Let the main rank do what may fail; all ranks call this, and hear of it.
+
+        Args:
+            action: what it does.
+            folder: where it writes, for the message.
+
+        Raises:
+            UserError: on each of them, where it failed.
+        """
+        trouble = None
+        if self.is_main:
+            try:
+                action()
+            except UserError as error:
+                trouble = str(error)
+            except OSError as error:
+                trouble = str(cannot_write(error, folder=folder))
+        trouble = self.broadcast(trouble)
+        if trouble is not None:
+            raise UserError(trouble)
 
     def wait_patiently(self) -> None:
         """Let collectives wait for as long as they must, since a watchdog is there by now to end what hangs.

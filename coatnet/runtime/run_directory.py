@@ -103,9 +103,10 @@ class RunDirectory:
             UserError: they are others.
         """
         known = _read_object(self.corpora) if self.has_begun and self.corpora.exists() else {}
-        for key in (key for key in digests if known.get(key, digests[key]) != digests[key]):
+        other = next((key for key in digests if known.get(key, digests[key]) != digests[key]), None)
+        if other is not None:
             raise UserError(
-                f"{key}: holds other images than {self.path} began with; give those, or choose another "
+                f"{other}: holds other images than {self.path} began with; give those, or choose another "
                 "run.directory"
             )
 

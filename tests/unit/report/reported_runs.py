@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from coatnet.report.write import write_report
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory, append_line
 
@@ -34,3 +35,8 @@ def save_checkpoint(run: RunDirectory, *, classes: list[str], **model: Any) -> N
     facts = {"model": {"name": "coatnet_0", "num_classes": len(classes), **model}, "classes": classes}
     sealed = {"xxh3": "0", "body": json.dumps({"facts": facts})}
     (run.checkpoints / "step-00000001" / "manifest.json").write_text(json.dumps(sealed))
+
+
+def told(run: RunDirectory) -> str:
+    """Return what the run's report says."""
+    return write_report(run.path).with_suffix(".md").read_text()

@@ -11,9 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
 
-from reported_runs import make_run, save_checkpoint
-
-from coatnet.report.write import write_report
+from reported_runs import make_run, save_checkpoint, told
 
 
 def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
@@ -22,7 +20,7 @@ def test_the_card_tells_model_recipe_and_results(tmp_path: Path) -> None:
         "model: {name: coatnet_1, num_classes: 7}\naugment: {image_size: 224}\n"
         "train: {duration: 3 epochs, global_batch: 32}\ndata: {train: [{path: shards/a}]}\ninit: runs/b\n"
     )
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert "coatnet_1, C-C-T-T" in text and "3 epochs, global batch 32" in text
     assert "top1 75.00%" in text and "shards/a" in text and "| begins with | runs/b |" in text
 
@@ -37,19 +35,19 @@ def test_the_card_tells_whether_every_sample_came_once_if_the_run_is_over(
     run.config.write_text("model: {name: coatnet_0}\n")
     if once is not None:
         run.summary.write_text(json.dumps({"every_sample_once": once}))
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert (f"| every sample once {row}" in text) if row else "every sample once" not in text
 
 
-@pytest.mark.parametrize(("more", "told"), [(0, "l |"), (1, "l and 1 more |"), (1000, "l and 1,000 more |")])
+@pytest.mark.parametrize(("more", "named"), [(0, "l |"), (1, "l and 1 more |"), (1000, "l and 1,000 more |")])
 def test_the_card_names_what_the_model_is_made_of_and_a_dozen_of_its_classes(
-    tmp_path: Path, more: int, told: str
+    tmp_path: Path, more: int, named: str
 ) -> None:
     run = make_run(tmp_path / "run")
     run.config.write_text("model: {name: coatnet_0}\ndata: {evaluate: shards/v}\n")
     save_checkpoint(run, classes=[*"abcdefghijkl", *map(str, range(more))], depths=[1, 2, 3, 4, 5])
-    text = write_report(run.path).with_suffix(".md").read_text()
-    assert f"| {12 + more:,}: a, b, c, d, e, f, g, h, i, j, k, {told}" in text
+    text = told(run)
+    assert f"| {12 + more:,}: a, b, c, d, e, f, g, h, i, j, k, {named}" in text
     assert "coatnet_0, C-C-T-T, depths 1-2-3-4-5 |" in text and "| evaluated on | shards/v |" in text
     order = re.findall(r"^\| ([a-z ]+) \|", text.partition("## Model card")[2], re.MULTILINE)
     assert order[:4] == ["architecture", "size", "classes", "trained on"]
@@ -61,7 +59,7 @@ def test_the_card_tells_of_every_batch_of_the_run(tmp_path: Path) -> None:
         "model: {name: coatnet_0}\ntrain: {global_batch: 32, duration: 3 epochs, "
         "batch_changes: [{at: 40 steps, global_batch: 48}, {at: 2 epochs, global_batch: 96}]}\n"
     )
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert "3 epochs, global batch 32, 48 from 40 steps on, 96 from 2 epochs on; images" in text
 
 
@@ -72,6 +70,6 @@ def test_the_card_of_a_run_in_phases_is_of_the_size_of_images_that_it_ends_with(
         "train: {phases: [{image_size: 224, share: 6}, {image_size: 512, share: 1}]}\n"
     )
     save_checkpoint(run, classes=["ant", "bee"])
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert "coatnet_0 at 512 px" in text and "GMAC per image at 512 px" in text
     assert "images of 224, then 512 px" in text and "384 px" not in text

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
 
-from reported_runs import make_run, save_checkpoint
+from reported_runs import make_run, save_checkpoint, told
 
 from coatnet.config import UserError
 from coatnet.report.blocks import Chart
@@ -104,11 +104,11 @@ def test_before_the_first_checkpoint_the_page_claims_no_size_and_before_the_firs
     run = RunDirectory(tmp_path / "run")
     run.create("model: {name: coatnet_0, num_classes: 1000}\n", digest="aa")
     run.plan.write_text('{"step_seconds": 0.1}')
-    text = write_report(run.path).with_suffix(".md").read_text().partition("## Config")[0]
+    text = told(run).partition("## Config")[0]
     assert "coatnet_0 at 224 px, report" in text and "parameters" not in text and "1000" not in text
     assert "wall time" not in text and "No step has been recorded yet" in text
     save_checkpoint(run, classes=["ant", "bee"])
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert "parameters, report" in text and "| classes | 2: ant, bee |" in text
 
 
@@ -203,7 +203,7 @@ def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_pat
         account.flush(samples_seen=100 * (number + 1))
     run.record_event("start", life=0, samples_seen=0, world_size=2)
     run.record_event("resume", life=1, samples_seen=90, world_size=1)
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert "| life | began" in text and "1970-01-01 00:16:40" in text and "| 10.0 s |" in text
 
 
@@ -220,21 +220,21 @@ def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_wen
     run.record_event("start", life=1, samples_seen=0, world_size=2)
     run.record_event("resume", life=2, samples_seen=90, world_size=2)
     run.record_event("loss_continuity", samples_seen=95, loss=1.0, recorded=1.0, continuous=True)
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     top = text.partition("## ")[0]
     assert "1 interruption: 10:00 of work were done again, 1 d 3:46:40 passed between lives. After a" in top
     assert "No refused step, spike, rollback or alarm. The last sign of life came" in top
     assert "| compute | 13 d 21:10:00 | 92.3% |" in text and "| 2 | 1970-01-09 02:43:20 | 6 d" in text
     run.record_event("rollback", rank=0, step=6, loss="9.5")
     run.record_event("ended", rank=0, reason="a loss spike at step 6")
-    top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
+    top = told(run).partition("## ")[0]
     assert "ends by an error: 1. It ended by an error: a loss spike at step 6." in top
     run.record_event("resume", life=3, samples_seen=90, world_size=2)
     run.mark("held", reason="three lives without a step")
-    top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
+    top = told(run).partition("## ")[0]
     assert "The run is held: three lives without a step." in top and "It ended" not in top
     run.mark("done")
-    top = write_report(run.path).with_suffix(".md").read_text().partition("## ")[0]
+    top = told(run).partition("## ")[0]
     assert (
         "Rollbacks: 1; ends by an error: 1." in top
         and "It ended" not in top
@@ -256,7 +256,7 @@ def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_ta
     run.record_event("life", writer="supervisor", life=1, outcome="stopped", reason="", excluded={})
     run.record_event("resume", life=3, samples_seen=90, world_size=4)  # 2 was killed while it started
     assert figures(read_run(run.path))["lives"] == 3
-    rows = [line.split(" | ") for line in write_report(run.path).with_suffix(".md").read_text().splitlines()]
+    rows = [line.split(" | ") for line in told(run).splitlines()]
     lives = [(row[0], row[3], row[5]) for row in rows if row[0] in ("| 1", "| 2", "| 3")]
     assert lives == [("| 1", "0", "2"), ("| 2", "–", "–"), ("| 3", "90", "4")]
 
@@ -337,7 +337,7 @@ def test_what_ranks_and_lives_tell_again_counts_once(tmp_path: Path) -> None:
         run.record_event("rollback", writer=rank, rank=rank, step=6, loss="8.5")
     for rank in (1, 1):
         run.record_event("straggler", rank=rank, step=9)
-    text = write_report(run.path).with_suffix(".md").read_text()
+    text = told(run)
     assert "| bad samples | 3 |" in text and "could not be used: 3, met 4 ×" in text
     assert "| a\\[0] | torn | 2 |" in text and "| a\\[0] | torn | 1 |" in text
     assert "not finite | 1 |" in text and "| rollbacks | 2 |" in text and "| slow ranks | 2 |" in text

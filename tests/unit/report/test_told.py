@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; its modules import each other
+
+from reported_runs import told
+
 from coatnet.report.record import read_run
-from coatnet.report.write import figures, write_report
+from coatnet.report.write import figures
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.run_directory import RunDirectory, append_line
 
@@ -18,10 +23,6 @@ def run(tmp_path: Path) -> RunDirectory:
     found = RunDirectory(tmp_path / "run")
     found.create("seed: 1\n", digest="aa")
     return found
-
-
-def told(run: RunDirectory) -> str:
-    return write_report(run.path).with_suffix(".md").read_text()
 
 
 def compared(run: RunDirectory, *, loss: float, continuous: bool, tolerance: float = 1e-4) -> None:

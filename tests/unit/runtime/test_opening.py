@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coatnet.config import load_config
+import pytest
+
+from coatnet.config import UserError, load_config
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
+from data_pipeline.open_corpus import settle_corpora
 from pretrain.config import PretrainConfig
 
 
@@ -27,3 +30,10 @@ def test_a_run_that_is_done_keeps_the_record_of_how_it_was_trained_whatever_is_a
     assert all(one != other for one, other in zip(began, lengthened, strict=True))
     run.mark("done")
     assert open_by("90 steps", "kernel") == lengthened
+
+
+def test_what_the_main_rank_cannot_write_ends_all_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the run's folder should be")
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(UserError, match="run"):
+        settle_corpora({}, run=run, ranks=Ranks.single())
