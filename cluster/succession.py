@@ -26,12 +26,15 @@ class Succession:
         job_id: this job.
         history: where successors are recorded.
         task: its number in a job array; what succeeds it is an array of that task alone.
+        known_as: what SLURM is told to act on; None for the job's id.
     """
 
     def __init__(
-        self, job: Job, *, job_file: Path, job_id: str, history: History, task: int | None = None
-    ) -> None:
+        self, job: Job, *, job_file: Path, job_id: str, history: History, task: int | None = None,
+        known_as: str | None = None,
+    ) -> None:  # fmt: skip
         self._job, self._job_id, self._history, self._task = job, job_id, history, task
+        self._known_as = known_as or job_id
         self._job_file, self._script = job_file, job_file.with_name("script.sh")
         self._successor: str | None = None
 
@@ -63,7 +66,7 @@ class Succession:
             self._queue_successor({})
 
     def _queue_successor(self, excluded: Mapping[str, str]) -> None:
-        options = [f"--dependency=afternotok:{self._job_id}", "--kill-on-invalid-dep=yes"]
+        options = [f"--dependency=afternotok:{self._known_as}", "--kill-on-invalid-dep=yes"]
         if self._task is not None:
             options.append(f"--array={self._task}")
         nodes = self._all_excluded(excluded)
@@ -79,7 +82,7 @@ class Succession:
             SlurmError: the site forbids it, or the controller stays away.
         """
         if self.mode == "requeue":
-            slurm.requeue(self._job_id, exclude=self._all_excluded(excluded))
+            slurm.requeue(self._known_as, exclude=self._all_excluded(excluded))
             return 0
         if self.mode == "none":
             return 0

@@ -76,15 +76,19 @@ class Supervisor:
         self.job, self.job_file, self.environment = job, job_file, environment
         self.job_id = environment["SLURM_JOB_ID"]
         self.directory = Path(job.directory)
+        self.array_id = environment.get("SLURM_ARRAY_JOB_ID", self.job_id)
         self.task = int(environment["SLURM_ARRAY_TASK_ID"]) if job.array else None
         if self.task is not None:
             self.directory = task_folder(self.directory, self.task)
             (self.directory / "logs").mkdir(parents=True, exist_ok=True)
         self.run = RunDirectory(self.directory)
         self.history = History(self.directory)
+        # The last task's own id is that of the array: by it SLURM would requeue every task, done or not.
+        known_as = None if self.task is None else f"{self.array_id}_{self.task}"
         self.succession = Succession(
-            job, job_file=job_file, job_id=self.job_id, history=self.history, task=self.task
-        )
+            job, job_file=job_file, job_id=self.job_id, history=self.history, task=self.task,
+            known_as=known_as,
+        )  # fmt: skip
         self.warned = self.terminated = False
         self.process: subprocess.Popen[str] | None = None
 
@@ -111,8 +115,7 @@ class Supervisor:
         """Note this job's submission, if the command that submitted it was killed before it could."""
         history, folder = History(Path(self.job.directory)), self.job_file.parent.name
         if not history.has_submission(folder):
-            job_id = self.environment.get("SLURM_ARRAY_JOB_ID", self.job_id)
-            history.note("submitted", job_id=job_id, folder=folder, lives=len(history.lives()))
+            history.note("submitted", job_id=self.array_id, folder=folder, lives=len(history.lives()))
 
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""

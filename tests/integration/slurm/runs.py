@@ -22,7 +22,7 @@ from fake_cluster import FakeCluster
 from stand_in import fold
 
 _ARRAY_TASK = """\
-if [ "$2" = output-0 ] && [ ! -e begun ]; then touch begun; sleep 60 || exit; fi
+if [ "$2" = output-%d ] && [ ! -e begun ]; then touch begun; sleep 60 || exit; fi
 echo "$1" > "$2"
 """
 # Twelve parts of half a second, each of which is done once.
@@ -147,14 +147,16 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
     run.job_id = submit(Prepared(job, folder), release=release)
 
 
-def start_array(cluster: FakeCluster, directory: Path, *, tasks: int, continuation: str = "requeue") -> Run:
-    """Submit an array whose tasks each write a file, the first of them only in its second life."""
+def start_array(
+    cluster: FakeCluster, directory: Path, *, tasks: int, continuation: str = "requeue", waits: int = 0
+) -> Run:
+    """Submit an array whose tasks each write a file, the one that `waits` only in its second life."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     directory.mkdir()
     site = _site(continuation=continuation)
     request = Request("shard", "output-{task}", (), site, directory=directory, array=tasks)
     prepared = prepare(request)
-    prepared.job.program = str(_shell(directory, _ARRAY_TASK))
+    prepared.job.program = str(_shell(directory, _ARRAY_TASK % waits))
     prepared.job.working_directory = str(directory)
     return Run(cluster, directory, 0, submit(prepared))
 

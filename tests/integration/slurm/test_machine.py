@@ -115,16 +115,24 @@ def test_a_spare_node_takes_the_place_of_a_bad_one_at_once(
     assert not list((run.directory / "logs").glob("*fake1*"))
 
 
+@pytest.mark.parametrize("warned", [0, 2], ids=["first", "last"])
 def test_an_array_runs_each_of_its_tasks_once_and_goes_on_after_a_warning(
-    slurm_cluster: FakeCluster, tmp_path: Path
+    slurm_cluster: FakeCluster, tmp_path: Path, warned: int
 ) -> None:
-    run = start_array(slurm_cluster, tmp_path / "array", tasks=3)
-    slurm_cluster.wait_for((run.directory / "begun").exists, seconds=60, what="the first task")
-    slurm_cluster.client("scancel", "--signal=USR1", "--batch", f"{run.job_id}_0")
+    run = start_array(slurm_cluster, tmp_path / "array", tasks=3, waits=warned)
+    others = [task for task in range(3) if task != warned]
+    slurm_cluster.wait_for((run.directory / "begun").exists, seconds=60, what="the task that waits")
+    for task in others:
+        slurm_cluster.wait_for_state(f"{run.job_id}_{task}", "COMPLETED")
+    slurm_cluster.client("scancel", "--signal=USR1", "--batch", f"{run.job_id}_{warned}")
     slurm_cluster.wait_for(run.has_ended, seconds=60, what="three tasks")
     assert [(run.directory / f"output-{number}").read_text() for number in range(3)] == ["shard\n"] * 3
     lives = [History(run.directory / f"task-{number:04d}").lives() for number in range(3)]
-    assert [[life.outcome for life in task] for task in lives] == [["stopped", "done"], ["done"], ["done"]]
+    outcomes = [["stopped", "done"] if task == warned else ["done"] for task in range(3)]
+    assert [[life.outcome for life in task] for task in lives] == outcomes
+    for task in others:  # SLURM gives the last task the array's own id, by which it requeues them all
+        told = slurm_cluster.client("scontrol", "show", "job", f"{run.job_id}_{task}")
+        assert "Restarts=0 " in told, f"task {task} was done, and began again"
     assert read_status(run.directory, queue=slurm.queue()).state == "done"
 
 

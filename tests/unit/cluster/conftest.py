@@ -84,7 +84,7 @@ class Machine:
         )
         environment = {
             **os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": ",".join(self.nodes),
-            "SLURM_ARRAY_TASK_ID": str(task),
+            "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "7",
         }  # fmt: skip
         given = Job(
             "run", place, site=site, code=place, **{"command": ["pretrain"], "protocol": MARKERS, **own}

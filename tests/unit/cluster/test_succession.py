@@ -51,9 +51,11 @@ def test_a_chained_job_queues_a_successor_that_starts_only_after_its_failure(
 
 def test_what_succeeds_a_task_of_an_array_is_that_task_alone(tmp_path: Path, heard: Heard) -> None:
     job = Job("run", str(tmp_path), ["shard", "x-{task}"], site=SiteConfig(continuation="chain"), array=3)
-    task = Succession(job, job_file=tmp_path / "job.json", job_id="9", history=History(tmp_path), task=2)
+    task = Succession(
+        job, job_file=tmp_path / "job.json", job_id="9", history=History(tmp_path), task=2, known_as="9_2"
+    )
     task.prepare()
-    assert "--dependency=afternotok:9 --kill-on-invalid-dep=yes --array=2 " in heard()[0]
+    assert "--dependency=afternotok:9_2 --kill-on-invalid-dep=yes --array=2 " in heard()[0]
 
 
 @pytest.mark.parametrize("mode", ["requeue", "none"])

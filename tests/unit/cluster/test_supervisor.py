@@ -256,7 +256,13 @@ def test_an_array_is_done_with_its_last_task(machine: Machine) -> None:
 def test_the_successor_of_an_arrays_task_is_that_task_alone(machine: Machine) -> None:
     asked = {"protocol": STATUS, "array": 4, "task": 2, "continuation": "chain"}
     machine.live("exit 0", **asked)
-    assert "--array=2 " in machine.heard()[0]
+    assert "--array=2 " in machine.heard()[0] and "--dependency=afternotok:7_2 " in machine.heard()[0]
+
+
+def test_the_last_task_of_an_array_whose_id_it_has_goes_on_alone(machine: Machine) -> None:
+    warn = "kill -USR1 $PPID; sleep 0.05"
+    assert machine.live(warn, protocol=STATUS, array=3, task=2) == 0
+    assert [line for line in machine.heard() if "requeue" in line] == ["scontrol requeue 7_2"]
 
 
 def test_a_lifes_first_line_in_the_jobs_log_parts_it_from_how_the_last_was_ended(
