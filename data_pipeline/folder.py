@@ -181,10 +181,8 @@ def _files_of_class(folder: Path, name: str) -> list[tuple[str, int]]:
             relative = f"{below}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 pending.append(relative)
-            elif entry.is_file():
-                found.append((relative, entry.stat().st_size))
-            elif entry.is_symlink():  # to nothing or to a folder: listed, so that reading names it
-                found.append((relative, 0))
+            else:  # a pipe or a link to nothing or to a folder is listed, too: reading it names it
+                found.append((relative, entry.stat().st_size if entry.is_file() else 0))
     if not found:
         raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
     found.sort()

@@ -51,7 +51,7 @@ def list_source(
     """
     classes = None if options.classes is None else read_classes(options.classes)
     multi = options.multi_label
-    is_table = source.is_file() and source.suffix in SUFFIXES
+    is_table = source.is_file() and source.suffix.lower() in SUFFIXES
     if options.root is not None and not is_table:
         raise UserError(f"--root is for a table's paths; {source} is not a table ({', '.join(SUFFIXES)})")
     if is_table:

@@ -73,16 +73,33 @@ def list_table(
 
 
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    suffix = table.suffix.lower()
     try:
-        if table.suffix == ".parquet":
+        if suffix == ".parquet":
             yield from _parquet_rows(table)
-        elif table.suffix in (".csv", ".tsv"):
-            yield from _csv_rows(table, delimiter="\t" if table.suffix == ".tsv" else ",")
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv_rows(table, delimiter="\t" if suffix == ".tsv" else ",")
         else:
-            with table.open(encoding="utf-8-sig") as file:
-                yield from (json.loads(line) for line in file if line.strip())
-    except (OSError, ValueError, RecursionError) as error:
+            yield from _json_rows(table)
+    except UnicodeDecodeError:
+        raise UserError(f"{table}: is not UTF-8 text; save it in that encoding") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{table}: {error}") from None
+
+
+def _json_rows(table: Path) -> Iterator[Any]:
+    """Read a row per line.
+
+    Raises:
+        ValueError: a line is not JSON; the parser calls each of them the first.
+    """
+    with table.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                rows = [json.loads(line)] if line.strip() else []
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
+            yield from rows
 
 
 def _csv_rows(table: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:

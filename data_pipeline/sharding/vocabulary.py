@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_pipeline.index import LABEL
 RawLabel = str | int
 RawLabels = list[tuple[RawLabel, float]]
 _MAX_CLASSES = 1_000_000
+_NUMBER = re.compile("0|-?[1-9][0-9]*")  # -1, which often stands for none, is no class among numbers
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _own_classes(found: set[RawLabel], origin: str) -> list[str]:
     if found and all(isinstance(label, int) for label in found):
         numbers = [int(label) for label in found]
         if min(numbers) < 0 or max(numbers) >= _MAX_CLASSES:
-            raise UserError(f"{origin}: labels from {min(numbers)} to {max(numbers)}; allowed: from 0 on")
+            present = f"labels from {min(numbers):,} to {max(numbers):,}"
+            raise UserError(f"{origin}: {present}; allowed: 0 to {_MAX_CLASSES - 1:,}")
         return [str(number) for number in range(max(numbers) + 1)]
     return sorted({str(label) for label in found})  # 1 and ["1"] are one name
 
@@ -171,7 +174,7 @@ def _parse_text(text: str) -> tuple[RawLabel, float]:
 
 def _number_or_name(text: str) -> RawLabel:
     """Take `007` for a name: as a number it would lose its zeros, and be one class with `7`."""
-    return int(text) if text.isascii() and text.isdigit() and (text[0] != "0" or text == "0") else text
+    return int(text) if _NUMBER.fullmatch(text) else text
 
 
 def _parse_entry(entry: object) -> tuple[RawLabel, float]:

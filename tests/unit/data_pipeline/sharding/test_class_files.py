@@ -76,9 +76,11 @@ def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
     found = numbered(10, "2", "7")
     assert found.classes == [str(number) for number in range(11)]
     assert found.label.tolist() == [10, 2, 7] and found.rows is None
-    for label in (-1, 1_000_000):
-        with pytest.raises(UserError, match=rf"here: labels from .*{label}.*; allowed: from 0 on"):
+    for label in (-1, "-1", 1_000_000):
+        with pytest.raises(UserError, match=rf"here: labels from .*{int(label):,}.*; allowed: 0 to 999,999"):
             numbered(label, 0)
+    assert numbered("-1", "cat").classes == ["-1", "cat"], "among names it is one"
+    assert numbered(999_999).label.tolist() == [999_999]
 
 
 def test_numbers_that_are_written_differently_are_different_classes_under_their_own_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from data_pipeline.sharding.sharder import shard_corpus
             "row 1, column label: '12:30' is read as '12' with the weight 30",
         ),
         ("t.csv", "", "holds no rows"),
-        ("t.jsonl", "{", "t.jsonl: "),
+        ("t.jsonl", '{"bytes": "", "label": 1}\n\n{"label" 1}', "t.jsonl: line 3: Expecting ':' delimiter"),
+        ("t.jsonl", '[{"bytes": "", "label": 1},\n', "t.jsonl: line 1: Expecting value"),
         ("t.jsonl", '{"bytes": "@@@", "label": 1}', "is not base64"),
         ("t.jsonl", '{"bytes": "", "label": true}', "True is not a label"),
         ("t.jsonl", '{"bytes": "", "label": {"a": null}}', "'a' has the weight None"),
@@ -53,14 +55,33 @@ from data_pipeline.sharding.sharder import shard_corpus
         ("t.tsv", 'path\tlabel\n"a".jpg\t1\n', r"t\.tsv: after line 1: '.' expected after '\"'"),
         ("t.jsonl", '{"path": "a\\u0000", "label": 1}', r"row 1: the path 'a\\x00' is none"),
         ("t.jsonl", '{"path": "\\ud800", "label": 1}', r"row 1: the path '\\ud800' is none"),
-        ("t.jsonl", '{"label": ' + "[" * 100_000, "t.jsonl: (maximum recursion|Stack overflow)"),
-        ("t.jsonl", '{"bytes": "", "label": 1' + "0" * 5000 + "}", "t.jsonl: Exceeds the limit"),
+        ("t.jsonl", '{"label": ' + "[" * 100_000, "t.jsonl: line 1: (maximum recursion|Stack overflow)"),
+        ("t.jsonl", '{"bytes": "", "label": 1' + "0" * 5000 + "}", "t.jsonl: line 1: Exceeds the limit"),
         ("t.jsonl", '{"image": "x.jpg", "label": 1}', "is not base64; a path belongs in a column path"),
-        ("t.parquet", "no parquet", r"t\.parquet: "),
+        ("t.jsonl", '["x.jpg", 1]', "row 1: is not a mapping of columns"),
+        ("t.parquet", "no parquet at all", r"t\.parquet: Parquet magic bytes not found"),
         ("t.tar.gz", "x", "is of no known kind"),
     ],
 )
 def test_a_malformed_table_is_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
+        shard_corpus(tmp_path / name, tmp_path / "packed", quiet=True)
+
+
+def test_without_the_library_for_a_kind_of_table_it_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"t\.parquet: needs pyarrow; pip install 'coatnet\[tables\]'"):
+        shard_corpus(tmp_path / "t.parquet", tmp_path / "packed", quiet=True)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_named_as_such(tmp_path: Path, name: str, encoding: str) -> None:
+    """As spreadsheets write them."""
+    (tmp_path / name).write_bytes('{"path": "x.jpg", "label": "caf\xe9"}\n'.encode(encoding))
+    with pytest.raises(UserError, match=rf"{name}: is not UTF-8 text; save it in that encoding"):
         shard_corpus(tmp_path / name, tmp_path / "packed", quiet=True)

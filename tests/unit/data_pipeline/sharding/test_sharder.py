@@ -254,11 +254,12 @@ def test_an_unreadable_image_is_named_counted_and_skipped_within_the_budget(tmp_
     }
 
 
-def test_a_pipe_in_the_place_of_an_image_is_named_and_not_waited_for(tmp_path: Path) -> None:
-    make(tmp_path, good=jpeg())
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "table.csv").write_text("path,label\npipe.jpg,a\nonly/good.jpg,a\n")
-    counts = shard(tmp_path / "table.csv", tmp_path / "out").manifest.counts
+@pytest.mark.parametrize("source", ["", "table.csv"])
+def test_a_pipe_in_the_place_of_an_image_is_named_and_not_waited_for(tmp_path: Path, source: str) -> None:
+    images = make(tmp_path / "images", good=jpeg())
+    os.mkfifo(images / "only" / "pipe.jpg")
+    (images / "table.csv").write_text("path,label\nonly/pipe.jpg,a\nonly/good.jpg,a\n")
+    counts = shard(images / source, tmp_path / "out").manifest.counts
     assert (counts["written"], counts["skipped"]) == (1, 1)
 
 

@@ -75,6 +75,20 @@ def test_a_csv_of_paths_is_packed(pictures: list[tuple[str, bytes]], tmp_path: P
     assert contents(packed(tmp_path / "table.csv", tmp_path)) == set(pictures)
 
 
+@pytest.mark.parametrize("name", ["T.CSV", "t.Tsv", "t.JSONL"])
+def test_the_ending_of_a_tables_name_may_be_of_any_case(
+    pictures: list[tuple[str, bytes]], tmp_path: Path, name: str
+) -> None:
+    label, content = pictures[0]
+    (tmp_path / "a.jpg").write_bytes(content)
+    line = json.dumps({"path": "a.jpg", "label": label})
+    cells = ("path", "label"), ("a.jpg", label)
+    between = "," if name == "T.CSV" else "\t"
+    text = line if name == "t.JSONL" else "\r\n".join(between.join(row) for row in cells)
+    (tmp_path / name).write_text(text)
+    assert contents(packed(tmp_path / name, tmp_path)) == {pictures[0]}
+
+
 def test_a_csv_may_hold_photographs_of_any_size(pictures: list[tuple[str, bytes]], tmp_path: Path) -> None:
     label, content = pictures[0]
     large = content + bytes(200_000)  # behind the end of the image
@@ -113,6 +127,17 @@ def test_a_tables_paths_may_hold_any_character_and_be_written_in_any_way(
     shard_corpus(tmp_path / "table.csv", tmp_path / "out")
     assert contents(Corpus.open(tmp_path / "out")) == wanted
     assert "list table.csv: 11, " in capsys.readouterr().err
+
+
+def test_an_image_column_may_name_a_file_instead_of_holding_it(
+    pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    """As of a Hugging Face data set that was saved without its files."""
+    label, content = pictures[0]
+    (tmp_path / "a.jpg").write_bytes(content)
+    row = {"image": {"bytes": None, "path": "a.jpg"}, "label": label}
+    (tmp_path / "table.jsonl").write_text(json.dumps(row))
+    assert contents(packed(tmp_path / "table.jsonl", tmp_path)) == {pictures[0]}
 
 
 def test_json_lines_with_bytes_and_weighted_labels_are_packed(
