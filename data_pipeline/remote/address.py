@@ -25,7 +25,8 @@ def check_url(url: str) -> None:
     """Refuse what is not on the list: `pipe:` runs a shell elsewhere, `file:` and `ftp:` have no place here.
 
     Raises:
-        UserError: no URL, another scheme, no host or port, or a password, which no request would carry.
+        UserError: no URL, another scheme, no host or port, or a password or a part of the path that no
+            request would carry.
     """
     try:
         parts = urlsplit(url)
@@ -36,6 +37,8 @@ def check_url(url: str) -> None:
         raise UserError(f"{without_secrets(url)}; allowed: a folder or a URL of {', '.join(SCHEMES)}")
     if "@" in parts.netloc:
         raise UserError(f"{without_secrets(url)}: a name or password in a URL is not sent; sign it instead")
+    if "#" in url or (parts.scheme == "s3" and "?" in url):  # another folder would be read
+        raise UserError(f"{without_secrets(url)}: what follows # (in s3 addresses ? as well) is not sent")
 
 
 def join(base: str, name: str) -> str:
@@ -73,6 +76,11 @@ def to_http(url: str) -> str:
         raise UserError(f"{without_secrets(url)}: {parts.netloc!r} is not the name of a bucket") from None
     except BotoCoreError as error:  # its text may quote a command's output
         raise SigningError(f"its address could not be signed: {type(error).__name__}") from None
+
+
+def forget_credentials() -> None:
+    """Let the next address be signed by credentials that are read anew: they may have been renewed."""
+    _s3_client.cache_clear()
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -22,7 +23,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from coatnet.runtime.endings import Unreachable
-from data_pipeline.remote.address import SigningError, to_http, without_secrets
+from data_pipeline.remote.address import SigningError, forget_credentials, to_http, without_secrets
 
 NOTHING_BEHIND = 416
 _CHUNK_BYTES = 1 << 18
@@ -31,6 +32,7 @@ _CONNECT_SECONDS = 8.0
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.25, 20.0
 _FINAL_STATUS = (400, 404, 405, 410)
 _REFUSED_STATUS = (401, 403)  # S3 says so of what is not there, too, to those who may not list the bucket
+_EXPIRED_CODES = ("ExpiredToken", "TokenRefreshRequired")  # of 400 or 403: they say nothing of the file
 _REDIRECTS = 3
 _WRONG_TIMES = 4  # a file may just be being replaced, or credentials renewed
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,60})</Code>")  # S3's: RequestTimeTooSkewed, AccessDenied, …
@@ -121,11 +123,17 @@ def ask(url: str, start: int, tag: str, patience: Patience) -> urllib3.BaseHTTPR
         raise Retry(f"no answer: {_brief(error)}") from None
     except SigningError as error:
         raise Retry(str(error)) from None
+    except ValueError:  # a redirect to something that is no URL
+        raise Retry("no answer: a redirect that makes no sense") from None
     if response.status in (200, 206) or (start and response.status == NOTHING_BEHIND):
         return response
     with closing(response):
-        answer = f"the server answers {response.status}{_error_code(response)}"
+        code = _error_code(response)
         after = _seconds(response.headers.get("Retry-After", ""))
+    answer = f"the server answers {response.status}{f' ({code})' if code else ''}"
+    if code in _EXPIRED_CODES:
+        forget_credentials()
+        raise Retry(answer, after_seconds=after)
     if response.status in _FINAL_STATUS:
         raise DownloadError(f"{without_secrets(url)}: {answer}")
     raise (Wrong if response.status in _REFUSED_STATUS else Retry)(answer, after_seconds=after)
@@ -164,10 +172,20 @@ def _pool(proxy: str | None) -> urllib3.PoolManager:
 def _proxy_for(address: str) -> str | None:
     """Return the proxy that the environment names (https_proxy, no_proxy, …), as curl understands it."""
     parts = urlsplit(address)
-    proxy = getproxies().get(parts.scheme)
-    if not proxy or proxy_bypass(parts.netloc):
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc) or _lies_in(proxies.get("no", ""), parts.hostname or ""):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _lies_in(networks: str, host: str) -> bool:
+    """Say whether a host's address is in one of some networks (10.0.0.0/8, ::1): the library knows names."""
+    for network in networks.split(","):
+        with suppress(ValueError):  # one of both is a name
+            if ip_address(host) in ip_network(network.strip(), strict=False):
+                return True
+    return False
 
 
 def chunks(response: urllib3.BaseHTTPResponse, patience: Patience) -> Iterator[bytes]:
@@ -203,10 +221,10 @@ def _seconds(text: str) -> float:
 
 
 def _error_code(response: urllib3.BaseHTTPResponse) -> str:
-    """Return S3's own word for an error, in parentheses, where the answer holds it."""
+    """Return S3's own word for an error, where the answer holds it."""
     with suppress(HTTPError, OSError):
         if code := _ERROR_CODE.search(response.read1(4096)):
-            return f" ({code[1].decode()})"
+            return code[1].decode()
     return ""
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.loader import TrainLoader
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from data_pipeline.record import BadSampleError
+from data_pipeline.remote import address
 from data_pipeline.remote.cache import part_path
 from data_pipeline.remote.download import Expected, download
 from data_pipeline.remote.request import Patience, backoff_seconds
@@ -270,7 +273,6 @@ def test_an_s3_corpus_reads_as_the_local_one(
 ) -> None:
     boto3 = pytest.importorskip("boto3")
     moto_server = pytest.importorskip("moto.server")
-    from data_pipeline.remote import address
 
     s3 = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     s3.start()
@@ -296,6 +298,34 @@ def test_an_s3_corpus_reads_as_the_local_one(
     finally:
         address._s3_client.cache_clear()
         s3.stop()
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_credentials_that_expire_meanwhile_are_read_anew_and_cost_no_sample(
+    server: FaultServer, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """As where somebody renews a file of temporary ones every few hours."""
+    signed: list[str] = []
+
+    class Client:
+        def __init__(self, credentials: str) -> None:
+            self.credentials = credentials
+
+        def generate_presigned_url(self, _: str, *, Params: dict[str, str], ExpiresIn: int) -> str:
+            signed.append(self.credentials)
+            return f"{server.url}/{Params['Key']}"
+
+    clients = map(Client, chain(["old"], repeat("new")))
+    monkeypatch.setattr(address, "_s3_client", lru_cache(lambda: next(clients)))
+    expired = f"{status} <Error><Code>ExpiredToken</Code></Error>"
+    server.faults[FIRST] = ["cut", expired]
+    corpus = open_corpus("s3://bucket", cache=cache_config(tmp_path, attempts=3))
+    assert everything(corpus) == everything(Corpus.open(shards))
+    assert signed == sorted(signed, reverse=True) and {"old", "new"} == {*signed}, "for all that follow"
+    assert server.requests[FIRST] == 3 and len(set(server.ranges[FIRST])) == 1, "gone on with"
+    server.faults[FIRST] = [expired] * 50
+    with pytest.raises(Unreachable, match=rf"answers {status} \(ExpiredToken\), after 3 attempts"):
+        open_corpus("s3://bucket", cache=cache_config(tmp_path / "other", attempts=3)).read(0, 0)
 
 
 def test_the_state_of_a_remote_stream_is_the_local_one(

@@ -18,6 +18,8 @@ from data_pipeline.remote.address import check_url, join, to_http, without_secre
         ("https://host:port/x", "makes no sense: Port could not be cast"),
         ("https://host:99999/x", "makes no sense: Port out of range"),
         ("https://[::1/x", "makes no sense: Invalid IPv6 URL"),
+        ("https://host/a#1/x", "^https://host/a: what follows # .* is not sent"),
+        ("s3://bucket/a?key=2", r"^s3://bucket/a: what follows # \(in s3 addresses \? as well\) is not sent"),
         ("https://me:secret@host/x?key=2", "^https://host/x: a name or password in a URL is not sent"),
     ],
 )
