@@ -5,7 +5,8 @@
 A third of the duels each: two jobs start at one moment; a job is frozen (SIGSTOP) somewhere in its saves,
 taken over, and comes back; a job is frozen at the worst place, after it has made sure of its lease and before
 it renames its checkpoint. Jobs are forked and do what rank 0 of a run does: lease, store, saves in the
-background. `--commands N` adds duels of the real `coatnet pretrain`, started twice at one moment.
+background. `--commands N` adds duels of the real `coatnet pretrain`, started twice at one moment; how long
+the refused one takes is counted from its start.
 
 Expected: two_owners 0, no_owner 0, double_committers 0, broken_checkpoints 0; a refusal takes at most 5 s.
 """
@@ -79,6 +80,7 @@ class Table:
     def __init__(self) -> None:
         self.duels = self.two_owners = self.no_owner = self.double_committers = self.broken = 0
         self.refusals: list[float] = []
+        self.refused_commands: list[float] = []
 
     def owners(self, statuses: Sequence[int | None]) -> None:
         """Count the ends of a duel of which exactly one may have gone on."""
@@ -95,6 +97,7 @@ class Table:
             "double_committers": self.double_committers,
             "broken_checkpoints": self.broken,
             "slowest_refusal_seconds": round(max(self.refusals, default=0.0), 2),
+            "slowest_refused_command_seconds": round(max(self.refused_commands, default=0.0), 2),
         }
 
 
@@ -208,7 +211,11 @@ def commands(folder: Path, table: Table) -> None:
     command = [sys.executable, "-m", "coatnet.cli", "pretrain", str(folder / "config.yaml")]
     command += [f"data.train=[{{path: {images}}}]", f"data.evaluate={images}", f"run.directory={run}"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    began = time.monotonic()
     started = [subprocess.Popen(command, **quiet) for _ in range(2)]
+    until(lambda: any(one.poll() is not None for one in started), what="the end of one")
+    if any(one.returncode == HELD for one in started):
+        table.refused_commands.append(time.monotonic() - began)
     table.owners([one.wait() for one in started])
     epochs = {Checkpoint(path).manifest.epoch for path in (run / "checkpoints").glob("step-*")}
     if len(epochs) != 1:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from coatnet.runtime.endings import OWN_LOG, STATUS_USER_ERROR, endings_in_a_line
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.parent import die_with_parent
-from coatnet.runtime.rendezvous import already_launched, local_variables
+from coatnet.runtime.rendezvous import ENDED_TOGETHER, already_launched, local_variables
 from coatnet.runtime.run_directory import cannot_write
 from coatnet.runtime.stop import SIGNALS
 from coatnet.runtime.voice import heedless_voice, say_from_a_handler
@@ -180,7 +180,7 @@ def _start_rank(
     launcher = os.getpid()
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, **place, **own_log},
+        env={**os.environ, **place, **own_log, ENDED_TOGETHER: "1"},
         stdout=log,
         stderr=log,
         start_new_session=True,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from coatnet.config import UserError
 
+ENDED_TOGETHER = "COATNET_ENDED_TOGETHER"  # set by whoever ends all ranks where one has ended
+_OF_TORCHRUN = "TORCHELASTIC_RUN_ID"  # it does so, too
 _SLURM_PORT_BASE, _SLURM_PORT_SPAN = 20000, 10000
 
 
@@ -67,6 +69,12 @@ def own_rank() -> int:
 def already_launched() -> bool:
     """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
     return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
+
+
+def ends_for_all() -> bool:
+    """True where no other rank is left waiting for one that ends: somebody ends them, or it is alone."""
+    supervised = any(name in os.environ for name in (ENDED_TOGETHER, _OF_TORCHRUN))
+    return supervised or not already_launched() or find_place().world_size == 1
 
 
 def choose_interface(master: str) -> str:

@@ -24,6 +24,7 @@ def test_of_two_jobs_on_one_run_exactly_one_writes_whether_they_start_at_once_or
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result.pop("slowest_refusal_seconds") < 5
+    assert result.pop("slowest_refused_command_seconds") == 0, "none was started"
     assert result == {
         "duels": 12,
         "two_owners": 0,

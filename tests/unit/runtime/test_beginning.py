@@ -6,20 +6,24 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from coatnet.config import load_config
 from coatnet.runtime.beginning import lease_early, loading
+from coatnet.runtime.launch import run_ranks
 from coatnet.runtime.lease import Lease, LeaseHeld, LeaseLost, newest_epoch
 from coatnet.runtime.opening import opened_run
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.rendezvous import ENDED_TOGETHER
 from coatnet.runtime.run_directory import RunDirectory
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[3]
 SLOW_TORCH = "import sys\nprint('loads', flush=True)\nsys.exit(sys.stdin.readline())"
+ENDLESS_TORCH = "import time\nprint('loads', flush=True)\ntime.sleep(600)"
 
 
 @pytest.mark.slow
@@ -39,9 +43,54 @@ def test_a_run_is_held_while_its_rank_still_loads_torch(stage: str, tmp_path: Pa
     assert newest_epoch(tmp_path) == 1 == Lease.require_free(tmp_path)
 
 
-def test_a_lease_that_cannot_be_had_early_is_asked_for_again_where_all_ranks_hear_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_of_two_that_start_at_once_the_second_hears_of_the_first_while_torch_would_be_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "torch.py").write_text(ENDLESS_TORCH)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    arguments = [str(ROOT / "configs/quickstart_pretrain.yaml"), "data.train=[{path: nowhere}]"]
+    held = Lease.acquire(tmp_path / "run")  # taken since the launcher has looked
+    began = time.monotonic()
+    status = run_ranks("pretrain.worker", [*arguments, f"run.directory={tmp_path / 'run'}"], ranks=2)
+    assert time.monotonic() - began < 5.0
+    said, complaint = capfd.readouterr()
+    assert status == 2 and f"held by process {os.getpid()} on" in complaint and "rank 1" not in complaint
+    assert said in ("", "loads\n"), "the other rank alone"
+    held.release()
+
+
+TWO = {"RANK": "0", "WORLD_SIZE": "2"}
+OF_SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "localhost"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {**OF_SRUN, "SLURM_NTASKS": "1"},
+        {**TWO, ENDED_TOGETHER: "1"},
+        {**TWO, "TORCHELASTIC_RUN_ID": "none"},
+    ],
+)
+def test_where_nobody_waits_for_the_first_rank_it_hears_who_holds_the_run_before_torch_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
+) -> None:
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    held = Lease.acquire(tmp_path)
+    with pytest.raises(LeaseHeld, match=f"held by process {os.getpid()} on"):
+        lease_early(tmp_path)
+    held.release()
+
+
+@pytest.mark.parametrize("place", [TWO, {**OF_SRUN, "SLURM_NTASKS": "2"}])
+def test_a_lease_that_cannot_be_had_early_is_asked_for_again_where_others_would_wait_for_this_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
+) -> None:
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
     held = Lease.acquire(tmp_path / "held")
     assert lease_early(tmp_path / "held") is None
     held.release()
