@@ -62,7 +62,7 @@ class Watchdog:
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
         self._beaten_at = time.monotonic()
         self._patience_seconds = start_seconds
-        self._watching, self._begun, self._lenient, self._held = False, False, False, 0
+        self._watching, self._lenient, self._held, self._beats = False, False, 0, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -75,13 +75,14 @@ class Watchdog:
         """Say that a step is done. The first few say little about the others: they warm up."""
         now = time.monotonic()
         took = now - self._beaten_at
-        if self._begun:
+        if self._beats:
             self._steps.append(took)
-        self._begun, self._lenient, self._beaten_at = True, False, now
-        if len(self._steps) < _LEAST_STEPS:
+        known = self._beats  # once the window is full its length tells nothing
+        self._beats, self._lenient, self._beaten_at = self._beats + 1, False, now
+        if known < _LEAST_STEPS:
             slow = max(self._patience_seconds if self._steps else 0.0, _LIKE_THE_FIRST * took)
             self._patience_seconds = max(self._hang_seconds, self._start_seconds / 10, slow)
-        elif len(self._steps) % _LEAST_STEPS == 0:
+        elif known % _LEAST_STEPS == 0:
             p99 = sorted(self._steps)[int(len(self._steps) * 0.99)]
             self._patience_seconds = max(self._hang_seconds, _P99_FACTOR * p99)
 

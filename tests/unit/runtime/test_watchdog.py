@@ -144,6 +144,18 @@ def test_the_patience_is_thirty_seconds_or_five_times_the_slowest_hundredth(
     assert watchdog._patience_seconds == pytest.approx(50.0)
 
 
+def test_a_full_window_is_looked_through_at_every_twentieth_step_as_well(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
+    steps(watchdog, clock, *[2.0] * 2001)
+    assert len(watchdog._steps) == 1000 and watchdog._patience_seconds == 30.0
+    steps(watchdog, clock, *[10.0] * 19)
+    assert watchdog._patience_seconds == 30.0
+    steps(watchdog, clock, 10.0)
+    assert watchdog._patience_seconds == 50.0
+
+
 def test_what_is_no_step_does_not_count_as_one(tmp_path: Path, clock: list[float]) -> None:
     watchdog = Watchdog(tmp_path / "stacks", hang_seconds=30.0, start_seconds=1800.0)
     steps(watchdog, clock, 1.0, 1.0)
