@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coatnet.config import UserError
+from coatnet.config import UserError, load_config
 from coatnet.runtime.run_directory import write_atomically
+from pretrain.config import PretrainConfig
 
+CONFIG = "config.yaml"
 _PREFIX = "step-"
 
 
@@ -65,7 +68,7 @@ def write_bundle(run: Path, bundle: Bundle, *, config: Path, checkpoint: Path) -
     (temporary / "checkpoint").mkdir(parents=True)
     for file in sorted(checkpoint.iterdir()):
         _link(file, temporary / "checkpoint" / file.name)
-    shutil.copyfile(config, temporary / "config.yaml")
+    shutil.copyfile(config, temporary / CONFIG)
     write_atomically(temporary / "bundle.json", json.dumps(asdict(bundle), indent=2) + "\n")
     shutil.rmtree(final, ignore_errors=True)  # an earlier life came to the same step
     temporary.rename(final)
@@ -82,6 +85,22 @@ def read_bundle(folder: Path) -> Bundle:
         return Bundle(**json.loads((folder / "bundle.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: not a replay bundle ({error})") from None
+
+
+def read_config(folder: Path, *, overrides: Sequence[str]) -> PretrainConfig:
+    """Read a bundle's config, with what may be otherwise by now: where the data lie, and how they are read.
+
+    Raises:
+        UserError: it is no config, or an override changes what the step computes.
+    """
+    file = folder / CONFIG
+    config = load_config(PretrainConfig, file, overrides=overrides)
+    if config.run_digest() != load_config(PretrainConfig, file).run_digest():
+        raise UserError(
+            f"{' '.join(overrides)}: makes it another run's step; give only what may change under a run, as "
+            "data.train=SHARDS"
+        )
+    return config
 
 
 def _link(source: Path, target: Path) -> None:

@@ -39,6 +39,9 @@ def pretrain(
 
 def replay(
     run: Annotated[Path, typer.Argument(help="A run directory, or one bundle in its folder replays/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value …, where the data lie elsewhere by now.")
+    ] = None,
     step: Annotated[int | None, typer.Option(help="Which step; default: the newest bundle.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
@@ -50,6 +53,6 @@ def replay(
     """
     from pretrain.replay_table import print_replay, run_replay
 
-    found = run_replay(run, step=step)
+    found = run_replay(run, step=step, overrides=overrides or [])
     print_replay(found, as_json=as_json)
     raise typer.Exit(0 if found["reproduced"] else 1)

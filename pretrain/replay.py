@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from coatnet.checkpoint.reader import Checkpoint
-from coatnet.config import load_config
 from coatnet.config.plain_text import json_number
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.endings import run_rank
@@ -25,8 +24,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.earlier import read_earlier
 from pretrain.assembly import Assembly, assemble
-from pretrain.bundles import Bundle, read_bundle
-from pretrain.config import PretrainConfig
+from pretrain.bundles import Bundle, read_bundle, read_config
 from pretrain.engine.start import load_deepspeed
 from pretrain.sections import TuneConfig
 from pretrain.state import State
@@ -37,23 +35,25 @@ _NAMED_SAMPLES = 8
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Replay the bundle of a folder and print the comparison as JSON."""
+    """Replay the bundle of a folder, with overrides of its config, and print the comparison as JSON."""
     folder = Path(arguments[0])
     ranks = Ranks.start()
     load_deepspeed(extensions=str(folder / "extensions"))
-    print(json.dumps(replay(folder, ranks=ranks)))
+    print(json.dumps(replay(folder, ranks=ranks, overrides=arguments[1:])))
     ranks.stop()
 
 
-def replay(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
+def replay(folder: Path, *, ranks: Ranks, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Rerun from the bundle's checkpoint through its step and return what was observed and what came now.
+
+    `overrides`: of the run's config, what may change under it, as key=value.
 
     Raises:
         UserError: no bundle, or the data are no longer those of the run.
         CheckpointError: the bundle's checkpoint is damaged.
     """
     bundle = read_bundle(folder)
-    config = load_config(PretrainConfig, folder / "config.yaml")
+    config = read_config(folder, overrides=overrides)
     config = replace(config, train=replace(config.train, micro_batch=bundle.micro_batch), tune=TuneConfig())
     checkpoint = Checkpoint(folder / "checkpoint")
     checkpoint.verify()

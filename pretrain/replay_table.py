@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from coatnet.runtime.rendezvous import local_variables
 from pretrain.bundles import bundle_path, find_bundles
 
 
-def run_replay(run: Path, *, step: int | None = None) -> dict[str, Any]:
+def run_replay(run: Path, *, step: int | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Replay one bundle in a process of its own and return the comparison.
+
+    `overrides`: of the run's config, as key=value.
 
     Raises:
         UserError: there is no such bundle, or the replay failed; the message is the replay's own.
     """
     folder = _folder(run, step)
     environment = {**os.environ, **local_variables(0, ranks=1, port=free_port())}
-    command = [sys.executable, "-m", "pretrain.replay", str(folder)]
+    command = [sys.executable, "-m", "pretrain.replay", str(folder), *overrides]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise UserError(f"{folder}: the replay failed with status {done.returncode}; its message is above")

@@ -334,9 +334,9 @@ def tuned_run(arguments: list[str], spare_bytes: int) -> str:
     return failing_run(arguments)
 
 
-def replay_bundle(folder: str) -> dict[str, Any]:
+def replay_bundle(folder: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """Take a run's bad step again."""
-    return replay(Path(folder), ranks=Ranks.start())
+    return replay(Path(folder), ranks=Ranks.start(), overrides=overrides)
 
 
 def failing_run(arguments: list[str], rate: float | None = None) -> str:

@@ -103,7 +103,11 @@ def test_a_spike_rolls_back_and_its_samples_are_left_out_from_then_on(place: Pat
     assert life.seconds["redone"] > 0  # the spike's step, once more
 
     # The loss was a fault of the machine: the same step on another comes out otherwise.
-    found = on_ranks("replay_bundle", world_size=1, folder=str(run / "replays" / "step-00000009"))[0]
+    bundle, images = run / "replays" / "step-00000009", place / "images"
+    written = (bundle / "config.yaml").read_text()
+    (bundle / "config.yaml").write_text(written.replace(str(images), str(place / "elsewhere")))
+    given = {"folder": str(bundle), "overrides": [f"data.train={images}"]}
+    found = on_ranks("replay_bundle", world_size=1, **given)[0]
     assert found["reproduced"] is False and found["event"] == "rollback"
     assert found["positions"] == [8 * 24, 9 * 24] and found["checkpoint_step"] == 8
     again = float(found["steps"][-1]["loss"])

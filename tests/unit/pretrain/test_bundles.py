@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coatnet.config import UserError
-from pretrain.bundles import Bundle, bundle_path, find_bundles, read_bundle, write_bundle
+from pretrain.bundles import Bundle, bundle_path, find_bundles, read_bundle, read_config, write_bundle
 from pretrain.replay_table import print_replay, run_replay
 
 BUNDLE = Bundle(
@@ -77,6 +77,16 @@ def test_what_is_not_there_is_named(run: Path) -> None:
     (bundle_path(run, 12) / "bundle.json").write_text('{"steps": 1}')
     with pytest.raises(UserError, match="not a replay bundle"):
         read_bundle(bundle_path(run, 12))
+
+
+def test_a_replay_may_be_told_where_the_data_are_by_now_and_not_another_step(run: Path) -> None:
+    (run / "config.yaml").write_text("data: {train: [{path: gone}]}\n")
+    folder = keep(run, BUNDLE)
+    found = read_config(folder, overrides=["data.train=[{path: elsewhere}]", "data.threads=1"])
+    assert [one.path for one in found.data.train] == ["elsewhere"] and found.data.threads == 1
+    for other in ("data.train=[{path: elsewhere, weight: 2}, {path: more}]", "seed=7", "precision=bf16"):
+        with pytest.raises(UserError, match=r"makes it another run's step; give only what may change"):
+            read_config(folder, overrides=[other])
 
 
 def test_the_table_sets_what_came_now_beside_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
