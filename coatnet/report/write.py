@@ -99,10 +99,11 @@ def figures(record: RunRecord) -> dict[str, Any]:
 
 
 def comparison(record: RunRecord) -> dict[str, dict[str, float]]:
-    """Set the plan's numbers beside the run's, where both know the same name."""
-    measured = {name: _median(points) for name, points in record.series.items() if points}
-    if "memory_gib" in record.series:
-        measured["memory_bytes"] = max(value for _, value in record.series["memory_gib"]) * _GIB
+    """Set the plan's numbers beside those of the life whose start made it, where both know the same name."""
+    series = {name: _of_last_life(record, points) for name, points in record.series.items()}
+    measured = {name: _median(points) for name, points in series.items() if points}
+    if "memory_gib" in measured:
+        measured["memory_bytes"] = max(value for _, value in series["memory_gib"]) * _GIB
     batch, rate = measured.get("train/global_batch"), measured.get("images_per_second")
     if batch and rate:
         measured["step_seconds"] = batch / rate
@@ -323,17 +324,24 @@ def _compared(record: RunRecord) -> list[Block]:
         figures = (number_text(one[key] / unit) for key in ("predicted", "measured"))
         rows.append((label, *figures, f"{one['error']:+.1%}"))
     if not rows and record.plan:
-        return [Text("No step has been recorded yet that the plan could be compared with.")]
+        return [Text("No step has been recorded since the plan was made.")]
     if not rows:
         return [
             Text("There is no plan to compare with: no hardware profile fits the device that the run had.")
         ]
-    return [Table(rows, ("", "predicted", "measured", "error"), right=(1, 2, 3))]
+    table = Table(rows, ("", "predicted", "measured", "error"), right=(1, 2, 3))
+    each = "Each start plans anew, by what its machine attains then; measured are the steps of the last life."
+    return [Text(each), table] if len(record.lives) > 1 else [table]
 
 
 def _environment(record: RunRecord) -> list[Block]:
     rows = [(key.replace("_", " "), _said(value)) for key, value in record.environment.items()]
     return [Table(rows)] if rows else []
+
+
+def _of_last_life(record: RunRecord, points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    begin = record.lives[-1].get("samples_seen") if record.lives else None
+    return [point for point in points if not is_number(begin) or point[0] > begin]
 
 
 def _median(points: Sequence[tuple[int, float]]) -> float:

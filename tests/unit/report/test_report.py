@@ -63,6 +63,22 @@ def test_a_run_that_changed_its_batch_is_set_beside_the_plan_of_the_one_that_it_
     assert compared["images_per_second"]["error"] == pytest.approx(-0.2)
 
 
+def test_a_plan_is_set_beside_the_steps_of_the_life_whose_start_made_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    run.plan.write_text('{"images_per_second": 100.0, "memory_bytes": 1073741824}')
+    run.record_event("start", life=1, samples_seen=0, world_size=1)
+    for position in (8, 16, 24):
+        append_line(run.metrics, {"samples_seen": position, "images_per_second": 400.0, "memory_gib": 8.0})
+    assert "Each start plans anew" not in told(run)
+    run.record_event("resume", life=2, samples_seen=24, world_size=1)
+    assert "No step has been recorded since the plan was made." in told(run)
+    append_line(run.metrics, {"samples_seen": 32, "images_per_second": 110.0, "memory_gib": 1.5})
+    compared = figures(read_run(run.path))["predicted_against_measured"]
+    assert compared["images_per_second"]["measured"] == 110.0 and compared["memory_bytes"]["error"] == 0.5
+    assert "Each start plans anew" in told(run)
+
+
 def test_the_markdown_holds_the_same_numbers(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     text = write_report(tmp_path / "run").with_suffix(".md").read_text()
@@ -106,7 +122,7 @@ def test_before_the_first_checkpoint_the_page_claims_no_size_and_before_the_firs
     run.plan.write_text('{"step_seconds": 0.1}')
     text = told(run).partition("## Config")[0]
     assert "coatnet_0 at 224 px, report" in text and "parameters" not in text and "1000" not in text
-    assert "wall time" not in text and "No step has been recorded yet" in text
+    assert "wall time" not in text and "No step has been recorded since" in text
     save_checkpoint(run, classes=["ant", "bee"])
     text = told(run)
     assert "parameters, report" in text and "| classes | 2: ant, bee |" in text
