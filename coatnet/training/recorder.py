@@ -144,7 +144,10 @@ class Recorder:
                 "bad_sample", writer=self._ranks.rank, rank=self._ranks.rank, **sample.to_dict()
             )
         if event is not None:
-            self._ranks.say(f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}")
+            self._ranks.say(
+                f"step {state.step}: {event.replace('_', ' ')}, loss {result.loss:.4g}, gradient norm "
+                f"{result.gradient_norm:.4g}" + (f", robust z-score {score:.4g}" if score else "")
+            )
             self._name_samples(state, batch, result, event=event, score=score)
         self._samples += result.samples
         self._steps += 1

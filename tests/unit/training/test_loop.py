@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -219,7 +220,9 @@ def test_a_refused_step_moves_on_is_told_and_kept_with_what_was_found_behind_it(
     assert run.noted[3:7] == ["step 3", "evaluate 3", "keep skipped_step 3 ['top1']", "step 4"]
     told = run.run.read_events()[1]
     assert (told["kind"], told["step"], told["positions"]) == ("skipped_step", 3, list(range(16, 24)))
-    assert "step 3: skipped step, loss" in capsys.readouterr().err
+    assert re.search(
+        r"step 3: skipped step, loss \S+, gradient norm \S+$", capsys.readouterr().err, re.MULTILINE
+    )
     facts = Checkpoint(run.checkpoints.store.path(8)).facts["progress"]
     assert (facts["step"], facts["applied_steps"], facts["skipped_in_a_row"]) == (8, 7, 0)
 
@@ -243,6 +246,7 @@ def test_a_step_that_is_rolled_back_is_neither_evaluated_nor_saved_and_what_foll
     ]
     assert kinds(run) == ["start", "spike"] and run.run.read_events()[1]["score"] == "12.5"
     assert "pretrain" not in (said := capsys.readouterr().err) and "tiny: 64/64, 0:00 left" in said
+    assert re.search(r"step 6: spike, loss \S+, gradient norm \S+, robust z-score 12.5$", said, re.MULTILINE)
 
 
 def test_a_save_by_the_clock_is_asked_for_by_a_wish_and_waits_for_nobody(life: Life) -> None:
