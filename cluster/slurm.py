@@ -25,9 +25,10 @@ _TIMEOUT_SECONDS = 60.0  # a busy controller may take half of it
 GLANCE_SECONDS = 20.0  # of who only looks, and can do without
 _LEAKING = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_")
 _KEPT = ("SLURM_CONF",)
-_ALIVE = {
-    "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
-    "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING",
+# Every version has these and further ones beside PENDING and RUNNING, in all of which a job may still go on.
+_ENDED = {
+    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+    "OUT_OF_MEMORY", "REVOKED",
 }  # fmt: skip
 # How SLURM's commands say that the controller does not answer, and our own words for it.
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
@@ -69,7 +70,7 @@ class QueuedJob:
     @property
     def is_alive(self) -> bool:
         """Return whether the job waits, runs or ends."""
-        return self.state in _ALIVE
+        return self.state not in _ENDED
 
 
 def available() -> bool:

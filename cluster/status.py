@@ -48,7 +48,7 @@ _NEXT = {
         "submit again",
     ),
 }
-_WAITING = {"pending", "requeued", "requeue_hold", "special_exit"}
+_WAITING = {"pending", "requeued", "requeue_hold", "special_exit", "resv_del_hold"}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,18 @@ from coatnet.runtime.run_directory import RunDirectory
 _HELD_BY_USER = "JobHeldUser"
 _NO_START = "a node could not start it, and its administrators can see why; then: scontrol release {job}"
 _SMALLER = "more than may be had at once; coatnet cancel {directory}, then submit with less"
-# By SLURM's word for it, which stays in front: it is what manuals and administrators know.
+_NOT_ALLOWED = "not to be used here by you any more; coatnet cancel {directory}, then submit with another"
+_PUT_BACK = "put back and held, by somebody or by a rule of the site; let it begin: scontrol release {job}"
+# By a part of SLURM's words for state and reason; the first that fits. The reason stays in front: it is what
+# manuals and administrators know.
 _REMEDIES = {
     _HELD_BY_USER: "held; let it begin: scontrol release {job}",
     "JobHeldAdmin": "held by an administrator, who can say why",
     "JobHoldMaxRequeue": _NO_START,
-    "launch failed requeued held": _NO_START,
-    "job requeued in held state": _NO_START,
+    "requeued held": _NO_START,
+    **dict.fromkeys(("held state", "special exit state", "REQUEUE_HOLD", "SPECIAL_EXIT"), _PUT_BACK),
+    "RESV_DEL_HOLD": "held for ever; coatnet cancel {directory}, then submit to another or without one",
+    **dict.fromkeys(("InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"), _NOT_ALLOWED),
     "DependencyNeverSatisfied": "what it waits for has failed; coatnet cancel {directory}, then submit again",
     "BadConstraints": "no node has what it asks for; coatnet cancel {directory}, then submit anew",
     "BeginTime": "its time has not come; after a requeue that takes some two minutes",
@@ -28,9 +33,9 @@ _REMEDIES = {
     "PartitionNodeLimit": _SMALLER,
     "PartitionDown": "its partition is down; wait, or cancel and submit to another",
     "PartitionInactive": "its partition starts nothing; wait, or cancel and submit to another",
+    "PerJob": _SMALLER,  # as in QOSMaxWallDurationPerJobLimit, AssocMaxNodePerJobLimit
+    "PerNode": _SMALLER,
 }
-_PER_JOB = "PerJob"  # as in QOSMaxWallDurationPerJobLimit, AssocMaxNodePerJobLimit
-_NOT_STARTED = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
 
 
 def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJob]) -> str:
@@ -38,9 +43,8 @@ def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJ
     held_behind = _why_behind(directory, job, queue) if job.reason == _HELD_BY_USER else ""
     if held_behind:
         return held_behind
-    remedy = _REMEDIES.get(job.reason, _SMALLER if _PER_JOB in job.reason else "")
-    if job.state in _NOT_STARTED:
-        remedy = _NO_START
+    told = f"{job.state} {job.reason}"
+    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in told), "")
     words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
     return ": ".join(part for part in (job.reason, words) if part)
 

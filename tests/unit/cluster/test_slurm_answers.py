@@ -29,6 +29,22 @@ def test_the_queue_is_read_from_a_table() -> None:
     assert slurm.jobs_of(["2502"], jobs) == [jobs["2502"]] and slurm.parse_queue("") == {}
 
 
+@pytest.mark.parametrize(
+    ("states", "alive"),
+    [
+        (
+            "PENDING RUNNING CONFIGURING COMPLETING SUSPENDED REQUEUED REQUEUE_HOLD SPECIAL_EXIT STAGE_OUT",
+            True,
+        ),
+        ("RESV_DEL_HOLD EXPEDITING", True),  # its reservation was deleted; since 25.11
+        ("COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY", False),
+        ("REVOKED", False),  # another cluster of the federation runs it
+    ],
+)
+def test_whatever_has_not_ended_may_still_go_on(states: str, alive: bool) -> None:
+    assert {slurm.QueuedJob("7", state).is_alive for state in states.split()} == {alive}
+
+
 def test_the_ranks_that_failed_are_found_in_sruns_messages() -> None:
     lines = [
         "srun: Job step aborted: Waiting up to 12 seconds for job step to finish.\n",

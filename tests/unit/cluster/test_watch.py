@@ -262,7 +262,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         status([tmp_path / "nowhere"])
 
 
-def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_be_read_hides_no_other(
+    run: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program("squeue", "exit 1")
     (run.parent / "second" / "lives.jsonl").mkdir(parents=True)
     status([run.parent], as_json=True)
     found = {Path(one["directory"]).name: one for one in json.loads(capsys.readouterr().out)}
@@ -281,7 +284,26 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Path, capsys: pytest.Capt
         ("PENDING", "BeginTime", "after a requeue that takes some two minutes"),
         ("PENDING", "JobHeldUser", "JobHeldUser: held; let it begin: scontrol release 7"),
         ("PENDING", "JobHeldAdmin", "JobHeldAdmin: held by an administrator, who can say why"),
-        ("REQUEUE_HOLD", "", "its administrators can see why; then: scontrol release 7"),
+        ("REQUEUE_HOLD", "", "by somebody or by a rule of the site; let it begin: scontrol release 7"),
+        ("PENDING", "job requeued in held state", "a rule of the site; let it begin: scontrol release 7"),
+        ("SPECIAL_EXIT", "", "let it begin: scontrol release 7"),
+        (
+            "REQUEUE_HOLD",
+            "launch failure limit exceeded requeued held",
+            "can see why; then: scontrol release 7",
+        ),
+        (
+            "RESV_DEL_HOLD",
+            "Reservation spring was deleted",
+            "held for ever; coatnet cancel {run}, then submit to another or without one",
+        ),
+        (
+            "PENDING",
+            "QOSNotAllowed",
+            "not to be used here by you any more; coatnet cancel {run}, then submit with another",
+        ),
+        ("PENDING", "AssocMaxCpuPerNode", "then submit with less"),
+        ("PENDING", "Reservation", "Reservation"),
         ("PENDING", "launch failed requeued held", "can see why; then: scontrol release 7"),
         ("PENDING", "PartitionTimeLimit", "then submit with less"),
         ("PENDING", "QOSMaxWallDurationPerJobLimit", "then submit with less"),
