@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data_pipeline.decode.errors import DecodeError, check_bytes, check_size
+from data_pipeline.decode.hush import hush_pillow
 from data_pipeline.decode.jpeg_header import check_effort, is_jpeg, read_jpeg_header
 from data_pipeline.decode.png_chunks import check_chunks, is_png
 from data_pipeline.index import FORMATS
@@ -91,6 +92,7 @@ def open_with_pillow(payload: bytes) -> Image.Image:
     Raises:
         DecodeError: Pillow knows no such file, or its header is broken.
     """
+    hush_pillow()
     try:
         return Image.open(io.BytesIO(payload), formats=FORMATS)
     except Image.UnidentifiedImageError:

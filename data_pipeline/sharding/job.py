@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,8 +55,7 @@ def write_shard(
         UserError: the policy for an image is "stop".
     """
     odd: list[Oddity] = []
-    with warnings.catch_warnings(), ShardWriter(path, multi=multi) as shard:
-        warnings.simplefilter("ignore")  # Pillow's, of images that the report names
+    with ShardWriter(path, multi=multi) as shard:
         for number, item in enumerate(items, start=first):
             judged = _judge(item, shard.payload_room(item.size + 1), options)
             if judged.kinds:

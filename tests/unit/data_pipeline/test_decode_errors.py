@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -256,3 +258,24 @@ def test_the_kernels_numbers_are_those_of_its_header() -> None:
     header = (Path(kernel.__file__).parent / "csrc" / "jpeg.h").read_text()
     for status in kernel.Status:
         assert f"{status.name} = {status.value}" in header
+
+
+def test_nothing_is_said_on_stderr_of_what_pillow_and_libtiff_find_odd(tmp_path: Path) -> None:
+    packed, plain = encoded("TIFF", compression="tiff_lzw"), encoded("TIFF")
+    bands = plain.index(struct.pack("<HHI", 277, 3, 1)) + 8
+    exif = Image.Exif()
+    exif[0x010E] = "a description that is cut"
+    odd = {
+        "libtiff": packed[:8] + bytes(200) + packed[208:],
+        "logged": plain[:bands] + struct.pack("<H", 999) + plain[bands + 2 :],
+        "warned": encoded("WEBP", exif=exif.tobytes()[:30]),
+    }
+    for name, payload in odd.items():
+        (tmp_path / name).write_bytes(payload)
+    code = (
+        "import pathlib, sys; from data_pipeline.decode import check_image\n"
+        "for path in sys.argv[1:]: print(check_image(pathlib.Path(path).read_bytes()))"
+    )
+    words = [sys.executable, "-c", code, *(str(tmp_path / name) for name in odd)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.count("corrupt") + done.stdout.count("not_an_image") == 2 and not done.stderr
