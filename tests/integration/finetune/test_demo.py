@@ -52,6 +52,19 @@ def is_png(data_url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(body)))
 
 
+def drop(page: Any, *payloads: bytes) -> bool:
+    """Drop files beside the square, and return whether the page took them from the browser."""
+    script = """((...payloads) => {
+        const bytes = payload => Uint8Array.from(atob(payload), c => c.charCodeAt(0));
+        const data = new DataTransfer();
+        for (const payload of payloads) data.items.add(new File([bytes(payload)], "x.jpg"));
+        const event = new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+        return !document.body.dispatchEvent(event);
+    })"""
+    given = json.dumps([base64.b64encode(payload).decode() for payload in payloads])
+    return page.evaluate(f"{script}(...{given})")
+
+
 @pytest.mark.slow
 def test_a_chosen_image_shows_its_guesses_and_where_the_model_looked(page: Any, photos: Path) -> None:
     page.choose_file("#file", photos / "validation" / "blue" / "000.jpg")
@@ -70,15 +83,30 @@ def test_a_chosen_image_shows_its_guesses_and_where_the_model_looked(page: Any, 
 
 @pytest.mark.slow
 def test_a_dropped_text_file_is_answered_by_one_line_and_the_next_image_works(page: Any) -> None:
-    drop = """(() => {
-        const data = new DataTransfer();
-        data.items.add(new File(["<script>alert(1)</script>"], "x.jpg", {type: "image/jpeg"}));
-        document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: data}));
-    })()"""
-    page.evaluate(drop)
+    drop(page, b"<script>alert(1)</script>")
     page.until("document.getElementById('status').className === 'error'")
     assert "not an image" in page.evaluate("document.getElementById('status').textContent")
     assert page.evaluate("document.querySelectorAll('#guesses li').length") == 0
+
+
+@pytest.mark.slow
+def test_files_dropped_anywhere_are_taken_and_what_is_passed_over_is_said(page: Any, photos: Path) -> None:
+    jpeg = (photos / "validation" / "blue" / "000.jpg").read_bytes()
+    assert drop(page, jpeg, jpeg), "the browser would leave the page for the file"
+    page.until("document.querySelectorAll('#guesses li').length === 3")
+    assert "for the first of 2 files" in page.evaluate("document.getElementById('status').textContent")
+
+
+@pytest.mark.slow
+def test_a_server_that_has_ended_is_named(page: Any) -> None:
+    asked = """(async () => {
+        const honest = window.fetch;
+        window.fetch = () => honest("http://127.0.0.1:9/");  // the policy of the page lets it go nowhere
+        await classify(new File(["x"], "x.jpg"));
+        window.fetch = honest;
+        return document.getElementById("status").textContent;
+    })()"""
+    assert page.evaluate(asked) == "no answer: is `coatnet demo` still running?"
 
 
 @pytest.mark.slow
