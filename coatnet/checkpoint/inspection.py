@@ -224,7 +224,9 @@ def check_init(
         return None
     path = Path(init)
     if is_bare(path):
-        check_safetensors(path)
+        _count_classes(path)
+        if model is None:
+            raise UserError(f"{init}: no {CONFIG} beside it tells its model; say `model={{name: coatnet_…}}`")
         return None
     found = check_model(path, weights=weights)
     if found is not None and model is not None:
@@ -252,9 +254,15 @@ def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: b
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         return
+    outputs = _count_classes(path)
+    if names is not None:
+        check_class_count(names, outputs, origin=str(classes))
+
+
+def _count_classes(path: Path) -> int:
+    """Look at a file of weights alone, and return how many classes they tell apart."""
     shapes = unwrapped(check_safetensors(path))
     logits = next((shapes[key] for key in (TIMM_LOGITS, OWN_LOGITS) if key in shapes), [])
     if len(logits) != 2:
         raise UserError(f"{path}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")
-    if names is not None:
-        check_class_count(names, logits[0], origin=str(classes))
+    return logits[0]

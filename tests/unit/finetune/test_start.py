@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from coatnet.checkpoint.inspection import check_init
 from coatnet.checkpoint.timm import timm_config, to_timm
 from coatnet.checkpoint.weights import Weights, export_safetensors
 from coatnet.config import UserError
@@ -124,3 +125,17 @@ def test_a_run_without_training_data_is_refused() -> None:
 def test_balanced_weights_make_every_class_count_alike(photos: Path) -> None:
     weights = loss_weights([open_corpus(photos)], "balanced")  # 8, 8 and 7 images
     assert weights == pytest.approx([23 / 24, 23 / 24, 23 / 21])
+
+
+def test_weights_alone_of_another_network_or_of_no_named_model_are_refused_before_torch_is_loaded(
+    tmp_path: Path,
+) -> None:
+    alone, other = tmp_path / "alone.safetensors", tmp_path / "other.safetensors"
+    save_file({"head.fc.weight": torch.zeros(2, 3)}, alone)
+    save_file({"fc.weight": torch.zeros(2, 3)}, other)
+    named = ModelConfig(name="coatnet_0")
+    assert check_init(str(alone), model=named) is None
+    with pytest.raises(UserError, match=r"alone\.safetensors: no config\.json beside it .* `model={name: "):
+        check_init(str(alone))
+    with pytest.raises(UserError, match=r"other\.safetensors: holds neither head\.fc\.weight \(timm\) nor "):
+        check_init(str(other), model=named)
