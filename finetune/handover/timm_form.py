@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -30,24 +32,34 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     timm resizes bias tables in another way, so they are written at the grid of the input's size.
 
     Raises:
-        UserError: timm cannot hold the architecture, or timm is not installed to prove it.
+        UserError: timm cannot hold the architecture, or cannot be imported to prove it.
     """
+    timm = import_timm()
     config = replace(classifier.model.config, image_size=classifier.augment.image_size)
     name, arguments = timm_arguments(config)
     tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
     path, described = destination / TENSORS, destination / ARGUMENTS
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another build than torch
-        raise UserError(
-            f"--format timm is proved by timm, which cannot be imported here ({error}); `pip install timm` "
-            "brings what it needs, with a torchvision of torch's own build"
-        ) from None
     write_tensors(tensors, path, described_by=described)
     write_atomically(described, description(config))
     peer = timm.create_model(name, **arguments)
     peer.load_state_dict(load_file(path))
     return [path, described], peer.eval(), {"create_model": name, "arguments": arguments}
+
+
+def import_timm() -> ModuleType:
+    """Return timm.
+
+    Raises:
+        UserError: it, or what it needs, cannot be imported.
+    """
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another build than torch
+        raise UserError(
+            f"--format timm is proved by timm, which cannot be imported here ({error}); it needs a "
+            f"torchvision built for torch {torch.__version__}: install the one from where that torch came"
+        ) from None
+    return timm
 
 
 def description(config: ModelConfig) -> str:

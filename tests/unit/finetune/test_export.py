@@ -253,9 +253,10 @@ def test_a_timm_that_cannot_be_imported_is_told_in_one_line(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     with pytest.raises(
-        UserError, match=r"which cannot be imported here \((operator torchvision::nms|x).*build"
+        UserError, match=r"which cannot be imported here \((operator torchvision::nms|x).*built for torch \d"
     ):
-        export_model(str(exported), tmp_path / "out", formats=["timm"])
+        export_model(str(exported), tmp_path / "out", formats=["safetensors", "timm"])
+    assert not (tmp_path / "out").exists(), "told before another form is written"
 
 
 def test_the_fixed_batch_is_the_same_everywhere() -> None:
