@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 
-from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
-from coatnet.training.verdict import Verdict, check_refused
+from coatnet.training.verdict import Verdict, too_many_refused
 from pretrain.sections import GuardConfig
 from pretrain.state import State
 from pretrain.trainer import PretrainResult, Veto
@@ -39,19 +38,15 @@ class Guard:
         self._rollbacks += 1
 
     def judge(self, result: PretrainResult, state: State) -> Verdict:
-        """Judge the step that led to `state`, and remember an accepted one.
-
-        Raises:
-            UserError: too many refused steps in a row, or too many rollbacks.
-        """
+        """Judge the step that led to `state`, and remember an accepted one."""
         if not result.applied:
             veto = self.veto(state)
             spiked = veto is not None and math.isfinite(result.loss) and veto(result.loss)
             limit = "as many as guard.max_skipped allows"
             if spiked:
                 limit += "; guard.spike=record gets used to other data"
-            check_refused(state, result, most=self._config.max_skipped, limit=limit)
-            return Verdict("skipped_spike" if spiked else "skipped_step")
+            ends = too_many_refused(state, result, most=self._config.max_skipped, limit=limit)
+            return Verdict("skipped_spike" if spiked else "skipped_step", ends=ends)
         score = max(
             robust_score(result.loss, state.losses), robust_score(result.gradient_norm, state.gradient_norms)
         )
@@ -75,11 +70,12 @@ class Guard:
         if self._config.spike != "rollback" or state.spiking < self._config.spike_steps:
             return Verdict("spike", score=score)
         if self._rollbacks >= self._config.max_rollbacks:
-            raise UserError(
+            ends = (
                 f"a loss spike at step {state.step} (robust z-score {score:.0f}) after "
                 f"{number_of(self._rollbacks, 'rollback')}, as many as guard.max_rollbacks allows; lower "
                 "optimizer.learning_rate, or let the guard get used to other data by guard.spike=record"
             )
+            return Verdict("spike", score=score, ends=ends)
         return Verdict(
             "rollback",
             score=score,

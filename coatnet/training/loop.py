@@ -36,6 +36,7 @@ def train(run: TrainingRun[State, Result]) -> State:
                 break
             verdict = run.judge(state, result)
             run.recorder.step(state, batch, result, bar, event=verdict.event, score=verdict.score)
+            verdict.check()
             if verdict.rollback:
                 run.keep_for_replay(state, result, verdict)
                 bar.advance(run.roll_back(state, verdict))

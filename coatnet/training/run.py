@@ -33,7 +33,7 @@ from coatnet.training.recorder import LEAVE, SAVE, STOP, Recorder, StepResult
 from coatnet.training.sections import SaveConfig
 from coatnet.training.sharded_state import ShardedState
 from coatnet.training.utilisation import flops_per_image, peak_flops
-from coatnet.training.verdict import Verdict, check_refused
+from coatnet.training.verdict import Verdict, too_many_refused
 from coatnet.training.way_out import WayOut
 
 _MAX_REFUSED_IN_A_ROW = 10
@@ -262,15 +262,11 @@ class TrainingRun(Generic[State, Result]):
         raise NotImplementedError
 
     def judge(self, state: State, result: Result) -> Verdict:
-        """Say what to make of the step that led to `state`.
-
-        Raises:
-            UserError: too many refused steps in a row.
-        """
+        """Say what to make of the step that led to `state`."""
         if result.applied:
             return Verdict()
-        check_refused(state, result, most=_MAX_REFUSED_IN_A_ROW, limit="the most that are allowed")
-        return Verdict("skipped_step")
+        most, limit = _MAX_REFUSED_IN_A_ROW, "the most that are allowed"
+        return Verdict("skipped_step", ends=too_many_refused(state, result, most=most, limit=limit))
 
     def keep_for_replay(self, state: State, result: Result, verdict: Verdict) -> None:
         """Keep what is needed to take a step again that was not in order."""

@@ -18,6 +18,7 @@ class Verdict:
         rollback: go back to before step `step` and leave out `samples`.
         step: the first step that is not trusted.
         samples: positions of the steps that are not trusted.
+        ends: why the run ends, once the step is recorded; None where it goes on.
     """
 
     event: str | None = None
@@ -25,17 +26,24 @@ class Verdict:
     rollback: bool = False
     step: int = 0
     samples: range = range(0)
+    ends: str | None = None
+
+    def check(self) -> None:
+        """End the run where it cannot go on.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if self.ends is not None:
+            raise UserError(self.ends)
 
 
-def check_refused(state: RunState, result: StepResult, *, most: int, limit: str) -> None:
-    """Give up where nothing is learned any more.
-
-    Raises:
-        UserError: `most` steps in a row were refused.
-    """
-    if state.skipped_in_a_row >= most:
-        raise UserError(
-            f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
-            f"{result.loss:g}, gradient norm {result.gradient_norm:g}), {limit}; lower "
-            "optimizer.learning_rate, or look at the samples that the run's events name"
-        )
+def too_many_refused(state: RunState, result: StepResult, *, most: int, limit: str) -> str | None:
+    """Return why to give up where `most` steps in a row were refused: nothing is learned any more."""
+    if state.skipped_in_a_row < most:
+        return None
+    return (
+        f"{state.skipped_in_a_row} steps in a row were refused, the last at step {state.step} (loss "
+        f"{result.loss:g}, gradient norm {result.gradient_norm:g}), {limit}; lower "
+        "optimizer.learning_rate, or look at the samples that the run's events name"
+    )

@@ -180,8 +180,10 @@ def test_too_many_rollbacks_stop_the_run_with_advice() -> None:
     assert step(guard, after_steps(guard, 10), result(9.0)).rollback
     assert step(guard, after_steps(guard, 10), result(9.0)).rollback, "the former came to nothing"
     guard.rolled_back()
+    last = step(guard, after_steps(guard, 10), result(9.0))
+    assert last.event == "spike" and not last.rollback
     with pytest.raises(UserError, match=r"after 2 rollbacks, as many as guard\.max_rollbacks"):
-        step(guard, after_steps(guard, 10), result(9.0))
+        last.check()
 
 
 def test_refused_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
@@ -190,15 +192,18 @@ def test_refused_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
     refused = result(math.nan, norm=math.inf, applied=False)
     assert [step(guard, state, refused).event for _ in range(2)] == ["skipped_step"] * 2
     assert state.applied_steps == 5 and state.step == 7
+    last = step(guard, state, refused)
     with pytest.raises(UserError, match=r"guard\.max_skipped"):
-        step(guard, state, refused)
+        last.check()
 
 
 def test_a_stop_by_skipped_spikes_names_what_gets_used_to_other_data() -> None:
     guard = Guard(GuardConfig(spike="skip", spike_window=10, max_skipped=1))
     state = after_steps(guard, 10)
+    last = step(guard, state, result(9.0, applied=False))
+    assert last.event == "skipped_spike"
     with pytest.raises(UserError, match=r"guard\.max_skipped allows; guard\.spike=record gets used to"):
-        step(guard, state, result(9.0, applied=False))
+        last.check()
 
 
 def test_the_veto_refuses_a_spiking_loss_before_anything_changes() -> None:

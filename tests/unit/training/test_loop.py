@@ -227,12 +227,18 @@ def test_a_refused_step_moves_on_is_told_and_kept_with_what_was_found_behind_it(
     assert (facts["step"], facts["applied_steps"], facts["skipped_in_a_row"]) == (8, 7, 0)
 
 
-def test_ten_refused_steps_in_a_row_end_the_run(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_refused_steps_in_a_row_end_the_run_when_the_samples_of_the_last_are_named_too(
+    life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("coatnet.training.run._MAX_REFUSED_IN_A_ROW", 3)
     with pytest.raises(
         UserError, match=r"3 steps in a row were refused, the last at step 5 .*the most that are"
     ):
         life(happens=dict.fromkeys((1, 3, 4, 5), "refused"))
+    told = [
+        event for event in RunDirectory(tmp_path / "run").read_events() if event["kind"] == "skipped_step"
+    ]
+    assert [event["step"] for event in told] == [1, 3, 4, 5] and told[-1]["positions"] == [*range(32, 40)]
 
 
 def test_a_step_that_is_rolled_back_is_neither_evaluated_nor_saved_and_what_follows_is_redone(
