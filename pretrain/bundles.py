@@ -61,10 +61,14 @@ def find_bundles(run: Path) -> list[int]:
 
 
 def write_bundle(run: Path, bundle: Bundle, *, config: Path, checkpoint: Path) -> Path:
-    """Write a bundle whole or not at all and return its folder."""
+    """Write a bundle whole or not at all and return its folder.
+
+    What a life left that was killed at it is removed: its links would keep a whole checkpoint for ever.
+    """
     final = bundle_path(run, bundle.step)
+    for left in final.parent.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "checkpoint").mkdir(parents=True)
     for file in sorted(checkpoint.iterdir()):
         _link(file, temporary / "checkpoint" / file.name)

@@ -62,6 +62,18 @@ def test_a_bundle_reads_back_and_outlives_its_checkpoint_without_a_copy(run: Pat
     assert read_bundle(folder) == BUNDLE and not list((run / "replays").glob(".*"))
 
 
+def test_what_a_killed_life_left_of_a_bundle_goes_with_the_next_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr("pretrain.bundles.os.getpid", lambda: 1)
+        killed.setattr(Path, "rename", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            keep(run, replace(BUNDLE, step=7))
+    assert find_bundles(run) == [] and [*(run / "replays").iterdir()]
+    assert [*(run / "replays").iterdir()] != [keep(run, BUNDLE)] == [*(run / "replays").iterdir()]
+
+
 def test_the_same_step_of_a_later_life_replaces_the_bundle(run: Path) -> None:
     keep(run, BUNDLE)
     keep(run, replace(BUNDLE, loss=3.0))
