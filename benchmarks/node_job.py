@@ -81,11 +81,11 @@ class Job:
                 # To this thread: one to the process may be taken by another, and this one renames meanwhile.
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
-        self._store._check_lease = checked
+        self._store.check_lease = checked
         try:
             return self.save(step)
         finally:
-            self._store._check_lease = check
+            self._store.check_lease = check
 
     def endless(self) -> str:
         assert self._store is not None

@@ -44,6 +44,9 @@ class CheckpointStore:
         retention: which checkpoints stay.
         timeout_seconds: how long rank 0 waits for the slowest rank's file.
         alarm: called with a line for everything that went wrong and was survived.
+
+    Attributes:
+        check_lease: raises LeaseLost, on the main rank, if another job has taken the run over.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class CheckpointStore:
     ) -> None:
         self.directory = Path(directory)
         self._ranks, self._lease = ranks, lease
-        self._check_lease = lease.check if lease else lambda: None
+        self.check_lease = lease.check if lease else lambda: None
         self._retention = retention or Retention()
         self._timeout_seconds = timeout_seconds
         self._alarm = alarm or (lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
@@ -114,7 +117,7 @@ class CheckpointStore:
         self.wait()
         if self._ranks.is_main:
             try:
-                self._check_lease()
+                self.check_lease()
                 replace_facts(self.path(step) / MANIFEST, facts)
             except (OSError, CheckpointError) as error:
                 self._alarm(f"checkpoint {step} still tells what it told: {error}")
@@ -240,7 +243,7 @@ class CheckpointStore:
             save,
             snapshot,
             ranks=self._ranks,
-            check_lease=self._check_lease,
+            check_lease=self.check_lease,
             timeout_seconds=self._timeout_seconds,
         )
         if self._ranks.is_main:
@@ -260,7 +263,7 @@ class CheckpointStore:
         for old in self._retention.superfluous(self.steps(), verified=self._verified, figures=figures):
             if self._retention.best is not None and old not in figures:
                 continue  # it cannot be read now, and may be the best
-            self._check_lease()
+            self.check_lease()
             remove_folder(self.path(old), grave=self.directory / f".deleted-{old:08d}.{time.time_ns()}")
         for pattern in (".deleted-*", f".broken-{PREFIX}*", f".abandoned-{PREFIX}*"):
             for left in self.directory.glob(pattern):
@@ -268,7 +271,7 @@ class CheckpointStore:
 
     def _set_aside(self, steps: Iterable[int], *, name: str) -> None:
         for step in steps:
-            self._check_lease()
+            self.check_lease()
             move_folder(self.path(step), self.directory / f".{name}-{self.path(step).name}.{time.time_ns()}")
             self._verified.discard(step)
 

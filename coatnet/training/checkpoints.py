@@ -166,7 +166,7 @@ class Checkpoints(Generic[State]):
         Raises:
             UserError: it could not be.
         """
-        if not self._ranks.broadcast(self.holds(state)):
+        if not self._ranks.broadcast(self._ranks.is_main and self.holds(state)):
             raise UserError(
                 f"{self.store.directory}: the last checkpoint, of step {state.step}, could not be saved; "
                 "events.jsonl says why. Make room and give the same command again"

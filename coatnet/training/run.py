@@ -344,7 +344,9 @@ class TrainingRun(Generic[State, Result]):
 
         Raises:
             UserError: the last checkpoint could not be saved.
+            LeaseLost: another job has taken the run over since then.
         """
+        self.checkpoints.store.check_lease()
         finished = self.is_finished(state)
         if finished:
             self.checkpoints.require(state)

@@ -21,11 +21,14 @@ from tiny_stage import TinyRun
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.config import UserError
 from coatnet.runtime.account import process_age_seconds
+from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 from coatnet.runtime.stop import Stopped
 from coatnet.training.loop import train_to_end
+from coatnet.training.run import TrainingRun
 from coatnet.training.sections import SaveConfig
+from coatnet.training.state import RunState
 
 Life = Callable[..., TinyRun]
 NEVER = SaveConfig(every="90 minutes", last=100)
@@ -267,6 +270,25 @@ def test_the_best_so_far_is_saved_where_no_save_is_due(life: Life) -> None:
     best = SaveConfig(every="90 minutes", best="top1", last=100)
     run = life(save=best, happens={"top1": {3: 0.7, 6: 0.6, 8: 0.6}})
     assert [word for word in run.noted if word.startswith("save")] == ["save 3", "save 8 and wait"]
+
+
+@pytest.mark.parametrize("happens", [{}, {2: TinyRun.ask_to_stop}])
+def test_a_job_whose_run_was_taken_over_since_its_last_save_leaves_no_marker_in_it(
+    tmp_path: Path, life: Life, monkeypatch: pytest.MonkeyPatch, happens: dict[int, object]
+) -> None:
+    lease = Lease.acquire(tmp_path / "run")
+
+    def close(run: TinyRun, state: RunState | None) -> None:
+        TrainingRun.close(run, state)
+        run.checkpoints.store.check_lease = lease.check
+        (tmp_path / "run" / "lease" / f"epoch-{lease.epoch + 1:08d}").touch()
+
+    monkeypatch.setattr(TinyRun, "close", close)
+    with pytest.raises(LeaseLost):
+        life(save=NEVER, happens=happens)
+    lease.release()
+    run = RunDirectory(tmp_path / "run")
+    assert run.marker("done") is None is run.marker("stopped") and not run.summary.exists()
 
 
 def test_a_run_whose_last_checkpoint_is_not_there_is_not_done(
