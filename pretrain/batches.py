@@ -39,12 +39,12 @@ def settle_group_images(config: PretrainConfig, *, ranks: Ranks, run: RunDirecto
     otherwise) holds for the whole run, at whatever number of ranks it goes on.
 
     Raises:
-        UserError: batches that cannot be cut evenly.
+        UserError: batches that cannot be cut evenly, or what was found cannot be noted.
     """
     settled = ranks.broadcast(run.settled_group_images if ranks.is_main else None)
     group = group_images(config, world_size=ranks.world_size, settled=settled)
-    if ranks.is_main and settled is None:
-        write_atomically(run.group_images, f"{group}\n")
+    if settled is None:
+        ranks.try_on_main(lambda: write_atomically(run.group_images, f"{group}\n"), folder=run.path)
     return group
 
 

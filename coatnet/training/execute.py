@@ -125,8 +125,8 @@ def plan_for_this_hour(run: RunDirectory, *, config: Any, ranks: Ranks) -> None:
 
     own = measure_rates(seconds=_MEASURING_SECONDS, clock=time.perf_counter)
     everyones = ranks.gather([asdict(rate) for rate in own])
-    if ranks.is_main:
-        write_plan(run, config=to_dict(config), ranks=ranks, rates=everyones)
+    plan = partial(write_plan, run, config=to_dict(config), ranks=ranks, rates=everyones)
+    ranks.try_on_main(plan, folder=run.path)
 
 
 def tell_plan(run: RunDirectory) -> None:

@@ -11,6 +11,7 @@ from coatnet.runtime.opening import opened_run
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.open_corpus import settle_corpora
+from pretrain.batches import settle_group_images
 from pretrain.config import PretrainConfig
 
 
@@ -35,5 +36,8 @@ def test_a_run_that_is_done_keeps_the_record_of_how_it_was_trained_whatever_is_a
 def test_what_the_main_rank_cannot_write_ends_all_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the run's folder should be")
     run = RunDirectory(tmp_path / "run")
-    with pytest.raises(UserError, match="run"):
+    with pytest.raises(UserError, match=f"{run.path}.*; make room or a way in"):
         settle_corpora({}, run=run, ranks=Ranks.single())
+    config = load_config(PretrainConfig, overrides=["data.train=nowhere"])
+    with pytest.raises(UserError, match=f"{run.path}.*; make room or a way in"):
+        settle_group_images(config, run=run, ranks=Ranks.single())
