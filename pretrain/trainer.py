@@ -96,19 +96,21 @@ class Trainer:
                 veto=self._ask_all(veto, refused=refused),
             )
         digest = digest_of_positions(batch.seen.numpy())
-        own = [float(update.loss), self.engine.own_seconds, wish, digest, len(batch.bad)]
+        loss, norm, took = float(update.loss), update.gradient_norm, self.engine.own_seconds
+        # The norm too, by which the guard judges: where one rank's copy is wrong all must still judge alike.
+        own = [loss, norm, took, wish, digest, len(batch.bad)]
         with self._account.measure(label):
             with self._account.measure("communication", inside="compute"):
                 told = ranks.table(torch.tensor(own, dtype=torch.float64, device=ranks.device))
                 self._settle_statistics(update.applied)
             if update.applied:
                 self.engine.state.update_ema()
-        losses, seconds, wishes, digests, bad = told.T.tolist()
+        losses, norms, seconds, wishes, digests, bad = told.T.tolist()
         return PretrainResult(
             samples=batch.step_samples(ranks.world_size),
             losses=losses,
             seconds=seconds,
-            gradient_norm=update.gradient_norm,
+            gradient_norm=norms[0],
             learning_rate=learning_rate,
             applied=update.applied,
             digest=sum(map(int, digests)),

@@ -301,7 +301,7 @@ def test_a_step_of_many_ranks_costs_two_collectives_of_ours_and_a_save_few_files
             "gather of differing_weights": 1,  # before each save
             "barrier of patience": 1,  # after it
         }
-        assert long["bytes"]["all_reduce_sum of table"] == 40 * ranks
+        assert long["bytes"]["all_reduce_sum of table"] == 48 * ranks
     first, others = (
         [
             sum(long["files"].values()) - sum(short["files"].values())
