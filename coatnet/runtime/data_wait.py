@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from coatnet.runtime.stop import StopFlag
+
 if TYPE_CHECKING:
     from coatnet.runtime.ranks import Ranks
 
 WAITS, FETCHES = "waits", "fetches"
+_TOLD = "told to stop"
 
 
 class DataWait:
@@ -23,13 +26,22 @@ class DataWait:
     others wait for its lock. A rank that waits with nobody fetching hangs, and so do ranks that wait for each
     other while files are fetched ahead. A fetch ends in time by its own bounds.
 
+    A rank that was told to stop says that as well: the one that waits may not have been told, and the others
+    would wait for its step.
+
     Words go through the mailbox in a thread that may hang: who keeps the mailbox may be the rank that does.
     Each word has a number, since who said it may hang by now: one that was there before is no answer.
     """
 
-    def __init__(self, ranks: Ranks, words: Callable[[], Mapping[str, str]]) -> None:
-        """Begin with nothing heard; `words` are this rank's own, by kind: those that are true now."""
-        self._ranks, self._words = ranks, words
+    def __init__(self, ranks: Ranks, words: Callable[[], Mapping[str, str]], *, stop: StopFlag) -> None:
+        """Begin with nothing heard.
+
+        Args:
+            ranks: who speaks.
+            words: this rank's own, by kind: those that are true now.
+            stop: tells that this rank is to stop, and is told so where another one is.
+        """
+        self._ranks, self._words, self._stop = ranks, words, stop
         self._said = 0
         self._before: dict[str, str | None] = {}
         self._heard: dict[str, str] = {}
@@ -68,3 +80,7 @@ class DataWait:
                 if word is not None and kind in before and word != before[kind]:
                     heard[kind] = word.partition(" ")[2]
                 before[kind] = word
+            if self._stop.reason is not None:
+                self._ranks.tell(_TOLD, self._stop.reason)
+            elif (reason := self._ranks.heard(_TOLD, take=False)) is not None:
+                self._stop.request(reason)

@@ -94,7 +94,7 @@ class TrainingRun(Generic[State, Result]):
             run.logs / f"stacks-rank{ranks.rank}.txt",
             hang_seconds=hang_seconds or usual[0],
             start_seconds=start_seconds or usual[1],
-            data_wait=DataWait(ranks, self.excuses),
+            data_wait=DataWait(ranks, self.excuses, stop=stop),
             say=lambda text: self.recorder.alarm(text),
             look=self._answer,
         )

@@ -12,6 +12,8 @@ import pytest
 from far_corpora import Away
 from fault_server import FaultServer
 from interrupted import begun, going_on, stepping, told_to_stop
+from psutil import Process
+from waiting import PATIENCE_SECONDS
 
 from coatnet.checkpoint.reader import Checkpoint
 from coatnet.runtime.lives import read_lives
@@ -99,6 +101,24 @@ def test_a_stop_is_not_kept_waiting_by_a_store_that_is_away_and_the_run_goes_on_
     on_ranks("pretrain_run", world_size=ranks, arguments=arguments(place, str(undisturbed), *near, *more))
     assert_bit_equal(last(run.path), last(undisturbed))
     assert json.loads(run.summary.read_text())["every_sample_once"]
+
+
+def test_a_stop_that_one_rank_alone_is_told_is_not_kept_waiting_by_another_whose_images_do_not_come(
+    place: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with Away(shards, after=LATE) as server:
+        far = [f"data.train={server.url}", f"data.cache.directory={tmp_path / 'cache'}", "data.evaluate=null"]
+        soon = ["guard.hang_seconds=3", "guard.start_seconds=80"]  # what keeps ranks is asked after a second
+        with going_on(*arguments(place, str(run.path), *far, *SLOW_ORDER, *soon)) as command:
+            begun(command, server.away.is_set)
+            stepping(command, run)
+            (told,) = (one for one in Process(command.pid).children() if one.environ()["RANK"] == "1")
+            told.terminate()
+            errors = command.communicate(timeout=PATIENCE_SECONDS)[1].decode()
+    assert command.returncode == 0 and "stopped and saved after" in errors, errors
+    stopped = run.marker("stopped")
+    assert stopped is not None and stopped["reason"] == "SIGTERM" and run.find_checkpoints()
 
 
 @pytest.mark.parametrize("after", [0, 1], ids=["the manifest", "the first shard"])

@@ -75,6 +75,7 @@ def test_what_is_known_later_is_shifted_and_no_more_than_there_is(tmp_path: Path
     with account.measure("compute"):
         clock.go(5)
         account.shift(3, source="compute", target="communication")
+        assert counted(account) == {"compute": 2, "communication": 3}
         account.shift(9, source="communication", target="redone")
     assert counted(account) == {"compute": 2, "redone": 3}
 

@@ -12,6 +12,7 @@ from torch.distributed import HashStore
 
 from coatnet.runtime.data_wait import FETCHES, WAITS, DataWait
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.stop import StopFlag
 from coatnet.runtime.watchdog import Watchdog
 
 WAITING, FETCHING = {WAITS: "rank 1 waits"}, {FETCHES: "http://x/a.tar: no answer"}
@@ -33,7 +34,9 @@ def together() -> Any:
     """Return what makes a rank for each of some words, all with one mailbox."""
     mailbox = HashStore()
     return lambda *words: [
-        DataWait(Ranks(rank, len(words), distributed=True, mailbox=mailbox), lambda own=own: own)
+        DataWait(
+            Ranks(rank, len(words), distributed=True, mailbox=mailbox), lambda own=own: own, stop=StopFlag()
+        )
         for rank, own in enumerate(words)
     ]
 
@@ -64,6 +67,17 @@ def test_words_of_a_rank_that_has_stopped_since_are_no_excuse(together: Any) -> 
     assert looks(here, times=6) == [None]
 
 
+def test_a_stop_that_one_rank_was_told_reaches_the_one_that_waits_for_its_batch(together: Any) -> None:
+    told, waits, other = together({}, WAITING | FETCHING, {})
+    looks(told, waits, other, times=2)
+    assert not any(wait._stop.requested for wait in (told, waits, other))
+    told._stop.request("SIGTERM")
+    looks(told, waits, times=1)
+    assert waits._stop.reason == "SIGTERM" and not other._stop.requested, "it has not looked yet"
+    looks(other, times=1)
+    assert other._stop.reason == "SIGTERM"
+
+
 def test_a_mailbox_that_does_not_answer_keeps_nobody_waiting() -> None:
     let_go = threading.Event()
 
@@ -72,7 +86,7 @@ def test_a_mailbox_that_does_not_answer_keeps_nobody_waiting() -> None:
             let_go.wait(60)
             return False
 
-    wait = DataWait(Ranks(0, 2, distributed=True, mailbox=Hanging()), dict)
+    wait = DataWait(Ranks(0, 2, distributed=True, mailbox=Hanging()), dict, stop=StopFlag())
     first = (wait.excuse(), wait._thread)
     assert (wait.excuse(), wait._thread) == first, "no second thread beside one that hangs"
     assert wait._thread.daemon, "the process may end meanwhile"
@@ -86,13 +100,15 @@ def test_where_the_mailbox_is_gone_nothing_is_heard_and_nothing_said(monkeypatch
 
     stacks: list[object] = []
     monkeypatch.setattr(threading, "excepthook", stacks.append)
-    assert looks(DataWait(Ranks(0, 2, distributed=True, mailbox=Gone()), dict), times=2) == [None]
+    assert looks(DataWait(Ranks(0, 2, distributed=True, mailbox=Gone()), dict, stop=StopFlag()), times=2) == [
+        None
+    ]
     assert not stacks
 
 
 def test_a_rank_alone_is_excused_by_its_own_words() -> None:
-    assert looks(DataWait(Ranks(), lambda: WAITING | FETCHING), times=2) == [EXCUSE]
-    assert looks(DataWait(Ranks(), lambda: WAITING), times=2) == [None]
+    assert looks(DataWait(Ranks(), lambda: WAITING | FETCHING, stop=StopFlag()), times=2) == [EXCUSE]
+    assert looks(DataWait(Ranks(), lambda: WAITING, stop=StopFlag()), times=2) == [None]
 
 
 @pytest.mark.parametrize(("hang_seconds", "doubts"), [(30.0, 10.0), (math.inf, 30.0)])
@@ -100,7 +116,7 @@ def test_the_watchdog_counts_anew_while_a_rank_waits_and_says_so_once(
     tmp_path: Path, hang_seconds: float, doubts: float
 ) -> None:
     words, said = dict(WAITING | FETCHING), list[str]()
-    wait = DataWait(Ranks(), lambda: words)
+    wait = DataWait(Ranks(), lambda: words, stop=StopFlag())
     watchdog = Watchdog(
         tmp_path / "stacks", hang_seconds=hang_seconds, start_seconds=1800.0, data_wait=wait, say=said.append
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from coatnet.runtime import watchdog as module
 from coatnet.runtime.data_wait import WAITS, DataWait
+from coatnet.runtime.stop import StopFlag
 from coatnet.runtime.watchdog import Watchdog
 
 module._POLL_SECONDS, module._LAST_WORDS_SECONDS = 0.1, 0.4  # a fifth of what a run has
@@ -30,7 +31,8 @@ def a_thread_that_waits(): time.sleep(60)
 def a_step_that_never_ends(): time.sleep(60)
 
 threading.Thread(target=a_thread_that_waits, daemon=True).start()
-waits = DataWait(SimpleNamespace(distributed=False), lambda: {WAITS: "rank 0 waits for its batch"})
+words = {WAITS: "rank 0 waits for its batch"}
+waits = DataWait(SimpleNamespace(distributed=False), lambda: words, stop=StopFlag())
 watchdog = Watchdog(Path(sys.argv[1]), hang_seconds=0.2, start_seconds=4.0, data_wait=waits)
 watchdog.start()
 watchdog.beat()
