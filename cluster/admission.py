@@ -19,7 +19,7 @@ RELEASABLE = ("held", "cancelled")
 
 
 def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
-    """Refuse what the ranks would only refuse in the job: a finished run, another one's, batches, seeds.
+    """Refuse what the ranks would only refuse in the job: a finished run, another, images, batches, seeds.
 
     Args:
         config: a training run's, None for other commands.
@@ -32,6 +32,8 @@ def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
     if config is None:
         return
     run.check_config(config)
+    if run.corpora.exists():  # a run that is new to them may have any, and a large folder takes its time
+        run.check_corpora(config.data.digests_here())
     # The config alone is asked: the model may come of an earlier stage of a pipeline, which has not run.
     recipe = to_dict(config)
     if lookup(recipe, "seeds"):

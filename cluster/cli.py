@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -175,7 +176,7 @@ def _submit_job(request: Request, *, release: bool, dry_run: bool) -> None:
         print(preview(prepared), end="")
         return
     for path in prepared.job.shards:
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):  # nor where somebody may not look
             _tell(f"{path} is not here; the nodes will look for it before the first step")
     job_id = submit(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")

@@ -124,3 +124,9 @@ class DataConfig:
         """Return the section without where corpora lie: what they hold tells runs apart."""
         train = [replace(corpus, path=_SOMEWHERE) for corpus in self.train]
         return replace(self, train=train, evaluate=self.evaluate and _SOMEWHERE)
+
+    def digests_here(self) -> dict[str, list[str]]:
+        """Return what the corpora hold that can be read on this machine, by the key that leads to them."""
+        from data_pipeline.open_corpus import digests_here  # which reads this section
+
+        return digests_here(self)

@@ -54,13 +54,15 @@ def look_at_data(
             check_best(config, open_corpus(data.evaluate) if data.evaluate else None, averaged=averaged)
         return None
     corpora = open_train_corpora(data)
-    RunDirectory(config.run.directory).check_corpora({"data.train": [one.digest for one in corpora]})
+    run = RunDirectory(config.run.directory)
+    run.check_corpora({"data.train": [one.digest for one in corpora]})
     classes = common_classes(corpora)
     make_order(corpora, data, seed=config.seed, global_batch=config.train.global_batch)
     make_calendar(config, epoch_samples=sum(corpus.samples for corpus in corpora))
     if config.loss.class_weights != "none":
         check_single_labels(corpora, needed_by=f"loss.class_weights is {config.loss.class_weights!r}")
     evaluated = open_evaluation_corpus(data, classes=classes)
+    run.check_corpora({"data.evaluate": [] if evaluated is None else [evaluated.digest]})
     check_best(config, evaluated, averaged=averaged)
     if transfer:
         check_single_labels([open_corpus(transfer)], needed_by="evaluate.transfer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,22 @@ def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSou
         remedy = "shard both with the same --classes"
         raise UserError(f"data.evaluate: {data.evaluate} has other classes than data.train[0]; {remedy}")
     return corpus
+
+
+def digests_here(data: DataConfig) -> dict[str, list[str]]:
+    """Return what a config's corpora hold, by the key that leads to them, if this machine can read them.
+
+    The others, remote ones too, are for the ranks to judge: their nodes may see what a login node does not.
+    """
+    places = {"data.train": [entry.path for entry in data.train], "data.evaluate": []}
+    if data.evaluate is not None:
+        places["data.evaluate"].append(data.evaluate)
+    found = {}
+    for key, paths in places.items():
+        with suppress(UserError, OSError):
+            if not any(map(is_url, paths)):
+                found[key] = [open_corpus(path).digest for path in paths]
+    return found
 
 
 def open_train_corpora(data: DataConfig) -> list[SampleSource]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from coatnet.config import UserError, load_config, to_dict
 from coatnet.model.config import ModelConfig
+from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.first_look import look_at_data
 from finetune.launch import launch
 from pretrain.batches import make_calendar
@@ -221,6 +222,21 @@ def test_a_step_of_more_images_than_there_are_is_warned_of(
         look_at_data(config, make_calendar=make_calendar)
         said = capsys.readouterr().err
         assert ("a step takes 64 images (train.global_batch), and there are 8" in said) == warned
+
+
+def test_a_run_that_goes_on_by_other_images_is_refused_before_its_ranks_start(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    words = [f"data.train={folders['PHOTOS']}", f"data.evaluate={folders['PHOTOS']}", "train.global_batch=8"]
+    config = load_config(PretrainConfig, PRETRAIN, overrides=[*words, f"run.directory={tmp_path}"])
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text("{}")
+    for key in ("data.train", "data.evaluate"):
+        run.corpora.write_text(json.dumps({key: ["others"]}))
+        with pytest.raises(UserError, match=f"^{key}: holds other images than"):
+            look_at_data(config, make_calendar=make_calendar)
+    run.corpora.write_text(json.dumps(config.data.digests_here()))
+    look_at_data(config, make_calendar=make_calendar)
 
 
 def test_a_rate_that_cannot_fall_is_warned_of(

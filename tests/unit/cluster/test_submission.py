@@ -17,7 +17,7 @@ from cluster.history import History
 from cluster.job import MARKERS, STATUS, read_job
 from cluster.site import ContainerConfig, SiteConfig
 from cluster.status import find_runs
-from cluster.submission import Request, directory_note, prepare, preview, submit
+from cluster.submission import Prepared, Request, directory_note, prepare, preview, submit
 from coatnet.config import UserError, to_yaml
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
@@ -313,6 +313,34 @@ def test_what_pretraining_would_refuse_in_a_directory_is_refused_before_the_queu
     for attempt in (preview, submit):
         with pytest.raises(UserError, match=r"is done; choose another run\.directory"):
             attempt(same)
+
+
+def test_other_images_than_a_run_began_with_are_refused_before_the_queue_where_they_can_be_read(
+    programs: Program, tmp_path: Path
+) -> None:
+    for name in ("first", "other"):
+        (tmp_path / name / "class").mkdir(parents=True)
+        (tmp_path / name / "class" / f"{name}.jpg").touch()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "manifest.json").touch()
+    (tmp_path / "moved").symlink_to(tmp_path / "first")
+
+    def prepared(place: str) -> Prepared:
+        asked = request(tmp_path, SITE)
+        return prepare(replace(asked, arguments=(f"data.train={place}", f"data.evaluate={tmp_path}/other")))
+
+    began = prepared(f"{tmp_path}/first").config
+    run = RunDirectory(tmp_path / "run")
+    run.create(to_yaml(began), digest=began.run_digest())
+    run.settle_corpora({"data.train": began.data.digests_here()["data.train"]})
+    preview(prepared(f"{tmp_path}/other"))  # nothing was trained on yet
+    run.metrics.write_text("{}")
+    for attempt in (preview, submit):
+        with pytest.raises(UserError, match=r"^data\.train: holds other images than .*run began with"):
+            attempt(prepared(f"{tmp_path}/other"))
+    for place in (f"{tmp_path}/moved", f"{tmp_path}/nowhere", f"{tmp_path}/torn", "s3://bucket/shards"):
+        preview(prepared(place))  # the same ones, or such as only the nodes can judge
+    assert submit(prepared(f"{tmp_path}/first")) == "7"
 
 
 def test_several_seeds_are_refused_before_the_queue_since_one_job_trains_one_run(tmp_path: Path) -> None:
