@@ -5,10 +5,12 @@ The first rank of a run that was started by hand writes to its terminal; what it
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,12 @@ def read_logs(
         rank: only this rank and no job log; None for rank 0 and the job's log.
         tail: so many last lines of what is there; 0 for all.
         follow: go on with what is added, until `finished` says so.
+
+    Raises:
+        OSError: there are logs that cannot be read.
     """
+    with suppress(FileNotFoundError):
+        os.listdir(directory / "logs")  # what cannot be looked into is no folder without logs
     positions: dict[Path, int] = {}
     there = (line for path in _files(directory, rank=rank) for line in _new_lines(path, positions))
     yield from deque(there, maxlen=tail) if tail else there

@@ -5,6 +5,7 @@ Works off the cluster too: then a run whose last life never ended is shown as lo
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections import Counter
@@ -84,7 +85,8 @@ class RunStatus:
 def find_runs(roots: Sequence[Path]) -> list[Path]:
     """Return every run directory at `roots` or up to two folders below, where those of a pipeline lie.
 
-    Tasks of an array are runs of their own where the array itself was given.
+    Tasks of an array are runs of their own where the array itself was given. A folder that cannot be entered
+    may be a run, but for those inside of one.
     """
     found = {
         path.parents[shape.count("/")]
@@ -93,7 +95,20 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
         for depth in ("", "*/", "*/*/")
         for path in root.glob(f"{depth}{shape}")
     }
+    folders = (path for root in roots for path in (root, *root.glob("*"), *root.glob("*/*")))
+    found |= {path for path in folders if path.parent not in found and _is_closed(path)}
     return sorted(path for path in found if not is_task(path) or {path, path.parent} & set(roots))
+
+
+def _is_closed(path: Path) -> bool:
+    """Return whether this is a folder that cannot be entered."""
+    try:
+        os.stat(f"{path}/.")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> RunStatus:

@@ -265,9 +265,11 @@ def append_line(path: Path, record: dict[str, Any], *, durable: bool = False) ->
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Read a file of JSON lines; what is no record, as a last line still under way, is left out."""
-    if not path.exists():
+    try:
+        file = path.open(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
         return
-    with path.open(errors="replace") as file:
+    with file:
         yield from parse_lines(file)
 
 

@@ -1,0 +1,64 @@
+"""What somebody may not look into is told of, and not left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.history import History
+from cluster.logs import read_logs
+from cluster.status import find_runs, status_or_trouble
+
+_NOBODY = 65534
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of two runs, seen from beside it by somebody whom permissions bind."""
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name / "logs").mkdir(parents=True)
+        History(tmp_path / "runs" / name).begin(job_id="7", nodes=["n1"], step=-1)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # pytest's own folders are closed to others
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(_NOBODY)
+    yield Path("runs")
+    os.seteuid(user)
+    (tmp_path / "runs").chmod(0o755)
+    for path in (tmp_path / "runs").rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+
+
+def closed(path: Path) -> None:
+    """Let nobody but root enter a folder."""
+    user = os.geteuid()
+    os.seteuid(os.getuid())
+    path.chmod(0)
+    os.seteuid(user)
+
+
+def test_a_run_that_may_not_be_entered_is_in_the_table(runs: Path) -> None:
+    assert find_runs([runs]) == [runs / "first", runs / "second"]
+    closed(runs / "first" / "logs")  # of a run that can be told of
+    closed(runs / "second")
+    assert find_runs([runs]) == [runs / "first", runs / "second"]
+    found = status_or_trouble(runs / "second", queue=None)
+    assert (found.state, found.detail) == ("unreadable", "runs/second/lives.jsonl: Permission denied")
+    assert find_runs([runs / "second"]) == [runs / "second"]
+    assert find_runs([Path(), Path("nowhere")]) == [runs / "first", runs / "second"]
+    closed(runs)
+    assert find_runs([Path()]) == find_runs([runs]) == [runs]
+
+
+def test_logs_that_may_not_be_read_are_no_missing_ones(runs: Path) -> None:
+    finished: Callable[[], bool] = lambda: True  # noqa: E731
+    assert list(read_logs(runs / "nowhere", rank=None, tail=0, follow=False, finished=finished)) == []
+    assert list(read_logs(runs / "first", rank=None, tail=0, follow=False, finished=finished)) == []
+    closed(runs / "first" / "logs")
+    with pytest.raises(PermissionError, match="runs/first/logs"):
+        list(read_logs(runs / "first", rank=None, tail=0, follow=True, finished=finished))
