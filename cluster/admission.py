@@ -12,6 +12,7 @@ from cluster.run_jobs import jobs_of_run, users_of
 from cluster.site import SiteConfig
 from coatnet.config import UserError, to_dict
 from coatnet.config.batches import cut
+from coatnet.config.plain_text import number_of
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory
 
@@ -71,12 +72,17 @@ def _refusal(site: SiteConfig, partition: slurm.Partition) -> str | None:
     limit, nodes = partition.limit_seconds, site.nodes + site.spares
     if limit is not None and site.time_limit_seconds > limit:
         return (
-            f"--time {site.time} is longer than partition {partition.name} allows ({limit // 60} minutes); "
+            f"--time {site.time} is longer than partition {partition.name} allows "
+            f"({number_of(limit // 60, 'minute')}); "
             "SLURM would queue the job for ever. Ask for less: the run goes on in further lives"
         )
     if partition.most_nodes is not None and nodes > partition.most_nodes:
-        spares = f" with {site.spares} spare" if site.spares else ""
-        return f"{nodes} nodes{spares} are more than partition {partition.name} gives, {partition.most_nodes}"
+        spares = f" with {number_of(site.spares, 'spare')}" if site.spares else ""
+        are = "is" if nodes == 1 else "are"
+        return (
+            f"{number_of(nodes, 'node')}{spares} {are} more than partition {partition.name} gives, "
+            f"{partition.most_nodes}"
+        )
     if partition.state != "UP":
         return f"partition {partition.name} is {partition.state}"
     return None

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coatnet.config.plain_text import number_of
 from coatnet.runtime.whole_files import write_whole
 
 _COMMAND_SECONDS = 30.0
@@ -121,7 +122,7 @@ def check_devices(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
 
     facts["devices"] = torch.cuda.device_count()
     if torch.cuda.device_count() < limits["devices"]:
-        return f"{torch.cuda.device_count()} GPUs visible, {limits['devices']} asked for"
+        return f"{number_of(torch.cuda.device_count(), 'GPU')} visible, {limits['devices']} asked for"
     left = torch.arange(_MATRIX * _MATRIX, dtype=torch.float32).reshape(_MATRIX, _MATRIX) % 7
     expected = left @ left.T  # small integers: exact in float32 in any order of summation
     for index in range(limits["devices"]):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.job import Job
 from cluster.names import MODULE, NAME, VALUE, VARIABLE, check, check_options, check_path
+from coatnet.config.plain_text import number_of
 
 # sbatch's option: the site's key
 _PLAIN_OPTIONS = {
@@ -71,9 +72,9 @@ def _exported(job: Job) -> list[str]:
 def _body(job: Job, *, job_file: Path) -> list[str]:
     site = job.site
     command = check(job.command[0], NAME, what="command")
-    shape = f"{site.nodes} nodes × {site.ranks_per_node} ranks" + (
-        f", {site.spares} spare" if site.spares else ""
-    )
+    shape = f"{number_of(site.nodes, 'node')} × {number_of(site.ranks_per_node, 'rank')}"
+    if site.spares:
+        shape += f", {number_of(site.spares, 'spare')}"
     lines = [
         f"# coatnet {command}: {shape}; continued by {site.continuation}.",
         "# Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.",

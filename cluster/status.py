@@ -22,7 +22,7 @@ from cluster.progress import last_line, last_records, newest_step
 from cluster.run_jobs import jobs_of_run
 from cluster.slurm import QueuedJob
 from cluster.waiting import why_it_waits
-from coatnet.config.plain_text import is_number
+from coatnet.config.plain_text import is_number, number_of
 from coatnet.runtime.lease import is_held
 from coatnet.runtime.lives import LifeAccount, add_up, read_lives
 from coatnet.runtime.run_directory import IDENTITY, RunDirectory
@@ -225,7 +225,8 @@ def _array_state(directory: Path, tasks: Sequence[Path]) -> tuple[str, str]:
     filed = filed_job(directory)
     total = max(filed.array if filed else 0, len(found))
     done = counts.pop("done", 0)
-    words = [f"{done} of {total} tasks done", *(f"{count} {state}" for state, count in counts.items())]
+    words = [f"{done} of {number_of(total, 'task')} done"]
+    words += [f"{count} {state}" for state, count in counts.items()]
     if total > len(found):
         words.append(f"{total - len(found)} never began")
     state = next((one for one in _OF_TASKS if counts[one]), "ended")

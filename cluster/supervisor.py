@@ -38,6 +38,7 @@ from cluster.progress import last_words, newest_step
 from cluster.site import read_secrets
 from cluster.succession import Succession
 from coatnet.config import UserError
+from coatnet.config.plain_text import number_of
 from coatnet.runtime.endings import STATUS_USER_ERROR
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.voice import heedless_voice, say_from_a_handler
@@ -137,7 +138,8 @@ class Supervisor:
         step = newest_step(self.directory)
         stalled = self.history.lives_without_progress(step=step)
         if self.job.protocol == MARKERS and stalled >= self.job.site.lives_without_progress:
-            return self._hold(f"{stalled} lives in a row made no new checkpoint after step {max(step, 0)}")
+            lives = number_of(stalled, "life", "lives")
+            return self._hold(f"{lives} in a row made no new checkpoint after step {max(step, 0)}")
         return None
 
     def _is(self, marker: str) -> bool:

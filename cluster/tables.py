@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.status import RunStatus
-from coatnet.config.plain_text import plain
+from coatnet.config.plain_text import number_of, plain
 from coatnet.runtime.console import make_console
 
 _COLOURS = {"done": "green", "running": "cyan", "pending": "yellow", "requeued": "yellow", "held": "red",
@@ -92,7 +92,7 @@ def _progress(run: RunStatus, *, bar: int) -> str:
     if run.samples_seen is None:
         return "–"
     if not run.total_samples:
-        return f"{run.samples_seen:,} images"
+        return number_of(run.samples_seen, "image")
     share = run.samples_seen / run.total_samples
     full = round(bar * min(share, 1.0))
     drawn = f"[green]{'━' * full}[/green][bright_black]{'━' * (bar - full)}[/bright_black] " if bar else ""

@@ -18,6 +18,7 @@ from typing import Any
 from cluster.planning.hardware import Hardware, load_hardware
 from cluster.planning.speed import BACKWARD, FLOPS_PER_MAC, UNFUSED_PASSES
 from coatnet.config import UserError, to_yaml
+from coatnet.config.plain_text import number_of
 from coatnet.runtime.memory import available_memory
 
 BASE = "cpu2"  # gives what is not measured: networks, storage, decoding, a process's own memory
@@ -26,9 +27,7 @@ _FP32 = 4
 _NORM_AND_GELU, _DEPTHWISE, _ATTENTION, _COPY = 3 + 2, 2, 3 + 1, 2
 _LEAST_WORK = 0.5  # of what a probe takes, however slow a call was
 _TIMEOUT_SECONDS = 300.0
-_MEASURED = (
-    "matmul_flops, copy_bytes_per_second, the shares and operator_seconds are measured, by {} ranks at once"
-)
+_MEASURED = "matmul_flops, copy_bytes_per_second, the shares and operator_seconds are measured, by {} at once"
 
 
 def calibrate(path: Path, *, ranks: int) -> Hardware:
@@ -46,7 +45,7 @@ def calibrate(path: Path, *, ranks: int) -> Hardware:
     found = replace(
         measured, name=path.stem, memory_bytes=memory, gpus_per_node=ranks,
         cores_per_gpu=max(1, len(os.sched_getaffinity(0)) // ranks),
-        notes=[_MEASURED.format(ranks), f"everything else as {BASE} has it"],
+        notes=[_MEASURED.format(number_of(ranks, 'rank')), f"everything else as {BASE} has it"],
     )  # fmt: skip
     try:
         path.write_text(to_yaml(found))

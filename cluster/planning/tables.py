@@ -192,7 +192,7 @@ def _facts(plan: Plan) -> list[str]:
         f"activations by stage, {_unit(plan)}: {stages}",
         f"{plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.0%}",
         f"loader: {plan.loader_images_per_second_per_node:,.0f} images/s per node, "
-        f"{plan.loader_cores_needed_per_node:.1f} of {plan.loader_cores_per_node} cores "
+        f"{plan.loader_cores_needed_per_node:.1f} of {number_of(plan.loader_cores_per_node, 'core')} "
         f"at {plan.loader_images_per_second_per_node / plan.loader_cores_needed_per_node:,.0f} each",
         f"checkpoint: {_size(plan.checkpoint_bytes, plan)} {_unit(plan)}, "
         f"written in {plan.checkpoint_seconds:.1f} s; {plan.checkpoints_kept} kept and one being written: "
@@ -209,8 +209,8 @@ def _facts(plan: Plan) -> list[str]:
         parts = {name: duration(seconds) for name, seconds in dataclasses.asdict(plan.run).items() if seconds}
         lines.append(", ".join(f"{name} {length}" for name, length in parts.items()))
         lines += [
-            f"global batch {one.global_batch}: {one.steps:,} steps of {one.step_seconds * 1e3:,.1f} ms, "
-            f"{duration(one.steps * one.step_seconds)}"
+            f"global batch {one.global_batch}: {number_of(one.steps, 'step')} of "
+            f"{one.step_seconds * 1e3:,.1f} ms, {duration(one.steps * one.step_seconds)}"
             for one in plan.stretches
         ]
         assert plan.read_bytes is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coatnet.config.errors import UserError
+from coatnet.config.plain_text import number_of
 
 
 def share_of(global_batch: int, *, world_size: int) -> int:
@@ -18,8 +19,8 @@ def share_of(global_batch: int, *, world_size: int) -> int:
     """
     if global_batch < 1 or global_batch % world_size:
         raise UserError(
-            f"train.global_batch is {global_batch}; allowed with {world_size} ranks: multiples of "
-            f"{world_size}"
+            f"train.global_batch is {global_batch}; allowed with {number_of(world_size, 'rank')}: "
+            f"multiples of {world_size}"
         )
     return global_batch // world_size
 
@@ -52,8 +53,8 @@ def cut(
         share = share_of(batch, world_size=world_size)
         if evenly and share % (micro_batch or share):
             raise UserError(
-                f"train.micro_batch is {micro_batch}; allowed with {world_size} ranks: divisors of {share}, "
-                f"each one's share of train.global_batch={batch}"
+                f"train.micro_batch is {micro_batch}; allowed with {number_of(world_size, 'rank')}: "
+                f"divisors of {share}, each one's share of train.global_batch={batch}"
             )
         micro_batches.append(min(micro_batch or share, share))
     group = settled or group_images or min(micro_batches)
@@ -63,7 +64,8 @@ def cut(
         if one % group and settled:
             raise UserError(
                 f"norm.group_images is {group} since the first start; allowed micro-batches: its multiples; "
-                f"with {world_size} ranks theirs is {one}. Give fewer ranks or another train.micro_batch"
+                f"with {number_of(world_size, 'rank')} theirs is {one}. Give fewer ranks or another "
+                "train.micro_batch"
             )
         if one % group:
             raise UserError(f"norm.group_images is {group}; allowed: divisors of the micro-batch, {one}")

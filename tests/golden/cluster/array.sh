@@ -11,7 +11,7 @@
 #SBATCH --requeue
 #SBATCH --export=PATH,HOME,USER,LOGNAME,LANG,SLURM_CONF
 
-# coatnet pretrain: 1 nodes × 1 ranks; continued by requeue.
+# coatnet pretrain: 1 node × 1 rank; continued by requeue.
 # Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
 set -eu
 umask 027

@@ -26,6 +26,7 @@ _PARTITIONS = """\
 PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP TotalNodes=16
 PartitionName=small Default=NO MaxNodes=2 MaxTime=UNLIMITED State=UP TotalNodes=16
 PartitionName=old Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=DOWN TotalNodes=16
+PartitionName=empty Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP TotalNodes=0
 """
 Program = Callable[[str, str], None]
 SITE = SiteConfig(nodes=4, gpus_per_node=8, time="12:00:00")
@@ -54,9 +55,10 @@ def try_to_submit(folder: Path, **site: object) -> str:
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ({"time": "2-00:00:00"}, r"longer than partition gpu allows \(1440 minutes\)"),
+        ({"time": "2-00:00:00"}, r"longer than partition gpu allows \(1,440 minutes\)"),
         ({"nodes": 17}, "17 nodes are more than partition gpu gives, 16"),
         ({"nodes": 16, "spares": 1}, "17 nodes with 1 spare are more"),
+        ({"nodes": 1, "partition": "empty"}, "1 node is more than partition empty gives, 0"),
         ({"partition": "small"}, "4 nodes are more than partition small gives, 2"),
         ({"partition": "old"}, "partition old is DOWN"),
         ({"partition": "gpus"}, "partition gpus does not exist; there are: gpu, small, old"),
