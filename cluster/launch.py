@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.job import Job
 from cluster.names import check_options, check_path
 from coatnet.config import UserError
-from coatnet.runtime.rendezvous import ENDED_TOGETHER, slurm_port
+from coatnet.runtime.rendezvous import slurm_port
 
 _LIFE_STRIDE, _TRY_STRIDE = 1009, 101  # far from the ports of jobs with neighbouring ids
 # Of the site's own options those without which no step starts; others share out what only the ranks have.
@@ -92,7 +92,6 @@ def rank_environment(
         # A kill during a JIT build leaves a lock that would hang every later start.
         TORCH_EXTENSIONS_DIR=f"/tmp/torch-extensions-{attempt.token}",
     )
-    environment[ENDED_TOGETHER] = "1"  # by --kill-on-bad-exit
     environment.setdefault("OMP_NUM_THREADS", str(job.site.cpus_per_task))
     return environment
 

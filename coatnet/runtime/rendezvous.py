@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from coatnet.config import UserError
 
-ENDED_TOGETHER = "COATNET_ENDED_TOGETHER"  # set by whoever ends all ranks where one has ended
-_OF_TORCHRUN = "TORCHELASTIC_RUN_ID"  # it does so, too
+ENDED_TOGETHER = "COATNET_ENDED_TOGETHER"  # set by our launcher, which ends all ranks where one has ended
 _SLURM_PORT_BASE, _SLURM_PORT_SPAN = 20000, 10000
 
 
@@ -72,9 +71,11 @@ def already_launched() -> bool:
 
 
 def ends_for_all() -> bool:
-    """True where no other rank is left waiting for one that ends: somebody ends them, or it is alone."""
-    supervised = any(name in os.environ for name in (ENDED_TOGETHER, _OF_TORCHRUN))
-    return supervised or not already_launched() or find_place().world_size == 1
+    """True where a rank that ends leaves no other one waiting: our launcher ends them, or there is none.
+
+    srun and torchrun, if they end them at all, give them half a minute for it.
+    """
+    return ENDED_TOGETHER in os.environ or not already_launched() or find_place().world_size == 1
 
 
 def choose_interface(master: str) -> str:

@@ -71,7 +71,6 @@ OF_SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MAST
         {"RANK": "0", "WORLD_SIZE": "1"},
         {**OF_SRUN, "SLURM_NTASKS": "1"},
         {**TWO, ENDED_TOGETHER: "1"},
-        {**TWO, "TORCHELASTIC_RUN_ID": "none"},
     ],
 )
 def test_where_nobody_waits_for_the_first_rank_it_hears_who_holds_the_run_before_torch_is_loaded(
