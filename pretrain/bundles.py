@@ -69,13 +69,16 @@ def write_bundle(run: Path, bundle: Bundle, *, config: Path, checkpoint: Path) -
     for left in final.parent.glob(f".{_PREFIX}*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    (temporary / "checkpoint").mkdir(parents=True)
-    for file in sorted(checkpoint.iterdir()):
-        _link(file, temporary / "checkpoint" / file.name)
-    shutil.copyfile(config, temporary / CONFIG)
-    write_atomically(temporary / "bundle.json", json.dumps(asdict(bundle), indent=2) + "\n")
-    shutil.rmtree(final, ignore_errors=True)  # an earlier life came to the same step
-    temporary.rename(final)
+    try:
+        (temporary / "checkpoint").mkdir(parents=True)
+        for file in sorted(checkpoint.iterdir()):
+            _link(file, temporary / "checkpoint" / file.name)
+        shutil.copyfile(config, temporary / CONFIG)
+        write_atomically(temporary / "bundle.json", json.dumps(asdict(bundle), indent=2) + "\n")
+        shutil.rmtree(final, ignore_errors=True)  # an earlier life came to the same step
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 

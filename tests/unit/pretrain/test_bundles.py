@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -62,16 +63,21 @@ def test_a_bundle_reads_back_and_outlives_its_checkpoint_without_a_copy(run: Pat
     assert read_bundle(folder) == BUNDLE and not list((run / "replays").glob(".*"))
 
 
-def test_what_a_killed_life_left_of_a_bundle_goes_with_the_next_one(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as killed:
-        killed.setattr("pretrain.bundles.os.getpid", lambda: 1)
-        killed.setattr(Path, "rename", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            keep(run, replace(BUNDLE, step=7))
-    assert find_bundles(run) == [] and [*(run / "replays").iterdir()]
-    assert [*(run / "replays").iterdir()] != [keep(run, BUNDLE)] == [*(run / "replays").iterdir()]
+def test_what_a_killed_life_left_of_a_bundle_goes_with_the_next_one(run: Path) -> None:
+    left = run / "replays" / ".step-00000007.1.tmp" / "checkpoint"
+    left.mkdir(parents=True)
+    (left / "manifest.json").hardlink_to(run / "checkpoints" / "step-00000011" / "manifest.json")
+    assert find_bundles(run) == [] and [keep(run, BUNDLE)] == [*(run / "replays").iterdir()]
+
+
+def test_a_full_disk_leaves_nothing_of_a_bundle(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pretrain.bundles.write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        keep(run, BUNDLE)
+    assert not [*(run / "replays").iterdir()]
 
 
 def test_the_same_step_of_a_later_life_replaces_the_bundle(run: Path) -> None:
