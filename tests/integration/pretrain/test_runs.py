@@ -253,6 +253,13 @@ def test_a_batch_that_grows_during_the_run_sees_every_sample_once(place: Path, o
     assert summary["every_sample_once"] is True
     assert (summary["samples"], summary["steps"]) == (STEPS * 24, 4 + 6)
     assert summary["transfer_top1"] > 0.5  # classes that differ in brightness: by chance a third
+    seldom = [row for row in read_lines(place / "growing/metrics.jsonl") if "train/loss" not in row]
+    (norm,) = [row for row in seldom if "train/update_norm" in row]
+    assert norm["samples_seen"] == 24, "of the first step, then of each fiftieth"
+    assert 0 < norm["train/update_norm"] < 1
+    (stages,) = [row for row in seldom if "activations/S1/mean" in row]
+    assert stages["samples_seen"] == 24
+    assert min(stages[f"activations/S{number}/deviation"] for number in range(1, 5)) > 0
 
 
 @pytest.mark.parametrize(("world_size", "named"), [(3, [1]), (2, [])], ids=["a majority", "no majority"])
