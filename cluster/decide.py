@@ -58,7 +58,7 @@ def decide(ending: Ending) -> tuple[Action, str]:
     if ending.cancelled:
         return Action.LEAVE, "cancelled by the user"
     if ending.state != RUNNING:
-        return Action.LEAVE, f"SLURM is ending the job ({ending.state or 'unknown to it'})"
+        return Action.LEAVE, f"SLURM ended the job ({ending.state or 'unknown to it'})"
     if ending.stopped and ending.status == 0:
         return Action.CONTINUE, "saved and stopped as asked"
     if ending.user_error:

@@ -33,6 +33,7 @@ _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoin
 _FINAL_MARKERS = ("done", "cancelled", "held")
 _OF_LIVES = ("start", "resume", "ended")  # events by which a life begins, and ends by an error
 _LOG_CHARACTERS = 200
+_LAST_WORDS_SECONDS = 60.0  # SLURM's KillWait, within which ranks save, is usually half of it
 # The first of these that a task is in is the array's: what may still go on, then what somebody must mend.
 _OF_TASKS = (
     "lost", "requeued", "waiting", "stopped", "failed", "held", "out_of_memory", "node_fail", "timeout",
@@ -159,13 +160,29 @@ def status_or_trouble(directory: Path, *, queue: Mapping[str, QueuedJob] | None)
 
 def has_finished(directory: Path) -> bool:
     """Return whether nothing more will come of a run by itself, by what its directory says; asks no queue."""
-    run = RunDirectory(directory)
+    run, history = RunDirectory(directory), History(directory)
+    if _has_words_left(directory, history.lives()):
+        return False
     if any(run.marker(name) is not None for name in _FINAL_MARKERS):
         return True
     filed = filed_job(directory)  # what cannot be read may go on by itself, and is waited for
     goes_on = filed is None or filed.site.continuation != "none"
     final = {"failed", "cancelled"} if goes_on else {"failed", "cancelled", "stopped"}
-    return read_status(directory, queue=None).state in final and not History(directory).awaits_a_life()
+    return read_status(directory, queue=None).state in final and not history.awaits_a_life()
+
+
+def _has_words_left(directory: Path, lives: Sequence[Life]) -> bool:
+    """Return whether the batch script has still to say how a life ends, which ranks and SLURM tell before it.
+
+    One that was killed never does.
+    """
+    if not lives or lives[-1].ended is not None:
+        return False
+    try:
+        written = (directory / "logs" / f"job-{lives[-1].job_id}.log").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return time.time() - written < _LAST_WORDS_SECONDS
 
 
 def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:

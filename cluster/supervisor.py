@@ -204,7 +204,7 @@ class Supervisor:
             return None
         if slurm.job_state(self.job_id) != RUNNING:
             # the checks were cut short; requeueing here would revive a job that its user cancelled
-            return _End(Action.LEAVE, "ended", "SLURM is ending the job", attempt.number - 1, 0, {})
+            return _End(Action.LEAVE, "ended", "SLURM ended the job", attempt.number - 1, 0, {})
         reason = reason or "; ".join(f"{node}: {why}" for node, why in bad.items())
         say(f"{outcome}: {reason}")
         return _End(action, outcome, reason, attempt.number - 1, 1, bad)

@@ -89,7 +89,7 @@ def test_a_folder_that_only_looks_like_a_task_is_none(array: Path) -> None:
 
 def test_an_array_that_was_cancelled_is_no_ended_one(array: Path) -> None:
     for number in range(3):
-        end(array / f"task-{number:04d}", "ended", "SLURM is ending the job")
+        end(array / f"task-{number:04d}", "ended", "SLURM ended the job")
         (array / "logs" / f"job-7_{number}.log").write_text(ENDED.format(""))
     assert read_status(array, queue={}).state == "cancelled"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ def test_a_failed_run_has_finished_until_it_is_submitted_again(run: Path) -> Non
     history.note("submitted", job_id="8", folder="0002", lives=1)
     assert not has_finished(run)
     RunDirectory(run).mark("cancelled")
+    assert has_finished(run)
+
+
+@pytest.mark.parametrize("marker", ["done", "cancelled"])
+def test_following_waits_for_what_the_batch_script_says_last_unless_it_was_killed(
+    run: Path, marker: str
+) -> None:
+    RunDirectory(run).mark(marker)
+    log, history = run / "logs" / "job-7.log", History(run)
+    log.write_text("TERM: SLURM ends the job\n")
+    assert not has_finished(run)
+    os.utime(log, (0, 0))
+    assert has_finished(run)
+    log.touch()
+    history.end(history.lives()[0], outcome="ended", reason="cancelled by the user", tries=1, excluded={})
     assert has_finished(run)
 
 

@@ -184,7 +184,7 @@ def test_a_run_that_may_not_go_on_has_failed_where_its_nodes_did(machine: Machin
 def test_a_job_that_slurm_is_ending_touches_nothing(machine: Machine, state: str) -> None:
     assert machine.live(f"echo {state} > {machine.state_file('7')}; exit 1") == 0
     assert machine.heard() == ["srun --nodelist=n1,n2"]
-    assert machine.last_life() == ("ended", 1, f"SLURM is ending the job ({state})")
+    assert machine.last_life() == ("ended", 1, f"SLURM ended the job ({state})")
 
 
 def test_a_run_that_its_user_cancels_is_left_alone(machine: Machine) -> None:

@@ -149,7 +149,7 @@ def test_one_node_after_the_other_that_finds_the_same_is_no_nodes_fault(machine:
 def test_checks_that_the_end_of_the_job_cut_short_blame_no_node(machine: Machine) -> None:
     cut = f"{checks(n1='')} echo CANCELLED > {machine.state_file('7')};"
     assert machine.live(machine.DONE, checks=cut) == 0
-    assert machine.last_life() == ("ended", 0, "SLURM is ending the job")
+    assert machine.last_life() == ("ended", 0, "SLURM ended the job")
     assert machine.heard()[1:] == [] and machine.history.excluded() == {}
 
 
