@@ -212,7 +212,10 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
     for name in _FINAL_MARKERS:
         found = run.marker(name)
         if found is not None:
-            return name, str(found.get("reason", ""))
+            reason = str(found.get("reason", ""))
+            if name == "cancelled" and job is not None and job.is_alive and job.state != "COMPLETING":
+                reason += f", but job {job.job_id} is {job.state}: cancel it again"  # SLURM was away
+            return name, reason
     if job is not None and job.is_alive:
         state = "requeued" if job.state == "PENDING" and lives else job.state.lower()
         return state, job.reason

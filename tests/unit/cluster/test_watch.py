@@ -49,8 +49,15 @@ def test_the_queue_decides_while_a_job_lives(run: Path, queue: dict[str, QueuedJ
 @pytest.mark.parametrize("marker", ["done", "cancelled", "held"])
 def test_a_marker_outweighs_the_queue(run: Path, marker: str) -> None:
     RunDirectory(run).mark(marker, reason="three lives")
-    found = read_status(run, queue=queued("RUNNING"))
+    found = read_status(run, queue=queued("COMPLETING"))
     assert (found.state, found.detail) == (marker, "three lives")
+
+
+def test_a_job_that_outlived_its_cancelling_is_to_be_cancelled_again(run: Path) -> None:
+    RunDirectory(run).mark("cancelled", reason="coatnet cancel")
+    for state, more in (("RUNNING", ", but job 7 is RUNNING: cancel it again"), ("CANCELLED", "")):
+        found = read_status(run, queue=queued(state))
+        assert (found.state, found.detail) == ("cancelled", f"coatnet cancel{more}")
 
 
 def test_a_failed_life_tells_its_reason(run: Path) -> None:
