@@ -13,7 +13,7 @@ from coatnet.runtime.progress import progress
 from data_pipeline.manifest import Manifest
 from data_pipeline.sharding.commit import SkipBudget, commit, finished_before
 from data_pipeline.sharding.job import Oddity, ShardResult
-from data_pipeline.sharding.journal import journal_in
+from data_pipeline.sharding.journal import journal_in, remove_journal
 from data_pipeline.sharding.listing import Listing
 from data_pipeline.sharding.options import ShardOptions
 from data_pipeline.sharding.workers import run_jobs
@@ -51,6 +51,7 @@ def make_corpus(
     """
     present = finished_before(destination, plan=plan)
     if present is not None:
+        remove_journal(destination)  # of one that was killed while it did so
         return present
     destination.mkdir(parents=True, exist_ok=True)
     with journal_in(destination, plan=plan) as journal:

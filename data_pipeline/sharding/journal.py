@@ -58,7 +58,12 @@ def journal_in(destination: Path, *, plan: str) -> Iterator[Journal]:
             for orphan in place.glob(".*.[0-9]*.tmp"):
                 orphan.unlink(missing_ok=True)
         yield Journal(folder)
-        shutil.rmtree(folder, ignore_errors=True)  # the manifest says it all
+        remove_journal(destination)
+
+
+def remove_journal(destination: Path) -> None:
+    """Remove what is noted of a sharding that has its manifest, which says it all."""
+    shutil.rmtree(destination / FOLDER, ignore_errors=True)
 
 
 class Journal:

@@ -92,6 +92,17 @@ def test_tars_in_place_are_not_said_to_be_done_by_a_policy_or_hierarchy_that_nob
     assert index_in_place(tars, options=ShardOptions(seed=3, shard_samples=7), quiet=True) == made
 
 
+def test_what_a_sharding_left_that_was_killed_as_it_tidied_up_goes_with_the_next_call(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        shard_corpus(image_folder, tmp_path / "out", quiet=True)
+    assert (tmp_path / "out" / ".sharding").exists() and Corpus.open(tmp_path / "out").samples
+    shard_corpus(image_folder, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out" / ".sharding").exists()
+
+
 def test_packed_shards_are_not_to_be_indexed_again(image_folder: Path, tmp_path: Path) -> None:
     """Their tars hold numbers: without the manifest nobody knew what the classes are called."""
     made = shard_corpus(image_folder, tmp_path / "out", quiet=True)["all"]
