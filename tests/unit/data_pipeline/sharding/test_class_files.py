@@ -27,8 +27,10 @@ def test_class_files_are_read_the_same_way_by_pack_and_import(tmp_path: Path) ->
     classes = tmp_path / "classes.txt"
     classes.write_bytes("\ufeffant \r\nbée\r\n\r\n".encode())  # as editors on Windows leave it
     assert read_classes(classes) == read_class_names(classes) == ["ant", "bée"]
-    classes.write_text("crane\ncrane\n")
-    assert read_class_names(classes) == ["crane", "crane"], "ImageNet has a bird and a machine of this name"
+    classes.write_text("ant\ncrane\ncrane\n")
+    assert read_class_names(classes) == ["ant", "crane", "crane"], (
+        "ImageNet has a bird and a machine of this name"
+    )
     with pytest.raises(UserError, match="'crane' comes more than once"):
         read_classes(classes)
     os.mkfifo(tmp_path / "pipe")
@@ -64,11 +66,11 @@ def test_a_number_that_is_the_place_of_one_class_and_the_name_of_another_is_refu
         assert corpus.read(0, 0).label == 1 and corpus.classes == names.split()
 
 
-def numbered(*cells: object) -> Labels:
+def numbered(*cells: object, classes: list[str] | None = None) -> Labels:
     """Number the labels of samples, as a table's column holds them."""
     names = [f"row-{number}" for number in range(len(cells))]
     return number_labels(
-        [parse_labels(cell) for cell in cells], classes=None, origin="here", names=names, multi=False
+        [parse_labels(cell) for cell in cells], classes=classes, origin="here", names=names, multi=False
     )
 
 
@@ -104,6 +106,16 @@ def test_a_label_that_comes_several_times_is_one_unless_its_weights_differ() -> 
 def test_a_weight_above_one_is_refused_however_it_is_written(cell: object) -> None:
     with pytest.raises(ValueError, match=r"'a' has the weight .*; allowed: 0 to 1"):
         parse_labels(cell)
+
+
+def test_of_a_label_that_is_no_class_the_sample_is_named() -> None:
+    with pytest.raises(UserError, match="here: row-1 has the label 'cow', which is none of 2 classes"):
+        numbered("cat", "dog;cow", "cow", classes=["cat", "dog"])
+
+
+def test_a_label_that_is_written_as_a_mapping_may_go_without_its_weight() -> None:
+    found = numbered([{"label": "cat"}], [{"label": "ant", "weight": 1}])
+    assert found.classes == ["ant", "cat"] and found.label.tolist() == [1, 0] and found.rows is None
 
 
 def test_a_number_and_its_text_are_one_class_among_names() -> None:
