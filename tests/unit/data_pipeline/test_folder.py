@@ -162,7 +162,13 @@ def test_hidden_folders_and_notes_beside_the_classes_are_neither_classes_nor_ima
     assert FolderCorpus.open(place).digest == FolderCorpus.open(image_folder).digest
 
 
-def test_a_folder_with_shards_or_tars_is_no_folder_of_images(shard_folder: Path, image_folder: Path) -> None:
+def test_a_folder_with_shards_or_tars_is_no_folder_of_images(tmp_path: Path, image_folder: Path) -> None:
     assert folder.is_image_folder(image_folder)
-    assert not folder.is_image_folder(shard_folder)
     assert not folder.is_image_folder(image_folder / "ant" / "000.jpg")
+    for name in ("manifest.json", "a.tar"):
+        (tmp_path / name).touch()
+        assert not folder.is_image_folder(tmp_path)
+        (tmp_path / name).rename(tmp_path / "notes")
+        assert folder.is_image_folder(tmp_path)
+    with pytest.raises(UserError, match="holds files but no folders; expected a folder per class"):
+        FolderCorpus.open(tmp_path)
