@@ -58,6 +58,7 @@ def test_a_remote_corpus_reads_as_the_local_one_and_each_file_is_fetched_once(
         ["stall"],
         ["reset", "reset"],
         ["503", "503"],
+        ["416"],
         ["long"],
         ["short"],
         ["flip"],
