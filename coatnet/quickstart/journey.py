@@ -23,6 +23,7 @@ from coatnet.config import UserError
 from coatnet.config.plain_text import json_text
 from coatnet.config.shipped import find_config
 from coatnet.quickstart.digits import write_digits
+from coatnet.runtime.launch import gpu_count
 from coatnet.runtime.run_directory import read_lines
 from coatnet.runtime.whole_files import write_whole
 
@@ -135,12 +136,14 @@ def _shard(journey: Journey) -> None:
 def _pretrain(journey: Journey, *, config: Path) -> None:
     run = journey.directory / "pretrain"
     shards = journey.directory / "shards" / "pretrain"
-    arguments = (
+    alone = gpu_count() == 1  # for two ranks NCCL wants two
+    arguments: tuple[str | Path, ...] = (
         "pretrain",
         config,
         f"run.directory={run}",
         f"data.train={shards / 'train'}",
         f"data.evaluate={shards / 'validation'}",
+        *(["launch.ranks=1"] if alone else []),
     )
 
     def until_interrupted() -> int:
@@ -155,7 +158,8 @@ def _pretrain(journey: Journey, *, config: Path) -> None:
         journey.run(*arguments)
         return _samples_seen(run) - before
 
-    journey.step("pretrain on 0–4 at 32 px, 2 ranks, ZeRO-1, until SIGTERM", until_interrupted)
+    ranks = "1 rank" if alone else "2 ranks"
+    journey.step(f"pretrain on 0–4 at 32 px, {ranks}, ZeRO-1, until SIGTERM", until_interrupted)
     journey.step("pretrain, resumed to the end", to_the_end)
 
 

@@ -153,24 +153,29 @@ def launch_run(
 
 
 def device_count() -> int:
-    """Return how many ranks this machine is for: one per GPU that torch could take, or one.
+    """Return how many ranks this machine is for: one per GPU, or one without."""
+    return max(1, gpu_count())
+
+
+def gpu_count() -> int:
+    """Return how many GPUs torch could take.
 
     Asks CUDA's driver, as torch does (CUDA_VISIBLE_DEVICES counts): loading torch takes seconds.
     """
     build = version("torch").partition("+")[2]
     if build == "cpu":
-        return 1
+        return 0
     if build.startswith("rocm"):
         import torch
 
-        return max(1, torch.cuda.device_count())
+        return torch.cuda.device_count()
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 1
+        return 0
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return 1 if failed else max(1, count.value)
+    return 0 if failed else count.value
 
 
 def _start_rank(

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from coatnet.config import UserError
+from coatnet.runtime.endings import RankError
 from coatnet.runtime.memory import keep_freed_memory
 from coatnet.runtime.rendezvous import choose_interface, find_place
 from coatnet.runtime.run_directory import cannot_write
@@ -60,7 +61,8 @@ class Ranks:
             deterministic: on a GPU, use only kernels that give the same bits every time.
 
         Raises:
-            UserError: no rank variables in the environment, or no network interface towards the first node.
+            UserError: no rank variables in the environment, no network interface towards the first node, or
+                more ranks than GPUs.
         """
         allow_open_files()
         place = find_place()
@@ -88,7 +90,10 @@ class Ranks:
             world_size=world_size,
             timeout=timeout,
         )
-        return cls(rank, world_size, place.local_rank, place.local_world_size, kind, True, mailbox)
+        ranks = cls(rank, world_size, place.local_rank, place.local_world_size, kind, True, mailbox)
+        if dist.get_backend() == "nccl":
+            refuse_shared_gpu(mailbox, ranks.device)
+        return ranks
 
     @property
     def is_main(self) -> bool:
@@ -244,6 +249,20 @@ class Ranks:
         """Leave the process group."""
         if self.distributed:
             dist.destroy_process_group()
+
+
+def refuse_shared_gpu(mailbox: Any, device: torch.device) -> None:
+    """Refuse a GPU that another rank has taken: NCCL would, with a stack from every rank.
+
+    Raises:
+        UserError: it is the same.
+    """
+    card = torch.cuda.get_device_properties(device)
+    if "MIG" not in card.name and mailbox.add(f"gpu {card.uuid}", 1) > 1:
+        raise RankError(
+            f"more ranks than GPUs: another one has this {card.name}, and NCCL wants one for each; give "
+            f"launch.ranks={torch.cuda.device_count()} (evaluate: --ranks, torchrun: --nproc-per-node)"
+        )
 
 
 def _as_bytes(value: Any) -> torch.Tensor:

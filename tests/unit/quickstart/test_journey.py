@@ -75,6 +75,18 @@ def test_a_run_that_was_stopped_by_hand_is_not_interrupted_again(journey: Journe
     assert [step.images for step in journey.steps.values()] == [200, 800]
 
 
+@pytest.mark.parametrize(("gpus", "said"), [(0, "2 ranks"), (1, "1 rank"), (8, "2 ranks")])
+def test_two_ranks_pretrain_except_on_a_single_gpu_which_they_cannot_share(
+    journey: Journey, monkeypatch: pytest.MonkeyPatch, gpus: int, said: str
+) -> None:
+    monkeypatch.setattr("coatnet.quickstart.journey.gpu_count", lambda: gpus)
+    _pretrain(journey, config=Path("config.yaml"))
+    first, *_ = journey.steps
+    assert f", {said}, " in first
+    for arguments in journey.started:  # type: ignore[attr-defined]
+        assert ("launch.ranks=1" in arguments) == (gpus == 1)
+
+
 def test_fresh_deletes_a_quickstart_and_nothing_else(tmp_path: Path) -> None:
     photos, old = tmp_path / "photos", tmp_path / "old"
     for folder, name in ((photos, "cat.jpg"), (old, "steps.jsonl")):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from coatnet.runtime.ranks import Ranks
+from coatnet.config import UserError
+from coatnet.runtime.ranks import Ranks, refuse_shared_gpu
 
 
 @pytest.mark.parametrize(("local_rank", "shown", "own"), [(3, 8, 3), (3, 1, 0), (0, 1, 0)])
@@ -36,7 +38,22 @@ def test_the_environment_names_the_gpu_that_a_task_is_shown_and_the_ranks_of_its
     mailbox = torch.distributed.HashStore()
     monkeypatch.setattr("torch.distributed.rendezvous", lambda *_, **__: iter([(mailbox, 3, 8)]))
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
     ranks = Ranks.start()
     assert set_to == [own] and os.environ["LOCAL_RANK"] == str(own)
     assert os.environ["LOCAL_WORLD_SIZE"] == "4", "norm.sync: node would be off"
     assert ranks.local_rank == local_rank and ranks.device == torch.device("cuda", own)
+
+
+def test_a_second_rank_on_one_gpu_is_told_how_many_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses it as well, in words of its own."""
+    seen = SimpleNamespace(uuid="", name="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: seen)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    mailbox, device = torch.distributed.HashStore(), torch.device("cuda", 0)
+    for seen.uuid in ("one", "other"):
+        refuse_shared_gpu(mailbox, device)
+    with pytest.raises(UserError, match=r"more ranks than GPUs.*launch\.ranks=2"):
+        refuse_shared_gpu(mailbox, device)
+    seen.name += " MIG 1g.10gb"  # parts of a card may be called like the whole one
+    refuse_shared_gpu(mailbox, device)
