@@ -145,9 +145,11 @@ def check_together(limits: dict[str, Any], facts: dict[str, Any]) -> str | None:
     middle = clocks[len(clocks) // 2]
     message = torch.ones(_MESSAGE_BYTES // 4, device=ranks.device)
     ranks.all_reduce_sum(message)
+    float(message[0])  # a sum is only sent off to a GPU; to read a number of it is to wait
     began = time.monotonic()
     for _ in range(_ROUNDS):
         ranks.all_reduce_sum(message)
+    float(message[0])
     seconds = (time.monotonic() - began) / _ROUNDS
     facts.update(clock_skew_seconds=mine - middle, all_reduce_bytes_per_second=_MESSAGE_BYTES / seconds)
     if abs(facts["clock_skew_seconds"]) > limits["clock_skew_seconds"]:

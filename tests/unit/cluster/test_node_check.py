@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster import node_check
 from cluster.job import Job
@@ -121,13 +123,16 @@ def test_a_fault_that_all_nodes_share_is_no_nodes(tmp_path: Path) -> None:
 
 
 class Together:
-    """Ranks of three nodes as node n1 sees them; only their clocks are made up, and a second per message."""
+    """Ranks of three nodes as node n1 sees them; only their clocks are made up, and a second per message.
+
+    With `sent_off`, as on a GPU, messages take their time when a number is read, and not before.
+    """
 
     device = "cpu"
 
-    def __init__(self, *, ahead_seconds: float) -> None:
-        self._ahead_seconds = ahead_seconds
-        self.clock, self.reduced = 0.0, list[int]()
+    def __init__(self, *, ahead_seconds: float, sent_off: bool = False) -> None:
+        self._ahead_seconds, self._sent_off = ahead_seconds, sent_off
+        self.clock, self.due, self.reduced = 0.0, 0.0, list[int]()
 
     def barrier(self, *, timeout_seconds: float) -> None: ...
 
@@ -135,8 +140,26 @@ class Together:
         return [mine - self._ahead_seconds, mine, mine - self._ahead_seconds]
 
     def all_reduce_sum(self, tensor: Any) -> None:
-        self.clock += 1.0 if self.reduced else 60.0  # the first one makes connections
+        self.due += 1.0 if self.reduced else 60.0  # the first one makes connections
         self.reduced.append(tensor.nbytes)
+        if not self._sent_off:
+            self.wait()
+
+    def wait(self) -> None:
+        self.clock, self.due = self.clock + self.due, 0.0
+
+
+class Reading(TorchDispatchMode):
+    """Lets those who read a tensor's number wait for what was sent off."""
+
+    def __init__(self, together: Together) -> None:
+        super().__init__()
+        self._together = together
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self._together.wait()
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("ahead", "message"), [(0.5, None), (7.0, "+7.0 s off"), (-7.0, "-7.0 s off")])
@@ -163,18 +186,21 @@ def test_what_a_silent_node_said_last_is_told(tmp_path: Path) -> None:
         judge(["n1", "n3"], results=tmp_path, logs=tmp_path, label="life-001.try-1")
 
 
+@pytest.mark.parametrize("sent_off", [False, True])
 def test_the_nodes_are_timed_together_by_messages_of_sixteen_mib(
-    limits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent_off: bool
 ) -> None:
-    together = Together(ahead_seconds=0.0)
+    together = Together(ahead_seconds=0.0, sent_off=sent_off)
     monkeypatch.setattr("coatnet.runtime.ranks.Ranks.start", lambda: together)
     watch = SimpleNamespace(time=time.time, monotonic=lambda: together.clock)
     monkeypatch.setattr(node_check, "time", watch)
-    found = check(limits, tmp_path, monkeypatch, SLURM_NTASKS="3")
+    with Reading(together):
+        found = check(limits, tmp_path, monkeypatch, SLURM_NTASKS="3")
     assert found["failures"] == [] and together.reduced == [16 << 20] * 4
     assert found["facts"]["all_reduce_bytes_per_second"] == pytest.approx(16 << 20)
     slow = {**limits, "bandwidth_bytes_per_second": 32 << 20}
-    (failure,) = check(slow, tmp_path, monkeypatch, SLURM_NTASKS="3")["failures"]
+    with Reading(together):
+        (failure,) = check(slow, tmp_path, monkeypatch, SLURM_NTASKS="3")["failures"]
     assert failure == "all-reduce bandwidth: 16 MiB, 32 MiB needed"
 
 
