@@ -21,8 +21,9 @@ from pretrain.trainer import Trainer
 _MOST_ON_CPU = 64
 _SPARE = 0.92  # the share of a GPU's memory that may be in use: fragmentation takes the rest
 _GIB = 2**30
-# torch's allocator and oneDNN on a CPU; neither has an error class for it.
-_NO_MEMORY_ON_CPU = ("can't allocate memory", "could not create a primitive")
+# Of torch's allocator and oneDNN on a CPU; on a GPU of the driver, Triton and NCCL, and of cuBLAS and cuDNN.
+# There is a class of error for torch's own allocator on a GPU alone.
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
 
 
 def rehearse(trainer: Trainer, *, image_size: int, samples: int) -> None:
@@ -109,23 +110,20 @@ class _Memory:
 
 def _lacking_alone(trainer: Trainer, *, image_size: int, samples: int) -> str | None:
     """Take a micro-batch on this rank alone; return what memory there is where it does not fit."""
-    device = trainer.engine.ranks.device
+    device, found = trainer.engine.ranks.device, None
     try:
         trainer.rehearse_alone(image_size=image_size, samples=samples)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
         found = _memory_of(device)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        return found
-    return None
+    if found is not None and device.type == "cuda":
+        torch.cuda.empty_cache()  # not before: the error's frames hold what was computed
+    return found
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in _NO_MEMORY_ON_CPU
-    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _memory_of(device: torch.device) -> str:

@@ -8,10 +8,12 @@ import platform
 import resource
 import shutil
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any
 
 _GROUP = "coatnet.checks"
 _PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "omegaconf", "tensorboard")
 _MIN_OPEN_FILES = 4096
+_GPUS = "/proc/driver/nvidia/gpus"
 _MIN_SHM_BYTES = 1 << 30
 _MIN_FREE_BYTES = 10 << 30
 
@@ -53,9 +55,24 @@ def _devices() -> dict[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return _finding("devices", True, "no GPU: everything runs on the CPU, with gloo")
+        return _no_device(torch)
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     return _finding("devices", True, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+
+
+def _no_device(torch: Any) -> dict[str, str]:
+    """Tell a machine without GPUs from one whose GPUs this torch cannot use."""
+    count = len(os.listdir(_GPUS)) if os.path.isdir(_GPUS) else 0
+    if not count:
+        return _finding("devices", True, "no GPU: everything runs on the CPU, with gloo")
+    if torch.version.cuda is None:
+        reason = "is a build for CPUs; reinstall it with constraints.txt from an index that has CUDA's"
+    else:
+        reason = (
+            f"for CUDA {torch.version.cuda} cannot use them: see whether the driver is older (nvidia-smi) "
+            "and what CUDA_VISIBLE_DEVICES says"
+        )
+    return _finding("devices", False, f"{count} × NVIDIA, but torch {torch.__version__} {reason}")
 
 
 def _network() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,23 @@ def test_a_missing_extension_of_the_network_is_a_warning_with_its_remedy(
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     finding = checks._network()
     assert finding["status"] == "warn" and "C compiler" in finding["detail"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"), [(None, "is a build for CPUs"), ("13.0", "for CUDA 13.0 cannot use them")]
+)
+def test_gpus_that_torch_cannot_use_are_a_warning_with_the_likely_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, said: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(checks, "_GPUS", str(tmp_path))
+    assert checks._devices()["status"] == "ok"
+    (tmp_path / "0000:17:00.0").mkdir()
+    finding = checks._devices()
+    assert finding["status"] == "warn" and said in finding["detail"]
 
 
 def test_too_few_open_files_come_with_the_command_that_mends_it() -> None:

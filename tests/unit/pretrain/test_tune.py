@@ -71,6 +71,27 @@ def test_a_group_that_does_not_fit_is_an_error_that_says_what_to_change() -> Non
         largest_micro_batch(trainer_that_fits(2), image_size=32, shares=[48], group_images=4)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_what_a_gpus_libraries_say_of_no_memory_is_understood(said: str) -> None:
+    """torch has a class of error for its own allocator's alone."""
+
+    def take(**_: int) -> None:
+        raise RuntimeError(said)
+
+    trainer: Any = SimpleNamespace(engine=SimpleNamespace(ranks=Ranks()), rehearse=take, rehearse_alone=take)
+    with pytest.raises(UserError, match=r"out of memory on rank 0 .*train\.micro_batch=8"):
+        rehearse(trainer, image_size=32, samples=8)
+    with pytest.raises(UserError, match=r"out of memory on rank 0 .*train\.micro_batch=4"):
+        largest_micro_batch(trainer, image_size=32, shares=[8], group_images=4)
+
+
 def test_a_dry_run_out_of_memory_names_the_micro_batch_and_the_remedies() -> None:
     with pytest.raises(UserError, match=r"train\.micro_batch=64 at 224 px.*tune\.micro_batch=auto"):
         rehearse(trainer_that_fits(32), image_size=224, samples=64)
