@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coatnet.runtime.on_device import on_device
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.erasing import erase
@@ -36,7 +37,7 @@ class TrainTransform:
         All lie on the device.
         """
         parts = batch.images, batch.labels, batch.keys
-        images, labels, keys = (part[rows].to(self._device, non_blocking=True) for part in parts)
+        images, labels, keys = (on_device(part[rows], self._device) for part in parts)
         made = augmented(
             images,
             labels,
@@ -45,7 +46,7 @@ class TrainTransform:
             num_classes=self._num_classes,
             group_images=self._group_images,
         )
-        weights = None if batch.tail is None else batch.tail.weights[rows].to(self._device)
+        weights = None if batch.tail is None else on_device(batch.tail.weights[rows], self._device)
         return *made, keys, weights
 
     def pictures(self, batch: Batch) -> Tensor:

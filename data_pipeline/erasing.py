@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coatnet.runtime.on_device import on_device
 from data_pipeline.counter import uniforms
 from data_pipeline.rectangles import inside
 
@@ -22,7 +23,7 @@ def erase(images: Tensor, keys: NDArray[np.int64], *, probability: float) -> Ten
     """
     height, width = images.shape[2:]
     boxes = torch.from_numpy(_boxes(keys, probability=probability, height=height, width=width))
-    erased = inside(boxes.to(images.device), height=height, width=width)
+    erased = inside(on_device(boxes, images.device), height=height, width=width)
     return images.masked_fill_(erased[:, None], 0.0)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from coatnet.runtime.on_device import on_device
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.counter import betas, uniforms
 from data_pipeline.rectangles import inside
@@ -64,13 +65,13 @@ def mix_images(images: Tensor, mixing: Mixing) -> Tensor:
     Shape: (n, 3, H, W) → the same.
     """
     device = images.device
-    own = torch.from_numpy(mixing.blend.astype(np.float32)).to(device)[:, None, None, None]
+    own = on_device(torch.from_numpy(mixing.blend.astype(np.float32)), device)[:, None, None, None]
     if mixing.boxes.any():  # inside its box an image has no share of its own
-        boxes = torch.from_numpy(mixing.boxes).to(device)
+        boxes = on_device(torch.from_numpy(mixing.boxes), device)
         pasted = inside(boxes, height=images.shape[2], width=images.shape[3])[:, None]
         own = own.expand(pasted.shape).masked_fill(pasted, 0.0)
     # One pass and no third batch in memory: on a CPU fresh pages cost as much as the arithmetic.
-    return images[torch.from_numpy(mixing.partners).to(device)].lerp_(images, own)
+    return images[on_device(torch.from_numpy(mixing.partners), device)].lerp_(images, own)
 
 
 def mix_targets(labels: Tensor, mixing: Mixing, *, num_classes: int) -> Tensor:
@@ -79,8 +80,8 @@ def mix_targets(labels: Tensor, mixing: Mixing, *, num_classes: int) -> Tensor:
     Shape: (n,) or (n, K) → float32 (n, K).
     """
     targets = labels.float() if labels.ndim == 2 else functional.one_hot(labels, num_classes).float()
-    keep = torch.from_numpy(mixing.keep.astype(np.float32)).to(labels.device)[:, None]
-    others = targets[torch.from_numpy(mixing.partners).to(labels.device)]
+    keep = on_device(torch.from_numpy(mixing.keep.astype(np.float32)), labels.device)[:, None]
+    others = targets[on_device(torch.from_numpy(mixing.partners), labels.device)]
     return keep * targets + (1.0 - keep) * others
 
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coatnet.runtime.on_device import on_device
 from data_pipeline import randaugment_ops as ops
 from data_pipeline.counter import uniforms
 from data_pipeline.rectangles import inside
@@ -76,7 +77,7 @@ def randaugment(images: Tensor, keys: NDArray[np.int64], *, n: int, m: float) ->
         result = images.clone()
         for index in np.unique(chosen).tolist():
             rows = np.flatnonzero(chosen == index)
-            where = torch.from_numpy(rows).to(images.device)
+            where = on_device(torch.from_numpy(rows), images.device)
             result[where] = _apply(NAMES[index], images[where], draws[rows], level=m / 10.0)
         images = result
     return images
@@ -87,7 +88,7 @@ def _apply(name: str, images: Tensor, draws: _Floats, *, level: float) -> Tensor
         return _cutout(images, draws[:, 2:4], level=level)
     operation, amounts = OPERATIONS[name]
     signs = np.where(draws[:, 1] < 0.5, -1.0, 1.0)
-    return operation(images, torch.from_numpy(amounts(level, signs)).to(images.device))
+    return operation(images, on_device(torch.from_numpy(amounts(level, signs)), images.device))
 
 
 def _cutout(images: Tensor, centres: _Floats, *, level: float) -> Tensor:
@@ -98,5 +99,5 @@ def _cutout(images: Tensor, centres: _Floats, *, level: float) -> Tensor:
     boxes = np.stack(
         [across - half_width, down - half_height, across + half_width, down + half_height], axis=1
     )
-    painted = inside(torch.from_numpy(boxes).to(images.device), height=height, width=width)
+    painted = inside(on_device(torch.from_numpy(boxes), images.device), height=height, width=width)
     return torch.where(painted[..., None], ops.FILL, images)

@@ -26,9 +26,8 @@ class ActivationStatistics:
     def after_step(self) -> dict[str, float]:
         """Return mean, deviation and largest magnitude of every stage, or nothing for most steps."""
         self._model.watch = None
-        values = {name: float(value) for name, value in self._found.items()}
-        self._found.clear()
-        return values
+        found, self._found = self._found, {}
+        return dict(zip(found, torch.stack([*found.values()]).tolist(), strict=True)) if found else {}
 
     @torch.no_grad()
     def _note(self, stage: str, output: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from coatnet.runtime.on_device import on_device
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss
 from coatnet.training.metrics import MultiLabelMetrics, SingleLabelMetrics
@@ -68,7 +69,7 @@ class Evaluator:
                 bad += [sample.to_dict() for sample in batch.bad]
                 logits = forward(pixels)[: len(batch)]
                 if len(batch):
-                    targets = batch.labels.to(self._ranks.device)
+                    targets = on_device(batch.labels, self._ranks.device)
                     multi = isinstance(metrics, MultiLabelMetrics)
                     scores = log_odds(logits.float(), self._config.loss.name) if multi else logits
                     metrics.update(scores, targets, losses=self._loss(logits, targets))
@@ -112,6 +113,6 @@ def equal_batches(
         if way_out.taken and config.zero.stage < 3:
             return
         images = one.images if len(one) else Batch.blank(image_size=size, samples=1).images
-        on_device = images.to(ranks.device, non_blocking=True)
-        yield normalise(on_device, mean=augment.mean, std=augment.std), one
+        pixels = normalise(on_device(images, ranks.device), mean=augment.mean, std=augment.std)
+        yield pixels, one
         way_out.breathe()

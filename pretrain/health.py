@@ -78,11 +78,11 @@ class Health:
 @torch.no_grad()
 def weight_digest(model: nn.Module, *, parameters: bool = True) -> int:
     """Return a sum over the bit patterns of weights and statistics: any single flipped bit changes it."""
-    total = torch.zeros((), dtype=torch.int64)
+    sums = []
     tensors = [*(model.parameters() if parameters else ()), *model.buffers()]
     for number, tensor in enumerate(tensors):
         if tensor.is_floating_point():
             word = torch.int16 if tensor.element_size() == 2 else torch.int32
             bits = tensor.detach().contiguous().view(word)
-            total += (bits.sum(dtype=torch.int64) * (2 * number + 1)).cpu()
-    return int(total)
+            sums.append(bits.sum(dtype=torch.int64) * (2 * number + 1))
+    return int(torch.stack(sums).sum()) if sums else 0  # one wait for a GPU, not one for each tensor

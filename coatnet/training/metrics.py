@@ -50,8 +50,8 @@ class SingleLabelMetrics:
         )
         if len(self.confusion):
             cells = targets * self.num_classes + best[:, 0]
-            counted = torch.bincount(cells, minlength=self.num_classes**2)
-            self.confusion += counted.reshape(self.num_classes, self.num_classes)
+            # `bincount` looks for the largest cell, for which a GPU is waited for.
+            self.confusion.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
 
     def reduce(self, sum_over_ranks: SumOverRanks) -> None:
         """Add up the counts of all ranks, in place."""

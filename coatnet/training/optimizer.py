@@ -5,6 +5,7 @@ DeepSpeed would clip there without a look at NaNs.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,9 +32,8 @@ class ClippedAdamW(torch.optim.AdamW):
         """Clip and update, or set `overflow` and leave everything as it is."""
         assert closure is None
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.overflow = not math.isfinite(self._global_grad_norm)
         if self.overflow:
             return
         # The same arithmetic as ZeRO's unscale_and_clip_grads, so that the stages stay comparable.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from coatnet.config import UserError
 from coatnet.runtime.memory import available_memory
+from coatnet.runtime.on_device import on_device
 from coatnet.runtime.progress import progress
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import log_odds, make_loss, probabilities
@@ -101,7 +102,7 @@ def measure(
             bad += one.bad
             if len(one):
                 entered = time.monotonic()
-                logits = _logits(model, one.images.to(ranks.device, non_blocking=True), augment, precision)
+                logits = _logits(model, on_device(one.images, ranks.device), augment, precision)
                 logits = logits if columns is None else logits[:, columns]
                 record(logits.cpu(), labels=one.labels, index=one.positions)
                 in_model += time.monotonic() - entered
