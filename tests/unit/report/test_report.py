@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; i
 from reported_runs import make_run, save_checkpoint, told
 
 from coatnet.config import UserError
-from coatnet.report.blocks import Chart
+from coatnet.report.blocks import Chart, Fold
 from coatnet.report.chart import line_chart, number_text, timeline
 from coatnet.report.curve import Curve
 from coatnet.report.curves import curves
@@ -110,7 +110,10 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create("seed: 1\n", digest="aa")
     page = write_report(run.path)
-    assert "running or interrupted" in page.read_text() and figures(read_run(run.path))["lives"] == 0
+    found = figures(read_run(run.path))
+    assert "running or interrupted" in page.read_text() and (found["lives"], found["samples_seen"]) == (0, 0)
+    run.config.write_text("- no\n- config\n")
+    assert "running or interrupted" in write_report(run.path).read_text()
 
 
 def test_before_the_first_checkpoint_the_page_claims_no_size_and_before_the_first_step_no_time(
@@ -286,6 +289,28 @@ def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_pat
     run.metrics.write_text(text)
     charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
     assert "top-1, transfer" in charts and "top-1" not in charts
+
+
+def test_the_four_stages_share_a_chart_in_which_a_line_marks_each_later_life(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    for kind, begin in (("start", 0), ("resume", 40), ("resume", 56)):
+        run.record_event(kind, samples_seen=begin, world_size=1)
+    names = [f"activations/S{number}/{what}" for what in ("deviation", "largest") for number in range(1, 5)]
+    for position in (8, 64):
+        append_line(run.metrics, {"samples_seen": position, **dict.fromkeys(names, float(position))})
+    found = [chart for chart in curves(read_run(run.path)) if isinstance(chart, Chart)]
+    assert [chart.title for chart in found] == [
+        "deviation of the stages' outputs",
+        "largest magnitude of the stages' outputs",
+    ]
+    for chart in found:
+        assert [label.rpartition(" ")[2] for label, _ in chart.last] == ["S1", "S2", "S3", "S4"]
+        assert chart.svg.count('class="mark"') == 2
+    for number in range(6):
+        append_line(run.metrics, {"samples_seen": 64, f"own/{number}": 1.0})
+    *shown, rest = curves(read_run(run.path))
+    assert len(shown) == 6 and isinstance(rest, Fold) and rest.title == "2 more"
 
 
 def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:
