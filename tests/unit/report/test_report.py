@@ -61,6 +61,7 @@ def test_a_run_that_changed_its_batch_is_set_beside_the_plan_of_the_one_that_it_
     compared = figures(read_run(run.path))["predicted_against_measured"]
     assert compared["step_seconds"] == {"predicted": 0.2, "measured": 0.25, "error": 0.25}
     assert compared["images_per_second"]["error"] == pytest.approx(-0.2)
+    assert "| step, ms | 200 | 250 | +25.0% |" in told(run)
 
 
 def test_a_plan_is_set_beside_the_steps_of_the_life_whose_start_made_it(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_plan_is_set_beside_the_steps_of_the_life_whose_start_made_it(tmp_path
     append_line(run.metrics, {"samples_seen": 32, "images_per_second": 110.0, "memory_gib": 1.5})
     compared = figures(read_run(run.path))["predicted_against_measured"]
     assert compared["images_per_second"]["measured"] == 110.0 and compared["memory_bytes"]["error"] == 0.5
-    assert "Each start plans anew" in told(run)
+    assert "Each start plans anew" in told(run) and "| memory, GiB | 1 | 1.5 | +50.0% |" in told(run)
 
 
 def test_the_markdown_holds_the_same_numbers(tmp_path: Path) -> None:
@@ -127,8 +128,12 @@ def test_before_the_first_checkpoint_the_page_claims_no_size_and_before_the_firs
     assert "coatnet_0 at 224 px, report" in text and "parameters" not in text and "1000" not in text
     assert "wall time" not in text and "No step has been recorded since" in text
     save_checkpoint(run, classes=["ant", "bee"])
-    text = told(run)
-    assert "parameters, report" in text and "| classes | 2: ant, bee |" in text
+    assert "parameters, report" in told(run) and "| classes | 2: ant, bee |" in told(run)
+    for number, content in ((2, '{"body": "{}"}'), (3, "[]"), (4, '{"body": "no text of JSON"}'), (5, "")):
+        torn = run.checkpoints / f"step-{number:08d}"
+        torn.mkdir()
+        (torn / "manifest.json").write_text(content)
+    assert "| classes | 2: ant, bee |" in told(run), "as the newest that says something of itself"
 
 
 def test_a_run_that_cannot_be_written_is_reported_elsewhere(tmp_path: Path, mounted: Any) -> None:
