@@ -65,6 +65,15 @@ def test_a_run_that_changed_its_batch_is_set_beside_the_plan_of_the_one_that_it_
     assert f"| step, ms | {row} | +25.0% |" in told(run)
 
 
+def test_the_headline_tells_what_the_last_evaluation_found_and_the_usual_rate(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    for position, top1, rate in ((8, 0.5, 100.0), (16, 0.6, 200.0), (24, 0.9, 700.0)):
+        append_line(run.metrics, {"samples_seen": position, "evaluate/top1": top1, "images_per_second": rate})
+    text = told(run)
+    assert "| top-1 | 90.00% |" in text and "| images/s, median | 200 |" in text
+
+
 def test_a_plan_is_set_beside_the_steps_of_the_life_whose_start_made_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create("seed: 1\n", digest="aa")
