@@ -259,6 +259,7 @@ def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_wen
     assert "1 interruption: 10:00 of work were done again, 1 d 3:46:40 passed between lives. After a" in top
     assert "No refused step, spike, rollback or alarm. The last sign of life came" in top
     assert "| compute | 13 d 21:10:00 | 92.3% |" in text and "| 2 | 1970-01-09 02:43:20 | 6 d" in text
+    assert "| … of idle, between lives | 1 d 3:46:40 | 7.7% |" in text
     run.record_event("rollback", rank=0, step=6, loss="9.5")
     run.record_event("ended", rank=0, reason="a loss spike at step 6")
     top = told(run).partition("## ")[0]
@@ -275,6 +276,19 @@ def test_the_page_begins_with_what_interrupted_a_run_what_that_cost_and_what_wen
         and "No refused" not in top
         and "sign of life" not in top
     )
+
+
+def test_a_single_life_by_a_clock_that_is_ahead_was_not_interrupted_and_gave_its_last_sign_just_now(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    account = TimeAccount(run.account, rank=0, life=1, age_seconds=10.0)
+    account._epoch_of_clock += 3600.0
+    account.flush(samples_seen=8)
+    top, _, rest = told(run).partition("## ")
+    assert "No interruption. No refused step" in top and "The last sign of life came 0.0 s ago." in top
+    assert "between lives" not in rest
 
 
 def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_takes_nobodys_row(
