@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import string
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,22 @@ def test_the_card_claims_no_accuracy_that_was_measured_of_other_weights_or_at_an
     model = export_safetensors(found, tmp_path / "model")
     export_model(str(model), tmp_path / "out", formats=["safetensors"], px=other.get("px"))
     assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_says_how_images_are_resized_and_names_twenty_classes_as_no_markup(exported: Path) -> None:
+    classifier = open_classifier(str(exported))
+    few, many = ([f"*{letter}*" for letter in letters] for letters in (string.ascii_letters[:20], "a" * 23))
+    card = model_card(replace(classifier, classes=many), [])
+    assert (
+        card.count(r"\*a\*") == 20 and " and 3 more" in card and "the whole image resized to 64×64 px" in card
+    )
+    assert "more" not in model_card(replace(classifier, classes=few), [])
+    cropped = replace(classifier.augment, evaluate_resize="center_crop", evaluate_crop=0.875)
+    assert "the central square of 0.875 of the shorter side, resized" in model_card(
+        replace(classifier, augment=cropped), []
+    )
+    told = json.loads(card.split("```json")[1].split("```")[0])
+    assert told == {key: value for key, value in vars(classifier.model.config).items() if value is not None}
 
 
 @pytest.mark.parametrize("top1", [float("nan"), 10**400, "0.99", None])

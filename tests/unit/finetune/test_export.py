@@ -25,8 +25,11 @@ from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
+from coatnet.runtime.ranks import Ranks
+from data_pipeline.open_corpus import open_corpus
 from finetune import cli
 from finetune.classifier import Classifier, open_classifier
+from finetune.evaluation.measure import measure
 from finetune.handover.card import model_card
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model
@@ -221,6 +224,20 @@ def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
     assert not certificate["accepted"]
     assert certificate["max_logit_difference"] == pytest.approx(1e-3, rel=0.01)
     assert "onnx" not in model_card(classifier, [certificate]), "nor is it handed on"
+
+
+def test_a_certificate_tells_the_models_own_accuracy_from_the_exports(exported: Path, photos: Path) -> None:
+    classifier = open_classifier(str(exported))
+    corpus, batch = open_corpus(str(photos)), dict[str, Any](batch=23, ranks=Ranks.single())
+    own = measure(classifier.model, corpus, classifier.augment, **batch).predictions
+
+    def next_class(images: torch.Tensor) -> torch.Tensor:
+        return classifier.model(images).roll(1, dims=1)
+
+    found = certify("onnx", next_class, classifier, files=[], data=str(photos), notes={})
+    assert found["differing_guesses"] == 23
+    assert found["top1"] == (own.guess == own.label).mean()
+    assert found["exported_top1"] == ((own.guess + 1) % 3 == own.label).mean() != found["top1"]
 
 
 def test_a_form_that_cannot_hold_the_architecture_is_refused(tiny: ModelConfig, tmp_path: Path) -> None:
