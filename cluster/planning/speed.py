@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout
-from cluster.planning.operators import COMMIT_CALLS, FORWARD_SHARE, LOOP_CALLS, PASS_CALLS, engine_of
+from cluster.planning.operators import (
+    COMMIT_CALLS,
+    FORWARD_SHARE,
+    LOOP_CALLS,
+    MODULES_SHARE,
+    PASS_CALLS,
+    engine_of,
+)
 from cluster.planning.workload import Work
 
 BACKWARD = 2.0
@@ -72,7 +79,7 @@ def predict_step(works: Sequence[Work], *, layout: Layout, accumulation: int, ha
     waiting = max(0.0, passes * hardware.operator_seconds - working)
     once = (computing - backward) / accumulation
     forward_calls = FORWARD_SHARE * (PASS_CALLS + _work_calls(works, layout=layout))
-    calls = forward_calls * hardware.operator_seconds
+    calls = _with_modules(forward_calls, layout=layout) * hardware.operator_seconds
     return Step(
         stages=stages,
         recomputed=recomputed,
@@ -94,7 +101,7 @@ def _calls(works: Sequence[Work], *, layout: Layout, accumulation: int) -> tuple
     around = engine.until_norm(tensors, accumulation=accumulation, world_size=layout.world_size)
     around += engine.interpreter(tensors, accumulation=accumulation)
     update = LOOP_CALLS + engine.update * tensors + COMMIT_CALLS * sum(work.grouped for work in works)
-    return accumulation * network + around, update
+    return accumulation * _with_modules(network, layout=layout) + around, update
 
 
 def _backward(work: Work) -> float:
@@ -111,6 +118,11 @@ def _network_calls(works: Sequence[Work], *, layout: Layout) -> float:
     return (
         PASS_CALLS + _work_calls(tracked, layout=layout) + FORWARD_SHARE * _work_calls(passed, layout=layout)
     )
+
+
+def _with_modules(calls: float, *, layout: Layout) -> float:
+    """Return a pass's calls with what Python takes between them; a compiled pass goes through no modules."""
+    return calls if layout.compiled else calls * (1.0 + MODULES_SHARE)
 
 
 def _work_calls(works: Sequence[Work], *, layout: Layout) -> float:
