@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,7 @@ from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.measure import measure
 from finetune.handover.card import model_card
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
-from finetune.handover.export import export_model
+from finetune.handover.export import export_model, print_certificates
 from finetune.handover.importing import foreign_weights, import_model
 from finetune.handover.timm_form import description
 
@@ -53,6 +54,7 @@ def test_safetensors_open_in_their_own_reader_and_hold_the_same_tensors(
 ) -> None:
     (certificate,) = export_model(str(exported), tmp_path / "out", formats=["safetensors"])
     assert certificate["max_logit_difference"] == 0.0
+    assert json.loads((tmp_path / "out" / "certificate-safetensors.json").read_text()) == certificate
     theirs, ours = load_file(tmp_path / "out" / "model.safetensors"), load_weights(exported).tensors
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
@@ -198,6 +200,29 @@ def test_a_pickle_that_holds_no_names_of_tensors_is_refused(tmp_path: Path, held
     torch.save(held, tmp_path / "odd.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         foreign_weights(tmp_path / "odd.pth", name="coatnet_0", px=32, trust_pickle=True)
+
+
+def test_what_is_given_without_a_description_is_looked_at_before_it_is_taken(tmp_path: Path) -> None:
+    head, other = {"head.logits.weight": torch.zeros(2, 768)}, {"fc.weight": torch.zeros(2, 3)}
+    torch.save(head, tmp_path / "head.pth")
+    torch.save(other, tmp_path / "other.pth")
+    take = partial(foreign_weights, name="coatnet_0", px=32)
+    with pytest.raises(UserError, match="a pickle can run any program"):
+        take(tmp_path / "head.pth")
+    with pytest.raises(UserError, match=r"other\.pth: holds neither head\.fc\.weight \(timm\) nor"):
+        take(tmp_path / "other.pth", trust_pickle=True)
+    with pytest.raises(UserError, match=r"head\.pth: the checkpoint has no tensor head\.dense"):
+        take(tmp_path / "head.pth", trust_pickle=True)
+
+
+@pytest.mark.parametrize(("figure", "words"), [("top1", "top-1"), ("map", "mAP")])
+def test_the_table_of_an_export_shows_both_accuracies(
+    figure: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"format": "onnx", "files": {"model.onnx": ""}, "max_logit_difference": 1e-6}
+    print_certificates([{**one, figure: 0.5, f"exported_{figure}": 0.25}, one])
+    shown = capsys.readouterr().out
+    assert words in shown and "50.00%" in shown and "25.00%" in shown and shown.count("–") == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04" + bytes(99)])
