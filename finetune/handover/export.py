@@ -24,7 +24,7 @@ from finetune.classifier import Classifier, open_classifier
 from finetune.handover.card import model_card
 from finetune.handover.certificate import Answers, certify
 from finetune.handover.graphs import export_onnx, export_torch
-from finetune.handover.timm_form import export_timm, import_timm
+from finetune.handover.timm_form import check_timm, export_timm
 
 _Written = tuple[list[Path], Answers, dict[str, Any]]
 CARD = "README.md"
@@ -47,11 +47,11 @@ def export_model(
     Raises:
         UserError: a form that cannot hold this architecture, no room, or answers that differ.
     """
-    if "timm" in formats:
-        import_timm()  # what it cannot be proved by is missed before another form is written
-    destination.mkdir(parents=True, exist_ok=True)
     # Exports are compared where all of their ecosystems run, on the CPU.
     classifier = open_classifier(path, weights=weights, px=px, device=torch.device("cpu"))
+    if "timm" in formats:  # what it cannot hold or be proved by is told before another form is written
+        check_timm(classifier.model.config)
+    destination.mkdir(parents=True, exist_ok=True)
     certificates: list[dict[str, Any]] = []
     try:
         for form in formats:

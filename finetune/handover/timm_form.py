@@ -34,11 +34,11 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     Raises:
         UserError: timm cannot hold the architecture, or cannot be imported to prove it.
     """
-    timm = import_timm()
     config = replace(classifier.model.config, image_size=classifier.augment.image_size)
     name, arguments = timm_arguments(config)
     tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
     path, described = destination / TENSORS, destination / ARGUMENTS
+    timm = check_timm(config)
     write_tensors(tensors, path, described_by=described)
     write_atomically(described, description(config))
     peer = timm.create_model(name, **arguments)
@@ -46,12 +46,13 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
     return [path, described], peer.eval(), {"create_model": name, "arguments": arguments}
 
 
-def import_timm() -> ModuleType:
-    """Return timm.
+def check_timm(config: ModelConfig) -> ModuleType:
+    """Return timm, which is to prove a network's export.
 
     Raises:
-        UserError: it, or what it needs, cannot be imported.
+        UserError: it cannot hold the architecture, or it or what it needs cannot be imported.
     """
+    timm_arguments(config)
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another build than torch

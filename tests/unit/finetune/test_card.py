@@ -16,6 +16,7 @@ from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from finetune.classifier import open_classifier
+from finetune.handover import export
 from finetune.handover.card import model_card
 from finetune.handover.export import export_model
 
@@ -83,16 +84,19 @@ def test_what_is_no_certificate_of_an_earlier_export_is_left_out_of_the_card(
 
 
 def test_a_form_that_is_refused_leaves_no_card_of_another_model_beside_the_forms_before_it(
-    exported: Path, tiny: ModelConfig, tmp_path: Path
+    exported: Path, tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*given: Any) -> Any:
+        raise UserError("no onnx")
+
+    monkeypatch.setitem(export._WRITERS, "onnx", refuse)
     export_model(str(exported), tmp_path / "out", formats=["safetensors"])
-    layered = replace(tiny, mbconv_norm="layer")
-    named = Weights(layered, dict(build_model(layered).state_dict()), ["x", "y", "z"])
+    named = Weights(tiny, dict(build_model(tiny).state_dict()), ["x", "y", "z"])
     other = export_safetensors(named, tmp_path / "other")
-    with pytest.raises(UserError, match="mbconv_norm"):
-        export_model(str(other), tmp_path / "out", formats=["safetensors", "timm"])
+    with pytest.raises(UserError, match="no onnx"):
+        export_model(str(other), tmp_path / "out", formats=["safetensors", "onnx"])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "3 classes: x, y, z" in card and "| safetensors |" in card and "| timm |" not in card
+    assert "3 classes: x, y, z" in card and "| safetensors |" in card and "| onnx |" not in card
 
 
 @pytest.mark.slow
