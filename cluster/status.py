@@ -201,7 +201,7 @@ def _submitted(
     state, detail = _state(run, lives, job)
     if job is not None and state in _WAITING:
         detail = why_it_waits(run.path, job, queue=queue or {})
-    if state == "lost" and queue is not None and detail:
+    if state == "lost" and queue is not None:
         detail += ", and SLURM knows no job of this run"
     if state in {"failed", "lost"} and not (lives and lives[-1].outcome) and not task_folders(run.path):
         detail += _end_of_log(run.path, job)
@@ -280,7 +280,7 @@ def _own_error(run: RunDirectory) -> str:
         if event.get("kind") in _OF_LIVES and is_number(event.get("time"))
     ]
     last = max(events, key=lambda event: event["time"], default={})
-    return str(last.get("reason", "")) if last.get("kind") == "ended" else ""
+    return str(last.get("reason", ""))  # which a beginning has not
 
 
 def _end_of_log(directory: Path, job: QueuedJob | None) -> str:

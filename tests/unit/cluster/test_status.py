@@ -93,6 +93,17 @@ def test_a_life_that_was_killed_lost_its_start_and_its_end_is_that_of_its_accoun
     (run / "account").mkdir()
     (run / "account" / "earlier.jsonl").write_text(json.dumps(row) + "\n")
     assert read_status(run, queue=None).lost_seconds == pytest.approx(55, abs=0.01)
+    row["seconds"] = dict.fromkeys(CLASSES, 0.0) | {"start": 60.0}
+    (run / "account" / "earlier.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_status(run, queue=None).lost_seconds is None, "nothing was done yet, and nothing lost"
+
+
+def test_a_run_of_an_unknown_length_has_a_rate_and_no_end(run: Path) -> None:
+    began = History(run).lives()[0].started
+    rows = [{"samples_seen": 8 * at, "time": began + at} for at in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_status(run, queue=RUNNING)
+    assert (found.images_per_second, found.total_samples, found.remaining_seconds) == (8.0, None, None)
 
 
 @pytest.mark.parametrize(

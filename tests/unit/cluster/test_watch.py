@@ -189,6 +189,7 @@ def test_the_rate_is_that_of_this_life_and_tells_when_the_run_ends(
     found = read_status(run, queue=queued("RUNNING"))
     assert (found.samples_seen, found.total_samples) == (2400, 3200)
     assert (found.images_per_second, found.remaining_seconds) == (rate, remaining)
+    assert read_status(run, queue=queued("SUSPENDED")).remaining_seconds is None
 
 
 def test_a_clock_that_went_backwards_loses_no_negative_time(
