@@ -78,7 +78,7 @@ def _body(job: Job, *, job_file: Path) -> list[str]:
     lines = [
         f"# coatnet {command}: {shape}; continued by {site.continuation}.",
         "# Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.",
-        "set -eu",
+        "set -e",  # and not -u, which ends what modules and conda source where a variable is not set
         "umask 027",
         "trap '' USR1  # until the supervisor listens, a warning ends nobody",
     ]

@@ -16,7 +16,7 @@
 
 # coatnet pretrain: 8 nodes × 8 ranks, 1 spare; continued by chain.
 # Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
-set -eu
+set -e
 umask 027
 trap '' USR1  # until the supervisor listens, a warning ends nobody
 module load cuda/12.6

@@ -14,7 +14,7 @@
 
 # coatnet pretrain: 2 nodes × 8 ranks; continued by requeue.
 # Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
-set -eu
+set -e
 umask 027
 trap '' USR1  # until the supervisor listens, a warning ends nobody
 export PYTHONPATH=/scratch/runs/imagenet/submissions/code-0123456789ab

@@ -28,6 +28,19 @@ def test_a_warning_that_comes_before_anybody_listens_ends_no_job(tmp_path: Path)
     assert (done.returncode, done.stdout) == (0, "lives\n")
 
 
+@pytest.mark.parametrize(("line", "said"), [('export A="$UNSET"', "lives\n"), ("false", "")])
+def test_a_sites_script_may_ask_for_what_is_not_set_and_ends_the_job_when_it_fails(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    setup = tmp_path / "setup.sh"
+    setup.write_text(f"{line}\n")
+    one = job(setup_script=str(setup))
+    one.code, one.python = str(tmp_path), "/bin/echo"
+    script = render_script(one, job_file=tmp_path / "job.json").replace("-m cluster.supervisor", "lives #")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == (said, int(not said))
+
+
 @pytest.mark.parametrize("own", ["--gres=gpu:a100:8", "--gpus=16", "--gpus-per-node=a100:8"])
 def test_gpus_may_be_asked_for_in_the_sites_own_way(own: str) -> None:
     options = sbatch_options(job(sbatch=[own]))

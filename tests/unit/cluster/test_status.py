@@ -86,7 +86,9 @@ def test_time_without_work_is_lost_until_now_or_the_end(run: Path, monkeypatch: 
     assert read_status(run, queue=None).lost_seconds == 0.0
 
 
-def test_a_life_that_was_killed_lost_its_start_and_its_end_is_that_of_its_account(run: Path) -> None:
+def test_a_life_that_was_killed_lost_its_start_and_its_end_is_that_of_its_account(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = History(run).lives()[0].started
     row = {"life": 1, "began": began + 40, "ended": began + 100, "samples_seen": 8}
     row["seconds"] = dict.fromkeys(CLASSES, 0.0) | {"compute": 45.0, "idle": 15.0}
@@ -96,6 +98,11 @@ def test_a_life_that_was_killed_lost_its_start_and_its_end_is_that_of_its_accoun
     row["seconds"] = dict.fromkeys(CLASSES, 0.0) | {"start": 60.0}
     (run / "account" / "earlier.jsonl").write_text(json.dumps(row) + "\n")
     assert read_status(run, queue=None).lost_seconds is None, "nothing was done yet, and nothing lost"
+    row["seconds"]["compute"] = 45.0
+    (run / "account" / "earlier.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr("cluster.history.time", SimpleNamespace(time=lambda: began + 200))
+    end(run, "ended", "its nodes were drained")
+    assert read_status(run, queue=None).lost_seconds == pytest.approx(155, abs=0.01)
 
 
 def test_a_run_of_an_unknown_length_has_a_rate_and_no_end(run: Path) -> None:
