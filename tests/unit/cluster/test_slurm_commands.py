@@ -115,6 +115,15 @@ def test_a_job_that_is_gone_needs_no_cancelling_and_no_release(
     ask("7")
 
 
+def test_who_cancels_by_hand_is_told_at_once_that_the_controller_is_away(
+    program: Program, tmp_path: Path
+) -> None:
+    away = "echo 'scancel: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    program("scancel", f"mkdir {tmp_path}/asked 2>/dev/null || exit 0; {away}")
+    with pytest.raises(SlurmError, match="Unable to contact"):
+        slurm.cancel_job("7")
+
+
 def test_a_job_that_may_not_be_cancelled_is_told(program: Program) -> None:
     program("scancel", "echo 'scancel: error: Access denied' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"^scancel: Access denied$"):
@@ -199,6 +208,17 @@ def test_the_accounting_tells_of_what_the_queue_has_forgotten(program: Program, 
     assert slurm.accounted([]) == {}, "without a job all would be told"
     program("sacct", "exit 1")
     assert slurm.accounted(["12"]) == {}
+
+
+def test_the_accounting_is_given_no_longer_than_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+
+    def run_command(argv: list[str], *, limit_seconds: float | None = None) -> str:
+        given.append(limit_seconds)
+        return ""
+
+    monkeypatch.setattr(slurm, "run_command", run_command)
+    assert slurm.accounted(["12"]) == {} and given == [slurm.GLANCE_SECONDS]
 
 
 def test_a_site_without_accounting_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
