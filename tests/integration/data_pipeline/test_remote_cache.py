@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 import xxhash
 from far_corpora import FIRST, cache_config, everything
 from fault_server import FaultServer
+from waiting import wait_until
 
 from coatnet.config import UserError
 from data_pipeline.corpus import Corpus
@@ -131,3 +133,22 @@ def test_a_disk_that_is_full_costs_no_sample(
     with pytest.raises(UserError, match=r"no room on the disk of data\.cache\.directory, .*/cache, "):
         corpus.read(0, 0)
     assert set(server.requests) == {"manifest.json"}  # no transfer that has no room
+
+
+def test_for_what_is_fetched_ahead_nothing_leaves_a_full_disk(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there may be needed sooner."""
+    corpus = open_corpus(server.url, cache=cache_config(tmp_path))
+    corpus.read(0, 0)
+    asked: list[str] = []
+
+    def find_no_room(url: str, *_: object, **__: object) -> None:
+        asked.append(url)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote_files, "_FETCHERS", 1)
+    monkeypatch.setattr(remote_files, "download", find_no_room)
+    corpus.prepare([1, 2])
+    wait_until(lambda: f"{server.url}/shard-000002.tar" in asked, what="the last of them")
+    assert list(tmp_path.rglob(FIRST)) and len(asked) == 4

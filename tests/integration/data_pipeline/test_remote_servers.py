@@ -353,14 +353,14 @@ def test_a_cache_that_is_cleared_away_in_the_middle_of_a_file_costs_no_sample(
 def test_a_cache_that_keeps_failing_stops_the_run_and_blames_no_sample(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """As a file system without locks does."""
-
-    def fail(*_: object) -> None:
+    def fail(*_: object) -> None:  # as a file system without locks does
         raise OSError(number, os.strerror(number))
 
+    pauses: list[float] = []
     monkeypatch.setattr(remote_cache.fcntl, "flock", fail)
     with pytest.raises(UserError, match=rf"data\.cache\.directory, {tmp_path}: {os.strerror(number)}; give"):
-        files_of(server, tmp_path).path(NAME)
+        files_of(server, tmp_path, pause=pauses.append).path(NAME)
+    assert len(pauses) == 7, "for three quarters of a minute"
 
 
 def test_two_nodes_may_share_a_cache_where_neither_sees_the_other_s_locks(
