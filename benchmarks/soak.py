@@ -5,7 +5,7 @@
 A run of two ranks (ZeRO-1, fp32, CPU) with everything that comes back: mixtures of images, averaged weights,
 evaluation, a transfer signal, saves by the clock, the guard. Every few seconds its processes are looked at;
 what is printed are medians of four quarters of the time, without the first tenth, in which all warms up. The
-tiny model makes hundreds of thousands of steps of a step's own work, where a leak of bytes would show.
+model is tiny, so that a step is mostly its own work and many are taken, where a leak of bytes would show.
 Expected: `grown_percent` near 0, the same threads and files, `exit_status` 0 at SIGTERM.
 """
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +42,7 @@ data: {threads: 1}
 optimizer: {learning_rate: 0.0005}
 schedule: {warmup: 100 steps}
 ema: 0.99
-train: {duration: 10000000 steps, global_batch: 24, micro_batch: 4}
+train: {duration: 10000000 steps, global_batch: BATCH, micro_batch: 4}
 zero: {stage: 1}
 evaluate: {every: 500 steps, transfer: SHARDS}
 save: {every: 20 seconds, last: 2}
@@ -69,7 +70,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, run = Path(name), Path(name, "run")
         kills.write_images(folder / "images", images=IMAGES)
-        (folder / "config.yaml").write_text(CONFIG.replace("SHARDS", str(folder / "shards")))
+        config = CONFIG.replace("SHARDS", str(folder / "shards")).replace("BATCH", str(kills.GLOBAL_BATCH))
+        (folder / "config.yaml").write_text(config)
         shard = [sys.executable, "-m", "coatnet.cli", "shard", str(folder / "images"), str(folder / "shards")]
         subprocess.run(shard, check=True, capture_output=True)
         launcher = kills.start_cold(folder, run)
@@ -84,7 +86,7 @@ def main() -> int:
     return 0 if status == 0 and same and result["grown_percent"] < 2 else 1
 
 
-def watch(launcher: int, run: Path, *, seconds: float) -> Any:
+def watch(launcher: int, run: Path, *, seconds: float) -> Iterator[Look]:
     """Look at a run's processes every few seconds."""
     began = time.monotonic()
     while (at := time.monotonic() - began) < seconds:

@@ -17,10 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; i
 from reported_runs import make_run, save_checkpoint, told
 
 from coatnet.config import UserError
-from coatnet.report.blocks import Chart, Fold
-from coatnet.report.chart import line_chart, number_text, timeline
-from coatnet.report.curve import Curve
-from coatnet.report.curves import curves
 from coatnet.report.record import read_run
 from coatnet.report.write import _TROUBLE, figures, write_report
 from coatnet.runtime.account import TimeAccount
@@ -185,19 +181,6 @@ def test_files_that_a_power_cut_left_as_garbage_leave_the_page_of_the_others(tmp
     assert "done" in write_report(run.path).read_text()
 
 
-def test_two_thousand_lives_are_drawn_as_far_as_they_can_be_seen_apart() -> None:
-    lives = [(100.0 * life, 100.0 * life + 80.0, {"start": 20.0, "compute": 60.0}) for life in range(2000)]
-    drawn = timeline(lives)
-    assert len(drawn) < 100_000 and drawn.count("compute") == 334
-    assert "lives 1 to 6, compute: 360.0 s" in drawn and "lives 1999 to 2000, start: 40.0 s" in drawn
-    widths = [float(width) for width in re.findall(r' width="([0-9.]+)"', drawn)]
-    assert sum(widths) == pytest.approx(800, rel=0.01)
-    few = timeline(lives[:3])
-    assert "life 2, start: 20.0 s" in few and few.count("<rect") == 6
-    marked = line_chart({"loss": [(0, 1.0), (2000, 2.0)]}, marks=range(1, 2000))
-    assert 300 < marked.count('class="mark"') < 460
-
-
 def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create("seed: 1\n", digest="aa")
@@ -208,23 +191,6 @@ def test_forty_thousand_records_make_a_small_page_that_keeps_every_spike(tmp_pat
     record = read_run(run.path)
     assert (27_777, 50.0) in record.series["train/loss"] and len(record.series["train/loss"]) <= 620
     assert write_report(run.path).stat().st_size < 100_000
-
-
-def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_replaces_the_former() -> None:
-    curve = Curve()
-    for position in range(0, 1_000_000, 7):
-        curve.add(position, 9.0 if position == 700_000 else 1.0 + position % 3)
-    points = curve.points()
-    assert len(points) < 700 and points == sorted(points)
-    assert points[0] == (0, 1.0) and points[-1][0] == 999_999 and (700_000, 9.0) in points
-    assert sum(position < 500_000 for position, _ in points) == pytest.approx(len(points) / 2, rel=0.1)
-    curve.add(500_000, 2.0)
-    assert curve.points()[-1] == (500_000, 2.0) and max(value for _, value in curve.points()) == 3.0
-
-    short = Curve()
-    for position, value in ((8, 1.0), (16, 2.0), (24, 3.0), (16, 5.0)):
-        short.add(position, value)
-    assert short.points() == [(8, 1.0), (16, 5.0)]
 
 
 def test_the_lives_table_names_restarts_redone_work_and_the_time_between(tmp_path: Path) -> None:
@@ -309,39 +275,6 @@ def test_what_a_supervisor_says_of_a_life_is_no_life_and_one_that_never_began_ta
     assert lives == [("| 1", "0", "2"), ("| 2", "–", "–"), ("| 3", "90", "4")]
 
 
-def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    append_line(run.metrics, {"samples_seen": 16000, "evaluate/map": 0.5})
-    charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
-    assert {"top-1", "mAP"} <= charts
-    text = run.metrics.read_text().replace("evaluate/top1", "evaluate/transfer_top1")
-    run.metrics.write_text(text)
-    charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
-    assert "top-1, transfer" in charts and "top-1" not in charts
-
-
-def test_the_four_stages_share_a_chart_in_which_a_line_marks_each_later_life(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    run.create("seed: 1\n", digest="aa")
-    for kind, begin in (("start", 0), ("resume", 40), ("resume", 56)):
-        run.record_event(kind, samples_seen=begin, world_size=1)
-    names = [f"activations/S{number}/{what}" for what in ("deviation", "largest") for number in range(1, 5)]
-    for position in (8, 64):
-        append_line(run.metrics, {"samples_seen": position, **dict.fromkeys(names, float(position))})
-    found = [chart for chart in curves(read_run(run.path)) if isinstance(chart, Chart)]
-    assert [chart.title for chart in found] == [
-        "deviation of the stages' outputs",
-        "largest magnitude of the stages' outputs",
-    ]
-    for chart in found:
-        assert [label.rpartition(" ")[2] for label, _ in chart.last] == ["S1", "S2", "S3", "S4"]
-        assert chart.svg.count('class="mark"') == 2
-    for number in range(6):
-        append_line(run.metrics, {"samples_seen": 64, f"own/{number}": 1.0})
-    *shown, rest = curves(read_run(run.path))
-    assert len(shown) == 6 and isinstance(rest, Fold) and rest.title == "2 more"
-
-
 def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     append_line(run.metrics, {"samples_seen": 0, "train/loss": 9.0})
@@ -351,33 +284,6 @@ def test_after_a_resume_the_later_record_of_a_position_counts(tmp_path: Path) ->
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run directory"):
         read_run(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "points",
-    [[(0, 1.0)], [(0, 1.0), (1, 1.0)], [(0, float("nan")), (1, 2.0)], [(0, 2.1e-14), (1, 4.9e-14)]],
-)
-def test_a_chart_of_few_or_equal_or_missing_or_tiny_points_is_drawn(
-    points: list[tuple[float, float]],
-) -> None:
-    assert "nan" not in line_chart({"x": points})
-
-
-def test_what_is_written_along_the_axes_can_be_told_apart() -> None:
-    def texts(points: list[tuple[float, float]]) -> list[str]:
-        return re.findall(r">([0-9.,kMG]+)</text>", line_chart({"x": points}))
-
-    assert texts([(24, 0.5)]).count("24") == 1
-    close = texts([(24, 1.0966), (48, 1.0987)])
-    assert len(set(close)) == len(close) and "1.0985" in close
-    assert texts([(0, 1_000_100.0), (1, 1_000_300.0)])[0] == "1,000,100"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (1234, "1,234"), (19_100, "19.1k"), (2.5e6, "2.5M"), (0.0125, "0.0125")]
-)
-def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
-    assert number_text(value) == text
 
 
 def test_a_single_rank_has_no_highest_one_and_short_cells_are_not_broken(tmp_path: Path) -> None:
