@@ -73,7 +73,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         base = self.name.removesuffix("_dconv")
         if base not in FAMILY:
-            near = difflib.get_close_matches(self.name, FAMILY, n=1)
+            # timm's names go on behind ours (coatnet_0_224), and all of ours are equally similar to difflib.
+            longer = [known for known in FAMILY if self.name.startswith(known)]
+            near = longer[-1:] or difflib.get_close_matches(self.name, FAMILY, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(FAMILY)}"
             raise ValueError(f"name is {self.name!r}; {hint}")
         multiple_of("image_size", self.image_size, 32)

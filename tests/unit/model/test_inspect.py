@@ -54,6 +54,20 @@ def test_layouts_are_of_one_size(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["macs"] == pytest.approx(15.50e9, rel=0.015)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("coatnet_0_224", "coatnet_0"),
+        ("coatnet_1_rw_224", "coatnet_1"),
+        ("coatnet_6_table12_384", "coatnet_6_table12"),
+        ("coatnet0", "coatnet_0"),
+    ],
+)
+def test_a_longer_name_of_a_member_is_told_as_that_member(name: str, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"^name is '{name}'; did you mean {near}\?$"):
+        ModelConfig(name=name)
+
+
 def test_mistakes_are_one_line_with_what_is_allowed() -> None:
     with pytest.raises(UserError, match="did you mean coatnet_7"):
         inspect_model("coatnet_9")
