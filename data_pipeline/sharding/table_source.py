@@ -149,14 +149,16 @@ def _labels(row: dict[str, Any], where: str, parse_text: Callable[[str], RawLabe
         parse_text: gives equal cells one list: a table of millions has a few thousand.
 
     Raises:
-        UserError: it has none, or they cannot be read.
+        UserError: it has none, or two columns of them, or they cannot be read.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: is not a mapping of columns")
-    column = _column(row, _LABEL_COLUMNS)
-    if column is None:
+    columns = [name for name in _LABEL_COLUMNS if row.get(name) is not None]
+    if not columns:
         raise _lacks("label", _LABEL_COLUMNS, row, where)
-    value = row[column]
+    if len(columns) > 1:
+        raise UserError(f"{where}: columns {' and '.join(columns)} all name labels; keep one")
+    column, value = columns[0], row[columns[0]]
     try:
         return parse_text(value) if isinstance(value, str) else parse_labels(value)
     except ValueError as error:

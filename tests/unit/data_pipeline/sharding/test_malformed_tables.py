@@ -46,6 +46,12 @@ from data_pipeline.sharding.sharder import shard_corpus
             "column split: holds parts of a data set, test, train; make a table of each",
         ),
         ("t.csv", "path,label\na.jpg,a, b\n", r"t\.csv: line 2: more cells than columns; quote those"),
+        (
+            "t.csv",
+            "path,label,labels\na.jpg,1,1;2\n",
+            r"t\.csv, row 1: columns label and labels all name labels; keep one",
+        ),
+        ("t.jsonl", '{"bytes": "", "target": 3, "class": "a"}', "row 1: columns class and target all name"),
         ("t.csv", "path,label,label\na.jpg,1,2\n", r"t\.csv: two columns are called 'label'"),
         (
             "t.csv",
