@@ -251,7 +251,7 @@ def import_weights(
     """
     from coatnet.checkpoint.inspection import check_source
 
-    check_source(source, name=name, classes=classes, trust_pickle=trust_pickle)
+    check_source(source, name=name, px=px, classes=classes, trust_pickle=trust_pickle)
     destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.importing import import_model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coatnet.checkpoint.classes import matching_rows
-from coatnet.checkpoint.inspection import check_frozen, check_init
+from coatnet.checkpoint.inspection import check_frozen, check_init, is_bare
 from coatnet.config import UserError, load_config
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.launch import launch_run
@@ -32,8 +32,10 @@ def launch(path: str, overrides: Sequence[str]) -> int:
     if model := found.model if found else config.model:
         check_frozen(config.freeze, model)
     classes = None if already_launched() else look_at_data(config, make_calendar=Calendar.make)
-    if found and classes and config.head.keep_rows == "matching":
-        matching_rows(found.classes, classes)
+    if config.head.keep_rows == "matching" and config.init and (found or is_bare(Path(config.init))):
+        known = found.classes if found else None
+        if known is None or classes is not None:
+            matching_rows(known, classes or ())
     # A process trains alone only once: accelerate's DeepSpeed and a second seed want a fresh one.
     options: dict[str, Any] = {"ranks": config.launch.ranks, "alone": not config.zero and not config.seeds}
     whole = Path(config.run.directory)

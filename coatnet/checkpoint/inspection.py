@@ -31,6 +31,10 @@ _NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
 _MAX_CONFIG_BYTES = 8 << 20
 MAX_MANIFEST_BYTES = 1 << 30
 _MOST_CLASSES = 1_000_000
+# A table of relative biases, in timm's form (offsets, heads) or in ours (heads, rows, columns).
+_TABLE = re.compile(
+    r"stages\.(?P<timm>\d)\..*\.relative_position_bias_table|stages\.S(?P<own>\d)\..*\.attention\.bias\.table"
+)
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 T = TypeVar("T")
 
@@ -227,6 +231,7 @@ def check_init(
         _count_classes(path)
         if model is None:
             raise UserError(f"{init}: no {CONFIG} beside it tells its model; say `model={{name: coatnet_…}}`")
+        check_image_size(check_safetensors(path), model.image_size, key="model.image_size", origin=path)
         return None
     found = check_model(path, weights=weights)
     if found is not None and model is not None:
@@ -234,12 +239,35 @@ def check_init(
     return found
 
 
-def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: bool) -> None:
-    """Look at weights that are to be imported, at their model's name and at the file of their class names.
+def check_image_size(shapes: Mapping[str, Sequence[int]], px: int, *, key: str, origin: Path) -> None:
+    """Make sure that the tables of relative biases in bare weights are for images of a side.
+
+    Args:
+        shapes: of the tensors, by name.
+        px: the side, in pixels.
+        key: what gave it, for people.
 
     Raises:
-        UserError: a pickle without trust, no safetensors, weights of no CoAtNet, an unknown model, or names
-            that are not fit to be shown or too few.
+        UserError: they are for another one, which is named.
+    """
+    for name, shape in unwrapped(shapes).items():
+        if (table := _TABLE.fullmatch(name)) and shape:
+            stage = int(table["timm"]) + 1 if table["timm"] else int(table["own"])
+            offsets = math.isqrt(shape[0]) if table["timm"] else shape[-1]
+            side = (offsets + 1) // 2 << (stage + 1)
+            if side != px:
+                raise UserError(
+                    f"{key} is {px}, but {origin} has tables of relative biases for {side} px; give {side}: "
+                    "images may be of any multiple of 32 all the same"
+                )
+
+
+def check_source(path: Path, *, name: str, px: int, classes: Path | None, trust_pickle: bool) -> None:
+    """Look at weights that are to be imported, at what they are said to be and at the file of class names.
+
+    Raises:
+        UserError: a pickle without trust, no safetensors, weights of no CoAtNet, an unknown model, another
+            side of the images, or names that are not fit to be shown or too few.
     """
     names = None if classes is None else read_class_names(classes)
     try:
@@ -255,6 +283,7 @@ def check_source(path: Path, *, name: str, classes: Path | None, trust_pickle: b
             raise UserError(f"{path}: {error.strerror}") from None
         return
     outputs = _count_classes(path)
+    check_image_size(check_safetensors(path), px, key="--px", origin=path)
     if names is not None:
         check_class_count(names, outputs, origin=str(classes))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
-from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, unwrapped
+from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, check_image_size, unwrapped
 from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_config
 from coatnet.checkpoint.weight_files import is_pickle, refuse_pickle
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
@@ -65,6 +65,8 @@ def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = Fa
     logits = state.get(TIMM_LOGITS if is_timm else OWN_LOGITS)
     if logits is None or logits.ndim != 2:
         raise UserError(f"{source}: holds neither {TIMM_LOGITS} (timm) nor {OWN_LOGITS} (this project)")
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    check_image_size(shapes, px, key="--px", origin=source)
     config = _config(name, is_timm=is_timm, num_classes=len(logits), px=px)
     if is_timm:
         _refuse_other_network(source, config)

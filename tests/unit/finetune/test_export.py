@@ -186,11 +186,11 @@ def test_weights_are_found_beside_what_a_trainer_keeps_and_under_what_it_wraps_t
     torch.save({"model": wrapped, "optimizer": {"state": {}}}, tmp_path / "model.pth")
     save_file(wrapped, tmp_path / "wrapped.safetensors")
     for name in ("last.pth.tar", "model.pth", "wrapped.safetensors"):
-        check_source(tmp_path / name, name="coatnet_0", classes=None, trust_pickle=True)
+        check_source(tmp_path / name, name="coatnet_0", px=32, classes=None, trust_pickle=True)
         found = foreign_weights(tmp_path / name, name="coatnet_0", px=32, trust_pickle=True).tensors
         assert found.keys() == own.keys() and all(torch.equal(found[each], own[each]) for each in own)
     with pytest.raises(UserError, match=r"last\.pth\.tar: a pickle can run any program"):
-        check_source(tmp_path / "last.pth.tar", name="coatnet_0", classes=None, trust_pickle=False)
+        check_source(tmp_path / "last.pth.tar", name="coatnet_0", px=32, classes=None, trust_pickle=False)
 
 
 @pytest.mark.parametrize(

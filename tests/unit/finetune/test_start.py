@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from coatnet.checkpoint.inspection import check_init
+from coatnet.checkpoint.inspection import check_init, check_source
 from coatnet.checkpoint.timm import timm_config, to_timm
 from coatnet.checkpoint.weights import Weights, export_safetensors
 from coatnet.config import UserError
@@ -20,8 +20,11 @@ from data_pipeline.class_weights import loss_weights
 from data_pipeline.config import DataConfig
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
 from finetune.config import FinetuneConfig, HeadConfig
+from finetune.handover.importing import foreign_weights
+from finetune.launch import launch
 from finetune.start import starting_model
 
+FINETUNE = Path(__file__).parents[3] / "configs/finetune/small.yaml"
 # ImageNet-21K names its classes by synset and often by word, 1K in another order and by synset alone.
 CLASSES_21K = ["n00004475 organism", "n01440764 tench", "n01443537 goldfish", "n02084071 dog"]
 CLASSES_1K = ["n01443537", "n01440764"]
@@ -139,3 +142,36 @@ def test_weights_alone_of_another_network_or_of_no_named_model_are_refused_befor
         check_init(str(alone))
     with pytest.raises(UserError, match=r"other\.safetensors: holds neither head\.fc\.weight \(timm\) nor "):
         check_init(str(other), model=named)
+
+
+SMALL = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=96, num_classes=2)
+
+
+@pytest.mark.parametrize("form", ["timm", "ours"])
+def test_tables_of_another_side_than_was_said_are_refused_with_that_side(tmp_path: Path, form: str) -> None:
+    state, alone = build_model(SMALL).state_dict(), tmp_path / "alone.safetensors"
+    save_file(to_timm(state, SMALL) if form == "timm" else state, alone)
+    remedy = rf"{alone} has tables of relative biases for 96 px; give 96: images may be of any multiple of 32"
+    with pytest.raises(UserError, match=f"^model.image_size is 224, but {remedy}"):
+        check_init(str(alone), model=ModelConfig(name="coatnet_0"))
+    assert check_init(str(alone), model=ModelConfig(name="coatnet_0", image_size=96)) is None
+    with pytest.raises(UserError, match=f"^--px is 64, but {remedy}"):
+        check_source(alone, name="coatnet_0", px=64, classes=None, trust_pickle=False)
+    torch.save(load_file(alone), tmp_path / "pickled.pth")
+    with pytest.raises(UserError, match=r"^--px is 64, but .*pickled\.pth has tables .* for 96 px; give 96"):
+        foreign_weights(tmp_path / "pickled.pth", name="coatnet_0", px=64, trust_pickle=True)
+
+
+def test_rows_of_weights_without_class_names_are_refused_before_torch_is_loaded(
+    tmp_path: Path, photos: Path
+) -> None:
+    (tmp_path / "bare").mkdir()
+    bare = tmp_path / "bare" / "model.safetensors"
+    save_file({"head.fc.weight": torch.zeros(2, 3)}, bare)
+    described = export_safetensors(Weights(SMALL, build_model(SMALL).state_dict()), tmp_path / "described")
+    for init, model in ((bare, ["model={name: coatnet_0}"]), (described, [])):
+        for data in (photos, "https://host/shards"):
+            words = [f"init={init}", *model, f"data.train={data}", f"run.directory={tmp_path / 'run'}"]
+            words += [f"data.evaluate={photos}", "head.keep_rows=matching", "launch.ranks=1"]
+            with pytest.raises(UserError, match=r"^head\.keep_rows is 'matching', but the checkpoint has no"):
+                launch(str(FINETUNE), words)
