@@ -97,14 +97,14 @@ class Corpus:
         payload = memoryview(record)[image_at : image_at + image_bytes]
         return Record(payload, width, height, turn, label, rows)
 
-    def class_counts(self) -> NDArray[np.int64]:
-        """Return how many labels there are of each class, by the indexes alone.
+    def class_counts(self, *, share: int = 0, shares: int = 1) -> NDArray[np.int64]:
+        """Return how many labels there are of each class, by the indexes of shards share, share + shares, ….
 
         Raises:
             BadSampleError: one of them is gone or does not match the manifest.
         """
         counts = np.zeros(len(self.classes), dtype=np.int64)
-        for shard in range(len(self.counts)):
+        for shard in range(share, len(self.counts), shares):
             counts += np.bincount(self.load_index(shard).all_labels, minlength=len(counts))
         return counts
 

@@ -129,9 +129,10 @@ class FolderCorpus(SampleSource):
             raise BadSampleError(f"{self._folder / path}: {error}") from None
         return Record(payload, info.width, info.height, info.orientation, label)
 
-    def class_counts(self) -> NDArray[np.int64]:
-        """Return how many files each class has."""
-        return np.bincount([label for _, label in self._files], minlength=len(self.classes))
+    def class_counts(self, *, share: int = 0, shares: int = 1) -> NDArray[np.int64]:
+        """Return how many of the files share, share + shares, … each class has."""
+        labels = [label for _, label in self._files[share::shares]]
+        return np.bincount(np.array(labels, dtype=np.int64), minlength=len(self.classes))
 
     def name(self, shard: int, index: int) -> str:
         """Return the file's path within the folder."""

@@ -61,8 +61,11 @@ class SampleSource(Protocol):
         """
         ...
 
-    def class_counts(self) -> NDArray[np.int64]:
+    def class_counts(self, *, share: int = 0, shares: int = 1) -> NDArray[np.int64]:
         """Return how many samples each class has, with one label per image, without reading an image.
+
+        Args:
+            share, shares: count one of so many parts alone, which together are the whole.
 
         Raises:
             BadSampleError: an index is damaged or gone.

@@ -79,7 +79,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         self._transform = TrainTransform(
             config.augment, device=ranks.device, num_classes=len(classes), group_images=self._micro_batch
         )
-        loss, weights = config.loss, loss_weights(corpora, config.loss.class_weights)
+        loss, weights = config.loss, loss_weights(corpora, config.loss.class_weights, ranks=ranks)
         self._losses = make_loss(loss.name, loss.smoothing, class_weights=weights, per_sample=True)
         self.equip(
             tensors=self.engine.state,

@@ -63,7 +63,7 @@ def assemble(config: PretrainConfig, *, ranks: Ranks, account: TimeAccount, grou
             num_classes=len(classes),
             group_images=group_images,
             account=account,
-            class_weights=loss_weights(corpora, config.loss.class_weights),
+            class_weights=loss_weights(corpora, config.loss.class_weights, ranks=ranks),
         ),
     )
 

@@ -31,6 +31,8 @@ from coatnet.training.losses import make_loss
 from coatnet.training.optimizer import parameter_groups
 from coatnet.training.schedule import LearningRate
 from coatnet.training.sections import OptimizerConfig, ZeroConfig
+from data_pipeline import corpus
+from data_pipeline.class_weights import loss_weights
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from pretrain import tune
 from pretrain.engine import flattening
@@ -367,6 +369,16 @@ def flipped_bit(stage: int) -> list[Any]:
     after = health.differing_weights(engine.module)
     assert after is not None
     return [before, after["ranks"]]
+
+
+def weigh_classes(folder: str) -> dict[str, Any]:
+    """Return what balanced classes weigh, and which shards' indexes this rank has read for it."""
+    read, parse = [], corpus.parse_array
+    corpus.parse_array = lambda *given, origin, **more: (
+        read.append(Path(origin).name) or parse(*given, origin=origin, **more)
+    )
+    opened = [corpus.Corpus.open(folder)]
+    return {"weights": loss_weights(opened, "balanced", ranks=Ranks.start()), "read": read}
 
 
 def evaluate_on_ranks(request: dict[str, Any]) -> dict[str, Any]:
