@@ -37,19 +37,21 @@ class SingleLabelMetrics:
 
         Shape: logits (B, K); targets int64 (B,); losses (B,).
         """
-        # Of equal logits, many in bf16, topk takes any; `coatnet evaluate` goes by the class as well.
-        best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]
-        hits = best.eq(targets[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
+        # How many classes come before the label: to sort 21,841 takes several times as long. Of equal logits,
+        # many in bf16, lower classes come first, as for `coatnet evaluate`; topk would take any.
+        own, classes = logits.gather(1, targets[:, None]), torch.arange(logits.shape[1], device=logits.device)
+        before = ((logits > own) | ((logits == own) & (classes < targets[:, None]))).sum(dim=1)
+        finite = logits.isfinite().all(dim=1)
         self._totals += torch.stack(
             [
                 torch.full((), len(targets), device=logits.device),
-                hits[:, 0].sum(),
-                hits.any(dim=1).sum(),
+                (finite & (before < 1)).sum(),
+                (finite & (before < 5)).sum(),
                 _as_units(losses),
             ]
         )
         if len(self.confusion):
-            cells = targets * self.num_classes + best[:, 0]
+            cells = targets * self.num_classes + logits.argmax(dim=1)
             # `bincount` looks for the largest cell, for which a GPU is waited for.
             self.confusion.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
 
