@@ -8,7 +8,7 @@ PRECISIONS = ("fp32", "bf16")
 # The forms of an export, and what opens each.
 FORMS = {
     "safetensors": "`coatnet evaluate`, `coatnet predict`; any reader of safetensors",
-    "timm": "`timm.create_model(...).load_state_dict(...)`, see the certificate's notes",
+    "timm": '`timm.create_model("local-dir:timm", pretrained=True)`',
     "onnx": "onnxruntime",
     "torch_export": "`torch.export.load`",
 }

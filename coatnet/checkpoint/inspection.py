@@ -82,7 +82,8 @@ def _read_exported_config(config: Path) -> Description:
     except OSError as error:
         raise UserError(f"{config}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{config}: does not describe a model of this project") from None
+        remedy = "" if timm_description(config.parent) is None else "; `coatnet import` takes timm's over"
+        raise UserError(f"{config}: does not describe a model of this project{remedy}") from None
     checked = from_dict(ModelConfig, model, origin=str(config))
     if classes is not None:
         if not isinstance(classes, list):
@@ -93,8 +94,19 @@ def _read_exported_config(config: Path) -> Description:
 
 
 def is_bare(path: Path) -> bool:
-    """Tell whether a file of tensors lies without the `config.json` that describes them, as timm's do."""
-    return path.suffix == ".safetensors" and not (path.parent / CONFIG).exists()
+    """Tell whether a file of tensors lies without a `config.json` of ours, as timm's do."""
+    if path.suffix != ".safetensors":
+        return False
+    return not (path.parent / CONFIG).exists() or timm_description(path.parent) is not None
+
+
+def timm_description(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder's `config.json`, in the form of timm's hub, says; None if there is no such."""
+    try:
+        described = json.loads(read_regular(folder / CONFIG, most=_MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return described if isinstance(described, dict) and "architecture" in described else None
 
 
 def described_model(path: Path) -> ModelConfig:

@@ -135,12 +135,13 @@ def timm_arguments(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     runs = [stage.runs[0] for stage in plan.stages]
     act_layer = "gelu_tanh" if config.gelu == "tanh" else "gelu"
     pool = "max2" if config.pooling == "max" else "avg2"
-    return "coatnet_0_224", {
+    name = f"{config.name}_224"
+    return name if name in TIMM_NAMES else TIMM_NAMES[0], {
         "img_size": config.image_size,
         "num_classes": config.num_classes,
-        "depths": tuple(run.depth for run in runs),
-        "embed_dim": tuple(run.width for run in runs),
-        "block_type": tuple("C" if run.kind == "mbconv" else "T" for run in runs),
+        "depths": [run.depth for run in runs],
+        "embed_dim": [run.width for run in runs],
+        "block_type": ["C" if run.kind == "mbconv" else "T" for run in runs],
         "stem_width": plan.stem_width,
         "stem_bias": config.stem_bias,
         "head_hidden_size": plan.width,

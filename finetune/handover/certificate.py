@@ -43,6 +43,7 @@ def certify(
     answers: Answers,
     classifier: Classifier,
     *,
+    folder: Path,
     files: list[Path],
     data: str | None,
     notes: dict[str, Any],
@@ -51,9 +52,9 @@ def certify(
 
     Returns:
         Plain values: among them `max_logit_difference` on a fixed batch against the model in torch, fp32; by
-        SHA-256 `files`, all of the export's, and `weights`, the model's, whatever the form; and of the images
-        of `data` `top1` and `exported_top1`, or with several labels each `map` and `exported_map`, and
-        `differing_guesses`.
+        SHA-256 `files`, all of the export's by their paths in `folder`, and `weights`, the model's, whatever
+        the form; and of the images of `data` `top1` and `exported_top1`, or with several labels each `map`
+        and `exported_map`, and `differing_guesses`.
     """
     images = fixed_batch(classifier.augment.image_size)
     with torch.inference_mode():
@@ -66,7 +67,7 @@ def certify(
         "max_logit_difference": difference,
         "tolerance": TOLERANCE,
         "images": list(images.shape),
-        "files": {file.name: _sha256(file) for file in files},
+        "files": {str(file.relative_to(folder)): _sha256(file) for file in files},
         "weights": _digest_of_weights(classifier),
         "model": to_dict(classifier.model.config),
         "commit": code_commit(),

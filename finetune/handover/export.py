@@ -76,7 +76,7 @@ def _export(classifier: Classifier, destination: Path, *, form: str, data: str |
     _require_space(destination, classifier)
     certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
     files, answers, notes = _WRITERS[form](classifier, destination)
-    certificate = certify(form, answers, classifier, files=files, data=data, notes=notes)
+    certificate = certify(form, answers, classifier, folder=destination, files=files, data=data, notes=notes)
     write_atomically(certified, json_text(certificate, indent=2) + "\n")
     return certificate
 

@@ -6,22 +6,30 @@ import argparse
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from coatnet.checkpoint.classes import check_class_count
-from coatnet.checkpoint.inspection import OWN_LOGITS, TIMM_LOGITS, check_image_size, unwrapped
-from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_config
+from coatnet.checkpoint.inspection import (
+    CONFIG,
+    OWN_LOGITS,
+    TIMM_LOGITS,
+    check_image_size,
+    timm_description,
+    unwrapped,
+)
+from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_arguments, timm_config
 from coatnet.checkpoint.weight_files import is_pickle, refuse_pickle
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
-from coatnet.config import UserError, to_dict
+from coatnet.config import UserError, from_dict, to_dict
+from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular
 from data_pipeline.augment_config import AugmentConfig
-from finetune.handover.timm_form import ARGUMENTS, TENSORS, description
 
 # Under which trainers keep a state dict beside other things; as in timm, an average before what it is of.
 _STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -39,6 +47,7 @@ def import_model(
     """Write weights of timm's models, or a bare state dict of ours, in the native form.
 
     Args:
+        source: the weights; a `config.json` of timm's beside them tells class names and preprocessing.
         name: "coatnet_0" and so on; for timm's weights also "coatnet_0_224".
         px: side of the images that the relative-bias tables are for.
 
@@ -46,11 +55,25 @@ def import_model(
         UserError: a pickle without trust, a damaged file, or tensors that do not fit the model.
     """
     weights = foreign_weights(source, name=name, px=px, trust_pickle=trust_pickle)
+    said, origin = timm_description(source.parent) or {}, str(source.with_name(CONFIG))
     if classes is not None:
-        weights.classes = read_class_names(classes)
-        check_class_count(weights.classes, weights.model.num_classes, origin=str(classes))
-    weights.facts["augment"] = to_dict(AugmentConfig(image_size=px))
+        weights.classes, origin_of_names = read_class_names(classes), str(classes)
+    elif isinstance(said.get("label_names"), list):
+        weights.classes, origin_of_names = check_class_names(said["label_names"], origin=origin), origin
+    if weights.classes is not None:
+        check_class_count(weights.classes, weights.model.num_classes, origin=origin_of_names)
+    weights.facts["augment"] = to_dict(_preprocessing(said.get("pretrained_cfg"), px=px, origin=origin))
     return export_safetensors(weights, destination)
+
+
+def _preprocessing(said: Any, *, px: int, origin: str) -> AugmentConfig:
+    """Return how images are prepared: as timm's description says, else as ours are."""
+    values: dict[str, Any] = {"image_size": px}
+    if isinstance(said, dict):
+        values |= {key: said[key] for key in ("mean", "std", "interpolation") if key in said}
+        values |= {"evaluate_crop": said["crop_pct"]} if "crop_pct" in said else {}
+        values |= {"evaluate_resize": "whole"} if said.get("crop_mode") == "squash" else {}
+    return from_dict(AugmentConfig, values, origin=origin)
 
 
 def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = False) -> Weights:
@@ -88,12 +111,11 @@ def _config(name: str, *, is_timm: bool, num_classes: int, px: int) -> ModelConf
 
 def _refuse_other_network(source: Path, config: ModelConfig) -> None:
     """Refuse what this project exported of a network that timm has no name for: its tensors would fit."""
-    described = source.with_name(ARGUMENTS)
-    if source.name != TENSORS or not described.is_file():
-        return
-    if described.read_bytes() != description(config).encode():
+    described, (_, arguments) = timm_description(source.parent), timm_arguments(config)
+    own = (described or {}).get("model_args") or {}
+    if any(value != arguments.get(key, value) for key, value in own.items() if key != "img_size"):
         raise UserError(
-            f"{source}: {ARGUMENTS} beside it describes another network than timm's; "
+            f"{source}: {CONFIG} beside it describes another network than timm's {config.name}; "
             "export it again with --format safetensors and give that folder"
         )
 

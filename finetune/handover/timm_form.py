@@ -1,8 +1,7 @@
-"""The model as a state dict of timm's CoAtNet, where timm's architecture can hold it."""
+"""The model in timm's own form, where timm can hold it: a folder as the repositories of its hub are."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +9,26 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from coatnet.checkpoint.inspection import CONFIG, TENSORS
 from coatnet.checkpoint.timm import timm_arguments, to_timm
 from coatnet.checkpoint.weights import write_tensors
 from coatnet.config import UserError
+from coatnet.config.plain_text import json_text
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from coatnet.runtime.run_directory import write_atomically
+from data_pipeline.augment_config import AugmentConfig
 from finetune.classifier import Classifier
 from finetune.handover.certificate import Answers
 
-TENSORS, ARGUMENTS = "timm.safetensors", "timm.json"
+_FOLDER = "timm"
 
 
 def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], Answers, dict[str, Any]]:
-    """Write `timm.safetensors` and `timm.json`, the name and arguments for `timm.create_model`.
+    """Write the folder `timm`, which `timm.create_model("local-dir:…/timm", pretrained=True)` opens.
 
     timm resizes bias tables in another way, so they are written at the grid of the input's size.
 
@@ -35,15 +36,16 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         UserError: timm cannot hold the architecture, or cannot be imported to prove it.
     """
     config = replace(classifier.model.config, image_size=classifier.augment.image_size)
-    name, arguments = timm_arguments(config)
     tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
-    path, described = destination / TENSORS, destination / ARGUMENTS
     timm = check_timm(config)
-    write_tensors(tensors, path, described_by=described)
-    write_atomically(described, description(config))
-    peer = timm.create_model(name, **arguments)
-    peer.load_state_dict(load_file(path))
-    return [path, described], peer.eval(), {"create_model": name, "arguments": arguments}
+    folder = destination / _FOLDER
+    folder.mkdir(exist_ok=True)
+    described = describe_to_timm(config, classifier.augment, classes=classifier.classes)
+    write_tensors(tensors, folder / TENSORS, described_by=folder / CONFIG)
+    write_atomically(folder / CONFIG, json_text(described, indent=2) + "\n")
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    name, arguments = timm_arguments(config)
+    return [folder / TENSORS, folder / CONFIG], peer.eval(), {"create_model": name, "arguments": arguments}
 
 
 def check_timm(config: ModelConfig) -> ModuleType:
@@ -63,10 +65,30 @@ def check_timm(config: ModelConfig) -> ModuleType:
     return timm
 
 
-def description(config: ModelConfig) -> str:
-    """Return what `timm.json` says of a network."""
+def describe_to_timm(
+    config: ModelConfig, augment: AugmentConfig, *, classes: list[str] | None
+) -> dict[str, Any]:
+    """Return what `config.json` tells timm of a network: its arguments, class names and preprocessing."""
     name, arguments = timm_arguments(config)
-    return json.dumps({"name": name, "arguments": arguments}, indent=2) + "\n"
+    whole = augment.evaluate_resize == "whole"
+    return {
+        "architecture": name,
+        "num_classes": arguments.pop("num_classes"),
+        **({} if classes is None else {"label_names": classes}),
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, config.image_size, config.image_size],
+            "fixed_input_size": True,
+            "pool_size": [config.image_size // 32, config.image_size // 32],
+            "interpolation": augment.interpolation,
+            "crop_mode": "squash" if whole else "center",
+            "crop_pct": 1.0 if whole else augment.evaluate_crop,
+            "mean": augment.mean,
+            "std": augment.std,
+            "first_conv": "stem.conv1",
+            "classifier": "head.fc",
+        },
+    }
 
 
 def _with_tables_for(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

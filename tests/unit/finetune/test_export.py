@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from coatnet.checkpoint.inspection import check_source
-from coatnet.checkpoint.timm import timm_config, to_timm
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
@@ -34,8 +29,6 @@ from finetune.evaluation.measure import measure
 from finetune.handover.card import model_card
 from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
 from finetune.handover.export import export_model, print_certificates
-from finetune.handover.importing import foreign_weights, import_model
-from finetune.handover.timm_form import description
 
 
 def odd_batch(px: int = 64, *, images: int = 7) -> torch.Tensor:
@@ -132,87 +125,25 @@ def test_timm_opens_the_state_dict_and_gives_equal_logits(
 ) -> None:
     (certificate,) = export_model(str(exported), tmp_path, formats=["timm"], px=px)
     assert certificate["accepted"]
-    described = json.loads((tmp_path / "timm.json").read_text())
-    peer = timm.create_model(described["name"], **described["arguments"]).eval()
-    peer.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    shutil.move(tmp_path / "timm", tmp_path / "handed on")
+    peer = timm.create_model(f"local-dir:{tmp_path / 'handed on'}", pretrained=True).eval()
     images = odd_batch(px)
     with torch.inference_mode():
         assert (peer(images) - own_answers(exported, images)).abs().max() <= TOLERANCE
+    assert peer.pretrained_cfg["label_names"] == ["amber", "blue", "green"]
 
 
 @pytest.mark.slow
-def test_weights_of_timms_own_model_are_imported_with_equal_logits(timm: Any, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    peer = timm.create_model("coatnet_0_224", num_classes=7).eval()
-    save_file(peer.state_dict(), tmp_path / "peer.safetensors")
-    source, names = tmp_path / "peer.safetensors", tmp_path / "classes.txt"
-    names.write_text("a\nb\nc\nd\ne\nf\ng\n")
-    import_model(source, tmp_path / "own", name="coatnet_0", px=224, classes=names)
-    images = odd_batch(224, images=2)
-    with torch.inference_mode():
-        assert (peer(images) - own_answers(tmp_path / "own", images)).abs().max() <= TOLERANCE
-    imported = open_classifier(str(tmp_path / "own"))
-    assert imported.classes == [*"abcdefg"] and imported.augment.image_size == 224
-    names.write_text("a\nb\n")
-    with pytest.raises(UserError, match="2 class names for 7 outputs"):
-        import_model(source, tmp_path / "other", name="coatnet_0", px=224, classes=names)
-
-
-@pytest.mark.slow
-def test_an_export_for_timm_of_a_network_that_timm_has_no_name_for_is_not_taken_for_timms_own(
-    tmp_path: Path,
-) -> None:
-    ours = ModelConfig(name="coatnet_0", num_classes=2, image_size=32, stem_bias=False)
-    theirs = timm_config("coatnet_0_224", num_classes=2, image_size=32)
-    for name, config in (("ours", ours), ("theirs", theirs)):
-        (tmp_path / name).mkdir()
-        tensors = to_timm(build_model(config, seed=0).state_dict(), config)
-        save_file(tensors, tmp_path / name / "timm.safetensors")
-        (tmp_path / name / "timm.json").write_text(description(config))
-    assert foreign_weights(tmp_path / "theirs" / "timm.safetensors", name="coatnet_0", px=32).model == theirs
-    with pytest.raises(UserError, match=r"timm\.json beside it describes another network"):
-        foreign_weights(tmp_path / "ours" / "timm.safetensors", name="coatnet_0", px=32)
-
-
-@pytest.mark.slow
-def test_weights_are_found_beside_what_a_trainer_keeps_and_under_what_it_wraps_them_in(
-    tmp_path: Path,
-) -> None:
-    own = build_model(ModelConfig(name="coatnet_0", num_classes=2, image_size=32), seed=1).state_dict()
-    raw = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
-    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in own.items()}
-    averaged = {"state_dict": raw, "state_dict_ema": wrapped, "epoch": 3, "args": argparse.Namespace(lr=1.0)}
-    torch.save(averaged, tmp_path / "last.pth.tar")
-    torch.save({"model": wrapped, "optimizer": {"state": {}}}, tmp_path / "model.pth")
-    save_file(wrapped, tmp_path / "wrapped.safetensors")
-    for name in ("last.pth.tar", "model.pth", "wrapped.safetensors"):
-        check_source(tmp_path / name, name="coatnet_0", px=32, classes=None, trust_pickle=True)
-        found = foreign_weights(tmp_path / name, name="coatnet_0", px=32, trust_pickle=True).tensors
-        assert found.keys() == own.keys() and all(torch.equal(found[each], own[each]) for each in own)
-    with pytest.raises(UserError, match=r"last\.pth\.tar: a pickle can run any program"):
-        check_source(tmp_path / "last.pth.tar", name="coatnet_0", px=32, classes=None, trust_pickle=False)
-
-
-@pytest.mark.parametrize(
-    "held", [{0: torch.zeros(2)}, {"state_dict": {"head.fc.weight": 3}}, [torch.zeros(2)]]
-)
-def test_a_pickle_that_holds_no_names_of_tensors_is_refused(tmp_path: Path, held: Any) -> None:
-    torch.save(held, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
-        foreign_weights(tmp_path / "odd.pth", name="coatnet_0", px=32, trust_pickle=True)
-
-
-def test_what_is_given_without_a_description_is_looked_at_before_it_is_taken(tmp_path: Path) -> None:
-    head, other = {"head.logits.weight": torch.zeros(2, 768)}, {"fc.weight": torch.zeros(2, 3)}
-    torch.save(head, tmp_path / "head.pth")
-    torch.save(other, tmp_path / "other.pth")
-    take = partial(foreign_weights, name="coatnet_0", px=32)
-    with pytest.raises(UserError, match="a pickle can run any program"):
-        take(tmp_path / "head.pth")
-    with pytest.raises(UserError, match=r"other\.pth: holds neither head\.fc\.weight \(timm\) nor"):
-        take(tmp_path / "other.pth", trust_pickle=True)
-    with pytest.raises(UserError, match=r"head\.pth: the checkpoint has no tensor head\.dense"):
-        take(tmp_path / "head.pth", trust_pickle=True)
+def test_timm_is_told_how_a_model_wants_its_images(timm: Any, exported: Path, tmp_path: Path) -> None:
+    export_model(str(exported), tmp_path, formats=["timm"])
+    wanted = open_classifier(str(exported)).augment
+    assert wanted.evaluate_resize == "whole"
+    peer = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    told = timm.data.resolve_model_data_config(peer)
+    assert told["input_size"] == (3, wanted.image_size, wanted.image_size)
+    assert [list(told["mean"]), list(told["std"])] == [wanted.mean, wanted.std]
+    assert (told["interpolation"], told["crop_mode"]) == (wanted.interpolation, "squash")
+    assert told["crop_pct"] == 1.0
 
 
 @pytest.mark.parametrize(("figure", "words"), [("top1", "top-1"), ("map", "mAP")])
@@ -225,33 +156,21 @@ def test_the_table_of_an_export_shows_both_accuracies(
     assert words in shown and "50.00%" in shown and "25.00%" in shown and shown.count("–") == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04" + bytes(99)])
-def test_a_damaged_pickle_is_refused_without_the_advice_to_read_it_unprotected(
-    tmp_path: Path, content: bytes
-) -> None:
-    (tmp_path / "odd.pth").write_bytes(content)
-    with tarfile.open(tmp_path / "tar.pth", "w") as tar:
-        tar.add(tmp_path / "odd.pth", "storages")
-    for name in ("odd.pth", "tar.pth"):
-        with pytest.raises(
-            UserError, match=r"damaged, or not a file of tensors alone; nothing else is read$"
-        ):
-            foreign_weights(tmp_path / name, name="coatnet_0", px=32, trust_pickle=True)
-
-
-def test_an_export_whose_answers_differ_is_not_accepted(exported: Path) -> None:
+def test_an_export_whose_answers_differ_is_not_accepted(exported: Path, tmp_path: Path) -> None:
     classifier = open_classifier(str(exported))
 
     def wrong(images: torch.Tensor) -> torch.Tensor:
         return classifier.model(images) + 1e-3
 
-    certificate = certify("onnx", wrong, classifier, files=[], data=None, notes={})
+    certificate = certify("onnx", wrong, classifier, folder=tmp_path, files=[], data=None, notes={})
     assert not certificate["accepted"]
     assert certificate["max_logit_difference"] == pytest.approx(1e-3, rel=0.01)
     assert "onnx" not in model_card(classifier, [certificate]), "nor is it handed on"
 
 
-def test_a_certificate_tells_the_models_own_accuracy_from_the_exports(exported: Path, photos: Path) -> None:
+def test_a_certificate_tells_the_models_own_accuracy_from_the_exports(
+    exported: Path, photos: Path, tmp_path: Path
+) -> None:
     classifier = open_classifier(str(exported))
     corpus, batch = open_corpus(str(photos)), dict[str, Any](batch=23, ranks=Ranks.single())
     own = measure(classifier.model, corpus, classifier.augment, **batch).predictions
@@ -259,7 +178,7 @@ def test_a_certificate_tells_the_models_own_accuracy_from_the_exports(exported: 
     def next_class(images: torch.Tensor) -> torch.Tensor:
         return classifier.model(images).roll(1, dims=1)
 
-    found = certify("onnx", next_class, classifier, files=[], data=str(photos), notes={})
+    found = certify("onnx", next_class, classifier, folder=tmp_path, files=[], data=str(photos), notes={})
     assert found["differing_guesses"] == 23
     assert found["top1"] == (own.guess == own.label).mean()
     assert found["exported_top1"] == ((own.guess + 1) % 3 == own.label).mean() != found["top1"]
@@ -345,8 +264,8 @@ def test_an_export_killed_over_an_earlier_one_leaves_no_certificate_beside_what_
         pytest.importorskip("onnxruntime")
     out = tmp_path / "out"
     export_model(str(exported), out, formats=[form])
-    files = {file.name for file in out.iterdir()}
-    (left,) = (out / name for name in files if not name.endswith((".json", ".md")))
+    files = set(out.rglob("*"))
+    (left,) = (file for file in files if file.is_file() and file.suffix not in (".json", ".md"))
     whole = left.read_bytes()
     other = shutil.copytree(exported, tmp_path / "other")
     description = json.loads((other / "config.json").read_text())
@@ -366,7 +285,7 @@ def test_an_export_killed_over_an_earlier_one_leaves_no_certificate_beside_what_
         with pytest.raises(UserError, match=r"config\.json"):
             load_weights(out)
     export_model(str(other), out, formats=[form])
-    assert {file.name for file in out.iterdir()} == files, "nothing is left lying about"
+    assert set(out.rglob("*")) == files, "nothing is left lying about"
 
 
 def test_the_latency_benchmark_says_what_it_measured(load_benchmark: Callable[[str], ModuleType]) -> None:
