@@ -37,8 +37,9 @@ def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
         run.check_corpora(config.data.digests_here())
     # The config alone is asked: the model may come of an earlier stage of a pipeline, which has not run.
     recipe = to_dict(config)
-    if lookup(recipe, "seeds"):
-        raise UserError("seeds: several runs in one job; give `seed` and one job for each")
+    if seeds := lookup(recipe, "seeds"):
+        one = f"seeds=[] seed={seeds[0]} run.directory={run.path}/seed-{seeds[0]}"
+        raise UserError(f"seeds: several runs in one job; submit one for each, as {one}")
     later = (change["global_batch"] for change in lookup(recipe, "train.batch_changes") or ())
     cut(
         [lookup(recipe, "train.global_batch"), *later],

@@ -34,7 +34,7 @@ _ENDED = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "ended by SIG", "Zero Bytes were transmitted", "Transport endpoint",
          "Communication connection failure", "Slurm backup controller in standby")  # fmt: skip
-_COLUMNS = "%A|%F|%K|%T|%r|%o"
+_COLUMNS = "%A|%F|%K|%T|%r|%S|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
 _REFUSALS_SECONDS = 20.0
@@ -59,6 +59,8 @@ class QueuedJob:
         reason: why it waits or ended, empty where SLURM has none.
         array_job_id: the array that a task belongs to, empty for ordinary jobs.
         script: the path that sbatch was given, empty where it is not known.
+        start: when it began or is expected to, as 2026-11-28T09:41:58 of this machine's time zone; empty
+            where SLURM does not say.
     """
 
     job_id: str
@@ -66,6 +68,7 @@ class QueuedJob:
     reason: str = ""
     array_job_id: str = ""
     script: str = ""
+    start: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -348,13 +351,14 @@ def parse_queue(printed: str) -> dict[str, QueuedJob]:
         fields = line.split("|", _COLUMNS.count("|"))
         if len(fields) <= _COLUMNS.count("|"):
             raise SlurmError(f"squeue printed {line[:60].strip()!r} instead of a job")
-        own_id, array, task, state, reason, script = fields
+        own_id, array, task, state, reason, start, script = fields
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if task.isdecimal() else own_id,
             state=state,
             reason="" if reason == "None" else reason,
             array_job_id="" if task == "N/A" else array,
             script=script,
+            start=start if start[:1].isdigit() else "",  # else N/A, Unknown
         )
     return jobs
 

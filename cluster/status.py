@@ -65,6 +65,7 @@ class RunStatus:
         next_action: what somebody has to do for the run to go on, where `detail` does not say it.
         step: newest committed checkpoint's.
         lost_seconds: wall time since the first life began that no rank spent on the run's own work.
+        expected_start: when a job that waits is to begin, by SLURM's estimate; as 2026-11-28T09:41:58.
     """
 
     directory: str
@@ -81,6 +82,7 @@ class RunStatus:
     lost_seconds: float | None = None
     last_error: str = ""
     next_action: str = ""
+    expected_start: str | None = None
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
@@ -146,6 +148,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
         lost_seconds=_lost_seconds(accounts, lives, running=state == "running"),
         last_error=_last_error(run, lives),
         next_action="" if is_told else _NEXT.get(state, ""),
+        expected_start=_expected_start(job) if state in _WAITING else None,
     )
 
 
@@ -189,6 +192,12 @@ def _job(directory: Path, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
     known = jobs_of_run(directory, queue)
     alive = sorted((job for job in known if job.is_alive), key=lambda job: job.state != "RUNNING")
     return next(iter(alive or known[-1:]), None)
+
+
+def _expected_start(job: QueuedJob | None) -> str | None:
+    """Return when a job that waits is to begin; what lies behind us is no expectation."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S")
+    return job.start if job is not None and job.start > now else None
 
 
 def _submitted(

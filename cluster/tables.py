@@ -32,7 +32,7 @@ def print_status(runs: Sequence[RunStatus], *, silence: str = "") -> None:
         else "no runs found; give their directories, or folders of them"
     )
     for run in runs:
-        words = "; ".join(filter(None, (run.detail or run.last_error, run.next_action)))
+        words = "; ".join(filter(None, (run.detail or run.last_error, _begins(run), run.next_action)))
         if words and run.state != "done":
             console.print(
                 f"\n {_text(run.directory)}, {_coloured(run.state)}: {_text(words)}",
@@ -64,6 +64,11 @@ def _table(runs: Sequence[RunStatus], *, bar: int) -> Table:
             duration(run.lost_seconds),
         )
     return table
+
+
+def _begins(run: RunStatus) -> str:
+    """Return when a run that waits is to begin, in a person's words."""
+    return f"expected to begin {run.expected_start[:16].replace('T', ' ')}" if run.expected_start else ""
 
 
 def _text(words: str) -> str:

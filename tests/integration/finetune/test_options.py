@@ -95,7 +95,10 @@ def test_seeds_stop_early_and_are_summarised(
         evaluate__every="2 steps",
         head__keep_rows="matching",
     )
+    whole = tmp_path / "seeds"
+    coatnet(*words, "seeds=[]", "seed=0", f"run.directory={whole}/seed-0")  # as a job of its own
     said = coatnet(*words).stderr
+    assert f"{whole}/seed-0: is done already" in said
     assert "under a new head that knows 3 classes already" in said
     assert ", since evaluations brought nothing better" in said and "seeds: top1" in said
     summary = json.loads((tmp_path / "seeds" / "summary.json").read_text())

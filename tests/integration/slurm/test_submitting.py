@@ -49,6 +49,8 @@ def test_a_submission_that_is_killed_right_after_sbatch_has_its_job_found(
     assert find_runs([Path("runs")]) == [Path("runs/shard")]
     found = read_status(run.directory, queue=slurm.queue())
     assert (found.state, found.job_id, found.lives) == ("pending", job_id, 0)
+    shown = slurm_cluster.client("scontrol", "--oneliner", "show", "job", job_id)
+    assert f" StartTime={found.expected_start} " in shown and "T" in str(found.expected_start)
     again = Request("shard", "photos", ("shards",), SiteConfig(gpus_per_node=0), directory=run.directory)
     with pytest.raises(UserError, match=f"has job {job_id} already"):
         submit(prepare(again))

@@ -8,10 +8,10 @@ from cluster import slurm
 from cluster.launch import Attempt, Failure, failures
 
 TABLE = """\
-2501|2501|1-2%1|PENDING|JobArrayTaskLimit|/a/script.sh
-2502|2502|N/A|PENDING|launch failed requeued held|/b/x|y.sh
-2503|2501|0|RUNNING|None|/a/script.sh
-2504|2504|N/A|COMPLETED|None|(null)
+2501|2501|1-2%1|PENDING|JobArrayTaskLimit|N/A|/a/script.sh
+2502|2502|N/A|PENDING|launch failed requeued held|2026-11-28T09:41:58|/b/x|y.sh
+2503|2501|0|RUNNING|None|2026-11-28T09:11:58|/a/script.sh
+2504|2504|N/A|COMPLETED|None|Unknown|(null)
 """  # as 22.05 prints it
 
 
@@ -20,8 +20,10 @@ def test_the_queue_is_read_from_a_table() -> None:
     assert jobs == {
         # the tasks that still wait, as one
         "2501": slurm.QueuedJob("2501", "PENDING", "JobArrayTaskLimit", "2501", "/a/script.sh"),
-        "2502": slurm.QueuedJob("2502", "PENDING", "launch failed requeued held", "", "/b/x|y.sh"),
-        "2503": slurm.QueuedJob("2501_0", "RUNNING", "", "2501", "/a/script.sh"),
+        "2502": slurm.QueuedJob(
+            "2502", "PENDING", "launch failed requeued held", "", "/b/x|y.sh", "2026-11-28T09:41:58"
+        ),
+        "2503": slurm.QueuedJob("2501_0", "RUNNING", "", "2501", "/a/script.sh", "2026-11-28T09:11:58"),
         "2504": slurm.QueuedJob("2504", "COMPLETED", script="(null)"),
     }
     assert jobs["2503"].is_alive and not jobs["2504"].is_alive

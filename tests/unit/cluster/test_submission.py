@@ -350,7 +350,8 @@ def test_several_seeds_are_refused_before_the_queue_since_one_job_trains_one_run
     config.write_text(
         "model: {name: coatnet_0}\nhead: {keep_rows: none}\ndata: {train: [{path: nowhere}]}\nseeds: [1, 2]\n"
     )
-    with pytest.raises(UserError, match="seeds: several runs in one job; give `seed` and one job for each"):
+    remedy = rf"submit one for each, as seeds=\[\] seed=1 run.directory={tmp_path}/run/seed-1$"
+    with pytest.raises(UserError, match=f"seeds: several runs in one job; {remedy}"):
         preview(prepare(Request("finetune", str(config), (), SITE, directory=tmp_path / "run")))
 
 
@@ -371,7 +372,7 @@ def test_a_run_whose_job_is_queued_is_not_submitted_again(
     programs: Program, tmp_path: Path, array: int, told: str
 ) -> None:
     try_to_submit(tmp_path)
-    programs("squeue", f"echo '7|{array or 7}|{0 if array else 'N/A'}|PENDING|None|'")
+    programs("squeue", f"echo '7|{array or 7}|{0 if array else 'N/A'}|PENDING|None|N/A|'")
     with pytest.raises(UserError, match=f"has job {told} already; watch it, or end it by: coatnet cancel"):
         try_to_submit(tmp_path)
 
@@ -392,7 +393,7 @@ def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Program, 
         submit(prepared, release=True)
     assert run.marker("held") == before
     History(run.path).note("submitted", job_id="7", folder="0001", lives=0)
-    programs("squeue", "echo '7|7|N/A|COMPLETING|None|'")
+    programs("squeue", "echo '7|7|N/A|COMPLETING|None|N/A|'")
     with pytest.raises(UserError, match="has job 7 already"):
         submit(prepared, release=True)
     assert run.marker("held") == before, "its last life still ends"

@@ -33,6 +33,7 @@ def test_every_run_has_a_line_and_what_it_has_to_say_stands_below(
         RunStatus("runs/a", "running", "", "7", ["n1"], 2, 1200, 30_000, 60_000, 1234.5, 7500.0, 40.0),
         RunStatus("runs/b", "failed", "boom [/b]", next_action="submit again"),
         RunStatus("runs/c", "requeued", "", samples_seen=500, last_error="life 1: n1 was lost"),
+        RunStatus("runs/e", "pending", "Priority", expected_start="2026-11-28T09:41:58"),
         RunStatus("runs/d", "done", "all is well", samples_seen=70, total_samples=60),
     ]
     for width, bar in (("120", "━━━━━━━━━━━━ "), ("80", ""), ("40", "")):
@@ -44,9 +45,11 @@ def test_every_run_has_a_line_and_what_it_has_to_say_stands_below(
             f"runs/a running 7 2 1,200 {bar}50.0% 1,234 2 h 05 min 40 s",
             "runs/b failed – – – – – – –",
             "runs/c requeued – – – 500 images – – –",
+            "runs/e pending – – – – – – –",
             f"runs/d done – – – {bar}116.7% – – –",
             "runs/b, failed: boom [/b]; submit again",
             "runs/c, requeued: life 1: n1 was lost",
+            "runs/e, pending: Priority; expected to begin 2026-11-28 09:41",
             "states are read from the run directories alone: no squeue",
         ]
 

@@ -25,7 +25,7 @@ Program = Callable[[str, str], None]
 # Others' programs read them: names are added at the end, and none goes.
 _NAMES_IN_JSON = [
     "directory", "state", "detail", "job_id", "nodes", "lives", "step", "samples_seen", "total_samples",
-    "images_per_second", "remaining_seconds", "lost_seconds", "last_error", "next_action",
+    "images_per_second", "remaining_seconds", "lost_seconds", "last_error", "next_action", "expected_start",
 ]  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
     History(run).note("successor", job_id="8")
     called = tmp_path / "called"
     states = {"7": "RUNNING", "8": "PENDING", "9": "RUNNING"}
-    program("squeue", "\n".join(f"echo '{job}|{job}|N/A|{state}|None|'" for job, state in states.items()))
+    program("squeue", "\n".join(f"echo '{job}|{job}|N/A|{state}|None|N/A|'" for job, state in states.items()))
     program("scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
     assert slurm.available()
     assert cancel_run(run) == ["8", "7"]
@@ -330,8 +330,24 @@ def test_a_job_that_waits_in_vain_is_told_with_the_remedy(
     assert detail == words or (words and detail.endswith(words.format(run=run)))
 
 
+@pytest.mark.parametrize(
+    ("state", "start", "told"),
+    [
+        ("PENDING", "2999-01-01T09:41:58", "2999-01-01T09:41:58"),
+        ("PENDING", "2001-01-01T09:41:58", None),  # looked at before the scheduler's next turn
+        ("PENDING", "", None),
+        ("RUNNING", "2999-01-01T09:41:58", None),  # by a clock that differs from ours
+    ],
+)
+def test_a_job_that_waits_is_told_with_the_time_at_which_slurm_expects_it_to_begin(
+    run: Path, state: str, start: str, told: str | None
+) -> None:
+    assert read_status(run, queue={"7": QueuedJob("7", state, start=start)}).expected_start == told
+    assert read_status(run, queue={}).expected_start is None
+
+
 def test_a_job_of_a_colleague_is_his_to_cancel(run: Path, program: Program) -> None:
-    program("squeue", "echo '7|7|N/A|RUNNING|None|'")
+    program("squeue", "echo '7|7|N/A|RUNNING|None|N/A|'")
     program(
         "scancel", "echo 'scancel: error: Kill job error on job id 7: Access/permission denied' >&2; exit 1"
     )
