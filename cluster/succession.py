@@ -14,7 +14,7 @@ from cluster.history import History
 from cluster.job import Job, read_job
 from coatnet.config import UserError
 
-EXIT_CONTINUED = 85  # not zero: SLURM then starts the successor
+EXIT_UNFINISHED = 85  # not zero: SLURM then starts the successor, and nothing that comes after the run
 
 
 class Succession:
@@ -85,12 +85,12 @@ class Succession:
             slurm.requeue(self._known_as, exclude=self._all_excluded(excluded))
             return 0
         if self.mode == "none":
-            return 0
+            return EXIT_UNFINISHED
         if self._successor is None:
             self._queue_successor(excluded)
         elif excluded:
             slurm.exclude_nodes(self._successor, self._all_excluded(excluded))
-        return EXIT_CONTINUED
+        return EXIT_UNFINISHED
 
     def finished(self) -> None:
         """Let the held jobs go that wait for this run (pipelines in chain mode)."""

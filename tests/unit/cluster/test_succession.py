@@ -10,7 +10,7 @@ import pytest
 from cluster.history import History
 from cluster.job import Job, write_job
 from cluster.site import SiteConfig
-from cluster.succession import EXIT_CONTINUED, Succession
+from cluster.succession import EXIT_UNFINISHED, Succession
 
 Heard = Callable[[], list[str]]
 
@@ -75,14 +75,14 @@ def test_a_requeued_run_keeps_off_all_nodes_that_were_ever_excluded(tmp_path: Pa
 def test_a_chained_run_goes_on_by_a_status_that_starts_its_successor(tmp_path: Path, heard: Heard) -> None:
     chain = succession(tmp_path, "chain")
     chain.prepare()
-    assert chain.go_on(excluded={}) == EXIT_CONTINUED != 0
+    assert chain.go_on(excluded={}) == EXIT_UNFINISHED != 0
     assert len(heard()) == 1, "nothing was excluded since the successor was queued"
-    assert chain.go_on(excluded={"n2": "no"}) == EXIT_CONTINUED
+    assert chain.go_on(excluded={"n2": "no"}) == EXIT_UNFINISHED
     assert heard()[1:] == ["scontrol update jobid=8 ExcNodeList=bad1,n2"]
 
 
-def test_a_run_that_may_not_go_on_ends_well(tmp_path: Path, heard: Heard) -> None:
-    assert succession(tmp_path, "none").go_on(excluded={"n2": "no"}) == 0
+def test_a_run_that_may_not_go_on_starts_nothing_that_comes_after_it(tmp_path: Path, heard: Heard) -> None:
+    assert succession(tmp_path, "none").go_on(excluded={"n2": "no"}) == EXIT_UNFINISHED != 0
     assert heard() == []
 
 
