@@ -137,6 +137,9 @@ def submit(
     srun: Annotated[list[str] | None, typer.Option(help="Any option of srun.")] = None,
     name: Annotated[str | None, typer.Option(help="Job name; default: the run directory's.")] = None,
     directory: Annotated[Path | None, typer.Option(help="Run directory, if the config names none.")] = None,
+    after: Annotated[
+        Path | None, typer.Option(help="Begin when this run is done, which waits or runs by now.")
+    ] = None,
     release: Annotated[bool, typer.Option("--release", help="Go on with a held or cancelled run.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")
@@ -159,15 +162,17 @@ def submit(
     chosen = chosen.updated(given, image=container, sbatch=sbatch or [], srun=srun or [])
     file = find_config(Path(target))
     if is_pipeline(file):
-        alone = {"further arguments": overrides, "--name": name, "--directory": directory, "--array": array}
+        alone = {"further arguments": overrides, "--name": name, "--directory": directory, "--array": array,
+                 "--after": after}  # fmt: skip
         _submit_pipeline(file, site=chosen, refused=alone, release=release, dry_run=dry_run)
         return
     arguments = tuple(overrides or ())
     request = Request(command, target, arguments, chosen, name=name, directory=directory, array=array)
-    _submit_job(request, release=release, dry_run=dry_run)
+    _submit_job(request, after=after, release=release, dry_run=dry_run)
 
 
-def _submit_job(request: Request, *, release: bool, dry_run: bool) -> None:
+def _submit_job(request: Request, *, after: Path | None, release: bool, dry_run: bool) -> None:
+    from cluster.after import submit_after
     from cluster.submission import directory_note, prepare, preview, submit
 
     prepared = prepare(request)
@@ -178,7 +183,7 @@ def _submit_job(request: Request, *, release: bool, dry_run: bool) -> None:
     for path in prepared.job.shards:
         if not os.path.isdir(path):  # nor where somebody may not look
             _tell(f"{path} is not here; the nodes will look for it before the first step")
-    job_id = submit(prepared, release=release)
+    job_id = submit_after(after, prepared, release=release) if after else submit(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
 
 

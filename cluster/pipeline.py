@@ -7,7 +7,6 @@ Submitting the file again goes on: what is done is left out, what is queued is w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from cluster import slurm
 from cluster.admission import queued_job
+from cluster.after import dependency, is_chain
 from cluster.job import newest_job_file, read_job, write_job
 from cluster.names import NAME, check
 from cluster.site import SiteConfig
@@ -107,17 +107,17 @@ def submit_pipeline(path: Path, prepared: dict[str, Prepared], *, release: bool 
     """
     stages = load_config(PipelineConfig, path).stages
     jobs: dict[str, str] = {}
-    chains = {name for name, one in prepared.items() if one.job.site.continuation == "chain"}
+    queued = {name: queued_job(Path(one.job.directory)) or "" for name, one in prepared.items()}
+    chains = {name for name, one in prepared.items() if _is_chain(one, is_queued=bool(queued[name]))}
     held: list[str] = []
     try:
         for name, one in prepared.items():
-            directory = Path(one.job.directory)
-            jobs[name] = "done" if _is_done(one) else queued_job(directory) or ""
+            jobs[name] = "done" if _is_done(one) else queued[name]
             if jobs[name] not in {"done", ""} and (name in chains or chains & set(stages[name].after)):
                 held.append(name)  # perhaps, by an earlier submission
             if not jobs[name]:
                 waiting = [other for other in stages[name].after if jobs[other] != "done"]
-                options = _dependency([jobs[other] for other in waiting if other not in chains])
+                options = dependency([jobs[other] for other in waiting if other not in chains])
                 one.job.held_behind = [prepared[other].job.directory for other in waiting if other in chains]
                 if name in chains or one.job.held_behind:
                     options = (*options, "--hold")
@@ -136,8 +136,9 @@ def _is_done(prepared: Prepared) -> bool:
     return prepared.run.marker("done") is not None
 
 
-def _dependency(jobs: Sequence[str]) -> tuple[str, ...]:
-    return (f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes") if jobs else ()
+def _is_chain(prepared: Prepared, *, is_queued: bool) -> bool:
+    """Return how a stage goes on: one that is queued as it was submitted, whatever the file says by now."""
+    return is_chain(prepared.run.path) if is_queued else prepared.job.site.continuation == "chain"
 
 
 def _tell_chains(

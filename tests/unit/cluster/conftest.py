@@ -1,4 +1,4 @@
-"""One life of a job among real processes: SLURM's commands are scripts that write down what they hear."""
+"""A job's life, and stages of a pipeline: SLURM's commands are scripts that write down what they hear."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from cluster import slurm, snapshot
 from cluster.history import History
-from cluster.job import MARKERS, Job, write_job
+from cluster.job import MARKERS, Job, newest_job_file, read_job, write_job
+from cluster.pipeline import prepare_pipeline, submit_pipeline
 from cluster.site import PreflightConfig, SiteConfig
+from cluster.status import read_status
 from cluster.supervisor import Supervisor
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 
@@ -24,6 +27,7 @@ case "$*" in
   "requeue "*) (sleep 0.05; kill -TERM $PPID) > /dev/null 2>&1 & ;;
   *" show job "*) echo "JobState=$(cat {states}/$4 2>/dev/null || echo RUNNING)" ;;
 esac"""
+_PARTITION = "PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP TotalNodes=16"
 _SRUN = """\
 rest=${{COATNET_ATTEMPT#*.}}
 run={run} try=${{rest#*.}} label=life-00${{rest%.*}}.try-${{rest#*.}}
@@ -132,6 +136,74 @@ class Machine:
         self._make(name, tell + text)
 
 
+class Cluster:
+    """A SLURM that numbers its jobs from 10 and writes down what it hears, and a pipeline file."""
+
+    def __init__(self, folder: Path, program: Program) -> None:
+        self.folder, self.path = folder, folder / "pipeline.yaml"
+        self.site = SiteConfig(gpus_per_node=0)
+        self._heard, self._make = folder / "heard", program
+        (folder / "next").write_text("10")
+        self.program("sbatch", f"read id < {folder}/next; echo $((id + 1)) > {folder}/next; echo $id")
+        self.program("scontrol", f'[ "$2" != show ] || echo "{_PARTITION}"')
+        self.program("scancel", "")
+        self.queue()
+
+    def program(self, name: str, text: str) -> None:
+        self._make(name, f'echo "{name} $*" >> {self._heard}\n{text}')
+
+    def queue(self, *jobs: str) -> None:
+        """Let the queue hold these jobs, all pending."""
+        lines = [f"echo '{job}|{job}|N/A|PENDING|JobHeldUser|N/A|'" for job in jobs]
+        self.program("squeue", "\n".join(lines))
+
+    def submit(self, **options: Any) -> dict[str, str]:
+        self.forget()
+        return submit_pipeline(self.path, prepare_pipeline(self.path, site=self.site), **options)
+
+    def forget(self) -> None:
+        """Let SLURM have heard nothing yet."""
+        self._heard.unlink(missing_ok=True)
+
+    def heard(self) -> list[str]:
+        """Return what SLURM was asked to do, a submission as its options and the stage."""
+        lines = [line.split() for line in self._heard.read_text().splitlines()]
+        found = []
+        for program, *words in lines:
+            if program == "sbatch":
+                found.append(" ".join(["sbatch", *words[1:-1], Path(words[-1]).parents[2].name]))
+            elif program != "squeue" and "show" not in words:
+                found.append(" ".join([program, *words]))
+        return found
+
+    def stages(self, **after: str) -> None:
+        """Write stages that each come after the ones named, and continue as their last word says."""
+        lines = ["stages:"]
+        for name, words in after.items():
+            *before, mode = words.split()
+            lines.append(
+                f"  {name}: {{command: evaluate, target: x, directory: {self.folder / name}, "
+                f"after: [{', '.join(before)}], site: {{continuation: {mode}}}}}"
+            )
+        self.path.write_text("\n".join(lines) + "\n")
+
+    def status(self, name: str) -> tuple[str, str]:
+        found = read_status(self.folder / name, queue=slurm.queue())
+        return found.state, found.detail
+
+    def end(self, name: str, marker: str = "done") -> None:
+        RunDirectory(self.folder / name).mark(marker)
+
+    def job(self, name: str) -> Job:
+        path = newest_job_file(self.folder / name)
+        assert path is not None
+        return read_job(path)
+
+    def behind(self, name: str) -> tuple[list[str], list[str]]:
+        job = self.job(name)
+        return job.dependents, job.later
+
+
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Return what makes a command from shell; such commands come first in the path."""
@@ -165,3 +237,10 @@ def run(tmp_path: Path) -> Path:
     history.note("submitted", job_id="7", folder="0001", lives=0)
     history.begin(job_id="7", nodes=["n1"], step=-1)
     return directory
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Return a SLURM and a pipeline file, in a folder of their own."""
+    monkeypatch.setattr(snapshot, "PACKAGES", ("coatnet.doctor",))  # a copy of everything takes a while
+    return Cluster(tmp_path, program)

@@ -2,96 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import slurm, snapshot
 from cluster.cancel import cancel_run
 from cluster.cli import submit as submit_command
-from cluster.job import Job, newest_job_file, read_job
-from cluster.pipeline import is_pipeline, prepare_pipeline, submit_pipeline
+from cluster.pipeline import is_pipeline, prepare_pipeline
 from cluster.site import SiteConfig, load_site
-from cluster.status import read_status
 from cluster.submission import preview
 from coatnet.config import UserError
-from coatnet.runtime.run_directory import RunDirectory
 
-Program = Callable[[str, str], None]
+Cluster = Any  # of conftest.py, which nothing can be imported from
 KILL = "--kill-on-invalid-dep=yes"
-PARTITION = "PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP TotalNodes=16"
-
-
-class Cluster:
-    """A SLURM that numbers its jobs from 10 and writes down what it hears, and a pipeline file."""
-
-    def __init__(self, folder: Path, program: Program) -> None:
-        self.folder, self.path = folder, folder / "pipeline.yaml"
-        self.site = SiteConfig(gpus_per_node=0)
-        self._heard, self._make = folder / "heard", program
-        (folder / "next").write_text("10")
-        self.program("sbatch", f"read id < {folder}/next; echo $((id + 1)) > {folder}/next; echo $id")
-        self.program("scontrol", f'[ "$2" != show ] || echo "{PARTITION}"')
-        self.program("scancel", "")
-        self.queue()
-
-    def program(self, name: str, text: str) -> None:
-        self._make(name, f'echo "{name} $*" >> {self._heard}\n{text}')
-
-    def queue(self, *jobs: str) -> None:
-        """Let the queue hold these jobs, all pending."""
-        lines = [f"echo '{job}|{job}|N/A|PENDING|JobHeldUser|N/A|'" for job in jobs]
-        self.program("squeue", "\n".join(lines))
-
-    def submit(self, **options: Any) -> dict[str, str]:
-        self._heard.unlink(missing_ok=True)
-        return submit_pipeline(self.path, prepare_pipeline(self.path, site=self.site), **options)
-
-    def heard(self) -> list[str]:
-        """Return what SLURM was asked to do, a submission as its options and the stage."""
-        lines = [line.split() for line in self._heard.read_text().splitlines()]
-        found = []
-        for program, *words in lines:
-            if program == "sbatch":
-                found.append(" ".join(["sbatch", *words[1:-1], Path(words[-1]).parents[2].name]))
-            elif program != "squeue" and "show" not in words:
-                found.append(" ".join([program, *words]))
-        return found
-
-    def stages(self, **after: str) -> None:
-        """Write stages that each come after the ones named, and continue as their last word says."""
-        lines = ["stages:"]
-        for name, words in after.items():
-            *before, mode = words.split()
-            lines.append(
-                f"  {name}: {{command: evaluate, target: x, directory: {self.folder / name}, "
-                f"after: [{', '.join(before)}], site: {{continuation: {mode}}}}}"
-            )
-        self.path.write_text("\n".join(lines) + "\n")
-
-    def status(self, name: str) -> tuple[str, str]:
-        found = read_status(self.folder / name, queue=slurm.queue())
-        return found.state, found.detail
-
-    def end(self, name: str, marker: str = "done") -> None:
-        RunDirectory(self.folder / name).mark(marker)
-
-    def job(self, name: str) -> Job:
-        path = newest_job_file(self.folder / name)
-        assert path is not None
-        return read_job(path)
-
-    def behind(self, name: str) -> tuple[list[str], list[str]]:
-        job = self.job(name)
-        return job.dependents, job.later
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr(snapshot, "PACKAGES", ("coatnet.doctor",))  # a copy of everything takes a while
-    return Cluster(tmp_path, program)
 
 
 @pytest.mark.slow
@@ -166,6 +90,24 @@ def test_what_is_queued_later_behind_a_chain_that_runs_is_known_to_it(cluster: C
     assert cluster.submit() == {"a": "10", "b": "12"}
     assert cluster.heard() == ["sbatch --hold b", "scontrol release 10"]
     assert cluster.behind("a") == (["12"], [])
+
+
+@pytest.mark.parametrize(
+    ("began", "by_now", "heard"),
+    [
+        ("chain", "requeue", ["sbatch --hold b", "scontrol release 10"]),
+        ("requeue", "chain", [f"sbatch --dependency=afterok:10 {KILL} b"]),
+    ],
+)
+def test_what_is_queued_goes_on_as_it_was_submitted_whatever_the_file_says_by_now(
+    cluster: Cluster, began: str, by_now: str, heard: list[str]
+) -> None:
+    cluster.stages(a=began)
+    cluster.submit()
+    cluster.queue("10")
+    cluster.stages(a=by_now, b="a requeue")
+    assert cluster.submit() == {"a": "10", "b": "11"}
+    assert cluster.heard() == heard
 
 
 @pytest.mark.slow

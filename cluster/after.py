@@ -1,0 +1,66 @@
+"""A job that begins when a run is done which waits or runs already. Knows no pipeline.
+
+Where that run keeps its job's id, SLURM's own dependency (afterok) suffices. A chain's job changes from life
+to life: what waits for one is queued held, and the run's job file names it, so that the life that finishes
+releases it and one that fails cancels it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import slurm
+from cluster.admission import queued_job
+from cluster.job import filed_job, newest_job_file, read_job, write_job
+from cluster.submission import Prepared, submit
+from coatnet.config import UserError
+from coatnet.runtime.run_directory import RunDirectory
+
+
+def submit_after(before: Path, prepared: Prepared, *, release: bool = False) -> str:
+    """Queue a job behind the run in the directory `before` and return the job's id.
+
+    Args:
+        release: as of `submit`.
+
+    Raises:
+        UserError: nobody is at that run, which is not done, or as of `submit`.
+    """
+    run = RunDirectory(before.absolute())
+    if run.marker("done") is not None:
+        return submit(prepared, release=release)
+    job_id = queued_job(run.path)
+    if job_id is None:
+        raise UserError(f"--after {before}: it is not done, and no job of it waits or runs; submit it first")
+    if not is_chain(run.path):
+        return submit(prepared, release=release, options=dependency([job_id]))
+    prepared.job.held_behind = [str(run.path)]
+    own = submit(prepared, release=release, options=("--hold",))
+    _tell(run.path, own)
+    if run.marker("done") is not None:  # by now, and it has seen nobody behind it
+        slurm.release(own)
+    return own
+
+
+def is_chain(directory: Path) -> bool:
+    """Return whether the run was submitted as a chain."""
+    filed = filed_job(directory)
+    return filed is not None and filed.site.continuation == "chain"
+
+
+def dependency(jobs: Sequence[str]) -> tuple[str, ...]:
+    """Return sbatch's options by which a job waits until others have ended well."""
+    return (f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes") if jobs else ()
+
+
+def _tell(directory: Path, job_id: str, *, right_behind: bool = True) -> None:
+    """Write into a run's job file, and those of the chains before it, which held job is behind it."""
+    job_file = newest_job_file(directory)
+    if job_file is None:
+        return
+    job = read_job(job_file)
+    (job.dependents if right_behind else job.later).append(job_id)
+    write_job(job, job_file)
+    for further in job.held_behind:
+        _tell(Path(further), job_id, right_behind=False)

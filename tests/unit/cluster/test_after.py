@@ -1,0 +1,92 @@
+"""`coatnet submit --after RUN`: what is submitted behind a run that waits or runs already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.cli import submit as submit_command
+from coatnet.config import UserError
+
+Cluster = Any  # of conftest.py, which nothing can be imported from
+KILL = "--kill-on-invalid-dep=yes"
+
+
+def submit_behind(cluster: Cluster, name: str, *, after: str, **options: Any) -> list[str]:
+    """Submit one job as a user would, and return what SLURM was asked to do."""
+    cluster.forget()
+    submit_command(
+        "x", command="evaluate", directory=cluster.folder / name, after=cluster.folder / after, **options
+    )
+    return cluster.heard()
+
+
+def test_a_job_waits_for_the_end_of_a_run_that_was_submitted_before_it(cluster: Cluster) -> None:
+    cluster.stages(a="requeue")
+    cluster.submit()
+    cluster.queue("10")
+    assert submit_behind(cluster, "b", after="a") == [f"sbatch --dependency=afterok:10 {KILL} b"]
+
+
+def test_a_job_behind_a_chain_is_held_until_the_chains_last_life_releases_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.queue("10")
+    monkeypatch.chdir(cluster.folder)
+    cluster.forget()
+    submit_command("x", command="evaluate", directory=Path("b"), after=Path("a"))
+    assert cluster.heard() == ["sbatch --hold b"]
+    assert cluster.behind("a") == (["11"], [])
+    cluster.queue("10", "11")
+    assert cluster.status("b") == ("pending", f"begins after {cluster.folder}/a")
+
+
+def test_jobs_behind_one_chain_and_behind_each_other_are_all_known_to_it(cluster: Cluster) -> None:
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.queue("10")
+    submit_behind(cluster, "b", after="a", continuation="chain")
+    submit_behind(cluster, "c", after="a")
+    cluster.queue("10", "11", "12")
+    submit_behind(cluster, "d", after="b", continuation="chain")
+    cluster.queue("10", "11", "12", "13")
+    assert submit_behind(cluster, "e", after="d") == ["sbatch --hold e"]
+    assert cluster.behind("a") == (["11", "12"], ["13", "14"]), "a failure takes all of them along"
+    assert cluster.behind("b") == (["13"], ["14"]) and cluster.behind("d") == (["14"], [])
+
+
+def test_a_chain_that_ends_while_a_job_is_queued_behind_it_has_seen_nobody(cluster: Cluster) -> None:
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.queue("10")
+    cluster.program("sbatch", f"touch {cluster.folder}/a/done; echo 11")
+    assert submit_behind(cluster, "b", after="a") == ["sbatch --hold b", "scontrol release 11"]
+
+
+def test_a_job_behind_a_run_that_is_done_waits_for_nothing(cluster: Cluster) -> None:
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.end("a")
+    assert submit_behind(cluster, "b", after="a") == ["sbatch b"]
+
+
+@pytest.mark.parametrize("name", ["a", "nowhere"])
+def test_a_job_behind_a_run_that_nobody_is_at_would_wait_for_ever(cluster: Cluster, name: str) -> None:
+    cluster.stages(a="requeue")
+    cluster.submit()
+    with pytest.raises(UserError, match=f"--after .*/{name}: it is not done, and no job of it waits or runs"):
+        submit_behind(cluster, "b", after=name)
+
+
+def test_what_has_a_job_itself_is_refused_as_ever(cluster: Cluster) -> None:
+    cluster.stages(a="requeue")
+    cluster.submit()
+    cluster.queue("10")
+    with pytest.raises(UserError, match="a has job 10 already"):
+        submit_behind(cluster, "a", after="a")
+    with pytest.raises(UserError, match="is a pipeline: its stages give --after themselves"):
+        submit_command(str(cluster.path), after=cluster.folder / "a")
