@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from coatnet.runtime.endings import Unreachable
 from data_pipeline.remote.address import SigningError, forget_credentials, to_http, without_secrets
+from data_pipeline.remote.deadline import POOLS
 
 NOTHING_BEHIND = 416
 _CHUNK_BYTES = 1 << 18
@@ -59,7 +60,8 @@ class Patience:
     """How long a transfer may take.
 
     Attributes:
-        stall_seconds: without a byte, or below 2 kB/s, for so long: given up, and resumed where it was.
+        stall_seconds: without a whole header, without a byte, or below 2 kB/s for so long: given up, and
+            resumed where it was.
         attempts: in a row without a single new byte.
         pause: waits; tests replace it.
     """
@@ -162,11 +164,13 @@ def _send(address: str, headers: Mapping[str, str], *, stall_seconds: float) -> 
 
 @lru_cache
 def _pool(proxy: str | None) -> urllib3.PoolManager:
-    if proxy is None:
-        return urllib3.PoolManager(maxsize=16, block=False)
-    auth = urllib3.util.parse_url(proxy).auth
-    headers = urllib3.make_headers(proxy_basic_auth=unquote(auth)) if auth else None
-    return urllib3.ProxyManager(proxy, maxsize=16, block=False, proxy_headers=headers)
+    pool = urllib3.PoolManager(maxsize=16, block=False)
+    if proxy is not None:
+        auth = urllib3.util.parse_url(proxy).auth
+        headers = urllib3.make_headers(proxy_basic_auth=unquote(auth)) if auth else None
+        pool = urllib3.ProxyManager(proxy, maxsize=16, block=False, proxy_headers=headers)
+    pool.pool_classes_by_scheme = POOLS
+    return pool
 
 
 def _proxy_for(address: str) -> str | None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import ssl
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+# What never ends: a header, and the length of a chunk.
+_SLOW = {
+    "slow head": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "slow chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+}
 
 
 class FaultServer:
@@ -22,6 +31,7 @@ class FaultServer:
             "reset": no answer. "gzip": compressed, unasked. "endless": no length, and never an end.
             "cut": half of what was asked for, then an end. "stall": half of it, then silence.
             "drip": a byte every 50 ms. "long", "short": a wrong length.
+            "slow head", "slow chunk": the same of a header, and of a chunk's length, without an end.
             "flip": one bit is wrong. "changed": another ETag and an answer of 200 to a range.
             "piece": 206 and the first half of what was asked for, though it may have been all.
             "whole piece": 206 and all of it.
@@ -75,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_CONNECT(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         name = unquote(urlsplit(self.path).path).lstrip("/")
         path = self.fault_server.folder / name
@@ -82,6 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.fault_server.next_fault(name, ranged)
         self.close_connection = bool(fault)
         if fault == "reset":
+            return
+        if fault in _SLOW:
+            self.wfile.write(_SLOW[fault])
+            self._drip(itertools.repeat(ord("a")))
             return
         status, _, more = fault.partition(" ")
         if status.isdigit() or not path.is_file():
@@ -136,11 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[:-100]
         try:
             if fault == "drip":
-                for byte in body:
-                    self.wfile.write(bytes([byte]))
-                    self.wfile.flush()
-                    if self.fault_server.closing.wait(0.05):
-                        return
+                self._drip(body)
+                return
             self.wfile.write(body)
             while fault == "endless" and not self.fault_server.closing.is_set():
                 self.wfile.write(bytes(1 << 16))
@@ -149,6 +163,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.fault_server.closing.wait(30)
         except OSError:
             return  # the client gave up, as it should
+
+    def _drip(self, sent: Iterable[int]) -> None:
+        with suppress(OSError):  # the client gave up, as it should
+            for byte in sent:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.fault_server.closing.wait(0.05):
+                    return
 
 
 def seconds_of(work: Any) -> float:

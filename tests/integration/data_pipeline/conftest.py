@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let who asks again do so soon."""
     monkeypatch.setattr(request, "_FIRST_BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
+def own_certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """Return files of a key with its certificate, for a server, and of the certificate, for who trusts it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    pem, certificate = tmp_path / "both.pem", tmp_path / "certificate.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(pem), "-out", str(certificate)]
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + certificate.read_text())
+    return pem, certificate
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -141,15 +140,9 @@ def test_a_missing_manifest_and_other_schemes_are_refused(server: FaultServer, t
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_at_once_and_ones_own_is_taken(
-    shards: Path, tmp_path: Path
+    shards: Path, tmp_path: Path, own_certificate: tuple[Path, Path]
 ) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    pem, certificate = tmp_path / "both.pem", tmp_path / "certificate.pem"
-    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2"]
-    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(pem), "-out", str(certificate)]
-    subprocess.run(["openssl", *words], check=True, capture_output=True)
-    pem.write_text(pem.read_text() + certificate.read_text())
+    pem, certificate = own_certificate
     script = (
         "import sys\n"
         "from data_pipeline.config import CacheConfig\n"
