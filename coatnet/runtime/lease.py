@@ -26,6 +26,8 @@ _BEAT_SECONDS = 1.0
 # A holder on another host is believed dead after this long without a beat, seen on our own monotonic clock.
 _SILENCE_SECONDS = 4.0
 _ATTEMPT_VARIABLE = "COATNET_ATTEMPT"  # job id, life, try
+# The record of a holder that was found silent: while it is the same, a start's ranks need not wait again.
+_SILENT_VARIABLE = "COATNET_SILENT"
 _ATTEMPT = re.compile(r"\d+\.(\d+)\.(\d+)")
 _PREFIX = "epoch-"
 _RELEASED = "released"
@@ -238,11 +240,13 @@ def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
     """Judge a holder by its process on this host, by its beats on another.
 
     One that is still writing its record is waited for. Silence is what a file system that answers does not
-    tell: where it hangs, as over NFS while the server is restarted, the holder cannot beat either.
+    tell: where it hangs, as over NFS while the server is restarted, the holder cannot beat either. Who was
+    silent for so long before, and has not beaten since, is not waited for again.
     """
     looked_at = time.monotonic()
     deadline = looked_at + _SILENCE_SECONDS
     first = known
+    silent = known and f"{path.absolute()} {json.dumps(known)}"
     while True:
         if known is not None:
             if known["state"] == _RELEASED:
@@ -251,7 +255,11 @@ def _is_alive(path: Path, known: dict[str, Any] | None) -> bool:
                 return _started(known["pid"]) == known["started"]
             if first is not None and known["state"] != first["state"]:
                 return True
+            if silent and os.environ.get(_SILENT_VARIABLE) == silent:
+                return False
         if looked_at > deadline:  # not the present time: this process may have been stopped since then
+            if silent:
+                os.environ[_SILENT_VARIABLE] = silent
             return False
         time.sleep(_BEAT_SECONDS / 4)
         looked_at = time.monotonic()
