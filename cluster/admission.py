@@ -20,7 +20,7 @@ RELEASABLE = ("held", "cancelled")
 
 
 def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
-    """Refuse what the ranks would only refuse in the job: a finished run, another, images, batches, seeds.
+    """Refuse what the ranks would only refuse in the job: a finished run, another, data, batches, seeds.
 
     Args:
         config: a training run's, None for other commands.
@@ -33,6 +33,7 @@ def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
     if config is None:
         return
     run.check_config(config)
+    config.data.check_here()
     if run.corpora.exists():  # a run that is new to them may have any, and a large folder takes its time
         run.check_corpora(config.data.digests_here())
     # The config alone is asked: the model may come of an earlier stage of a pipeline, which has not run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -173,16 +172,14 @@ def submit(
 
 def _submit_job(request: Request, *, after: Path | None, release: bool, dry_run: bool) -> None:
     from cluster.after import submit_after
-    from cluster.submission import directory_note, prepare, preview, submit
+    from cluster.submission import corpora_notes, directory_note, prepare, preview, submit
 
     prepared = prepare(request)
-    _tell(directory_note(prepared))
+    for note in (directory_note(prepared), *corpora_notes(prepared)):
+        _tell(note)
     if dry_run:
         print(preview(prepared), end="")
         return
-    for path in prepared.job.shards:
-        if not os.path.isdir(path):  # nor where somebody may not look
-            _tell(f"{path} is not here; the nodes will look for it before the first step")
     job_id = submit_after(after, prepared, release=release) if after else submit(prepared, release=release)
     print(f"job {job_id} submitted; watch it: coatnet status {prepared.job.directory}")
 

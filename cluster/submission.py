@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,20 @@ def directory_note(prepared: Prepared) -> str:
     step = newest_step(prepared.run.path)
     goes_on = f", where a run goes on from step {step}" if step >= 0 else ""
     return f"run.directory is not given; the config's own is {prepared.config.run.directory}{goes_on}"
+
+
+def corpora_notes(prepared: Prepared) -> list[str]:
+    """Return which corpora this machine does not see: a mistake, or such as only the nodes have."""
+    notes = []
+    for path in prepared.job.shards:
+        if os.path.isdir(path):  # not where somebody may not look
+            continue
+        folder, near = os.path.dirname(path), []
+        with suppress(OSError):
+            near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=1)
+        hint = f" (there is {os.path.join(folder, near[0])})" if near else ""
+        notes.append(f"{path} is not here{hint}; the nodes will look for it before the first step")
+    return notes
 
 
 def preview(prepared: Prepared) -> str:

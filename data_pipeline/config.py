@@ -130,3 +130,13 @@ class DataConfig:
         from data_pipeline.open_corpus import digests_here  # which reads this section
 
         return digests_here(self)
+
+    def check_here(self) -> None:
+        """Check the shards that this machine can read, by their manifests alone.
+
+        Raises:
+            UserError: one is damaged, or they do not fit together.
+        """
+        from data_pipeline.open_corpus import check_here
+
+        check_here(self)

@@ -14,6 +14,7 @@ from coatnet.runtime.run_directory import RunDirectory
 from data_pipeline.config import CacheConfig, DataConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.folder import FolderCorpus, is_image_folder
+from data_pipeline.manifest import MANIFEST
 from data_pipeline.record import SampleSource
 from data_pipeline.remote.address import is_url
 from data_pipeline.remote.remote_files import open_remote
@@ -52,10 +53,14 @@ def open_evaluation_corpus(data: DataConfig, *, classes: list[str]) -> SampleSou
     if data.evaluate is None:
         return None
     corpus = open_corpus(data.evaluate, cache=data.cache)
+    _check_evaluated(corpus, path=data.evaluate, classes=classes)
+    return corpus
+
+
+def _check_evaluated(corpus: SampleSource, *, path: str, classes: list[str]) -> None:
     if corpus.classes != classes:
         remedy = "shard both with the same --classes"
-        raise UserError(f"data.evaluate: {data.evaluate} has other classes than data.train[0]; {remedy}")
-    return corpus
+        raise UserError(f"data.evaluate: {path} has other classes than data.train[0]; {remedy}")
 
 
 def digests_here(data: DataConfig) -> dict[str, list[str]]:
@@ -72,6 +77,40 @@ def digests_here(data: DataConfig) -> dict[str, list[str]]:
             if not any(map(is_url, paths)):
                 found[key] = [open_corpus(path).digest for path in paths]
     return found
+
+
+def check_here(data: DataConfig) -> None:
+    """Check the shards of a config that this machine can read, by their manifests alone.
+
+    What is not here yet, or only elsewhere, is for the ranks to judge, and so are image folders: to list one
+    takes its time.
+
+    Raises:
+        UserError: a manifest is damaged, a file lies where a folder should, or corpora do not fit together.
+    """
+    *train, evaluated = (
+        _shards_here(key, path)
+        for key, path in [
+            *((f"data.train[{number}]", entry.path) for number, entry in enumerate(data.train)),
+            ("data.evaluate", data.evaluate),
+        ]
+    )
+    first = train[0] if train else None
+    if first is None:
+        return
+    for number, corpus in enumerate(train):
+        if corpus is not None:
+            _check_mixed(corpus, number=number, classes=first.classes)
+    if evaluated is not None:
+        _check_evaluated(evaluated, path=str(data.evaluate), classes=first.classes)
+
+
+def _shards_here(key: str, path: str | None) -> Corpus | None:
+    if not path or is_url(path):
+        return None
+    if os.path.isfile(path):
+        raise UserError(f"{key}: {path} is a file; give a folder of shards or images")
+    return Corpus.open(path) if os.path.isfile(Path(path, MANIFEST)) else None
 
 
 def open_train_corpora(data: DataConfig) -> list[SampleSource]:
@@ -91,15 +130,18 @@ def common_classes(corpora: Sequence[SampleSource]) -> list[str]:
     Raises:
         UserError: one has another vocabulary.
     """
-    classes = corpora[0].classes
     for number, corpus in enumerate(corpora[1:], start=1):
-        if corpus.classes != classes:
-            own = number_of(len(corpus.classes), "class", "classes")
-            raise UserError(
-                f"data.train[{number}]: has {own}, not the {len(classes):,} of data.train[0]; a mixture "
-                "needs one vocabulary"
-            )
-    return classes
+        _check_mixed(corpus, number=number, classes=corpora[0].classes)
+    return corpora[0].classes
+
+
+def _check_mixed(corpus: SampleSource, *, number: int, classes: list[str]) -> None:
+    if corpus.classes != classes:
+        own = number_of(len(corpus.classes), "class", "classes")
+        raise UserError(
+            f"data.train[{number}]: has {own}, not the {len(classes):,} of data.train[0]; a mixture "
+            "needs one vocabulary"
+        )
 
 
 def check_same_everywhere(corpora: Sequence[SampleSource], ranks: Ranks, *, name: str) -> None:
