@@ -28,14 +28,19 @@ def check_command(name: str) -> None:
     Raises:
         UserError: it is none.
     """
-    known = {point.name.partition(".")[0] for point in entry_points(group=_COMMANDS)}
-    if name not in known:
-        raise UserError(f"command is {name!r}; allowed: {', '.join(sorted(known))}")
+    if name not in _commands():
+        raise UserError(f"command is {name!r}; allowed: {', '.join(sorted(_commands()))}")
+
+
+# Every question to the installed packages reads all their files: a pipeline would ask for each of its stages.
+@functools.cache
+def _commands() -> frozenset[str]:
+    return frozenset(point.name.partition(".")[0] for point in entry_points(group=_COMMANDS))
 
 
 @functools.cache
 def _schemas() -> Mapping[str, EntryPoint]:
-    """Return who owns each schema; every question to the installed packages reads all their files."""
+    """Return who owns each schema."""
     return {point.name: point for point in entry_points(group=_GROUP)}
 
 
