@@ -9,7 +9,6 @@ from typing import Any
 
 from coatnet.config import to_dict
 from coatnet.config.plain_text import json_number
-from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
 from coatnet.training.run import TrainingRun
@@ -31,7 +30,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard
-from pretrain.health import Health
+from pretrain.health import Health, distrust
 from pretrain.profiler import StepProfiler
 from pretrain.state import State, digest_of_range
 from pretrain.trainer import PretrainResult
@@ -200,25 +199,11 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
             self._require_equal_weights(state)
 
     def _require_equal_weights(self, state: State) -> None:
-        """End where the ranks' weights differ: nothing is ever saved that they did not agree on.
-
-        The rank whose weights are wrong ends first: whoever starts it anew takes that one's word for the
-        reason, and its node for the cause.
-        """
+        """End where the ranks' weights differ: nothing is ever saved that they did not agree on."""
         found = self.health.differing_weights(self.engine.module)
-        if found is None:
-            return
-        self.recorder.event("silent_corruption", step=state.step, **found)
-        wrong, differ = found["ranks"], f"differ from the others' at step {state.step}"
-        advice = "the same command goes on from the last checkpoint, which is whole"
-        if not wrong:
-            raise Distrusted(f"the ranks' weights {differ}, and none has a majority; {advice}")
-        if self.ranks.rank not in wrong:
-            self.ranks.barrier()
-        raise Distrusted(
-            f"silent corruption: the weights of ranks {wrong} {differ}; {advice}; leave that node out "
-            "if it happens again"
-        )
+        if found is not None:
+            self.recorder.event("silent_corruption", step=state.step, **found)
+            distrust(found["ranks"], what="weights", when=f"at step {state.step}", ranks=self.ranks)
 
     def keep_for_replay(self, state: State, result: PretrainResult, verdict: Verdict) -> None:
         """Write a bundle of a bad step, the first of several in a row, as long as there are few.

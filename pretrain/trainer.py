@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from data_pipeline.device import TrainTransform
 from data_pipeline.permutation import derive_key
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
+from pretrain.health import distrust, outvoted
 from pretrain.state import digest_of_positions
 
 _STEP_KEY = 17  # purpose of the key that seeds torch for a step
@@ -85,6 +87,9 @@ class Trainer:
             veto: judges the loss of all ranks before anything is changed; True refuses the step.
             label: the account's class for the time.
             refused: by this rank, whatever it is; all others then refuse it, too.
+
+        Raises:
+            Distrusted: some ranks refused the step, and others took it.
         """
         torch.manual_seed(derive_key(self._seed, _STEP_KEY, samples_seen) & ((1 << 63) - 1))
         ranks = self.engine.ranks
@@ -102,10 +107,14 @@ class Trainer:
         with self._account.measure(label):
             with self._account.measure("communication", inside="compute"):
                 told = ranks.table(torch.tensor(own, dtype=torch.float64, device=ranks.device))
+                losses, norms, seconds, wishes, digests, bad = told.T.tolist()
+                wrong = outvoted([math.isinf(one) for one in norms])  # who refused it, and who took it
+                if wrong is not None:  # before the next collective, for which the former would not come
+                    when = f"in the step after {samples_seen:,} images, which not all refused"
+                    distrust(wrong, what="gradients", when=when, ranks=ranks)
                 self._settle_statistics(update.applied)
             if update.applied:
                 self.engine.state.update_ema()
-        losses, norms, seconds, wishes, digests, bad = told.T.tolist()
         return PretrainResult(
             samples=batch.step_samples(ranks.world_size),
             losses=losses,

@@ -26,6 +26,7 @@ from coatnet.config import UserError
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import write_atomically
+from coatnet.training.optimizer import ClippedAdamW
 from coatnet.training.run import TrainingRun
 from finetune.run import FinetuneRun
 from finetune.worker import main as finetune
@@ -149,6 +150,24 @@ def lose_the_disk() -> None:
 
 
 WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (FinetuneRun, finetune)}
+
+
+def lone_refusal(arguments: list[str]) -> str:
+    """Run the worker without sharding; rank 1's copy of the sixth step's gradient holds a NaN."""
+    update, taken = ClippedAdamW.step, []
+
+    def step(self: ClippedAdamW, closure: Any = None) -> None:
+        taken.append(None)
+        if len(taken) == 7 and os.environ["RANK"] == "1":  # the first is the rehearsal's
+            self.param_groups[0]["params"][0].grad[0] = float("nan")
+        update(self, closure)
+
+    ClippedAdamW.step = step  # type: ignore[method-assign]
+    try:
+        main(arguments)
+    except Distrusted as error:
+        return str(error)
+    return "finished"
 
 
 def hanging_run(worker: str, arguments: list[str]) -> str:

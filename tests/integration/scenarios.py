@@ -14,6 +14,7 @@ from called import calls_around
 from faulty_runs import counted_run as counted_run
 from faulty_runs import finetune_run as finetune_run
 from faulty_runs import hanging_run as hanging_run
+from faulty_runs import lone_refusal as lone_refusal
 from faulty_runs import pretrain_run as pretrain_run
 from faulty_runs import suspended_run as suspended_run
 from sent import sent_bytes

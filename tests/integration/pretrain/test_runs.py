@@ -289,6 +289,19 @@ def test_weights_that_ranks_do_not_agree_on_are_never_saved_and_the_next_start_l
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
+def test_a_step_that_one_rank_alone_refuses_ends_the_run_and_is_in_no_checkpoint(
+    place: Path, ask_ranks: Callable[..., Any]
+) -> None:
+    run = place / "refused by one"
+    answers = ask_ranks("lone_refusal", world_size=3, arguments=arguments(place, run.name, "zero.stage=0"))
+    said = (
+        "silent corruption: the gradients of ranks [1] differ from the others' in the step after 120 images"
+    )
+    assert said in answers[1]["result"]
+    assert "error" in answers[0] and "error" in answers[2]  # they lost rank 1
+    assert last(run).step == 4
+
+
 def test_a_step_of_many_ranks_costs_two_collectives_of_ours_and_a_save_few_files(
     place: Path, tmp_path: Path, on_ranks: OnRanks
 ) -> None:
