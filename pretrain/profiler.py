@@ -37,6 +37,7 @@ class StepProfiler:
         self._window, self._folder, self._rank = window, folder, rank
         self._patience, self._alarm = patience, alarm
         self._profiler: Any = None
+        self._first = 0
 
     def before_step(self, step: int) -> None:
         """Begin at the window's first step, or at the first one that this life takes of it.
@@ -50,6 +51,7 @@ class StepProfiler:
             if torch.cuda.is_available():
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
                 torch.cuda.memory._record_memory_history()
+            self._first = step
             self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True)
             self._profiler.start()
 
@@ -65,7 +67,7 @@ class StepProfiler:
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        name = f"steps-{self._window.start}-{step}-rank{self._rank}"
+        name = f"steps-{self._first}-{step}-rank{self._rank}"
         try:
             self._write(profiler, name)
         except OSError as error:

@@ -133,7 +133,7 @@ def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
     trace(window, tmp_path, first=first)
     assert capfd.readouterr().err == "", "kineto tells of each start and stop if it is let"
     (file,) = tmp_path.iterdir()
-    assert file.name == f"steps-{window.start}-{window.stop - 1}-rank3.json"
+    assert file.name == f"steps-{max(window.start, first)}-{window.stop - 1}-rank3.json"
     names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
     traced = {step for step in range(1, 6) if f"step number {step}" in names}
     assert traced == {step for step in window if step >= first}
