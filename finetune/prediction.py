@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coatnet.config import UserError
 from coatnet.runtime.progress import progress
 from data_pipeline.assemble import Assembler
 from data_pipeline.decode import probe
@@ -36,7 +37,7 @@ def predict_files(
             if len(one):
                 logits = classifier.model(prepare(one.images, classifier)).float().cpu()
                 for position, own in zip(one.positions.tolist(), logits, strict=True):
-                    found[position] = {"guesses": guesses(own, classifier, top=top)}
+                    found[position] = _row(own, classifier, top=top)
             for bad in one.bad:  # a reason that begins with the file's name is said beside it
                 found[bad.position] = {"error": bad.reason.removeprefix(f"{bad.name}: ")}
             bar.advance(len(one) + len(one.bad))
@@ -67,8 +68,21 @@ def prepare(squares: Tensor, classifier: Classifier) -> Tensor:
 
 
 def guesses(logits: Tensor, classifier: Classifier, *, top: int) -> list[dict[str, Any]]:
-    """Return one image's best classes with their probabilities. Shape: logits (K,)."""
+    """Return one image's best classes with their probabilities. Shape: logits (K,).
+
+    Raises:
+        UserError: the logits are no numbers to go by, as where weights are not.
+    """
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite, so there is no guess")
     shares = classifier.probabilities(logits)
     best = top_classes(logits[None], count=top)[0].tolist()
     names = classifier.names
     return [{"class": names[place], "index": place, "probability": float(shares[place])} for place in best]
+
+
+def _row(logits: Tensor, classifier: Classifier, *, top: int) -> dict[str, Any]:
+    try:
+        return {"guesses": guesses(logits, classifier, top=top)}
+    except UserError as error:
+        return {"error": str(error)}

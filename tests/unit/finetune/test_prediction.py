@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from coatnet.config import UserError
 from data_pipeline.folder import FolderCorpus
 from data_pipeline.record import Record
 from finetune.classifier import open_classifier
+from finetune.demo.answer import make_answer
 from finetune.image_files import image_files
 from finetune.prediction import predict_files
 
@@ -51,6 +54,18 @@ def test_neither_threads_nor_the_batch_change_what_is_said_or_its_order(
             assert row["image"] == other["image"] and row.get("error") == other.get("error")
             for guess, others in zip(row.get("guesses", ()), other.get("guesses", ()), strict=True):
                 assert guess == {**others, "probability": pytest.approx(others["probability"], abs=1e-5)}
+
+
+def test_a_model_whose_logits_are_not_finite_guesses_nothing_neither_here_nor_in_the_demo(
+    exported: Path, photos: Path
+) -> None:
+    classifier, (file, *_) = open_classifier(str(exported)), image_files([photos])
+    with torch.no_grad():
+        classifier.model.head.logits.bias[1] = torch.nan
+    (row,) = predict_files(classifier, [file], top=2, batch=1)
+    assert row == {"image": str(file), "error": "the model's logits are not finite, so there is no guess"}
+    with pytest.raises(UserError, match="not finite"):
+        make_answer(classifier)(file.read_bytes())
 
 
 def test_threads_read_together_and_a_few_batches_ahead_of_the_model_at_most(
