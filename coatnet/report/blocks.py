@@ -58,7 +58,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks behind a line that unfolds; on paper they stand open, or are left out."""
+    """Blocks behind a line that unfolds; on paper they stand open, or are left out with it."""
 
     title: str
     blocks: Sequence[Block]

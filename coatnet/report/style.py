@@ -57,8 +57,8 @@ padding:12px;overflow-x:auto;font-size:12.5px}details{margin:12px 0}
 summary{cursor:pointer;color:var(--soft);margin-bottom:10px}
 @media print{:root{--ink:#000;--soft:#444;--paper:#fff;--card:#fff;--line:#bbb;--c0:#0a7a5c;--c1:#b3541e;
 --c2:#4456c7;--c3:#8a3f8f;--c4:#6e7781;--c5:#c4990c;--c6:#2f9ac4;--c7:#a3343f;--c8:#b8c0c8}
-body{font-size:11px}main{max-width:none;padding:0}nav{display:none}
+body,table{font-size:11px}main{max-width:none;padding:0}nav,.screen{display:none}
 .grid2{grid-template-columns:1fr 1fr}figure,tr,.tile{break-inside:avoid}h2{break-after:avoid;margin-top:22px}
-pre{white-space:pre-wrap}td{overflow-wrap:anywhere}
+pre{white-space:pre-wrap}td,th{padding-right:12px}td{overflow-wrap:anywhere}
 details:not(.screen)::details-content{content-visibility:visible}summary{list-style:none}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

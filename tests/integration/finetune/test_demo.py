@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import importlib.util
 import io
 import json
 import subprocess
@@ -15,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser
 from PIL import Image
 
 ROOT = Path(__file__).parents[3]
-_spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
-assert _spec is not None and _spec.loader is not None
-browser_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(browser_module)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def port(trained: Path) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def page(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    browser = browser_module.Browser(tmp_path_factory.mktemp("profile"))
+    browser = Browser(tmp_path_factory.mktemp("profile"))
     try:
         browser.send("Page.enable")
         browser.send("Page.navigate", url=f"http://127.0.0.1:{port}/")
@@ -127,6 +123,19 @@ def test_an_answer_that_comes_after_another_image_was_dropped_is_not_shown(page:
         return shown.startsWith("data:image/png") && by("image").src === shown;
     })"""
     assert page.evaluate(f"{late}(...{json.dumps([base64.b64encode(one).decode() for one in jpegs])})")
+
+
+@pytest.mark.slow
+def test_names_of_two_hundred_letters_stay_on_a_narrow_page_and_leave_the_shares_in_one_line(
+    page: Any,
+) -> None:
+    page.send("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
+    page.evaluate("by('title').textContent = 'y'.repeat(200)")
+    page.evaluate("showGuesses([{class: 'k'.repeat(200), probability: 0.606}])")
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    name, share = page.evaluate("[...document.querySelectorAll('.row span')].map(one => one.offsetWidth)")
+    assert 50 < share < name
+    page.send("Emulation.clearDeviceMetricsOverride")
 
 
 @pytest.mark.slow

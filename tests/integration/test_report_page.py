@@ -1,0 +1,39 @@
+"""A report in a real browser: on paper, where nothing can be scrolled or unfolded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser import Browser
+
+from coatnet.report.write import write_report
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.run_directory import RunDirectory
+
+A4_PX = 718  # between Chromium's margins
+
+
+@pytest.mark.slow
+def test_on_paper_no_table_is_cut_and_of_events_which_are_left_out_no_line_stands(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("seed: 1\n", digest="aa")
+    for life in (1, 2):
+        run.record_event("resume", life=life, samples_seen=1_000 * life, world_size=1024)
+        account = TimeAccount(run.account, rank=0, life=life, age_seconds=400_000.0)
+        account.shift(100_000.0, source="start", target="redone")
+        account.flush(samples_seen=1_234 * life)
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.send(
+            "Emulation.setDeviceMetricsOverride", width=A4_PX, height=1000, deviceScaleFactor=1, mobile=False
+        )
+        browser.send("Emulation.setEmulatedMedia", media="print")
+        browser.send("Page.navigate", url=write_report(run.path).as_uri())
+        browser.until("document.title === 'run' && document.readyState === 'complete'")
+        tables = "[...document.querySelectorAll('.scroll')].map(one => one.scrollWidth - one.clientWidth)"
+        assert browser.evaluate(tables) == [0, 0, 0]
+        said = browser.evaluate("document.body.innerText")
+        assert "then gap" in said and "2 events" not in said
+    finally:
+        browser.close()
