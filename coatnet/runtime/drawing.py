@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
+
+_MOST_LETTERS = 24  # of a name: longer ones leave no room for what they name
 
 
 def make_figure(**options: Any) -> Any:
@@ -18,3 +21,10 @@ def make_figure(**options: Any) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(**options)
+
+
+def name_cells(axes: Any, names: Sequence[str]) -> None:
+    """Name the rows and the columns of a matrix of classes."""
+    shown = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…" for name in names]
+    axes.set_xticks(range(len(shown)), shown, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(shown)), shown, parse_math=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from coatnet.runtime.drawing import make_figure
+from coatnet.runtime.drawing import make_figure, name_cells
 from coatnet.runtime.lives import CLASSES
 
 _NAMED_CLASSES = 30
@@ -34,9 +34,7 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> Any:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= _NAMED_CLASSES:
-        names = [name.replace("$", r"\$") for name in classes]  # or it would be read as a formula
-        axes.set_xticks(range(len(classes)), names, rotation=90)
-        axes.set_yticks(range(len(classes)), names)
+        name_cells(axes, classes)
     return figure
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coatnet.config.plain_text import json_text
-from coatnet.runtime.drawing import make_figure
+from coatnet.runtime.drawing import make_figure, name_cells
 from coatnet.runtime.run_directory import write_atomically
 from coatnet.runtime.whole_files import whole_file
 from finetune.evaluation.figures import confusion_table
@@ -20,6 +20,7 @@ _DOTS_PER_INCH = 150
 _MOST_CELLS = 60  # a larger confusion matrix is a table and no picture
 _MOST_COLUMNS = 1000  # of a table; for 21,841 classes it would take a gigabyte
 _MOST_NUMBERED = 20
+_MOST_LETTERS = 36  # of a path in a title
 
 
 def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
@@ -68,8 +69,7 @@ def _plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path:
     figure = make_figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(matrix, cmap="Blues")
-    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    name_cells(axes, names)
     if len(names) <= _MOST_NUMBERED:
         dark = max(map(max, matrix)) / 2
         for row, counts in enumerate(matrix):
@@ -104,7 +104,13 @@ def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
         )
     by_cost.set_xlim(left=0)
     first = ordered[0]
-    figure.suptitle(f"{first['model']} on {first['data']}, {first['samples']:,} images", parse_math=False)
+    what, where = (_end_of(first[key]) for key in ("model", "data"))
+    figure.suptitle(f"{what} on {where}, {first['samples']:,} images", parse_math=False)
     by_size.set_ylabel(f"{words} (%), 95 % interval")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=_DOTS_PER_INCH)
+
+
+def _end_of(path: str) -> str:
+    """Return of a long path the end, which tells more than its beginning."""
+    return path if len(path) <= _MOST_LETTERS else f"…{path[1 - _MOST_LETTERS :]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from coatnet.checkpoint.classes import evaluation_columns, match_classes
 from coatnet.config import UserError
+from coatnet.runtime.drawing import make_figure
 from finetune.evaluation.figures import (
     confusion,
     confusion_table,
@@ -76,6 +78,28 @@ def test_a_class_named_class_keeps_its_column_of_the_confusion(tmp_path: Path) -
         "class,ant,class,bee",
         "ant,1,1,0",
     ]
+
+
+def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    drawn: list[Any] = []
+
+    def figure(**options: Any) -> Any:
+        drawn.append(make_figure(**options))
+        return drawn[-1]
+
+    monkeypatch.setattr("finetune.evaluation.write.make_figure", figure)
+    names = [letter * 200 for letter in "nv$"]
+    report = full_report(FOUR, names=names, with_confusion=True)
+    report |= {"label_kind": "single", "gmacs": 1.0, "model": f"runs/{'n' * 200}", "data": "v" * 200}
+    write_reports([{**report, "image_size": px} for px in (32, 64)], tmp_path)
+    assert not recwarn.list and len(drawn) == 3
+    for picture in drawn:
+        picture.draw_without_rendering()
+        drawn_on = picture.get_tightbbox()
+        assert drawn_on.x0 >= 0 and drawn_on.x1 <= picture.get_figwidth()
+    assert names[0] in (tmp_path / "confusion-32.csv").read_text()
 
 
 @pytest.mark.slow  # by the import of scipy.stats
