@@ -260,9 +260,11 @@ def build_model(
     return model
 
 
-def empty_model(config: ModelConfig, *, device: torch.device | str) -> CoAtNet:
+def empty_model(
+    config: ModelConfig, *, device: torch.device | str, norm: NormConfig | None = None
+) -> CoAtNet:
     """Build a network whose weights are yet to be loaded: none are drawn, no memory is taken before."""
-    model = build_model(config, device="meta")
+    model = build_model(config, norm=norm, device="meta")
     allocate(model, device=device)
     for module in model.modules():
         if isinstance(module, GroupBatchNorm):

@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import check_init, check_source
+from coatnet.checkpoint.store import CheckpointStore
 from coatnet.checkpoint.timm import timm_config, to_timm
 from coatnet.checkpoint.weights import Weights, export_safetensors
-from coatnet.config import UserError
-from coatnet.model.config import ModelConfig
-from coatnet.model.network import build_model
+from coatnet.config import UserError, to_dict
+from coatnet.model.config import ModelConfig, NormConfig
+from coatnet.model.network import CoAtNet, build_model
+from coatnet.model.norm import GroupBatchNorm
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.optimizer import parameter_groups
+from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.class_weights import loss_weights
 from data_pipeline.config import DataConfig
 from data_pipeline.open_corpus import open_corpus, open_train_corpora
@@ -38,8 +42,13 @@ def pretrained(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> P
     model = build_model(config, seed=5)
     torch.nn.init.normal_(model.head.logits.weight)
     torch.nn.init.normal_(model.head.logits.bias)
-    weights = Weights(config, dict(model.state_dict()), CLASSES_21K)
+    facts = {"step": 7, "samples_seen": 640, "config_digest": "aa"}
+    weights = Weights(config, dict(model.state_dict()), CLASSES_21K, facts)
     return export_safetensors(weights, tmp_path_factory.mktemp("pretrained") / "model")
+
+
+def norms(model: CoAtNet) -> list[GroupBatchNorm]:
+    return [module for module in model.modules() if isinstance(module, GroupBatchNorm)]
 
 
 def test_rows_of_the_head_follow_wordnet_ids_from_the_larger_set_to_the_smaller(pretrained: Path) -> None:
@@ -52,7 +61,52 @@ def test_rows_of_the_head_follow_wordnet_ids_from_the_larger_set_to_the_smaller(
     assert torch.equal(model.head.logits.bias[:2], known["head.logits.bias"][[2, 1]])
     assert not model.head.logits.weight[2].any()
     assert model.config.num_classes == 3 and origin["rows_kept"] == 2
+    assert origin["said"].endswith(" under a new head that knows 2 classes already")
     assert torch.equal(model.head.dense.weight, known["head.dense.weight"])
+
+
+def test_a_model_from_scratch_is_laid_out_for_its_images_and_classes_and_drawn_by_its_seed(
+    tiny: ModelConfig,
+) -> None:
+    config = FinetuneConfig(
+        model=replace(tiny, stochastic_depth=0.3), augment=AugmentConfig(96), norm=NormConfig(momentum=0.5)
+    )
+    model, origin = starting_model(config, classes=["a", "b"])
+    assert (model.config.image_size, model.config.num_classes, model.config.stochastic_depth) == (96, 2, 0.3)
+    assert {norm.momentum for norm in norms(model)} == {0.5} and origin == {"init": None, "said": ""}
+    for seed, same in ((0, True), (1, False)):
+        again, _ = starting_model(replace(config, seed=seed, stochastic_depth=0.1), classes=["a", "b"])
+        assert torch.equal(again.stem.conv1.weight, model.stem.conv1.weight) is same
+        assert again.config.stochastic_depth == 0.1
+
+
+def test_a_checkpoint_keeps_its_grid_and_its_facts_and_takes_the_runs_depth_and_norm(
+    pretrained: Path, tiny: ModelConfig
+) -> None:
+    config = FinetuneConfig(init=str(pretrained), stochastic_depth=0.2, norm=NormConfig(momentum=0.5))
+    model, origin = starting_model(config, classes=["a"])
+    assert (model.config.image_size, model.config.stochastic_depth) == (tiny.image_size, 0.2)
+    assert {norm.momentum for norm in norms(model)} == {0.5}
+    facts = {"step": 7, "samples_seen": 640, "config_digest": "aa", "rows_kept": 0}
+    assert origin == {"init": str(pretrained), "said": f" from {pretrained} under a new head", **facts}
+    with pytest.raises(UserError, match=r"depths"):
+        starting_model(replace(config, model=replace(tiny, depths=[2, 1, 1, 1, 1])), classes=["a"])
+
+
+def test_of_a_run_the_average_is_taken_or_the_raw_weights_where_these_are_asked_for(
+    tiny: ModelConfig, tmp_path: Path
+) -> None:
+    state = build_model(tiny, seed=1).state_dict()
+    pieces = [
+        Fragment(kind, name, tuple(one.shape), 0, one.flatten() * share)
+        for name, one in state.items()
+        for kind, share in (("buffer", 1.0) if "running" in name else ("weight", 1.0), ("ema", 0.5))
+    ]
+    store = CheckpointStore(tmp_path / "checkpoints", ranks=Ranks())
+    store.save(step=1, samples_seen=8, fragments=pieces, facts={"model": to_dict(tiny)}, wait=True)
+    for which, share in (("auto", 0.5), ("raw", 1.0)):
+        model, _ = starting_model(FinetuneConfig(init=str(tmp_path), weights=which), classes=["a"])
+        assert torch.equal(model.stem.conv1.weight, state["stem.conv1.weight"] * share)
 
 
 def test_a_new_head_is_zero_or_normal(pretrained: Path) -> None:
