@@ -5,6 +5,7 @@ All sources come down to this, so that planning and writing know none of them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.sharding.vocabulary import RawLabels, number_labels
+from data_pipeline.sharding.vocabulary import LabelColumns, RawLabels, number_labels
 
 Label = int | list[tuple[int, float]]
 
@@ -119,18 +120,20 @@ class ListingMaker:
         """Begin; `files` are listed whether they hold samples or not, the others as their samples come."""
         self._done = done
         self._files = {path: number for number, path in enumerate(files)}
-        self._places: list[tuple[int, int, int]] = []  # file, offset, size
+        self._file, self._offset, self._size = array("q"), array("q"), array("q")
         self._names: list[str] = []
-        self._labels: list[RawLabels] = []
+        self._labels = LabelColumns()
 
     def __len__(self) -> int:
         return len(self._names)
 
     def add(self, name: str, path: str, labels: RawLabels, *, offset: int, size: int) -> None:
         """Take a sample; arguments as of `Item`."""
-        self._places.append((self._files.setdefault(path, len(self._files)), offset, size))
+        self._file.append(self._files.setdefault(path, len(self._files)))
+        self._offset.append(offset)
+        self._size.append(size)
         self._names.append(name)
-        self._labels.append(labels)
+        self._labels.add(labels)
         if len(self._names) % _LISTED_AT_ONCE == 0:
             self._done(_LISTED_AT_ONCE)
 
@@ -144,7 +147,7 @@ class ListingMaker:
         """
         self._done(len(self._names) % _LISTED_AT_ONCE)
         numbered = number_labels(self._labels, classes=classes, origin=origin, names=self._names, multi=multi)
-        file, offset, size = np.array(self._places, dtype=np.int64).T
+        file, offset, size = (np.asarray(one) for one in (self._file, self._offset, self._size))
         return Listing(
             root=Path(),
             files=list(self._files),

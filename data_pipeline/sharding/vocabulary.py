@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,34 @@ class Labels:
     first: NDArray[np.int64] | None
 
 
+class LabelColumns:
+    """Labels of samples as they come, in columns: lists of pairs take several times the memory."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[RawLabel, int] = {}
+        self._label, self._weight, self._ends = array("i"), array("d"), array("q", [0])
+
+    def add(self, labels: RawLabels) -> None:
+        """Take a sample's."""
+        for label, weight in labels:
+            self._label.append(self._numbers.setdefault(label, len(self._numbers)))
+            self._weight.append(weight)
+        self._ends.append(len(self._label))
+
+    @property
+    def found(self) -> list[RawLabel]:
+        """Each label once, in the order in which they came."""
+        return list(self._numbers)
+
+    @property
+    def columns(self) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
+        """Labels by their place in `found`, their weights, and where each sample's begin, with the end.
+
+        Shape: (labels,), (labels,), (samples + 1,).
+        """
+        return np.asarray(self._label), np.asarray(self._weight), np.asarray(self._ends)
+
+
 def read_classes(path: Path) -> list[str]:
     """Read class names, one a line; a line's number is the class's.
 
@@ -46,12 +75,12 @@ def read_classes(path: Path) -> list[str]:
 
 
 def number_labels(
-    raw: Sequence[RawLabels], *, classes: list[str] | None, origin: str, names: Sequence[str], multi: bool
+    raw: LabelColumns, *, classes: list[str] | None, origin: str, names: Sequence[str], multi: bool
 ) -> Labels:
     """Number labels: by the given classes, else by sorted names, or by themselves if all are numbers.
 
     Args:
-        raw: labels of each sample; every sample with exactly one of weight 1 makes a single-label corpus.
+        raw: of the samples; every sample with exactly one of weight 1 makes a single-label corpus.
         names: of the samples, for errors.
         multi: make one of several labels all the same.
 
@@ -59,27 +88,29 @@ def number_labels(
         UserError: a label that is not among the classes, may be either of two, or is no name fit to be shown,
             or a sample without one among samples that have one each.
     """
-    found = {label for labels in raw for label, _ in labels}
+    found = raw.found
+    label, weight, first = raw.columns
     own = check_class_names(_own_classes(found, origin), origin=origin) if classes is None else classes
     numbers: dict[RawLabel, int] = {name: number for number, name in enumerate(own)}
     if classes is None:  # among names a number is a name, and not a place among them
-        numbers |= {label: numbers[str(label)] for label in found}
+        numbers |= {one: numbers[str(one)] for one in found}
     else:
         _check_places(own, found, origin)
         numbers |= {number: number for number in range(len(own))}
-    unknown = [label for label in found if label not in numbers]
-    if unknown:
-        at = next(i for i, labels in enumerate(raw) if any(label == unknown[0] for label, _ in labels))
+    unknown = next((place for place, one in enumerate(found) if one not in numbers), None)
+    if unknown is not None:
+        at = int(np.searchsorted(first, int((label == unknown).argmax()), side="right")) - 1
         raise UserError(
-            f"{origin}: {names[at]} has the label {unknown[0]!r}, which is none of {len(own)} classes"
+            f"{origin}: {names[at]} has the label {found[unknown]!r}, which is none of {len(own)} classes"
         )
-    if not multi and all(len(labels) <= 1 and all(weight == 1.0 for _, weight in labels) for labels in raw):
-        if [] in raw:
-            raise UserError(f"{origin}: {names[raw.index([])]} has no label, where others have one each")
-        return Labels(own, np.array([numbers[labels[0][0]] for labels in raw], np.int64), None, None)
-    rows = np.array([(numbers[label], weight) for labels in raw for label, weight in labels], dtype=LABEL)
-    first = np.cumsum([0, *map(len, raw)])
-    return Labels(own, np.zeros(len(raw), np.int64), rows, first)
+    number, many = np.array([numbers[one] for one in found], np.int64), np.diff(first)
+    if not multi and (many <= 1).all() and (weight == 1.0).all():
+        if not many.all():
+            raise UserError(f"{origin}: {names[int(many.argmin())]} has no label, where others have one each")
+        return Labels(own, number[label], None, None)
+    rows = np.empty(len(label), dtype=LABEL)
+    rows["label"], rows["weight"] = number[label], weight
+    return Labels(own, np.zeros(len(many), np.int64), rows, first)
 
 
 def parse_labels(value: object) -> RawLabels:
@@ -130,7 +161,7 @@ def read_hierarchy(path: Path, classes: list[str]) -> dict[str, str]:
     return needed
 
 
-def _own_classes(found: set[RawLabel], origin: str) -> list[str]:
+def _own_classes(found: Sequence[RawLabel], origin: str) -> list[str]:
     if found and all(isinstance(label, int) for label in found):
         numbers = [int(label) for label in found]
         if min(numbers) < 0 or max(numbers) >= _MAX_CLASSES:
@@ -140,7 +171,7 @@ def _own_classes(found: set[RawLabel], origin: str) -> list[str]:
     return sorted({str(label) for label in found})  # 1 and ["1"] are one name
 
 
-def _check_places(classes: list[str], found: set[RawLabel], origin: str) -> None:
+def _check_places(classes: list[str], found: Sequence[RawLabel], origin: str) -> None:
     """Refuse numbers as labels where names are numbers, too, and not those of their places.
 
     Raises:

@@ -12,7 +12,7 @@ from coatnet.runtime.class_names import read_class_names
 from data_pipeline.corpus import Corpus
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.vocabulary import Labels, number_labels, parse_labels, read_classes
+from data_pipeline.sharding.vocabulary import LabelColumns, Labels, number_labels, parse_labels, read_classes
 
 
 def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_a_number_that_is_the_place_of_one_class_and_the_name_of_another_is_refu
 
 def numbered(*cells: object, classes: list[str] | None = None) -> Labels:
     """Number the labels of samples, as a table's column holds them."""
-    names = [f"row-{number}" for number in range(len(cells))]
-    return number_labels(
-        [parse_labels(cell) for cell in cells], classes=classes, origin="here", names=names, multi=False
-    )
+    names, raw = [f"row-{number}" for number in range(len(cells))], LabelColumns()
+    for cell in cells:
+        raw.add(parse_labels(cell))
+    return number_labels(raw, classes=classes, origin="here", names=names, multi=False)
 
 
 def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
