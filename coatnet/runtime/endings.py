@@ -33,11 +33,11 @@ class Distrusted(RuntimeError):
     """What a rank holds is wrong, by no mistake of the user or the program: a new start may go well."""
 
 
-def run_rank(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a rank's main with the process's arguments, and end the process."""
+def run_rank(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a rank's main with some arguments, by default the process's, and end the process."""
     try:
         with endings_in_a_line():
-            main(sys.argv[1:])
+            main(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as error:
         _leave(error.code if isinstance(error.code, int) else 1)
     except Exception as error:

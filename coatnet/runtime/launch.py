@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from coatnet.runtime.endings import OWN_LOG, STATUS_USER_ERROR, endings_in_a_line
+from coatnet.runtime.endings import OWN_LOG, STATUS_USER_ERROR, run_rank
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.parent import die_with_parent
 from coatnet.runtime.rendezvous import ENDED_TOGETHER, already_launched, local_variables
@@ -124,7 +124,9 @@ def _forward_to(group: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameTyp
 def launch_run(
     module: str, arguments: Sequence[str], *, directory: Path, ranks: int | None, alone: bool = False
 ) -> int:
-    """Start a run's ranks on this machine, or be one of them under srun and torchrun; return the exit status.
+    """Start a run's ranks on this machine and return the exit status; under srun and torchrun be a rank.
+
+    A rank ends the process, at once where it fails: others wait for it in a collective.
 
     Args:
         module: its `main` takes the arguments and joins the ranks.
@@ -136,9 +138,7 @@ def launch_run(
         UserError: another job holds the run directory.
     """
     if already_launched():
-        with endings_in_a_line():
-            import_module(module).main(arguments)
-        return 0
+        run_rank(import_module(module).main, arguments)
     # Asked here as well, so that a second start ends at once and not after torch has been loaded.
     Lease.require_free(directory)
     ranks = ranks or device_count()

@@ -77,20 +77,38 @@ def test_a_mistake_is_told_although_the_first_rank_has_not_come_to_it_in_time(tm
 
 CRASHING = """
 import atexit, os, sys
+from pathlib import Path
 from coatnet.runtime.endings import run_rank
+from coatnet.runtime.launch import launch_run
 atexit.register(os.abort)  # as gloo's threads do in their destructors, now and then
 def main(arguments):
-    sys.exit(3) if arguments else print(1 // 0)
-run_rank(main)
+    if arguments == ["exit"]:
+        sys.exit(3)
+    Path("/proc/self/mem").read_bytes()
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        launch_run("crashing", sys.argv[1:], directory=Path("run"), ranks=None)
+    run_rank(main)
 """
 
 
-@pytest.mark.parametrize(("words", "status", "said"), [([], 1, "ZeroDivisionError"), (["exit"], 3, "")])
-def test_a_crash_keeps_its_status_whatever_libraries_do_at_the_end(
-    words: list[str], status: int, said: str
+@pytest.mark.parametrize("started", [{}, {"RANK": "1", "WORLD_SIZE": "2"}], ids=["by us", "by torchrun"])
+@pytest.mark.parametrize(
+    ("words", "status", "said"), [([], 1, "OSError: [Errno 5] Input/output error"), (["exit"], 3, "")]
+)
+def test_a_crash_keeps_its_status_and_its_words_whatever_libraries_do_at_the_end(
+    tmp_path: Path, words: list[str], status: int, said: str, started: dict[str, str]
 ) -> None:
-    command = [sys.executable, "-c", CRASHING, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    """By both SLURM's batch script tells a broken machine from a mistake, which it does not try again."""
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    done = subprocess.run(
+        [sys.executable, "-m", "crashing", *words],
+        env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path), **started},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
     assert done.returncode == status and said in done.stderr
 
 
