@@ -150,16 +150,25 @@ class Watchdog:
     def _give_up(self, silence_seconds: float) -> None:
         began = time.monotonic()
         waiting = f", {self._data_wait.own}" if self._data_wait and self._data_wait.own else ""
-        self._stacks.parent.mkdir(parents=True, exist_ok=True)
-        with self._stacks.open("a") as file:
-            print(f"no step for {silence_seconds:.0f} s; all stacks of process {os.getpid()}:", file=file)
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        where = self._write_stacks(f"no step for {silence_seconds:.0f} s")
         if time.monotonic() - began > _PROMPT_SECONDS:
             print(f"warning: no step for {silence_seconds:.0f} s, nor did the file system answer", flush=True)
             # It does now, and the step that may have waited for it goes on.
             self._beaten_at = time.monotonic()
             return
-        print(f"error: no step for {silence_seconds:.0f} s{waiting}; stacks: {self._stacks}", flush=True)
+        print(f"error: no step for {silence_seconds:.0f} s{waiting}; stacks: {where}", flush=True)
         time.sleep(_LAST_WORDS_SECONDS)
         os._exit(EXIT_HANG)
+
+    def _write_stacks(self, reason: str) -> str:
+        """Write down all stacks and return where; to stderr where a full disk takes none."""
+        try:
+            self._stacks.parent.mkdir(parents=True, exist_ok=True)
+            with self._stacks.open("a") as file:
+                print(f"{reason}; all stacks of process {os.getpid()}:", file=file)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            return str(self._stacks)
+        except OSError as error:
+            faulthandler.dump_traceback(2, all_threads=True)
+            return f"here, since {error}"
