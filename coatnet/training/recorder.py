@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,9 @@ _RECORD_SECONDS = 0.5
 _RECORD_SHARE, _LONGEST_RECORD_SECONDS = 1e-4, 10.0
 _PAUSES = ("start", "compile", "evaluation")  # in which no step is taken: rates are of the time without
 FLUSH_RECORDS = 20
-_DRAW_SECONDS = 60.0
+# Pictures, of two megabytes together, come at most once a minute and, as a run grows old, once in so much of
+# its age: after each of thousands of evaluations they left gigabytes, which TensorBoard reads at every start.
+_DRAW_SECONDS, _DRAW_SHARE = 60.0, 0.05
 _MOST_STRETCHES = 120
 
 # What a rank may ask of all at the end of a step, one bit each. The last: it was told to stop while it waited
@@ -96,7 +99,7 @@ class Recorder:
         self._flops_per_image, self._peak = flops_per_image, peak_flops
         self._recorded_at = self._flushed_at = time.monotonic()
         self._record_seconds, self._record_next = _RECORD_SECONDS, False
-        self._drawn_at = -_DRAW_SECONDS
+        self._drawn_at = -math.inf
         self._paused_then = self._paused_seconds()
         self._samples = self._steps = 0
         self._data_wait_seconds = 0.0
@@ -184,7 +187,6 @@ class Recorder:
         Args:
             bad: the samples of all ranks that could not be read, which no figure counts; each is named once.
         """
-        self._show_pictures = True
         if not self._ranks.is_main:
             return
         self._name_unread(bad)
@@ -195,9 +197,9 @@ class Recorder:
         found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "samples" not in name)
         self._ranks.say(f"evaluated after {state.samples_seen:,} images: {found}")
         # Drawing takes the main rank half a second, in which the others wait.
-        now = time.monotonic()
-        if now - self._drawn_at >= _DRAW_SECONDS or state.samples_seen >= self._total:
-            self._drawn_at = now
+        now, seldom = time.monotonic(), max(_DRAW_SECONDS, _DRAW_SHARE * self._age_seconds())
+        if now - self._drawn_at >= seldom or state.samples_seen >= self._total:
+            self._drawn_at, self._show_pictures = now, True
             with self._account.measure("evaluation"):
                 self._draw(state, confusion, classes)
 
@@ -243,8 +245,11 @@ class Recorder:
         seconds = now - self._recorded_at - (paused - self._paused_then)
         self._metrics.scalars(self._scalars(state, result, seconds), samples_seen=state.samples_seen)
         self._recorded_at, self._paused_then, self._samples, self._steps = now, paused, 0, 0
-        age = sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
-        self._record_seconds, self._record_next = seconds_between_records(age), False
+        self._record_seconds, self._record_next = seconds_between_records(self._age_seconds()), False
+
+    def _age_seconds(self) -> float:
+        """Return how old the run is, from its first start on."""
+        return sum(self._earlier_seconds.values()) + sum(self._account.seconds().values())
 
     def _paused_seconds(self) -> float:
         """Return for how long this life could take no steps so far."""

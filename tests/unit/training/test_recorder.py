@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ def test_the_main_rank_alone_tells_what_the_whole_run_has_met(
     assert own == [("bad_sample", 1), ("skipped_step", 1)]
 
 
-def test_images_as_augmented_are_shown_at_the_start_and_after_each_evaluation(
+def test_images_as_augmented_are_shown_at_the_start_and_after_an_evaluation_that_draws(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[int] = []
@@ -166,6 +167,25 @@ def test_images_as_augmented_are_shown_at_the_start_and_after_each_evaluation(
     for _ in range(2):
         take_step(recorder, state)
     assert shown == [8, 32]
+
+
+def test_three_thousand_evaluations_of_five_weeks_leave_few_pictures(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each they were gigabytes, which TensorBoard reads at every start."""
+    shown, drawn, now = [], [], [time.monotonic()]
+    monkeypatch.setattr("coatnet.training.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(MetricsLog, "scalars", lambda *_, samples_seen: None)
+    monkeypatch.setattr(MetricsLog, "images", lambda *_, samples_seen: shown.append(now[0]))
+    monkeypatch.setattr(Recorder, "_draw", lambda *_: drawn.append(now[0]))
+    recorder, state = make_recorder(run, total=10**9), State()
+    for _ in range(3000):
+        now[0] += 1000.0
+        recorder.evaluation(state, {"top1": 0.5})
+        take_step(recorder, state)
+    assert len(drawn) == len(shown) < 200
+    gaps = [later - before for before, later in pairwise(drawn)]
+    assert gaps[0] == 1000.0 and 1e5 < gaps[-1] < 2e5, "an hour is seen in full, the last week by the day"
 
 
 def test_pictures_are_drawn_once_a_minute_at_most_and_at_the_end(
