@@ -109,7 +109,6 @@ def test_a_hang_ends_the_process_after_all_stacks_are_written(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_hang_whose_stacks_find_no_room_ends_the_process_and_tells_them_where_it_can() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANGING, "/dev/full"], timeout=60, capture_output=True, text=True, check=False
@@ -119,6 +118,7 @@ def test_a_hang_whose_stacks_find_no_room_ends_the_process_and_tells_them_where_
     assert "a_step_that_never_ends" in done.stderr and "a_thread_that_waits" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_itself_is_no_hang(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"watching\n"
