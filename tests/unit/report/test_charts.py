@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from pathlib import Path
@@ -36,10 +37,10 @@ def test_two_thousand_lives_are_drawn_as_far_as_they_can_be_seen_apart() -> None
 def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_replaces_the_former() -> None:
     curve = Curve()
     for position in range(0, 1_000_000, 7):
-        curve.add(position, 9.0 if position == 700_000 else 1.0 + position % 3)
+        curve.add(position, {350_000: 0.5, 700_000: 9.0}.get(position, 1.0 + position % 3))
     points = curve.points()
     assert len(points) < 700 and points == sorted(points)
-    assert points[0] == (0, 1.0) and points[-1][0] == 999_999 and (700_000, 9.0) in points
+    assert points[0] == (0, 1.0) and points[-1][0] == 999_999 and {(350_000, 0.5), (700_000, 9.0)} <= {*points}
     assert sum(position < 500_000 for position, _ in points) == pytest.approx(len(points) / 2, rel=0.1)
     curve.add(500_000, 2.0)
     assert curve.points()[-1] == (500_000, 2.0) and max(value for _, value in curve.points()) == 3.0
@@ -48,6 +49,25 @@ def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_
     for position, value in ((8, 1.0), (16, 2.0), (24, 3.0), (16, 5.0)):
         short.add(position, value)
     assert short.points() == [(8, 1.0), (16, 5.0)]
+
+
+@pytest.mark.parametrize("stride", [1, 3, 40])
+def test_a_curve_of_few_points_is_all_of_them_and_going_back_gives_up_what_came_behind(stride: int) -> None:
+    rng, curve, taken, longest = random.Random(stride), Curve(), [], 0
+    assert curve.points() == []
+    for _ in range(2_000):
+        back = max(0, len(taken) - (rng.randrange(60) if rng.random() < 0.02 else 0))
+        before, point = curve.points(), (back * stride, float(rng.randrange(50)))
+        taken[back:] = [point]
+        curve.add(*point)
+        points = curve.points()
+        assert points[0] == taken[0] and points[-1] == point and len(points) <= 602
+        assert {*points} <= {*taken}
+        if (longest := max(longest, len(taken))) <= 300:
+            assert points == taken
+        elif before[-1][0] >= point[0]:
+            lost = {one for one in before if one[0] < point[0]} - {*points}
+            assert len(lost) <= 1, "the new point may stand out more than one of its stretch"
 
 
 def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_path: Path) -> None:
