@@ -41,7 +41,8 @@ def write_reports(reports: Sequence[dict[str, Any]], destination: Path) -> None:
         _write_rows(destination / f"classes-{px}.csv", columns, rows)
         if "confusion" not in report:
             continue
-        _write_confusion(np.array(report["confusion"]).reshape(-1, 3), names, destination / f"confusion-{px}")
+        pairs = np.array(report["confusion"], dtype=np.int64).reshape(-1, 3)
+        _write_confusion(pairs, names, destination / f"confusion-{px}")
     if len(reports) > 1:
         _plot_resolutions(reports, destination / "resolutions.png")
 

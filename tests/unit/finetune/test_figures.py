@@ -80,6 +80,17 @@ def test_a_class_named_class_keeps_its_column_of_the_confusion(tmp_path: Path) -
     ]
 
 
+def test_an_evaluation_without_a_finite_guess_is_written_as_any_other(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    none = predictions([0, 1], [[-1, -1], [-1, -1]], [0.0, 0.0])
+    report = full_report(none, names=["a", "b"], with_confusion=True)
+    assert (report["top1"], report["non_finite"], report["most_confused"]) == (0.0, 2, [])
+    write_reports([{**report, "image_size": 32}], tmp_path)
+    assert (tmp_path / "confusion-32.csv").read_text().splitlines() == ["class,a,b", "a,0,0", "b,0,0"]
+    assert (tmp_path / "confusion-32.png").exists() and not recwarn.list
+
+
 def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
