@@ -40,7 +40,9 @@ def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_
         curve.add(position, {350_000: 0.5, 700_000: 9.0}.get(position, 1.0 + position % 3))
     points = curve.points()
     assert len(points) < 700 and points == sorted(points)
-    assert points[0] == (0, 1.0) and points[-1][0] == 999_999 and {(350_000, 0.5), (700_000, 9.0)} <= {*points}
+    assert (
+        points[0] == (0, 1.0) and points[-1][0] == 999_999 and {(350_000, 0.5), (700_000, 9.0)} <= {*points}
+    )
     assert sum(position < 500_000 for position, _ in points) == pytest.approx(len(points) / 2, rel=0.1)
     curve.add(500_000, 2.0)
     assert curve.points()[-1] == (500_000, 2.0) and max(value for _, value in curve.points()) == 3.0

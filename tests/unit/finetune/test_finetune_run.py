@@ -1,0 +1,121 @@
+"""A fine-tuning run's step and its evaluation, against the same ones by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from coatnet.model.config import ModelConfig
+from coatnet.runtime.account import TimeAccount
+from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
+from coatnet.runtime.stop import StopFlag
+from coatnet.training.sections import EvaluateConfig, LossConfig, ScheduleConfig
+from data_pipeline.augment_config import AugmentConfig
+from data_pipeline.batch import Batch
+from data_pipeline.class_weights import loss_weights
+from data_pipeline.config import CorpusConfig, DataConfig
+from data_pipeline.device import normalise
+from data_pipeline.open_corpus import open_corpus
+from finetune.config import FinetuneConfig, FinetuneTrainConfig
+from finetune.evaluation.judging import judge
+from finetune.evaluation.measure import measure
+from finetune.run import FinetuneRun, State
+
+pytestmark = pytest.mark.slow  # by the import of accelerate
+Start = Callable[..., FinetuneRun]
+
+
+@pytest.fixture
+def start(tiny: ModelConfig, photos: Path, tmp_path: Path) -> Iterator[Start]:
+    """Return what begins a run of steps of eight images, in micro-batches of four."""
+    begun: list[FinetuneRun] = []
+
+    def make(**changes: Any) -> FinetuneRun:
+        config = FinetuneConfig(
+            model=tiny,
+            data=DataConfig(train=[CorpusConfig(str(photos))], evaluate=str(photos), threads=1),
+            augment=AugmentConfig(64, evaluate_resize="whole"),
+            evaluate=EvaluateConfig(every="1 steps", batch=5),
+            schedule=ScheduleConfig("constant", "2 steps"),
+            train=FinetuneTrainConfig("4 steps", global_batch=8, micro_batch=4, patience=1),
+            ema=0.1,
+            **changes,
+        )
+        run = RunDirectory(tmp_path / "run")
+        run.create("seed: 0\n", digest="aa")
+        begun.append(FinetuneRun(config, run=run, lease=None, digest="aa", ranks=Ranks(), stop=StopFlag()))
+        return begun[-1]
+
+    yield make
+    for each in begun:
+        each.close(None)
+        each.watchdog.stop()
+
+
+def first_batch(run: FinetuneRun) -> Batch:
+    with closing(run.stream.follow(State())) as batches:
+        return next(batches)
+
+
+def test_a_step_is_of_the_weighted_and_smoothed_loss_of_all_images_at_the_rate_that_it_reaches(
+    start: Start, photos: Path
+) -> None:
+    run = start(loss=LossConfig(smoothing=0.2, class_weights="balanced"))
+    batch, alone, augment = first_batch(run), copy.deepcopy(run.engine.model).train(), AugmentConfig(64)
+    weights = loss_weights([open_corpus(photos)], "balanced", ranks=Ranks())
+    expected = 0.0
+    for rows in (slice(0, 4), slice(4, 8)):
+        images = normalise(batch.images[rows], mean=augment.mean, std=augment.std)
+        labels = batch.labels[rows]
+        each = cross_entropy(
+            alone(images, sample_keys=batch.keys[rows]), labels, label_smoothing=0.2, reduction="none"
+        )
+        expected += float((each * torch.tensor(weights)[labels]).detach().sum()) / 8
+    result = run.take(State(), batch, wish=3)
+    assert result.losses == [pytest.approx(expected, rel=1e-5)] and result.applied
+    assert (result.samples, result.wishes, result.bad) == (8, [3], 0)
+    assert result.learning_rate == pytest.approx(5e-5 / 2)
+
+    before = copy.deepcopy(run.engine.model.state_dict())
+    refused = run.take(State(samples_seen=8), batch, wish=0, refused=True)
+    assert not refused.applied and math.isnan(refused.losses[0])
+    assert all(torch.equal(one, before[name]) for name, one in run.engine.model.state_dict().items())
+
+
+def test_the_average_is_judged_and_patience_counts_what_is_no_better(start: Start) -> None:
+    run, state = start(loss=LossConfig("sigmoid")), State(samples_seen=8, step=1, image_size=64)
+    for _ in range(3):
+        run.take(State(), first_batch(run), wish=0)
+    corpus = run.evaluation_corpus
+    assert corpus is not None
+    with run.engine.state.averaged_weights():
+        augment = AugmentConfig(64, evaluate_resize="whole")
+        measured = measure(run.engine.model, corpus, augment, batch=5, ranks=Ranks(), loss="sigmoid")
+    expected = judge(measured.predictions, classes=3)
+    run.measure(state)
+    assert state.evaluation == {**expected, "at": 8, "image_size": 64}
+    assert state.figures == {name: state.evaluation[name] for name in ("top1", "top5", "loss", "ece")}
+    assert (state.best, state.best_step, state.stale) == (expected["top1"], 1, 0)
+    state.step = 2
+    assert not run.is_finished(state)
+    run.measure(state)
+    assert (state.best_step, state.stale) == (1, 1) and run.is_finished(state)
+
+
+def test_a_summary_leaves_out_the_time_of_starting(start: Start) -> None:
+    run = start()
+    account = TimeAccount(run.run.account, rank=0, life=9, age_seconds=100.0)
+    account.shift(40.0, source="start", target="compute")
+    account.flush(samples_seen=8)
+    summary = run.summary(State(samples_seen=8, step=3, applied_steps=2))
+    assert 40.0 <= summary["seconds"] < 60.0
+    assert (summary["steps"], summary["best_top1"], summary["top1"]) == (2, None, None)
