@@ -75,8 +75,7 @@ def per_class(predictions: Predictions, *, names: Sequence[str]) -> list[dict[st
     count = len(names)
     samples = np.bincount(predictions.label, minlength=count)
     hits = np.bincount(predictions.label[predictions.correct], minlength=count)
-    guesses = predictions.top[:, 0]
-    guessed = np.bincount(guesses[guesses >= 0], minlength=count)
+    guessed = np.bincount(predictions.guess[predictions.guess >= 0], minlength=count)
     return [
         {
             "class": name,
@@ -94,8 +93,8 @@ def confusion(predictions: Predictions, *, classes: int) -> NDArray[np.int64]:
     Shape: (pairs that occur, 3) of label, guess and count, by label and guess; samples without a finite guess
     are left out.
     """
-    finite = predictions.top[:, 0] >= 0
-    pairs = predictions.label[finite] * classes + predictions.top[finite, 0]
+    finite = predictions.guess >= 0
+    pairs = predictions.label[finite] * classes + predictions.guess[finite]
     found, counts = np.unique(pairs, return_counts=True)
     return np.stack([found // classes, found % classes, counts], axis=1)
 

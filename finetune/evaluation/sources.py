@@ -207,7 +207,7 @@ def real_accuracy(
     numbers = {key: number for number, key in enumerate(sorted(keys))}
     have_ids = all(is_wordnet_id(key) for key in keys)
     hits = judged = 0
-    for allowed, guess in zip(rows, predictions.top[:, 0], strict=True):
+    for allowed, guess in zip(rows, predictions.guess, strict=True):
         judged += bool(allowed)
         number = numbers[keys[guess]] if have_ids and guess >= 0 else int(guess)
         hits += number in allowed
