@@ -65,7 +65,7 @@ def shard(
     Example: coatnet shard others/tars --in-place
     """
     from coatnet.config import UserError
-    from coatnet.config.checks import no_url
+    from coatnet.config.checks import folder_to_write, no_url
     from data_pipeline.config import parse_bytes
     from data_pipeline.sharding.in_place import index_in_place
     from data_pipeline.sharding.options import OddPolicy, ShardOptions
@@ -76,7 +76,7 @@ def shard(
         raise UserError("coatnet shard: give a DESTINATION, or --in-place without one")
     try:
         no_url("SOURCE", source)
-        no_url("DESTINATION", destination)
+        folder_to_write("DESTINATION", destination)
         options = ShardOptions(
             shard_bytes=parse_bytes(shard_size),
             shard_samples=shard_samples,

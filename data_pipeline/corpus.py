@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -57,11 +59,16 @@ class Corpus:
         path = Path(folder) / MANIFEST
         try:
             content = path.read_bytes()
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not os.path.isdir(folder):
+                raise UserError(f"{folder}: no such folder of shards") from None
+            place = shlex.quote(str(folder))
             raise UserError(
-                f"{path}: {error.strerror}; `coatnet shard SOURCE {folder}` makes it, and for tars of others "
-                f"`coatnet shard {folder} --in-place`"
+                f"{path}: {error.strerror}; `coatnet shard SOURCE {place}` makes it, and for tars of others "
+                f"`coatnet shard {place} --in-place`"
             ) from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
         return cls(parse_manifest(content, origin=str(path)), LocalFiles(Path(folder)))
 
     def read(self, shard: int, index: int) -> Record:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from coatnet.config import UserError
-from coatnet.config.checks import no_url
+from coatnet.config.checks import folder_to_write
 from coatnet.config.keys import keys_option
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.stop import held_signals
@@ -48,9 +48,9 @@ def _check_installed(formats: Sequence[str]) -> None:
 
 
 def _local_folder(path: Path | None) -> Path | None:
-    """Check that a folder to write is no URL."""
+    """Check that a folder to write can be one."""
     try:
-        no_url("the destination", path)
+        folder_to_write("the destination", path)
     except ValueError as error:
         raise UserError(str(error)) from None
     return path
@@ -214,6 +214,7 @@ def export(
     --data photos/validation
     """
     from coatnet.checkpoint.inspection import check_model
+    from coatnet.runtime.run_directory import keep_out_of_runs
     from data_pipeline.folder import keep_out
     from finetune.evaluation.sources import check_evaluation_set
 
@@ -222,8 +223,7 @@ def export(
     if data is not None:
         check_evaluation_set(data, model=found)
         keep_out("DESTINATION", destination, [data])
-    if (destination / "checkpoints").is_dir():
-        raise UserError(f"{destination}: holds a run; export into a folder of its own")
+    keep_out_of_runs(destination)
     destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.export import export_model, print_certificates
 
@@ -250,8 +250,10 @@ def import_weights(
     Example: coatnet import coatnet_0.safetensors imported --name coatnet_0
     """
     from coatnet.checkpoint.inspection import check_source
+    from coatnet.runtime.run_directory import keep_out_of_runs
 
     check_source(source, name=name, px=px, classes=classes, trust_pickle=trust_pickle)
+    keep_out_of_runs(destination)
     destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.importing import import_model
 

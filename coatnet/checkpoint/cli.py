@@ -42,12 +42,12 @@ def inspect_checkpoint(
 
 def _locate(directory: Path) -> Path:
     """Accept a run directory too: its newest committed checkpoint is meant."""
-    from coatnet.checkpoint.inspection import MANIFEST
+    from coatnet.checkpoint.inspection import MANIFEST, checkpoints_of
     from coatnet.config import UserError
     from coatnet.runtime.run_directory import RunDirectory
 
     if (directory / MANIFEST).exists():
-        return directory
+        return checkpoints_of(directory)[0]
     found = RunDirectory(directory).find_checkpoints()
     if not found:
         raise UserError(f"{directory}: neither a checkpoint nor a run directory with one")

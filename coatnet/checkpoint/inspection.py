@@ -128,7 +128,7 @@ def checkpoints_of(path: Path) -> list[Path]:
         UserError: there is none.
     """
     if (path / MANIFEST).exists():
-        if any(path.glob("shard-*.tar")):
+        if any(path.glob("*.tar")):
             raise UserError(
                 f"{path}: a folder of shards, no model; give a run, a checkpoint or an exported model"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,3 +91,10 @@ def no_url(name: str, path: Path | str | None) -> None:
     """Check a path of this machine's file system; a `Path` has taken one of a URL's slashes away."""
     if path is not None and _URL.match(str(path)):
         raise ValueError(f"{name} is {path}; allowed: a folder or file, no URL (fetch or copy it)")
+
+
+def folder_to_write(name: str, path: Path | None) -> None:
+    """Check that a path is a folder of this machine, or may become one."""
+    no_url(name, path)
+    if path is not None and os.path.lexists(path) and not os.path.isdir(path):
+        raise ValueError(f"{name} is {path}, which is no folder; allowed: a folder, or a name that is free")

@@ -225,6 +225,16 @@ def _read_object(path: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def keep_out_of_runs(folder: Path) -> None:
+    """Check that what is to be written into a folder does not come among a run's files, which it would mask.
+
+    Raises:
+        UserError: it would.
+    """
+    if RunDirectory(folder).checkpoints.is_dir():
+        raise UserError(f"{folder}: holds a run; give a folder of its own")
+
+
 def cannot_write(error: OSError, *, folder: Path) -> UserError:
     """Return what a user is told of a run directory that takes no files."""
     what = f"{error.filename or folder}: {error.strerror}"

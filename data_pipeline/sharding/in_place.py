@@ -49,6 +49,8 @@ def index_in_place(
             "--in-place moves nothing; --tile-jpeg, --validation, --deduplicate and --root need a DESTINATION"
         )
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of tars")
     tars = tars_in(folder)
     if not tars:
         raise UserError(f"{folder}: holds no tars (*.tar)")

@@ -96,10 +96,26 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
-    "shard PHOTOS": [("PHOTOS/shards", "allowed: a place outside PHOTOS, whose folders are classes")],
+    "export MODEL": [("MODEL", "MODEL: holds a run; give a folder of its own")],
+    "export MODEL ": [("PHOTOS/a/0.jpg", "PHOTOS/a/0.jpg, which is no folder; allowed: a folder, or a name")],
+    "import WEIGHTS --px 32": [("MODEL", "MODEL: holds a run; give a folder of its own")],
+    "shard PHOTOS": [
+        ("PHOTOS/shards", "allowed: a place outside PHOTOS, whose folders are classes"),
+        ("PHOTOS/a/0.jpg", "DESTINATION is PHOTOS/a/0.jpg, which is no folder"),
+        ("MODEL", "MODEL: holds a run; give a folder of its own"),
+    ],
+    "shard --in-place": [("nowhere", "nowhere: no such folder of tars")],
     "shard nowhere": [("s3://bucket/shards", "DESTINATION is s3:/bucket/shards; allowed: a folder")],
-    "inspect shards": [("https://host/shards", "no URL")],
-    "inspect checkpoint": [("nowhere", "neither a checkpoint nor a run directory")],
+    "inspect shards": [
+        ("https://host/shards", "no URL"),
+        ("nowhere", "nowhere: no such folder of shards"),
+        ("PHOTOS/a/0.jpg", "PHOTOS/a/0.jpg: no such folder of shards"),
+        ("PHOTOS", "PHOTOS/manifest.json: No such file or directory; `coatnet shard SOURCE PHOTOS` makes it"),
+    ],
+    "inspect checkpoint": [
+        ("nowhere", "neither a checkpoint nor a run directory"),
+        ("TARS", "TARS: a folder of shards, no model"),
+    ],
     "inspect throughput": [("nowhere", "no such folder")],
     "preview": [("nowhere", "no such folder")],
     "replay": [("nowhere", "no such run directory")],
@@ -122,6 +138,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             for number in range(4):
                 Image.new("RGB", (40, 40)).save(root / folder / name / f"{number}.jpg")
     (root / "EMPTY").mkdir()
+    (root / "TARS").mkdir()
+    for name in ("manifest.json", "others.tar"):
+        (root / "TARS" / name).touch()
+    header = b'{"head.fc.weight":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}'
+    (root / "WEIGHTS").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     begun = root / "OTHER_RUN"
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "identity.json").write_text('{"digest": "another"}')
