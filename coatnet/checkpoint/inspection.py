@@ -195,7 +195,7 @@ def check_model(path: Path, *, weights: str = "auto") -> Description | None:
     """
     refuse_pickle(path)
     file = path / TENSORS if path.is_dir() else path
-    if path.suffix == ".safetensors" or file.exists():
+    if file.suffix == ".safetensors" and (path.suffix == file.suffix or file.exists()):
         return read_description(file)
     found = _describe(checkpoints_of(path))
     if weights == "ema" and found is not None and not found.is_averaged:

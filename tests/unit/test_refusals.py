@@ -96,6 +96,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--data=nowhere", "nowhere: no such folder"),
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
+    "demo PHOTOS/a/0.jpg": [("--port=0", "PHOTOS/a/0.jpg: neither a run directory, a checkpoint, nor an ex")],
     "export MODEL": [("MODEL", "MODEL: holds a run; give a folder of its own")],
     "export MODEL ": [("PHOTOS/a/0.jpg", "PHOTOS/a/0.jpg, which is no folder; allowed: a folder, or a name")],
     "import WEIGHTS --px 32": [("MODEL", "MODEL: holds a run; give a folder of its own")],
