@@ -183,11 +183,11 @@ def corpora_notes(prepared: Prepared) -> list[str]:
     """Return which corpora this machine does not see: a mistake, or such as only the nodes have."""
     notes = []
     for path in prepared.job.shards:
-        if os.path.isdir(path):  # not where somebody may not look
+        if os.path.exists(path):  # not where somebody may not look
             continue
-        folder, near = os.path.dirname(path), []
+        (folder, name), near = os.path.split(path), []
         with suppress(OSError):
-            near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=1)
+            near = difflib.get_close_matches(name, {*os.listdir(folder)} - {name}, n=1)
         hint = f" (there is {os.path.join(folder, near[0])})" if near else ""
         notes.append(f"{path} is not here{hint}; the nodes will look for it before the first step")
     return notes

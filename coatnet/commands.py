@@ -12,6 +12,7 @@ import errno
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -52,7 +53,14 @@ class _EntryPointGroup(TyperGroup):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command and return its status."""
+    """Run a command and return its status.
+
+    Raises:
+        UserError: an argument is blank, as "$NAME" is where NAME is not set: it would name this folder.
+    """
+    for before, word in pairwise(["", *arguments]):
+        if not word.strip() and not before.startswith("-"):
+            raise UserError("an argument is empty; a variable of the shell may not be set")
     points = {point.name: point for point in entry_points(group=_GROUP)}
     group = _group("coatnet", prefix="", points=points, help=_HELP)
     status = group.main(args=[*arguments], prog_name="coatnet", standalone_mode=False)

@@ -108,8 +108,8 @@ def check_here(data: DataConfig) -> None:
 def _shards_here(key: str, path: str | None) -> Corpus | None:
     if not path or is_url(path):
         return None
-    if os.path.isfile(path):
-        raise UserError(f"{key}: {path} is a file; give a folder of shards or images")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"{key}: {path} is no folder; give one of shards or images")
     return Corpus.open(path) if os.path.isfile(Path(path, MANIFEST)) else None
 
 

@@ -36,7 +36,10 @@ def refused_images(files: Sequence[Path]) -> list[dict[str, Any]]:
         try:
             probe(read_image_file(file))
         except (OSError, DecodeError) as error:
-            rows.append({"image": str(file), "error": str(error)})
+            said = getattr(error, "strerror", None) or str(
+                error
+            )  # the system's own text names the file again
+            rows.append({"image": str(file), "error": said})
         else:
             return []
     return rows

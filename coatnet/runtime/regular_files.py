@@ -17,7 +17,10 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: it is not there, not readable, or a folder, pipe or device.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "is not a regular file but a folder", str(path))
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since

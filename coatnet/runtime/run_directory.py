@@ -19,6 +19,8 @@ from coatnet.runtime.whole_files import name_file, write_whole
 _MOST_TOLD = 4  # keys
 _ABSENT = object()
 IDENTITY = "identity.json"
+# Of shards, and of an exported model: who reads the run would find these instead.
+_MASKING = ("manifest.json", "model.safetensors")
 CHECKPOINT_PREFIX = "step-"  # of its directory; the number follows
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
@@ -70,8 +72,12 @@ class RunDirectory:
             force: take another's over; None where the command has no such option.
 
         Raises:
-            UserError: it is of another config, or of none that is known.
+            UserError: it is of another config, or of none that is known, or something else lies here.
         """
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise UserError(f"run.directory is {self.path}, which is no folder; choose another")
+        if other := next((name for name in _MASKING if (self.path / name).exists()), None):
+            raise UserError(f"{self.path}: holds {other}, which is no run's; choose another run.directory")
         if not self.identity.exists():
             if self.find_checkpoints():
                 raise UserError(
@@ -193,7 +199,7 @@ class RunDirectory:
         assert name in MARKERS, name
         try:
             return _read_object(self.path / name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def clear(self, name: str) -> None:

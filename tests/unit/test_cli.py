@@ -19,6 +19,8 @@ import typer.main
 from PIL import Image
 
 from coatnet.cli import main
+from coatnet.commands import run
+from coatnet.config import UserError
 from finetune.image_files import print_predictions
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +116,19 @@ def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Pa
         "evaluate", str(model), str(tmp_path / "images"), "--destination", str(tmp_path / "in_the_way")
     )
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path / 'in_the_way'}: File exists\n"
+    what = f"the destination is {tmp_path / 'in_the_way'}, which is no folder"
+    assert done.stderr == f"error: {what}; allowed: a folder, or a name that is free\n"
+
+
+@pytest.mark.parametrize("words", [("shard", "", "out"), ("predict", "runs/first", " "), ("",)])
+def test_an_argument_that_is_empty_is_no_name_of_this_folder(words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="an argument is empty; a variable of the shell may not be set"):
+        run(words)
+
+
+def test_an_option_may_be_empty() -> None:
+    with pytest.raises(UserError, match="nowhere: No such file or directory"):
+        run(("shard", "nowhere", "out", "--only", ""))
 
 
 def test_an_unknown_command_is_refused(typed: Typed) -> None:

@@ -54,6 +54,8 @@ BOTH = [
     ("launch.ranks=100000", "allowed: 1 to 1024"),
     ("run.directory=OTHER_RUN", "holds a run with another config"),
     ("run.directory=s3://bucket/run", "no URL"),
+    ("run.directory=WEIGHTS", "run.directory is WEIGHTS, which is no folder; choose another"),
+    ("run.directory=TARS", "TARS: holds manifest.json, which is no run's; choose another run.directory"),
     ("run.directory=PHOTOS/run", "allowed: a place outside PHOTOS, whose folders are classes"),
 ]
 CASES: dict[str, list[tuple[str, str]]] = {
@@ -99,6 +101,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
     "demo PHOTOS/a/0.jpg": [("--port=0", "PHOTOS/a/0.jpg: neither a run directory, a checkpoint, nor an ex")],
     "export MODEL": [("MODEL", "MODEL: holds a run; give a folder of its own")],
     "export MODEL ": [("PHOTOS/a/0.jpg", "PHOTOS/a/0.jpg, which is no folder; allowed: a folder, or a name")],
+    "import PHOTOS": [("nowhere", "PHOTOS: is not a regular file but a folder")],
     "import WEIGHTS --px 32": [("MODEL", "MODEL: holds a run; give a folder of its own")],
     "shard PHOTOS": [
         ("PHOTOS/shards", "allowed: a place outside PHOTOS, whose folders are classes"),

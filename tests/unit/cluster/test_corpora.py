@@ -28,15 +28,16 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "two", root / "under_way")
     (root / "under_way" / "manifest.json").unlink()
     (root / "empty").mkdir()
+    (root / "link").symlink_to("elsewhere")
     return root
 
 
-def prepared(corpora: Path, *words: str) -> Prepared:
+def prepared(corpora: Path, *words: str, directory: str = "run") -> Prepared:
     config = corpora / "config.yaml"
     config.write_text("model: {name: coatnet_0}\n")
     site = SiteConfig(nodes=1, gpus_per_node=1)
     words = tuple(word.replace("AT", str(corpora)) for word in words)
-    return prepare(Request("pretrain", str(config), words, site, directory=corpora / "run"))
+    return prepare(Request("pretrain", str(config), words, site, directory=corpora / directory))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,10 @@ def prepared(corpora: Path, *words: str) -> Prepared:
             ["data.train=AT/two", "data.evaluate=AT/three"],
             r"^data\.evaluate: .*/three has other classes than",
         ),
-        (["data.train=AT/two/shard-000000.tar"], r"^data\.train\[0\]: .*shard-000000\.tar is a file; give a"),
+        (
+            ["data.train=AT/two/shard-000000.tar"],
+            r"^data\.train\[0\]: .*shard-000000\.tar is no folder; give",
+        ),
     ],
 )
 def test_shards_that_no_rank_could_train_on_are_refused_before_the_queue(
@@ -66,9 +70,17 @@ def test_what_is_to_come_or_lies_on_the_nodes_alone_is_left_to_them(corpora: Pat
 
 
 def test_a_corpus_that_is_not_here_is_told_of_with_the_nearest_that_is(corpora: Path) -> None:
-    notes = corpora_notes(prepared(corpora, "data.train=[AT/twoo,AT/two]", "data.evaluate=AT/no/where"))
+    train = "data.train=[AT/twoo,AT/two,AT/link,AT/two/manifest.json]"
+    notes = corpora_notes(prepared(corpora, train, "data.evaluate=AT/no/where"))
     later = "; the nodes will look for it before the first step"
     assert notes == [
         f"{corpora}/twoo is not here (there is {corpora}/two){later}",
+        f"{corpora}/link is not here{later}",
         f"{corpora}/no/where is not here{later}",
     ]
+
+
+@pytest.mark.parametrize("place", ["two", "two/manifest.json", "link"])
+def test_a_run_in_a_file_or_among_shards_is_refused_before_the_queue(corpora: Path, place: str) -> None:
+    with pytest.raises(UserError, match=r"holds manifest\.json, which is no run's|which is no folder"):
+        preview(prepared(corpora, "data.train=AT/two", directory=place))

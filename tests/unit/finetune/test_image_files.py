@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from finetune.image_files import image_files
+from finetune.image_files import image_files, refused_images
 
 
 def test_hidden_files_and_files_in_hidden_folders_are_left_out(tmp_path: Path) -> None:
@@ -17,6 +18,12 @@ def test_hidden_files_and_files_in_hidden_folders_are_left_out(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"x")
     assert image_files([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "b" / "2.jpg"]
     assert image_files([tmp_path / ".cache"]) == [tmp_path / ".cache" / "x.jpg"], "asked for by name"
+
+
+def test_what_is_no_file_is_told_without_the_systems_number_and_the_name_again(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (row,) = refused_images([tmp_path / "pipe"])
+    assert row["error"] == "is not a regular file"
 
 
 @pytest.mark.slow
