@@ -46,6 +46,12 @@ def test_of_two_ranks_the_slow_one_is_compared_with_the_other_and_not_with_both(
     assert found == [{"straggler": 1, "seconds": 0.15, "usual": 0.1}]
 
 
+def test_two_slow_ranks_of_four_are_both_named_as_either_is_compared_with_the_others_alone() -> None:
+    health = Health(GuardConfig(), ranks=Ranks(world_size=4), stage=1)
+    found = [health.after_step(step, [0.1, 0.1, 0.3, 0.3]) for step in range(1, 51)][-1]
+    assert [one["straggler"] for one in found] == [2, 3] and {one["usual"] for one in found} == {0.1}
+
+
 def test_the_config_says_how_much_slower_is_slow() -> None:
     health = Health(GuardConfig(straggler_ratio=1.6), ranks=Ranks(world_size=2), stage=1)
     assert not any(health.after_step(step, [0.1, 0.15]) for step in range(1, 51))
@@ -93,7 +99,7 @@ def test_garbage_is_collected_at_the_same_steps_everywhere_and_never_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     health = Health(GuardConfig(collect_every=10, digest_every=0), ranks=Ranks(), stage=1)
-    assert not gc.isenabled()
+    assert not gc.isenabled() and gc.get_freeze_count() > 0
     collected: list[int] = []
     monkeypatch.setattr(gc, "collect", lambda: collected.append(step))
     for step in range(1, 31):
