@@ -70,23 +70,29 @@ def test_a_run_that_changes_its_stage_in_the_middle_ends_where_it_would_have(
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
 
-def test_growing_images_and_weighed_classes_end_in_the_same_bits_after_a_stop(
+def test_growing_images_and_weighed_classes_end_in_the_same_bits_after_a_stop_and_under_the_profiler(
     place: Path, on_ranks: OnRanks
 ) -> None:
+    """Both lives trace what they take of the window, which neither reaches the end of."""
     grown = (
         "train.phases=[{image_size: 32}, {image_size: 64}]",
         "loss.class_weights=balanced",
         "train.duration=8 steps",
     )
     on_ranks("pretrain_run", world_size=2, arguments=arguments(place, "grown", *grown))
-    stopped, given = RunDirectory(place / "stopped"), arguments(place, "stopped", *grown)
+    stopped = RunDirectory(place / "stopped")
+    given = arguments(place, "stopped", *grown, "profile.steps=4..60")
     on_ranks("pretrain_run", world_size=2, arguments=given, stop_after=5)  # amid the second resolution
     assert stopped.marker("stopped") is not None and stopped.marker("done") is None
-    assert last(stopped.path).step in (5, 6)  # the other rank may have heard of it in time
+    reached = last(stopped.path).step
+    assert reached in (5, 6)  # the other rank may have heard of it in time
     on_ranks("pretrain_run", world_size=2, arguments=given)
     assert stopped.marker("stopped") is None and stopped.marker("done") is not None
     assert kinds(stopped.path).count("resume") == 1
     assert_bit_equal(last(stopped.path), last(place / "grown"))
+    traced = {(4, reached, 0), (4, reached, 1), (reached + 1, 8, 0), (reached + 1, 8, 1)}
+    names = {f"steps-{begin}-{end}-rank{rank}.json" for begin, end, rank in traced}
+    assert {path.name for path in (stopped.logs / "profile").iterdir()} == names
     assert json.loads((stopped.path / "summary.json").read_text())["every_sample_once"] is True
 
 
