@@ -291,6 +291,9 @@ def test_weights_that_ranks_do_not_agree_on_are_never_saved_and_the_next_start_l
     assert own == other != wrong
     assert last(run).step == 4
     on_ranks("pretrain_run", world_size=2, arguments=given)
+    for rank in range(2):  # the main one alone reads how far the life before came
+        own = json.loads((run / "account" / f"rank-{rank:05d}.jsonl").read_text())
+        assert own["seconds"]["redone"] > 0
     losses = last(run).facts["progress"]["losses"]
     np.testing.assert_allclose(losses, last(undisturbed).facts["progress"]["losses"], rtol=1e-5)
 
