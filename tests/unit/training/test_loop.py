@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; i
 from tiny_stage import TinyRun
 
 from coatnet.checkpoint.reader import Checkpoint
+from coatnet.checkpoint.store import CheckpointStore
 from coatnet.config import UserError
 from coatnet.runtime.account import process_age_seconds
 from coatnet.runtime.lease import Lease, LeaseLost
@@ -289,6 +292,47 @@ def test_a_job_whose_run_was_taken_over_since_its_last_save_leaves_no_marker_in_
     lease.release()
     run = RunDirectory(tmp_path / "run")
     assert run.marker("done") is None is run.marker("stopped") and not run.summary.exists()
+
+
+def test_a_job_whose_run_was_taken_over_hears_of_it_at_its_next_step_and_takes_no_other(
+    tmp_path: Path, life: Life
+) -> None:
+    lease, lives = Lease.acquire(tmp_path / "run"), list[TinyRun]()
+
+    def taken_over(run: TinyRun) -> None:
+        lives.append(run)
+        run.checkpoints.store._lease = lease
+        (tmp_path / "run" / "lease" / f"epoch-{lease.epoch + 1:08d}").touch()
+        with pytest.raises(LeaseLost):
+            lease.check()  # as the thread that beats does, every second
+
+    with pytest.raises(LeaseLost):
+        life(save=NEVER, happens={2: taken_over})
+    assert lives[0].noted == ["step 1", "step 2"]
+
+
+def test_a_life_that_ends_by_an_error_finishes_the_save_under_way_first(
+    tmp_path: Path, life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing, write, close = threading.Event(), CheckpointStore._write, TinyRun.close
+
+    def write_late(store: CheckpointStore, *given: Any) -> None:
+        assert closing.wait(60)
+        write(store, *given)
+
+    def note_and_close(run: TinyRun, state: RunState | None) -> None:
+        closing.set()
+        close(run, state)
+        assert run.watchdog._held == 1, "what is saved last may take longer than a step"
+
+    def fail(run: TinyRun) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CheckpointStore, "_write", write_late)
+    monkeypatch.setattr(TinyRun, "close", note_and_close)
+    with pytest.raises(ZeroDivisionError):
+        life(happens={3: fail})
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002"]
 
 
 def test_a_run_whose_last_checkpoint_is_not_there_is_not_done(
