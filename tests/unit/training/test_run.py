@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import pytest
 
 from coatnet.runtime.data_wait import WAITS
 from coatnet.runtime.ranks import Ranks
@@ -32,6 +35,25 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
         assert not met
     assert met == [(1, True)]
     assert run.watchdog._held == 0 and not run.watchdog._lenient
+    run.watchdog.stop()
+    run.account.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "alone", "bound"),
+    [({}, True, math.inf), ({}, False, 600.0), ({"hang_seconds": 7.0}, True, 7.0)],
+)
+def test_a_rank_alone_hangs_never_unless_a_config_says_after_how_long(
+    tmp_path: Path, given: dict[str, float], alone: bool, bound: float
+) -> None:
+    class Main(Ranks):
+        def broadcast(self, value: Any) -> Any:
+            return value
+
+    run: TrainingRun[State, PretrainResult] = TrainingRun(
+        RunDirectory(tmp_path), ranks=Main(distributed=not alone), stop=StopFlag(), **given
+    )
+    assert run.watchdog._hang_seconds == bound
     run.watchdog.stop()
     run.account.close()
 
