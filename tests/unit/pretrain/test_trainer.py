@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from coatnet.config import load_config
+from coatnet.model.norm import GroupBatchNorm
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
@@ -31,12 +32,29 @@ class Told(Ranks):
         other = torch.tensor(self.said, dtype=own.dtype)
         return torch.stack([own, other] if self.is_main else [other, own])
 
+    def all_reduce_sum(self, tensor: torch.Tensor) -> None:
+        tensor += self.said[0] if tensor.dim() == 0 else tensor  # a loss; else both found the same
+
+
+class FakeEngine:
+    """Passes images through a norm and says what the update was; keeps when the average moved."""
+
+    own_seconds = 0.25
+
+    def __init__(self, ranks: Ranks, update: Update) -> None:
+        self.ranks, self._update = ranks, update
+        self.module = GroupBatchNorm(3, group_images=2, momentum=0.1, eps=1e-3)
+        self.averaged: list[int] = []
+        self.state = SimpleNamespace(applied_steps=7, update_ema=lambda: self.averaged.append(7))
+
+    def step(self, *_: Any, **__: Any) -> Update:
+        self.module(torch.ones(2, 4, 4, 3))
+        return self._update
+
 
 def trainer(folder: Path, rank: int, *, update: Update, other: float) -> Trainer:
     """Make one of two ranks, which finds an update where the other finds a norm."""
-    ranks = Told(rank=rank, world_size=2, said=(2.0, other, 0.5, 0, 0, 0))
-    module = torch.nn.Linear(1, 1)
-    engine = SimpleNamespace(ranks=ranks, module=module, own_seconds=0.25, step=lambda *_, **__: update)
+    engine = FakeEngine(Told(rank=rank, world_size=2, said=(2.0, other, 0.5, 0, 0, 0)), update)
     return Trainer(
         cast(Any, engine),
         load_config(PretrainConfig, overrides=["data.train=nowhere"]),
@@ -66,3 +84,44 @@ def test_a_step_that_one_rank_refuses_and_the_other_takes_ends_both_before_they_
     steps = trainer(tmp_path, 0, update=update, other=other)
     with pytest.raises(Distrusted, match=r"the ranks' gradients differ .* after 48 images, which not"):
         steps.step(Batch.blank(image_size=32, samples=2), samples_seen=48, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_step_that_was_taken_moves_statistics_and_average_and_a_refused_one_leaves_nothing_behind(
+    tmp_path: Path, applied: bool
+) -> None:
+    norm = 3.25 if applied else math.inf
+    steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), norm, applied=applied), other=norm)
+    result = steps.step(Batch.blank(image_size=32, samples=2), samples_seen=0, learning_rate=0.1)
+    engine = cast(Any, steps.engine)
+    assert result.applied is applied and engine.averaged == [7] * applied
+    assert (engine.module.running_mean > 0).all() == applied
+    assert not engine.module.sums.any() and not engine.module.groups
+
+
+def test_whether_a_loss_is_a_spike_is_judged_by_the_mean_of_all_and_a_rank_alone_may_refuse(
+    tmp_path: Path,
+) -> None:
+    steps, asked = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), 1.0, applied=True), other=1.0), []
+
+    def veto(loss: float) -> bool:
+        asked.append(loss)
+        return loss > 5
+
+    assert steps._ask_all(None, refused=False) is None
+    for refused, own, answer in ((False, 10.0, True), (False, 6.0, False), (True, 6.0, True)):
+        ask = steps._ask_all(veto, refused=refused)
+        assert ask is not None and ask(torch.tensor(own)) is answer
+    assert asked == [6.0, 4.0, 4.0]
+    ask = steps._ask_all(None, refused=True)
+    assert ask is not None and ask(torch.tensor(1.0)) is True
+
+
+@pytest.mark.parametrize(("micro_batch", "slices"), [(2, [(0, 2), (2, 4)]), (None, [(0, 4)])])
+def test_a_share_is_taken_in_micro_batches_or_whole(
+    tmp_path: Path, micro_batch: int | None, slices: list[tuple[int, int]]
+) -> None:
+    steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), 1.0, applied=True), other=1.0)
+    steps.micro_batch = micro_batch
+    parts = steps._micro_batches(Batch.blank(image_size=32, samples=4))
+    assert [(part.start, part.stop) for _, part in parts] == slices
