@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -36,17 +37,21 @@ Start = Callable[..., FinetuneRun]
 
 @pytest.fixture
 def start(tiny: ModelConfig, photos: Path, tmp_path: Path) -> Iterator[Start]:
-    """Return what begins a run of steps of eight images, in micro-batches of four."""
+    """Return what begins a run of steps of eight images."""
     begun: list[FinetuneRun] = []
 
-    def make(**changes: Any) -> FinetuneRun:
+    def make(
+        *, micro_batch: int | None = 4, evaluate: str | None = str(photos), **changes: Any
+    ) -> FinetuneRun:
         config = FinetuneConfig(
             model=tiny,
-            data=DataConfig(train=[CorpusConfig(str(photos))], evaluate=str(photos), threads=1),
+            data=DataConfig(train=[CorpusConfig(str(photos))], evaluate=evaluate, threads=1),
             augment=AugmentConfig(64, evaluate_resize="whole"),
             evaluate=EvaluateConfig(every="1 steps", batch=5),
             schedule=ScheduleConfig("constant", "2 steps"),
-            train=FinetuneTrainConfig("4 steps", global_batch=8, micro_batch=4, patience=1),
+            train=FinetuneTrainConfig(
+                "4 steps", global_batch=8, micro_batch=micro_batch, patience=int(evaluate is not None)
+            ),
             ema=0.1,
             **changes,
         )
@@ -66,14 +71,15 @@ def first_batch(run: FinetuneRun) -> Batch:
         return next(batches)
 
 
+@pytest.mark.parametrize("micro_batch", [4, None])
 def test_a_step_is_of_the_weighted_and_smoothed_loss_of_all_images_at_the_rate_that_it_reaches(
-    start: Start, photos: Path
+    start: Start, photos: Path, micro_batch: int | None
 ) -> None:
-    run = start(loss=LossConfig(smoothing=0.2, class_weights="balanced"))
+    run = start(loss=LossConfig(smoothing=0.2, class_weights="balanced"), micro_batch=micro_batch)
     batch, alone, augment = first_batch(run), copy.deepcopy(run.engine.model).train(), AugmentConfig(64)
     weights = loss_weights([open_corpus(photos)], "balanced", ranks=Ranks())
     expected = 0.0
-    for rows in (slice(0, 4), slice(4, 8)):
+    for rows in (slice(0, 4), slice(4, 8)) if micro_batch else (slice(0, 8),):
         images = normalise(batch.images[rows], mean=augment.mean, std=augment.std)
         labels = batch.labels[rows]
         each = cross_entropy(
@@ -95,6 +101,7 @@ def test_the_average_is_judged_and_patience_counts_what_is_no_better(start: Star
     run, state = start(loss=LossConfig("sigmoid")), State(samples_seen=8, step=1, image_size=64)
     for _ in range(3):
         run.take(State(), first_batch(run), wish=0)
+    assert json.loads(run.run.corpora.read_text()) == run.config.data.digests_here()
     corpus = run.evaluation_corpus
     assert corpus is not None
     with run.engine.state.averaged_weights():
@@ -111,11 +118,16 @@ def test_the_average_is_judged_and_patience_counts_what_is_no_better(start: Star
     assert (state.best_step, state.stale) == (1, 1) and run.is_finished(state)
 
 
-def test_a_summary_leaves_out_the_time_of_starting(start: Start) -> None:
-    run = start()
+def test_a_run_without_evaluations_has_a_summary_and_that_leaves_out_the_time_of_starting(
+    start: Start,
+) -> None:
+    run, state = start(evaluate=None), State(samples_seen=8, step=3, applied_steps=2)
+    assert json.loads(run.run.corpora.read_text()) == run.config.data.digests_here()
+    run.measure(state)
     account = TimeAccount(run.run.account, rank=0, life=9, age_seconds=100.0)
     account.shift(40.0, source="start", target="compute")
     account.flush(samples_seen=8)
-    summary = run.summary(State(samples_seen=8, step=3, applied_steps=2))
+    summary = run.summary(state)
     assert 40.0 <= summary["seconds"] < 60.0
-    assert (summary["steps"], summary["best_top1"], summary["top1"]) == (2, None, None)
+    assert (summary["steps"], summary["samples"], summary["best_step"]) == (2, 8, 0)
+    assert summary["best_top1"] is summary["top1"] is None and not summary["evaluation"]
