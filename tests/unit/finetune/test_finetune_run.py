@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from coatnet.checkpoint.reader import Checkpoint
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.runtime.stop import StopFlag
-from coatnet.training.sections import EvaluateConfig, LossConfig, ScheduleConfig
+from coatnet.training.sections import EvaluateConfig, LossConfig, SaveConfig, ScheduleConfig
 from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.batch import Batch
 from data_pipeline.class_weights import loss_weights
@@ -116,6 +117,30 @@ def test_the_average_is_judged_and_patience_counts_what_is_no_better(start: Star
     assert not run.is_finished(state)
     run.measure(state)
     assert (state.best_step, state.stale) == (1, 1) and run.is_finished(state)
+
+
+def test_patience_keeps_the_best_by_what_it_goes_by_and_checkpoints_tell_where_a_model_comes_from(
+    start: Start,
+) -> None:
+    run = start(save=SaveConfig("1 steps", last=1), freeze=["S0"])
+    for step, top1 in enumerate((0.9, 0.5, 0.4, 0.3), start=1):
+        state = State(samples_seen=8 * step, step=step, image_size=64)
+        state.figures, state.evaluation = {"top1": top1, "top5": 1 - top1}, {"top1": top1}
+        run.save(state, wait=True)
+    kept = {folder.name for folder in run.run.find_checkpoints()}
+    assert kept == {f"step-0000000{step}" for step in (1, 3, 4)}
+    facts = Checkpoint(run.run.checkpoints / "step-00000001").facts
+    assert (facts["kind"], facts["loss"], facts["classes"]) == (
+        "finetune",
+        "softmax",
+        ["amber", "blue", "green"],
+    )
+    assert (facts["origin"], facts["config_digest"], facts["evaluation"]) == (
+        {"init": None},
+        "aa",
+        {"top1": 0.9},
+    )
+    assert facts["augment"]["image_size"] == 64
 
 
 def test_a_run_without_evaluations_has_a_summary_and_that_leaves_out_the_time_of_starting(
