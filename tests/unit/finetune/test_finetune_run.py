@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -117,6 +118,28 @@ def test_the_average_is_judged_and_patience_counts_what_is_no_better(start: Star
     assert not run.is_finished(state)
     run.measure(state)
     assert (state.best_step, state.stale) == (1, 1) and run.is_finished(state)
+
+
+def test_a_step_that_is_done_again_counts_as_that_with_all_that_its_ranks_tell_each_other(
+    start: Start,
+) -> None:
+    run = start()
+    batch, run._redone_until = first_batch(run), 8
+    run.take(State(), batch, wish=0)
+    spent = run.account.seconds()
+    assert spent["communication"] == spent["compute"] == 0.0 < spent["redone"]
+    run.take(State(samples_seen=8), batch, wish=0)
+    again = run.account.seconds()
+    assert min(again["communication"], again["compute"]) > 0.0 and again["redone"] == spent["redone"]
+
+
+def test_an_image_that_an_evaluation_cannot_read_is_named(start: Start, photos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "amber" / "00.jpg").write_bytes(b"torn")
+    run = start(evaluate=str(folder))
+    run.measure(State(samples_seen=8, step=1, image_size=64))
+    (event,) = [event for event in run.run.read_events() if event["kind"] == "bad_sample"]
+    assert event["name"] == "amber/00.jpg" and event["during"] == "evaluation"
 
 
 def test_patience_keeps_the_best_by_what_it_goes_by_and_checkpoints_tell_where_a_model_comes_from(
