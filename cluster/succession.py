@@ -43,6 +43,14 @@ class Succession:
         """Return the continuation mode."""
         return self._job.site.continuation
 
+    @property
+    def cancelled_status(self) -> int:
+        """Return the status that lets nothing follow a cancelled run, whose job SLURM itself may not end.
+
+        0 drops a chain's successor; elsewhere it would start what comes after the run.
+        """
+        return 0 if self.mode == "chain" else EXIT_UNFINISHED
+
     def end_before(self) -> str:
         """Return how the job before this one ended the run, a successor's: cancelled by scancel, or failed.
 

@@ -120,7 +120,8 @@ class Supervisor:
 
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""
-        for name, status in (("done", 0), ("cancelled", 0), ("held", EXIT_HELD)):
+        statuses = {"done": 0, "cancelled": self.succession.cancelled_status, "held": EXIT_HELD}
+        for name, status in statuses.items():
             if self._is(name):
                 say(f"the run is {name}; nothing to do")
                 return status
@@ -308,7 +309,8 @@ class Supervisor:
         if end.action is Action.FAIL:
             self.succession.failed()
             return end.status or 1
-        return 0
+        is_cancelled = end.action is Action.LEAVE and self._is("cancelled")
+        return self.succession.cancelled_status if is_cancelled else 0
 
     def _stay(self, end: _End, *, life: Life, why: str) -> int:
         """End a run that SLURM does not let go on, unless SLURM is ending the job already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def test_a_run_that_stopped_as_asked_is_requeued_and_waits_for_its_end(machine: 
     assert machine.heard()[1:] == ["scontrol requeue 7"]
     assert machine.last_life() == ("stopped", 1, "saved and stopped as asked")
     assert machine.supervisor.terminated, "ending before SLURM ends it would end the job for good"
+
+
+@pytest.mark.timeout(60)
+def test_a_requeue_after_which_slurm_never_ends_the_job_is_not_waited_for_for_ever(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
+) -> None:
+    monkeypatch.setattr("cluster.supervisor._END_PATIENCE_SECONDS", 0.1)
+    program("scontrol", 'case "$*" in *hostnames*) echo n1 n2 ;; *job*) echo JobState=RUNNING ;; esac')
+    assert machine.live(machine.STOPPED) == 0
+    assert machine.last_life()[0] == "stopped" and not machine.supervisor.terminated
 
 
 def test_a_chained_run_ends_with_the_status_that_starts_its_successor(machine: Machine) -> None:
@@ -187,8 +198,11 @@ def test_a_job_that_slurm_is_ending_touches_nothing(machine: Machine, state: str
     assert machine.last_life() == ("ended", 1, f"SLURM ended the job ({state})")
 
 
-def test_a_run_that_its_user_cancels_is_left_alone(machine: Machine) -> None:
-    assert machine.live("echo {} > $run/cancelled; exit 1") == 0
+@pytest.mark.parametrize(("continuation", "status"), [("requeue", 85), ("none", 85), ("chain", 0)])
+def test_a_run_that_its_user_cancels_is_left_alone_and_nothing_begins_after_it(
+    machine: Machine, continuation: str, status: int
+) -> None:
+    assert machine.live("echo {} > $run/cancelled; exit 1", continuation=continuation) == status
     assert machine.last_life() == ("ended", 1, "cancelled by the user")
 
 
@@ -310,7 +324,7 @@ def test_a_chain_that_may_queue_no_successor_at_all_says_so(machine: Machine) ->
 
 def test_a_task_of_an_array_that_is_cancelled_is_left_alone(machine: Machine) -> None:
     cancel = f"echo {{}} > {machine.run.path}/cancelled; exit 1"
-    assert machine.live(cancel, protocol=STATUS, array=2, task=1) == 0
+    assert machine.live(cancel, protocol=STATUS, array=2, task=1) == 85
     assert machine.heard() == ["srun --nodelist=n1,n2"]
-    assert machine.live("exit 1", protocol=STATUS, array=2, task=0) == 0
+    assert machine.live("exit 1", protocol=STATUS, array=2, task=0) == 85
     assert machine.heard() == ["srun --nodelist=n1,n2"], "nothing is started"

@@ -32,10 +32,15 @@ def checks(**failures: str) -> str:
     return FITNESS.format(words or "true")
 
 
-@pytest.mark.parametrize(("marker", "status"), [("done", 0), ("cancelled", 0), ("held", 1)])
-def test_a_run_that_is_settled_begins_no_life(machine: Machine, marker: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("marker", "continuation", "status"),
+    [("done", "requeue", 0), ("cancelled", "requeue", 85), ("cancelled", "chain", 0), ("held", "requeue", 1)],
+)
+def test_a_run_that_is_settled_begins_no_life(
+    machine: Machine, marker: str, continuation: str, status: int
+) -> None:
     machine.run.mark(marker)
-    assert machine.live(machine.DONE) == status
+    assert machine.live(machine.DONE, continuation=continuation) == status
     assert machine.heard() == [] and machine.history.lives() == []
 
 
