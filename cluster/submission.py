@@ -147,7 +147,7 @@ def prepare(request: Request) -> Prepared:
     )
     # a mistake in what srun will be given is told here, and not in the job
     rank_command(job, attempt=Attempt("1", 1, 1), nodes=["node"], directory=directory)
-    return Prepared(job, folder, config, directory_is_given=not trains or _gives_directory(request))
+    return Prepared(job, folder, config, directory_is_given=_gives_directory(request))
 
 
 def _gives_directory(request: Request) -> bool:

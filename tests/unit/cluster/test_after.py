@@ -90,3 +90,24 @@ def test_what_has_a_job_itself_is_refused_as_ever(cluster: Cluster) -> None:
         submit_behind(cluster, "a", after="a")
     with pytest.raises(UserError, match="is a pipeline: its stages give --after themselves"):
         submit_command(str(cluster.path), after=cluster.folder / "a")
+
+
+def test_only_what_begins_with_a_model_that_is_yet_to_come_needs_no_plan(cluster: Cluster) -> None:
+    cluster.stages(a="requeue")
+    cluster.submit()
+    cluster.queue("10")
+    config = cluster.folder / "config.yaml"
+    config.write_text("data: {train: [{path: nowhere}]}\n")
+
+    def fine_tune(init: str) -> None:
+        words = [f"init={cluster.folder / init}", f"run.directory={cluster.folder / init}-tuned"]
+        submit_command(str(config), words, command="finetune", gpus_per_node=1, set_=["hardware=h100"])
+
+    fine_tune("a")
+    assert (cluster.folder / "a-tuned" / "submissions").exists(), "its plan cannot be made yet"
+    (cluster.folder / "empty").mkdir()
+    (cluster.folder / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (cluster.folder / "a" / "checkpoints" / "step-00000001" / "manifest.json").write_text("{}")
+    for init in ("a", "empty"):
+        with pytest.raises(UserError, match=rf"{cluster.folder}/{init}"):
+            fine_tune(init)

@@ -289,6 +289,7 @@ def test_a_run_in_a_directory_that_nobody_gave_goes_on_and_says_so(
     assert directory_note(prepared).endswith("runs/pretrain, where a run goes on from step 45")
     assert submit(prepared) == "7"
     assert not directory_note(prepare(without_a_directory(tmp_path, "run.directory=runs/pretrain")))
+    assert not directory_note(prepare(request(tmp_path, SITE)))
 
 
 def test_what_pretraining_would_refuse_in_a_directory_is_refused_before_the_queue(
