@@ -52,6 +52,12 @@ def test_an_array_without_a_job_tells_what_became_of_each_task(array: Path) -> N
     assert read_status(array / "task-0002", queue={}).state == "timeout"
 
 
+def test_an_array_tells_the_first_trouble_that_has_a_reason(array: Path) -> None:
+    for number, reason in enumerate(("", "boom", "bang")):
+        end(array / f"task-{number:04d}", "failed", reason)
+    assert "(task 1: boom)" in read_status(array, queue={}).detail
+
+
 def test_an_array_tells_the_trouble_of_the_task_that_it_is_named_by_and_leaves_out_what_did_not_happen(
     array: Path,
 ) -> None:

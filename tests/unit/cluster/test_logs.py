@@ -99,6 +99,11 @@ def test_following_waits_for_what_the_batch_script_says_last_unless_it_was_kille
     assert has_finished(run)
 
 
+def test_a_run_whose_batch_script_never_wrote_a_word_has_none_left(run: Path) -> None:
+    RunDirectory(run).mark("held", reason="three lives")
+    assert has_finished(run)
+
+
 @pytest.mark.parametrize(("continuation", "ends"), [("requeue", False), ("none", True)])
 def test_a_run_that_stopped_at_its_limit_has_finished_where_nothing_continues_it(
     run: Path, continuation: str, ends: bool

@@ -47,6 +47,14 @@ def test_a_run_tells_its_job_its_nodes_and_its_newest_checkpoint(run: Path) -> N
     assert read_status(run, queue=None).job_id == "7"
 
 
+def test_a_run_that_was_submitted_is_told_by_its_job_and_not_as_one_that_was_started_by_hand(
+    run: Path,
+) -> None:
+    RunDirectory(run).create("seed: 1\n", digest="aa")
+    assert read_status(run, queue=RUNNING).state == "running"
+    assert read_status(run, queue={}).state == "lost"
+
+
 @pytest.mark.parametrize(
     ("outcome", "reason", "told"),
     [
