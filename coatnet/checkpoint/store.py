@@ -223,9 +223,9 @@ class CheckpointStore:
 
     def _open(self, step: int) -> tuple[Checkpoint | None, str | None]:
         try:
-            share = {"share": self._ranks.rank, "shares": self._ranks.world_size}
-            checkpoint = Checkpoint(self.path(step), **share)
-            checkpoint.verify(**share)
+            share, shares = self._ranks.rank, self._ranks.world_size
+            checkpoint = Checkpoint(self.path(step), share=share, shares=shares)
+            checkpoint.verify(share=share, shares=shares)
             return checkpoint, None
         except CheckpointError as error:
             return None, str(error)

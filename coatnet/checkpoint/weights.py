@@ -70,10 +70,11 @@ def from_checkpoint(checkpoint: Checkpoint, *, ema: bool | None = None) -> Weigh
     if ema and not averaged:
         raise CheckpointError(f"{checkpoint.directory}: holds no average (ema) of the weights")
     tensors = {}
-    for kind in ("weight", "buffer"):
-        for name in checkpoint.names(kind):
-            chosen = "ema" if name in averaged and ema is not False else kind
-            tensors[name] = checkpoint.tensor(chosen, name)
+    with checkpoint.held_open():
+        for kind in ("weight", "buffer"):
+            for name in checkpoint.names(kind):
+                chosen = "ema" if name in averaged and ema is not False else kind
+                tensors[name] = checkpoint.tensor(chosen, name)
     rest = {key: value for key, value in facts.items() if key not in ("model", "classes")}
     if averaged and ema is False:
         rest.pop("evaluation", None)  # it was of the average
@@ -149,7 +150,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _newest_whole(checkpoints: Sequence[Path]) -> Checkpoint:
-    """Open the first that is whole, as a reader: without touching what a running job may be writing.
+    """Open the first whose weights are whole, as a reader: without touching what a job may be writing.
+
+    The moments, half of the bytes, are left to who goes on training.
 
     Raises:
         CheckpointError: all are damaged, the first in this way.
@@ -158,7 +161,7 @@ def _newest_whole(checkpoints: Sequence[Path]) -> Checkpoint:
     for path in checkpoints:
         try:
             checkpoint = Checkpoint(path)
-            checkpoint.verify()
+            checkpoint.verify(kinds=("weight", "buffer", "ema"))
         except CheckpointError as error:
             faults.append(error)
             continue

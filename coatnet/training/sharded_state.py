@@ -83,6 +83,10 @@ class ShardedState:
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         """Take over a checkpoint written at any world size and stage."""
+        with checkpoint.held_open():
+            self._load(checkpoint, applied_steps=applied_steps)
+
+    def _load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         self.applied_steps = applied_steps
         buffers, averages = (set(checkpoint.names(kind)) for kind in ("buffer", "ema"))
         for piece in self._held_pieces():

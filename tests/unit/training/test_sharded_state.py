@@ -123,6 +123,20 @@ def test_what_was_loaded_goes_on_as_what_was_saved(tmp_path: Path, bf16: bool) -
     assert_equal(whole([*again.fragments()]), whole([*state.fragments()]))
 
 
+def test_to_load_a_state_each_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tensors there are: of a thousand ranks each opening is work for one server."""
+    _, state = begin(seed=1, steps=2)
+    checkpoint, opened, open_file = saved(tmp_path, [*state.fragments()]), [], Path.open
+
+    def noting(path: Path, *given: Any, **options: Any) -> Any:
+        opened.append(open_file(path, *given, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", noting)
+    state.load(checkpoint, applied_steps=2)
+    assert len(opened) == 1 and opened[0].closed
+
+
 def learning_and_statistics(state: ShardedState) -> dict[str, Tensor]:
     tensors = whole([*state.fragments()])
     averaged = {name for kind, name in tensors if kind == "ema"}
