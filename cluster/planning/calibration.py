@@ -40,6 +40,8 @@ def calibrate(path: Path, *, ranks: int) -> Hardware:
         raise UserError(f"{path}: a hardware file ends in .yaml")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK, effective_ids=True):
+        raise UserError(f"{path}: {path.parent} takes no files from you")
     measured = calibrated(load_hardware(BASE), _measure(ranks))
     memory = float(available_memory().total)
     found = replace(

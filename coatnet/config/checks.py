@@ -94,7 +94,11 @@ def no_url(name: str, path: Path | str | None) -> None:
 
 
 def folder_to_write(name: str, path: Path | None) -> None:
-    """Check that a path is a folder of this machine, or may become one."""
+    """Check that a path is a folder of this machine that takes files, or may become one."""
     no_url(name, path)
-    if path is not None and os.path.lexists(path) and not os.path.isdir(path):
+    if path is None or not os.path.lexists(path):
+        return
+    if not os.path.isdir(path):
         raise ValueError(f"{name} is {path}, which is no folder; allowed: a folder, or a name that is free")
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        raise ValueError(f"{name} is {path}, which takes no files from you; allowed: a folder that does")

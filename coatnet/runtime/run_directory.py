@@ -237,7 +237,7 @@ def keep_out_of_runs(folder: Path) -> None:
     Raises:
         UserError: it would.
     """
-    if RunDirectory(folder).checkpoints.is_dir():
+    if os.path.isdir(RunDirectory(folder).checkpoints):  # not where nobody may look
         raise UserError(f"{folder}: holds a run; give a folder of its own")
 
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from coatnet.config import UserError
 from coatnet.config.plain_text import check_class_names
 from coatnet.runtime.class_names import read_class_names
+from coatnet.runtime.regular_files import read_text
 from data_pipeline.index import LABEL
 
 RawLabel = str | int
 RawLabels = list[tuple[RawLabel, float]]
 _MAX_CLASSES = 1_000_000
+_MAX_HIERARCHY_BYTES = 1 << 28  # WordNet's has 2 MB
 _NUMBER = re.compile("0|-?[1-9][0-9]*")  # -1, which often stands for none, is no class among numbers
 
 
@@ -148,10 +150,7 @@ def read_hierarchy(path: Path, classes: list[str]) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
+    pairs = [line.split() for line in read_text(path, most=_MAX_HIERARCHY_BYTES).splitlines()]
     parents = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
     needed: dict[str, str] = {}
     for name in classes:

@@ -12,7 +12,14 @@ from coatnet.runtime.class_names import read_class_names
 from data_pipeline.corpus import Corpus
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
-from data_pipeline.sharding.vocabulary import LabelColumns, Labels, number_labels, parse_labels, read_classes
+from data_pipeline.sharding.vocabulary import (
+    LabelColumns,
+    Labels,
+    number_labels,
+    parse_labels,
+    read_classes,
+    read_hierarchy,
+)
 
 
 def test_a_blank_line_among_the_classes_moves_none_of_them(tmp_path: Path) -> None:
@@ -45,6 +52,14 @@ def test_class_files_are_read_the_same_way_by_pack_and_import(tmp_path: Path) ->
                 read(classes)
             with pytest.raises(UserError, match="is not a regular file"):
                 read(tmp_path / "pipe")
+
+
+def test_a_hierarchy_that_is_no_text_is_told_without_the_systems_number(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "latin").write_bytes(b"\xe9 \xe8\n")
+    for name, reason in (("nowhere", "No such file"), ("pipe", "is not a reg"), ("latin", "is not UTF-8")):
+        with pytest.raises(UserError, match=f"{name}: {reason}"):
+            read_hierarchy(tmp_path / name, ["ant"])
 
 
 def test_a_number_that_is_the_place_of_one_class_and_the_name_of_another_is_refused(
