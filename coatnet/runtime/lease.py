@@ -208,8 +208,12 @@ def is_held(directory: Path) -> bool:
 
 
 def _epochs(directory: Path) -> list[int]:
-    names = (path.name.removeprefix(_PREFIX) for path in (directory / "lease").glob(f"{_PREFIX}*"))
-    return [int(name) for name in names if name.isdigit()]
+    try:  # not by glob, to which a folder that cannot be read is empty: the next epoch would be another's
+        names = os.listdir(directory / "lease")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
+    return [int(epoch) for epoch in found if epoch.isdigit()]
 
 
 def _state(state: int | str) -> bytes:

@@ -52,9 +52,19 @@ class RunDirectory:
         return recorded or bool(self.find_checkpoints())
 
     def find_checkpoints(self) -> list[Path]:
-        """Return where the committed checkpoints lie, the newest first."""
+        """Return where the committed checkpoints lie, the newest first.
+
+        Raises:
+            OSError: what lies there cannot be told; glob would find nothing.
+        """
+        try:
+            names = os.listdir(self.checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         prefix = CHECKPOINT_PREFIX
-        found = {path.name.removeprefix(prefix): path for path in self.checkpoints.glob(f"{prefix}*")}
+        found = {
+            name.removeprefix(prefix): self.checkpoints / name for name in names if name.startswith(prefix)
+        }
         return [found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)]
 
     @property

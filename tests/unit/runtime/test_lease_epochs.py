@@ -10,6 +10,7 @@ import pytest
 
 from coatnet.runtime import lease as lease_module
 from coatnet.runtime.lease import Lease, LeaseHeld, LeaseLost
+from coatnet.runtime.run_directory import RunDirectory
 
 
 def test_a_released_lease_is_free_and_epochs_only_grow(tmp_path: Path) -> None:
@@ -57,3 +58,22 @@ def test_a_holder_whose_file_its_successor_cannot_remove_finds_the_lease_lost_al
         first.check()
     first.release()
     second.release()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_one_without_a_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Lease.acquire(tmp_path)
+
+    def failing(path: Path) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", failing)
+        patched.setattr(os, "scandir", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            Lease.acquire(tmp_path)
+        with pytest.raises(OSError, match="Input/output error"):
+            RunDirectory(tmp_path).find_checkpoints()
+    holder.check()
+    holder.release()
