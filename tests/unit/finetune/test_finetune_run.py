@@ -172,6 +172,7 @@ def test_a_run_without_evaluations_has_a_summary_and_that_leaves_out_the_time_of
     run, state = start(evaluate=None), State(samples_seen=8, step=3, applied_steps=2)
     assert json.loads(run.run.corpora.read_text()) == run.config.data.digests_here()
     run.measure(state)
+    assert not run.is_finished(state) and run.is_finished(State(samples_seen=32))
     account = TimeAccount(run.run.account, rank=0, life=9, age_seconds=100.0)
     account.shift(40.0, source="start", target="compute")
     account.flush(samples_seen=8)
