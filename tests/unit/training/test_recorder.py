@@ -332,6 +332,8 @@ def test_the_account_in_the_metrics_goes_on_where_earlier_lives_ended(run: RunDi
     second.flush(State())
     spent = [row["account/compute"] for row in read_lines(run.metrics)]
     assert spent == pytest.approx([100.0, 110.0], abs=0.01)
+    charted = [stretch["compute"] for stretch in second._history]
+    assert charted == pytest.approx([0.0, 100.0, 110.0], abs=0.01)
 
 
 def test_every_stage_is_looked_at_in_the_first_step_and_each_hundredth() -> None:
