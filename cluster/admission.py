@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def queued_job(directory: Path) -> str | None:
     """Return the job of this run that waits or runs, None where there is none."""
     jobs = jobs_of_run(directory, slurm.queue(users=users_of([directory])))
     return next((job.array_job_id or job.job_id for job in jobs if job.is_alive), None)
+
+
+def still_queued(job_ids: Sequence[str]) -> list[str]:
+    """Return those of one's own jobs that still wait or run."""
+    queue = slurm.queue() if job_ids else {}
+    return [job_id for job_id in job_ids if job_id in queue and queue[job_id].is_alive]
 
 
 def check_limits(site: SiteConfig) -> None:

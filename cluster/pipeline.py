@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.admission import queued_job
+from cluster.admission import queued_job, still_queued
 from cluster.after import dependency, is_chain
 from cluster.job import newest_job_file, read_job, write_job
 from cluster.names import NAME, check
@@ -152,8 +152,11 @@ def _tell_chains(
         if behind and job_file is not None:
             right_behind = [other for other in behind if name in chains and name in stages[other].after]
             job = read_job(job_file)
-            job.dependents = [jobs[other] for other in right_behind]
-            job.later = [jobs[other] for other in behind if other not in right_behind]
+            ids = [jobs[other] for other in right_behind]
+            further = [jobs[other] for other in behind if other not in right_behind]
+            # Some that were held before may stand in no pipeline.
+            job.dependents = [*dict.fromkeys([*still_queued(job.dependents), *ids])]
+            job.later = [*dict.fromkeys([*still_queued(job.later), *further])]
             write_job(job, job_file)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.admission import RELEASABLE, check_limits, check_run, check_start
+from cluster.admission import RELEASABLE, check_limits, check_run, check_start, still_queued
 from cluster.history import History
-from cluster.job import MARKERS, SCRIPT, STATUS, SUBMISSIONS, Job, write_job
+from cluster.job import MARKERS, SCRIPT, STATUS, SUBMISSIONS, Job, filed_job, write_job
 from cluster.launch import Attempt, rank_command
 from cluster.names import NAME, check, check_path
 from cluster.planning.estimate import make_plan
@@ -227,6 +227,10 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
             raise UserError(f"{directory} was submitted by another just now; look at it, then try again")
         if plan is not None:
             write_atomically(prepared.run.plan, json.dumps(plan.to_dict(), indent=2) + "\n")
+        earlier = filed_job(directory)
+        if earlier is not None:  # what is held behind the run still waits for it
+            prepared.job.dependents = still_queued(earlier.dependents)
+            prepared.job.later = still_queued(earlier.later)
         script = _write(prepared, text)
         history = History(directory)
         lives = len(history.lives())  # before: the job may begin its life while we still write

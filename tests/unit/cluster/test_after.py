@@ -67,6 +67,20 @@ def test_a_chain_that_ends_while_a_job_is_queued_behind_it_has_seen_nobody(clust
     assert submit_behind(cluster, "b", after="a") == ["sbatch --hold b", "scontrol release 11"]
 
 
+def test_a_chain_that_is_submitted_anew_still_knows_the_job_behind_it(cluster: Cluster) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    cluster.submit()
+    cluster.queue("10", "11")
+    submit_behind(cluster, "c", after="a")
+    assert cluster.behind("a") == (["11", "12"], [])
+    cluster.queue("10", "11", "12")
+    cluster.submit()  # goes on with what is queued
+    assert cluster.behind("a") == (["11", "12"], [])
+    cluster.queue("11", "12")  # scancel ended the chain before it began
+    cluster.submit()
+    assert cluster.behind("a") == (["11", "12"], [])
+
+
 def test_a_job_behind_a_run_that_is_done_waits_for_nothing(cluster: Cluster) -> None:
     cluster.stages(a="chain")
     cluster.submit()
