@@ -62,8 +62,7 @@ class FinetuneRun(TrainingRun[State, StepResult]):
             UserError: the data, the checkpoint and the config do not fit together.
         """
         super().__init__(run, **parts)
-        ranks = self.ranks
-        self.config, self.zero_stage = config, config.zero
+        self.config, self.zero_stage, ranks = config, config.zero, self.ranks
         self._micro_batch = config.train.micro_batch or config.train.global_batch // ranks.world_size
         corpora = open_train_corpora(config.data)
         classes = corpora[0].classes
