@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
+from cluster.after import submit_after
 from cluster.array import job_ids
 from cluster.history import History, Life
 from cluster.job import Job
@@ -118,17 +119,30 @@ def _program(directory: Path) -> Path:
 
 
 def start(
-    cluster: FakeCluster, directory: Path, *, steps: int = 100, options: tuple[str, ...] = (), **site: Any
+    cluster: FakeCluster,
+    directory: Path,
+    *,
+    steps: int = 100,
+    options: tuple[str, ...] = (),
+    after: Path | None = None,
+    **site: Any,
 ) -> Run:
-    """Submit a stand-in run; `site` overrides keys of the site file."""
+    """Submit a stand-in run, behind another perhaps; `site` overrides keys of the site file."""
     os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
     run = Run(cluster, directory, steps)
-    resubmit(run, options=options, **site)
+    resubmit(run, options=options, after=after, **site)
     return run
 
 
-def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), **site: Any) -> None:
-    """Submit a run, at first or again, in another layout perhaps."""
+def resubmit(
+    run: Run,
+    *,
+    release: bool = False,
+    options: tuple[str, ...] = (),
+    after: Path | None = None,
+    **site: Any,
+) -> None:
+    """Submit a run, at first or again, in another layout or behind another run perhaps."""
     site.setdefault("preflight", PreflightConfig(enabled=False))
     directory = run.directory
     directory.mkdir(exist_ok=True)
@@ -144,7 +158,8 @@ def resubmit(run: Run, *, release: bool = False, options: tuple[str, ...] = (), 
     )
     earlier = len(list(directory.glob("submissions/[0-9]*")))
     folder = directory / "submissions" / f"{earlier + 1:04d}"
-    run.job_id = submit(Prepared(job, folder), release=release)
+    prepared = Prepared(job, folder)
+    run.job_id = submit_after(after, prepared) if after else submit(prepared, release=release)
 
 
 def start_array(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -61,14 +62,17 @@ def test_three_lives_without_a_new_checkpoint_hold_the_run(
     assert held is not None and "3 lives in a row" in held["reason"]
 
 
-def test_a_chain_goes_on_in_its_successor_and_leaves_none_behind(
+def test_a_chain_goes_on_in_its_successor_leaves_none_behind_and_lets_go_what_waits_for_it(
     slurm_cluster: FakeCluster, tmp_path: Path
 ) -> None:
     options = ("save_every=1000", "asked_at=30")
     run = start(slurm_cluster, tmp_path / "run", steps=100, options=options, continuation="chain")
+    behind = start(slurm_cluster, tmp_path / "behind", steps=5, after=run.directory)
     run.reach(30)
     slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
     slurm_cluster.wait_for(lambda: run.marker("done"), seconds=60, what="the end of the chain")
+    assert behind.ends("COMPLETED", "FAILED", "CANCELLED") == "COMPLETED"
+    assert behind.lives[0].started >= (run.lives[1].ended or time.time())
     slurm_cluster.wait_for(
         lambda: not slurm_cluster.client("squeue", "-h").strip(), seconds=30, what="an empty queue"
     )
@@ -172,6 +176,17 @@ def test_a_pipeline_runs_its_stages_one_after_the_other(slurm_cluster: FakeClust
     slurm_cluster.wait_for_state(jobs["last"], "COMPLETED", "FAILED")
     assert order.read_text().split() == ["first", "middle", "last"]
     assert start_pipeline(slurm_cluster, tmp_path, order=order) == dict.fromkeys(jobs, "done")
+
+
+def test_nothing_begins_behind_a_run_that_stopped_before_its_end(
+    slurm_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    run = start(slurm_cluster, tmp_path / "run", steps=10_000, continuation="none")
+    behind = start(slurm_cluster, tmp_path / "behind", steps=5, after=run.directory)
+    run.reach(20)
+    slurm_cluster.client("scancel", "--signal=USR1", "--batch", run.job_id)
+    assert behind.ends("COMPLETED", "FAILED", "CANCELLED") == "CANCELLED"
+    assert not behind.lives and [life.outcome for life in run.lives] == ["stopped"]
 
 
 @pytest.mark.slow
