@@ -72,7 +72,8 @@ def test_a_stop_that_one_rank_was_told_reaches_the_one_that_waits_for_its_batch(
     looks(told, waits, other, times=2)
     assert not any(wait._stop.requested for wait in (told, waits, other))
     told._stop.request("SIGTERM")
-    looks(told, waits, times=1)
+    looks(told, times=1)
+    looks(waits, times=1)  # they speak at once where they look together
     assert waits._stop.reason == "SIGTERM" and not other._stop.requested, "it has not looked yet"
     looks(other, times=1)
     assert other._stop.reason == "SIGTERM"
