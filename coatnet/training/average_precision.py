@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -18,42 +14,47 @@ class Ranking:
     order in which images come changes nothing.
     """
 
-    def __init__(self, positive_scores: Tensor, times: NDArray[np.int32] | None = None) -> None:
-        """Take the scores of all pairs that are right, and how often each image counts in each of R samples.
-
-        Shape: positive_scores (P,); times (R, N), None for each once.
-        """
+    def __init__(self, positive_scores: Tensor) -> None:
+        """Take the scores of all pairs that are right. Shape: (P,)."""
         self._steps = positive_scores.unique()
-        self._times = times
-        self._counts = np.zeros((2, 1 if times is None else len(times), len(self._steps) + 1))
+        self._counts = torch.zeros(2, len(self._steps) + 1, dtype=torch.int64)
 
     def add(self, scores: Tensor, present: Tensor) -> None:
         """Count some classes.
 
         Shape: scores (k, N), present bool (k, N).
         """
-        steps = torch.searchsorted(self._steps, scores.flatten().contiguous(), right=True).numpy()
-        hits = present.flatten().nonzero()[:, 0].numpy()
-        for positive, all_, times in zip(*self._counts, self._each_draw(), strict=True):
-            weights = None if times is None else np.tile(times, len(scores)).astype(np.float64)
-            positive += _binned(steps[hits], None if weights is None else weights[hits], len(positive))
-            all_ += _binned(steps, weights, len(all_))
+        steps = torch.searchsorted(self._steps, scores.contiguous(), right=True)
+        for count, some in zip(self._counts, (steps[present], steps.flatten()), strict=True):
+            count += some.bincount(minlength=len(count))
 
-    def average_precision(self) -> Tensor:
-        """Return the area under the precision-recall steps, NaN where there is no positive.
-
-        Shape: float64 (R,).
-        """
-        above = self._counts[:, :, :0:-1]  # what is below every positive counts nowhere
-        positive, all_ = torch.from_numpy(above.copy())
-        return area_under_steps(positive, all_ - positive)
-
-    def _each_draw(self) -> Iterable[NDArray[np.int32] | None]:
-        return [None] if self._times is None else self._times
+    def average_precision(self) -> float:
+        """Return the area under the precision-recall steps, NaN where there is no positive."""
+        positive, all_ = self._counts[:, 1:].flip(1)  # what is below every positive counts nowhere
+        return float(area_under_steps(positive, all_ - positive))
 
 
-def _binned(steps: NDArray[np.int64], weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
-    return np.bincount(steps, weights, minlength=count).astype(np.float64)
+def drawn_average_precisions(scores: Tensor, present: Tensor, times: Tensor) -> Tensor:
+    """Return one class's average precision in R samples of its images, NaN in those without a positive.
+
+    An image counts in all samples at once; a pass over the images for each sample is far slower.
+
+    Args:
+        times: how often each image comes in each sample, exact in float32.
+
+    Shape: scores (N,), present bool (N,), times float32 (N, R) → float64 (R,).
+    """
+    steps = scores[present].unique()
+    place = torch.searchsorted(steps, scores.contiguous(), right=True)
+    counts = []
+    for counted in (present, place > 0):  # what is below every positive, most of a rare class, counts nowhere
+        images = counted.nonzero()[:, 0]
+        sorted_, order = place[images].sort()
+        first = torch.searchsorted(sorted_, torch.arange(1, len(steps) + 1))
+        bags = torch.nn.functional.embedding_bag(images[order], times, first, mode="sum")
+        counts.append(bags.double().flip(0).T)
+    positive, all_ = counts
+    return area_under_steps(positive, all_ - positive)
 
 
 def area_under_steps(positive: Tensor, negative: Tensor, *, seen: float = 1.0) -> Tensor:
@@ -66,7 +67,11 @@ def area_under_steps(positive: Tensor, negative: Tensor, *, seen: float = 1.0) -
 
     Shape: integers (…, steps) → float64 (…).
     """
-    found = positive.cumsum(-1).double()
+    positive, negative = (
+        positive.double(),
+        negative.double(),
+    )  # 0.0 times integers would be in single precision
+    found = positive.cumsum(-1)
     right = found - (1 - seen) * (positive - 1).clamp(min=0)
     false = negative.cumsum(-1) - (1 - seen) * negative
     precision = right / (right + false).clamp(min=1)

@@ -7,19 +7,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from coatnet.runtime.progress import Progress, progress
-from coatnet.training.average_precision import Ranking, mean_of_known
+from coatnet.runtime.progress import progress
+from coatnet.training.average_precision import (
+    Ranking,
+    area_under_steps,
+    drawn_average_precisions,
+    mean_of_known,
+)
 from finetune.evaluation.figures import CALIBRATION_BINS, calibration_gaps, wilson_interval
 from finetune.evaluation.predictions import MultiLabelPredictions
 
 RESAMPLES = 200
 _SEED = 20210604  # any fixed number gives the same intervals every time
 _PROGRESS_FROM = 1_000_000  # pairs of an image and a class, whose intervals take seconds
-_MOST_COUNTS = 1 << 23  # of steps times resamples at once: 128 MiB for all and for the right ones
-_BLOCK_CLASSES = 64
+_BLOCK_CLASSES, _BLOCK_IMAGES = 64, 256
+_MOST_STEPS = 1024  # of the ranking of all pairs where it is drawn anew
 
 
 def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 0) -> dict[str, Any]:
@@ -37,20 +41,17 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
     count, classes = predictions.present.shape
     draws = _draws(count, resamples=resamples) if resamples else None
     each, spread, gaps = [], [], np.zeros(CALIBRATION_BINS)
-    passes = [None, *_shares_of(draws, steps=int(predictions.present.sum()))]
     shown = bool(resamples) and count * classes >= _PROGRESS_FROM
-    with progress((1 + len(passes)) * classes, "figures", "steps", enabled=shown) as bar:
+    with progress(classes, "figures", "classes", enabled=shown) as bar:
         for scores, present in _columns(predictions):
             each.append(_average_precision(scores, present))
-            shares = _shares_of(draws, steps=int(present.sum()))
-            drawn = [_average_precision(scores, present, some) for some in shares]
-            spread += [torch.cat(drawn)] if drawn else []
+            if draws is not None:
+                spread.append(drawn_average_precisions(scores, present, draws))
             gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
             bar.advance(1)
-        pooled = [_of_all_pairs(predictions, some, bar) for some in passes]
     hits = int(predictions.correct.sum())
-    precisions = torch.cat(each)
-    macro, of_all = mean_of_known(precisions), mean_of_known(pooled[0])
+    precisions = torch.tensor(each, dtype=torch.float64)
+    macro, of_all = mean_of_known(precisions), _of_all_pairs(predictions)
     return {
         "samples": count,
         "classes": classes,
@@ -60,7 +61,7 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
         "map_micro": of_all,
         "precision1": hits / count,
         "map_interval": _interval(macro, torch.stack(spread).nanmean(dim=0)) if spread else None,
-        "map_micro_interval": _interval(of_all, torch.cat(pooled[1:])) if spread else None,
+        "map_micro_interval": None if draws is None else _interval(of_all, _drawn_of_all(predictions, draws)),
         "precision1_interval": wilson_interval(hits, count),
         "loss": float(predictions.loss.mean()),
         "ece": float(np.abs(gaps).sum() / (count * classes)),
@@ -78,7 +79,7 @@ def classes_of_multi_label(
     """
     rows = []
     for name, (scores, present) in zip(names, _columns(predictions), strict=True):
-        precision, guessed = float(_average_precision(scores, present)), scores >= 0
+        precision, guessed = _average_precision(scores, present), scores >= 0
         rows.append(
             {
                 "class": name,
@@ -92,22 +93,43 @@ def classes_of_multi_label(
     return rows
 
 
-def _average_precision(scores: Tensor, present: Tensor, times: NDArray[np.int32] | None = None) -> Tensor:
-    """Return one class's average precision in each of R samples. Shape: (n,), (n,), (R, n) → (R,)."""
-    ranking = Ranking(scores[present], times)
+def _average_precision(scores: Tensor, present: Tensor) -> float:
+    """Return one class's average precision. Shape: (n,), (n,)."""
+    ranking = Ranking(scores[present])
     ranking.add(scores[None], present[None])
     return ranking.average_precision()
 
 
-def _of_all_pairs(
-    predictions: MultiLabelPredictions, times: NDArray[np.int32] | None, bar: Progress
-) -> Tensor:
-    """Return the average precision of all pairs of an image and a class in each of R samples. Shape: (R,)."""
-    ranking = Ranking(torch.from_numpy(predictions.scores[predictions.present]), times)
+def _of_all_pairs(predictions: MultiLabelPredictions) -> float:
+    """Return the average precision of all pairs of an image and a class in one ranking."""
+    ranking = Ranking(torch.from_numpy(predictions.scores[predictions.present]))
     for scores, present in _blocks(predictions):
         ranking.add(scores, present)
-        bar.advance(len(scores))
-    return ranking.average_precision()
+    found = ranking.average_precision()
+    return 0.0 if np.isnan(found) else found
+
+
+def _drawn_of_all(predictions: MultiLabelPredictions, draws: Tensor) -> Tensor:
+    """Return the same in each of R samples. Shape: draws (n, R) → (R,).
+
+    An image's pairs come together in a sample: they are counted once, by at most so many steps of the scores,
+    and taken as often as it comes. A pass over all pairs for each sample is far slower with many classes.
+    """
+    edges = torch.from_numpy(predictions.scores[predictions.present]).unique()
+    is_exact = len(edges) <= _MOST_STEPS
+    if not is_exact:
+        edges = edges[torch.linspace(0, len(edges) - 1, _MOST_STEPS).long()]
+    width = len(edges) + 1
+    counts = torch.zeros(2, draws.shape[1], width, dtype=torch.float64)
+    for begin in range(0, len(predictions), _BLOCK_IMAGES):
+        block = slice(begin, begin + _BLOCK_IMAGES)
+        scores, present = (torch.from_numpy(one[block]) for one in (predictions.scores, predictions.present))
+        cells = torch.searchsorted(edges, scores, right=True) + width * torch.arange(len(scores))[:, None]
+        for count, some in zip(counts, (cells[present], cells.flatten()), strict=True):
+            by_image = some.bincount(minlength=len(scores) * width).view(len(scores), width)
+            count += draws[block].T.double() @ by_image.double()
+    positive, all_ = counts[:, :, 1:].flip(2)
+    return area_under_steps(positive, all_ - positive, seen=1.0 if is_exact else 0.5)
 
 
 def _blocks(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tensor]]:
@@ -127,19 +149,12 @@ def _columns(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tenso
         yield from zip(scores, present, strict=True)
 
 
-def _draws(count: int, *, resamples: int) -> NDArray[np.int32]:
-    """Return how often each image comes in each resample. Shape: int32 (resamples, count)."""
-    rng = np.random.default_rng(_SEED)
-    times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)]
-    return np.stack(times).astype(np.int32)
-
-
-def _shares_of(draws: NDArray[np.int32] | None, *, steps: int) -> list[NDArray[np.int32]]:
-    """Return so many draws at once that a ranking of so many steps counts them in little memory."""
-    if draws is None:
-        return []
-    at_once = max(1, _MOST_COUNTS // (steps + 1))
-    return [draws[begin : begin + at_once] for begin in range(0, len(draws), at_once)]
+def _draws(count: int, *, resamples: int) -> Tensor:
+    """Return how often each image comes in each resample. Shape: float32 (count, resamples)."""
+    rng, times = np.random.default_rng(_SEED), torch.empty(count, resamples)
+    for column in times.T:
+        column[:] = torch.from_numpy(np.bincount(rng.integers(count, size=count), minlength=count))
+    return times
 
 
 def _interval(found: float, values: Tensor) -> tuple[float, float]:

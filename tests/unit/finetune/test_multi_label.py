@@ -1,4 +1,4 @@
-"""Several labels per image: figures against their definitions, and the commands around a model for them."""
+"""Several labels per image: the commands around a model for them; their figures have a file of their own."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
 from coatnet.checkpoint.inspection import check_model
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
 from coatnet.model.config import ModelConfig
 from coatnet.runtime.ranks import Ranks
-from coatnet.training.average_precision import Ranking
 from coatnet.training.calendar import Calendar
-from coatnet.training.losses import log_odds, make_loss, probabilities
 from coatnet.training.sections import LossConfig, SaveConfig
-from data_pipeline.augment_config import AugmentConfig
 from data_pipeline.config import CorpusConfig, DataConfig
 from data_pipeline.first_look import check_best, look_at_data
 from data_pipeline.open_corpus import open_corpus
@@ -32,9 +25,6 @@ from data_pipeline.sharding.sharder import shard_corpus
 from finetune.classifier import open_classifier
 from finetune.config import FinetuneConfig, FinetuneTrainConfig
 from finetune.demo.answer import make_answer
-from finetune.evaluation.measure import measure
-from finetune.evaluation.multi_label import RESAMPLES, classes_of_multi_label, multi_label_figures
-from finetune.evaluation.predictions import MultiLabelPredictions, join
 from finetune.evaluation.request import EvaluationRequest, evaluate
 from finetune.evaluation.sources import check_evaluation_set
 from finetune.evaluation.table import print_reports
@@ -43,139 +33,6 @@ from finetune.handover.export import export_model
 from finetune.prediction import predict_files
 
 IMAGES = 23
-
-
-def average_precision(scores: NDArray[Any], present: NDArray[Any]) -> float:
-    """The sum over thresholds of (recall − the recall before) · precision."""
-    area = before = 0.0
-    for threshold in np.unique(scores)[::-1]:
-        chosen = scores >= threshold
-        recall = present[chosen].sum() / present.sum()
-        area += (recall - before) * present[chosen].mean()
-        before = recall
-    return area
-
-
-@pytest.fixture(scope="module")
-def some() -> MultiLabelPredictions:
-    """Scores with many ties; the last class is never shown."""
-    rng = np.random.default_rng(1)
-    present = rng.random((60, 5)) < [0.1, 0.3, 0.5, 0.9, 0.0]
-    scores = np.round(rng.normal(size=(60, 5)) + present, 1).astype(np.float32)
-    loss = make_loss("sigmoid", per_sample=True)(torch.from_numpy(scores), torch.from_numpy(present))
-    return MultiLabelPredictions(np.arange(60), loss.double().numpy(), present=present, scores=scores)
-
-
-def test_every_figure_is_what_its_definition_says(some: MultiLabelPredictions) -> None:
-    found, present, scores = multi_label_figures(some), some.present, some.scores
-    each = [average_precision(scores[:, k], present[:, k]) for k in range(4)]
-    assert found["map"] == pytest.approx(np.mean(each), abs=1e-12)
-    assert found["map_micro"] == pytest.approx(average_precision(scores.ravel(), present.ravel()), abs=1e-12)
-    counts = {"samples": 60, "classes": 5, "judged_classes": 4, "labels": present.sum()}
-    assert counts.items() <= found.items()
-    assert found["precision1"] == np.mean([present[row, scores[row].argmax()] for row in range(60)])
-    shares = 1 / (1 + np.exp(-scores.astype(np.float64)))
-    entropy = -np.where(present, np.log(shares), np.log(1 - shares)).sum(axis=1)
-    assert found["loss"] == pytest.approx(entropy.mean(), rel=1e-6)
-    bins = np.minimum((shares * 15).astype(int), 14)
-    gaps = [abs(shares[bins == b].sum() - present[bins == b].sum()) for b in range(15)]
-    assert found["ece"] == pytest.approx(sum(gaps) / present.size, abs=1e-12)
-    assert found["map_interval"] is found["map_micro_interval"] is None
-    rows = classes_of_multi_label(some, names=list("abcde"))
-    assert [row["ap"] for row in rows] == pytest.approx([*each, None], abs=1e-12)
-    assert [row["samples"] for row in rows] == present.sum(axis=0).tolist()
-    assert [row["guessed"] for row in rows] == (shares >= 0.5).sum(axis=0).tolist()
-    assert [row["right"] for row in rows] == ((shares >= 0.5) & present).sum(axis=0).tolist()
-    assert [row["expected"] for row in rows] == pytest.approx(shares.sum(axis=0), abs=1e-3)
-
-
-@pytest.mark.slow
-def test_average_precisions_are_those_of_scikit_learn(some: MultiLabelPredictions) -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    found = multi_label_figures(some)
-    for mean, ours in (("macro", found["map"]), ("micro", found["map_micro"])):
-        theirs = metrics.average_precision_score(some.present[:, :4], some.scores[:, :4], average=mean)
-        if mean == "micro":
-            theirs = metrics.average_precision_score(some.present, some.scores, average=mean)
-        assert ours == pytest.approx(theirs, abs=1e-12), mean
-
-
-def test_an_image_that_counts_twice_counts_as_if_it_were_there_twice(some: MultiLabelPredictions) -> None:
-    times = np.random.default_rng(2).integers(0, 3, size=(4, 60)).astype(np.int32)
-    scores, present = torch.from_numpy(some.scores), torch.from_numpy(some.present)
-    pooled, one = Ranking(scores[present], times), Ranking(scores[present[:, 1], 1], times)
-    for block in (slice(3), slice(3, 5)):
-        pooled.add(scores[:, block].T, present[:, block].T)
-    one.add(scores[:, 1:2].T, present[:, 1:2].T)
-    for rows, ranking in ((slice(None), pooled), (1, one)):
-        for row, found in enumerate(ranking.average_precision()):
-            again = np.repeat(np.arange(60), times[row])
-            expected = average_precision(
-                some.scores[again][:, rows].ravel(), some.present[again][:, rows].ravel()
-            )
-            assert float(found) == pytest.approx(expected, abs=1e-12)
-
-
-def test_intervals_hold_the_figure_and_shrink_with_the_number_of_images(some: MultiLabelPredictions) -> None:
-    found = multi_label_figures(some, resamples=RESAMPLES)
-    copies = [replace(some, index=some.index + 60 * copy) for copy in range(16)]
-    more = multi_label_figures(join(copies), resamples=RESAMPLES)
-    for name in ("map", "map_micro"):
-        (low, high), (inner_low, inner_high) = (one[f"{name}_interval"] for one in (found, more))
-        assert low < found[name] < high and low < inner_low < inner_high < high
-        assert more[name] == pytest.approx(found[name], abs=1e-12)
-        assert (inner_high - inner_low) == pytest.approx((high - low) / 4, rel=0.35)
-    assert multi_label_figures(some, resamples=RESAMPLES) == found, "the draws are the same every time"
-
-
-@pytest.mark.slow
-def test_intervals_hold_the_truth_more_often_than_the_draws_own_quantiles() -> None:
-    rng = np.random.default_rng(4)
-
-    def draw(images: int) -> MultiLabelPredictions:
-        present = rng.random((images, 12)) < 0.05
-        scores = (rng.normal(size=(images, 12)) + 1.5 * present).astype(np.float32)
-        return MultiLabelPredictions(np.arange(images), np.ones(images), present=present, scores=scores)
-
-    truth, held, quantiles_held = multi_label_figures(draw(100_000))["map"], 0, 0
-    for _ in range(40):
-        found = multi_label_figures(draw(300), resamples=RESAMPLES)
-        assert found["map_interval"] is not None
-        low, high = found["map_interval"]
-        held += low <= truth <= high
-        quantiles_held += 2 * found["map"] - high <= truth <= 2 * found["map"] - low
-    assert held >= 35 > quantiles_held, (held, quantiles_held)
-
-
-def test_scores_that_would_not_fit_into_memory_are_refused_before_the_first_image() -> None:
-    many: Any = SimpleNamespace(samples=10**9, classes=["x"] * 18_291, label_kind="multi")
-    said = r"1,000,000,000 images of 18,291 classes: .* takes [\d,.]+ GiB of .* fewer images"
-    with pytest.raises(UserError, match=said):
-        measure(torch.nn.Identity(), many, AugmentConfig(), batch=1, ranks=Ranks())
-
-
-def test_logits_that_are_not_finite_come_last_and_a_set_without_a_positive_has_figures() -> None:
-    lost = MultiLabelPredictions(
-        np.arange(2),
-        np.array([np.inf, 1.0]),
-        present=np.array([[True, False], [True, False]]),
-        scores=np.array([[-np.inf, -np.inf], [0.0, 1.0]], dtype=np.float32),
-    )
-    found = multi_label_figures(lost)
-    assert (found["non_finite"], found["precision1"], found["map"]) == (1, 0.0, 1.0)
-    assert found["map_micro"] == pytest.approx((1 / 2 + 2 / 4) / 2) and found["loss"] == np.inf
-    empty = multi_label_figures(replace(lost, present=np.zeros((2, 2), dtype=bool)), resamples=3)
-    nothing = {"map": 0.0, "map_micro": 0.0, "judged_classes": 0, "map_interval": (0.0, 0.0)}
-    assert nothing.items() <= empty.items()
-
-
-def test_log_odds_are_what_makes_the_probabilities_of_either_loss() -> None:
-    logits = torch.tensor([[3.0, -40.0, 1.0], [0.0, 0.0, 60.0]], dtype=torch.float64)
-    for loss in ("softmax", "sigmoid"):
-        torch.testing.assert_close(log_odds(logits, loss).sigmoid(), probabilities(logits, loss))
-    assert log_odds(logits.float(), "softmax").isfinite().all(), "also where one class takes all"
-    small = float(log_odds(logits, "softmax")[0, 1])
-    assert small == pytest.approx(-43.1269, abs=1e-4), "it tells small ones apart"
 
 
 @pytest.fixture(scope="module")
