@@ -36,9 +36,8 @@ def refused_images(files: Sequence[Path]) -> list[dict[str, Any]]:
         try:
             probe(read_image_file(file))
         except (OSError, DecodeError) as error:
-            said = getattr(error, "strerror", None) or str(
-                error
-            )  # the system's own text names the file again
+            # Without its own words a failed call's text names the file once more.
+            said = getattr(error, "strerror", None) or str(error)
             rows.append({"image": str(file), "error": said})
         else:
             return []
