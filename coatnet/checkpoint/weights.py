@@ -152,7 +152,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def _newest_whole(checkpoints: Sequence[Path]) -> Checkpoint:
     """Open the first whose weights are whole, as a reader: without touching what a job may be writing.
 
-    The moments, half of the bytes, are left to who goes on training.
+    The moments, half of the bytes or more, are left to who goes on training.
 
     Raises:
         CheckpointError: all are damaged, the first in this way.
