@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from coatnet.config.plain_text import number_of
+from coatnet.runtime.ranks import Ranks
+
 _SILENT = "6"  # above the levels at which kineto writes of each start and stop to stderr
 
 
@@ -21,7 +24,7 @@ class StepProfiler:
         window: range,
         *,
         folder: Path,
-        rank: int,
+        ranks: Ranks,
         patience: Callable[[], AbstractContextManager[None]],
         alarm: Callable[[str], None],
     ) -> None:
@@ -30,14 +33,14 @@ class StepProfiler:
         Args:
             window: the steps.
             folder: for the traces.
-            rank: this one.
+            ranks: all of them trace.
             patience: for what all ranks do at once between two steps: a trace may take minutes to be written.
-            alarm: called with a line where one could not be.
+            alarm: called with a line where some could not be.
         """
-        self._window, self._folder, self._rank = window, folder, rank
+        self._window, self._folder, self._ranks = window, folder, ranks
         self._patience, self._alarm = patience, alarm
         self._profiler: Any = None
-        self._first = 0
+        self._first, self._empty = 0, True
 
     def before_step(self, step: int) -> None:
         """Begin at the window's first step, or at the first one that this life takes of it.
@@ -51,30 +54,48 @@ class StepProfiler:
             if torch.cuda.is_available():
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
                 torch.cuda.memory._record_memory_history()
-            self._first = step
+            self._first, self._empty = step, True
             self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True)
             self._profiler.start()
 
     def after_step(self, step: int) -> None:
         """Write the trace after the window's last step."""
-        if self._profiler is not None and step >= self._window.stop - 1:
-            with self._patience():
-                self.close(step)
+        self._empty = False
+        if step >= self._window.stop - 1:
+            self.close(step)
 
     def close(self, step: int) -> None:
-        """Write what was traced up to a step, if anything is being traced."""
+        """Write what was traced up to a step, if anything was; all ranks call this at once.
+
+        torch holds Python's lock meanwhile: no thread could answer a stop, so it is said before.
+        """
         if self._profiler is None:
             return
-        profiler, self._profiler = self._profiler, None
+        profiler, self._profiler, self._window = self._profiler, None, range(0)
+        if self._empty:  # the run was stopped right before the first of them
+            profiler.stop()
+            return
+        self._ranks.say(f"profile.steps: writes the traces of steps {self._first} to {step}: {self._folder}")
+        with self._patience():
+            faults = self._ranks.gather(self._try_to_write(profiler, step))
+        lacking = [rank for rank, fault in enumerate(faults) if fault is not None]
+        if lacking:
+            self._alarm(
+                f"profile.steps: {number_of(len(lacking), 'rank')} left no trace; rank {lacking[0]}: "
+                f"{faults[lacking[0]]}"
+            )
+
+    def _try_to_write(self, profiler: Any, step: int) -> str | None:
+        """Write this rank's trace; return what kept it from that."""
+        fault = None
         profiler.stop()
-        name = f"steps-{self._first}-{step}-rank{self._rank}"
         try:
-            self._write(profiler, name)
+            self._write(profiler, f"steps-{self._first}-{step}-rank{self._ranks.rank}")
         except OSError as error:
-            self._alarm(f"profile.steps: no trace: {error}")
+            fault = str(error)
         if torch.cuda.is_available():
             torch.cuda.memory._record_memory_history(enabled=None)
-        self._window = range(0)
+        return fault
 
     def _write(self, profiler: Any, name: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
         self.profiler = StepProfiler(
             config.profile.window,
             folder=run.logs / "profile",
-            rank=ranks.rank,
+            ranks=ranks,
             patience=partial(self.patience, "idle"),
             alarm=self.recorder.alarm,
         )
@@ -264,9 +264,9 @@ class PretrainRun(TrainingRun[State, PretrainResult]):
 
     def close(self, state: State | None) -> None:
         """Finish what is under way."""
-        super().close(state)
         if state is not None:
             self.profiler.close(state.step)
+        super().close(state)
 
     def summary(self, state: State) -> dict[str, Any]:
         """Return what summary.json says of a run that reached its end."""

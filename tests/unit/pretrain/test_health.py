@@ -119,9 +119,13 @@ def test_any_flipped_bit_changes_the_digest_of_the_weights(dtype: torch.dtype) -
     assert weight_digest(model) == before
 
 
+def silent() -> dict[str, Any]:
+    return {"patience": nullcontext, "alarm": pytest.fail}
+
+
 def trace(window: range, folder: Path, *, first: int = 1, **parts: Any) -> StepProfiler:
-    parts = {"patience": nullcontext, "alarm": pytest.fail, **parts}
-    profiler = StepProfiler(window, folder=folder, rank=3, **parts)
+    parts = {"ranks": Ranks(rank=3), **silent(), **parts}
+    profiler = StepProfiler(window, folder=folder, **parts)
     profiler.before_step(first)
     for step in range(first, 6):
         with torch.profiler.record_function(f"step number {step}"):
@@ -145,18 +149,39 @@ def test_exactly_the_chosen_steps_are_traced_also_after_a_resume(
     assert traced == {step for step in window if step >= first}
 
 
-def test_a_trace_is_written_where_ranks_are_patient(tmp_path: Path) -> None:
-    """It may take minutes, in which a watchdog would see a hang."""
+class Four(Ranks):
+    """A rank of four, of which the others left no trace for want of room; notes what it says."""
+
+    def say(self, text: str) -> None:
+        said.append(text)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [None, "no room", "no room", value]
+
+
+said: list[str] = []
+
+
+def test_a_trace_is_written_where_ranks_are_patient_and_announced_before(tmp_path: Path) -> None:
+    """It may take minutes, in which a watchdog would see a hang, and torch lets no other thread speak."""
     seen: list[list[str]] = []
 
     @contextmanager
     def patience() -> Iterator[None]:
         seen.append([file.name for file in tmp_path.iterdir()])
+        assert said == [f"profile.steps: writes the traces of steps 2 to 3: {tmp_path}"]
         yield
         seen.append([file.name for file in tmp_path.iterdir()])
 
-    trace(range(2, 4), tmp_path, patience=patience)
+    said.clear()
+    trace(range(2, 4), tmp_path, patience=patience, ranks=Four(rank=3), alarm=said.append)
     assert seen == [[], ["steps-2-3-rank3.json"]]
+
+
+def test_traces_that_other_ranks_could_not_write_are_told_of(tmp_path: Path) -> None:
+    alarms: list[str] = []
+    trace(range(2, 4), tmp_path, ranks=Four(rank=3), alarm=alarms.append)
+    assert alarms == ["profile.steps: 2 ranks left no trace; rank 1: no room"]
 
 
 def test_a_trace_for_which_there_is_no_room_is_told_of_and_leaves_nothing(
@@ -170,8 +195,16 @@ def test_a_trace_for_which_there_is_no_room_is_told_of_and_leaves_nothing(
     monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", as_kineto_on_a_full_disk)
     trace(range(1, 3), tmp_path, alarm=alarms.append)
     assert not [*tmp_path.iterdir()] and len(alarms) == 2
-    assert all(text.startswith("profile.steps: no trace: ") for text in alarms)
+    assert all(text.startswith("profile.steps: 1 rank left no trace; rank 0: ") for text in alarms)
     assert "steps-1-2-rank3.json could not be written" in alarms[1]
+
+
+@pytest.mark.parametrize("stopped_after", [0, 5])
+def test_a_stop_right_before_the_window_leaves_no_trace(tmp_path: Path, stopped_after: int) -> None:
+    profiler = StepProfiler(range(stopped_after + 1, 9), folder=tmp_path, ranks=Ranks(), **silent())
+    profiler.before_step(stopped_after + 1)
+    profiler.close(stopped_after)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_window_that_a_stop_cuts_off_leaves_the_steps_until_then(tmp_path: Path) -> None:

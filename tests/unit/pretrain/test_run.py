@@ -1,4 +1,4 @@
-"""What a pretraining run does where its ranks' weights differ."""
+"""What a pretraining run does where its ranks' weights differ, and in which order it ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from coatnet.runtime.endings import Distrusted
+from coatnet.training.run import TrainingRun
 from pretrain.run import PretrainRun
 from pretrain.state import State
 
@@ -35,3 +36,17 @@ def test_a_run_ends_where_its_ranks_weights_differ_and_says_which_are_wrong(
     with pytest.raises(Distrusted, match=words):
         PretrainRun._require_equal_weights(cast(Any, run), State(step=7))
     assert events == [{"kind": "silent_corruption", "step": 7, **found}] and len(barriers) == waits
+
+
+@pytest.mark.parametrize(
+    ("state", "order"), [(State(step=7), ["traces 7", "all else"]), (None, ["all else"])]
+)
+def test_traces_are_written_while_the_account_runs_and_alarms_are_kept_and_only_where_all_ranks_end_well(
+    monkeypatch: pytest.MonkeyPatch, state: State | None, order: list[str]
+) -> None:
+    ended = list[str]()
+    run = object.__new__(PretrainRun)
+    run.profiler = cast(Any, SimpleNamespace(close=lambda step: ended.append(f"traces {step}")))
+    monkeypatch.setattr(TrainingRun, "close", lambda run, state: ended.append("all else"))
+    run.close(state)
+    assert ended == order
