@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import slurm
-from cluster.admission import queued_job
+from cluster.admission import RELEASABLE, queued_job
+from cluster.history import was_submitted
 from cluster.job import filed_job, newest_job_file, read_job, write_job
 from cluster.submission import Prepared, submit
 from coatnet.config import UserError
@@ -27,12 +28,10 @@ def submit_after(before: Path, prepared: Prepared, *, release: bool = False) -> 
     Raises:
         UserError: nobody is at that run, which is not done, or as of `submit`.
     """
+    job_id = job_before(before)
     run = RunDirectory(before.absolute())
-    if run.marker("done") is not None:
+    if not job_id:
         return submit(prepared, release=release)
-    job_id = queued_job(run.path)
-    if job_id is None:
-        raise UserError(f"--after {before}: it is not done, and no job of it waits or runs; submit it first")
     if not is_chain(run.path):
         return submit(prepared, release=release, options=dependency([job_id]))
     prepared.job.held_behind = [str(run.path)]
@@ -41,6 +40,29 @@ def submit_after(before: Path, prepared: Prepared, *, release: bool = False) -> 
     if run.marker("done") is not None:  # by now, and it has seen nobody behind it
         slurm.release(own)
     return own
+
+
+def job_before(before: Path) -> str:
+    """Return the job of the run in the directory `before`, empty where that is done.
+
+    Where there is no SLURM to ask, as for a preview elsewhere, its directory alone is looked at.
+
+    Raises:
+        UserError: it is no run that was submitted, it was held or cancelled, or nobody is at it.
+    """
+    run = RunDirectory(before.absolute())
+    if not was_submitted(run.path):
+        what = "holds no run that was submitted" if run.path.is_dir() else "no such folder"
+        raise UserError(f"--after {before}: {what}")
+    if run.marker("done") is not None:
+        return ""
+    for name in RELEASABLE:
+        if run.marker(name) is not None:
+            raise UserError(f"--after {before}: it is {name}; submit it with --release first")
+    job_id = queued_job(run.path) if slurm.available() else ""
+    if job_id is None:
+        raise UserError(f"--after {before}: it is not done, and no job of it waits or runs; submit it first")
+    return job_id
 
 
 def is_chain(directory: Path) -> bool:

@@ -171,13 +171,15 @@ def submit(
 
 
 def _submit_job(request: Request, *, after: Path | None, release: bool, dry_run: bool) -> None:
-    from cluster.after import submit_after
+    from cluster.after import job_before, submit_after
     from cluster.submission import corpora_notes, directory_note, prepare, preview, submit
 
     prepared = prepare(request)
     for note in (directory_note(prepared), *corpora_notes(prepared)):
         _tell(note)
     if dry_run:
+        if after:
+            job_before(after)
         print(preview(prepared), end="")
         return
     job_id = submit_after(after, prepared, release=release) if after else submit(prepared, release=release)

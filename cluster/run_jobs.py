@@ -24,10 +24,10 @@ def jobs_of_run(directory: Path, queue: Mapping[str, QueuedJob]) -> list[QueuedJ
     if is_task(directory):  # the id of one of them is that of the whole array
         return [queue[job_id] for job_id in ids if job_id in queue]
     recorded = [job for job_id in ids for job in jobs_of([job_id], queue)]
-    return list(dict.fromkeys([*recorded, *(job for job in queue.values() if _home(job) == home)]))
+    return list(dict.fromkeys([*recorded, *(job for job in queue.values() if run_of(job) == home)]))
 
 
-def _home(job: QueuedJob) -> str | None:
+def run_of(job: QueuedJob) -> str | None:
     """Return the run directory in which a job's script lies, as far as it is one that `submit` wrote."""
     script = Path(job.script)
     if (job.state, job.reason) == _REFUSED:

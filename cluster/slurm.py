@@ -34,11 +34,12 @@ _ENDED = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "ended by SIG", "Zero Bytes were transmitted", "Transport endpoint",
          "Communication connection failure", "Slurm backup controller in standby")  # fmt: skip
-_COLUMNS = "%A|%F|%K|%T|%r|%S|%o"
+_COLUMNS = "%A|%F|%K|%T|%r|%S|%E|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
 _REFUSALS_SECONDS = 20.0
 _GONE = ("Invalid job id", "already completing or completed", "already finished")
+_DEPENDENCY = re.compile(r":(\d+)")  # afterok:12(unfulfilled),afterany:13_*
 _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?")
 
 
@@ -61,6 +62,7 @@ class QueuedJob:
         script: the path that sbatch was given, empty where it is not known.
         start: when it began or is expected to, as 2026-11-28T09:41:58 of this machine's time zone; empty
             where SLURM does not say.
+        waits_for: the jobs whose end it waits for.
     """
 
     job_id: str
@@ -69,6 +71,7 @@ class QueuedJob:
     array_job_id: str = ""
     script: str = ""
     start: str = ""
+    waits_for: tuple[str, ...] = ()
 
     @property
     def is_alive(self) -> bool:
@@ -351,7 +354,7 @@ def parse_queue(printed: str) -> dict[str, QueuedJob]:
         fields = line.split("|", _COLUMNS.count("|"))
         if len(fields) <= _COLUMNS.count("|"):
             raise SlurmError(f"squeue printed {line[:60].strip()!r} instead of a job")
-        own_id, array, task, state, reason, start, script = fields
+        own_id, array, task, state, reason, start, dependencies, script = fields
         jobs[own_id] = QueuedJob(
             job_id=f"{array}_{task}" if task.isdecimal() else own_id,
             state=state,
@@ -359,6 +362,7 @@ def parse_queue(printed: str) -> dict[str, QueuedJob]:
             array_job_id="" if task == "N/A" else array,
             script=script,
             start=start if start[:1].isdigit() else "",  # else N/A, Unknown
+            waits_for=tuple(_DEPENDENCY.findall(dependencies)),
         )
     return jobs
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.job import filed_job
-from cluster.run_jobs import jobs_of_run
-from cluster.slurm import QueuedJob
+from cluster.run_jobs import jobs_of_run, run_of
+from cluster.slurm import QueuedJob, jobs_of
 from coatnet.runtime.run_directory import RunDirectory
 
 _HELD_BY_USER = "JobHeldUser"
@@ -40,13 +40,25 @@ _REMEDIES = {
 
 def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJob]) -> str:
     """Return SLURM's reason, and what to do where waiting alone will not help."""
-    held_behind = _why_behind(directory, job, queue) if job.reason == _HELD_BY_USER else ""
-    if held_behind:
-        return held_behind
+    behind = ""
+    if job.reason == _HELD_BY_USER:
+        behind = _why_behind(directory, job, queue)
+    elif job.reason == "Dependency":
+        behind = _begins_after(job, queue)
+    if behind:
+        return behind
     told = f"{job.state} {job.reason}"
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in told), "")
     words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
     return ": ".join(part for part in (job.reason, words) if part)
+
+
+def _begins_after(job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:
+    """Return the runs that SLURM lets a job wait for, or the jobs where they are of no run that is known."""
+    names = [
+        next(filter(None, map(run_of, jobs_of([job_id], queue))), f"job {job_id}") for job_id in job.waits_for
+    ]
+    return f"begins after {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def _why_behind(directory: Path, job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:

@@ -154,7 +154,7 @@ class Cluster:
 
     def queue(self, *jobs: str) -> None:
         """Let the queue hold these jobs, all pending."""
-        lines = [f"echo '{job}|{job}|N/A|PENDING|JobHeldUser|N/A|'" for job in jobs]
+        lines = [f"echo '{job}|{job}|N/A|PENDING|JobHeldUser|N/A|(null)|'" for job in jobs]
         self.program("squeue", "\n".join(lines))
 
     def submit(self, **options: Any) -> dict[str, str]:

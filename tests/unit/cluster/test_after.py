@@ -88,12 +88,60 @@ def test_a_job_behind_a_run_that_is_done_waits_for_nothing(cluster: Cluster) -> 
     assert submit_behind(cluster, "b", after="a") == ["sbatch b"]
 
 
-@pytest.mark.parametrize("name", ["a", "nowhere"])
-def test_a_job_behind_a_run_that_nobody_is_at_would_wait_for_ever(cluster: Cluster, name: str) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a", "it is not done, and no job of it waits or runs"),
+        ("cancelled", "it is cancelled; submit it with --release first"),
+        ("held", "it is held; submit it with --release first"),
+        ("empty", "holds no run that was submitted"),
+        ("nowhere", "no such folder"),
+    ],
+)
+def test_a_job_behind_a_run_of_which_nothing_will_come_would_wait_for_ever(
+    cluster: Cluster, name: str, words: str, dry_run: bool
+) -> None:
+    cluster.stages(a="requeue", cancelled="requeue", held="chain")
+    cluster.submit()
+    cluster.queue("11", "12")  # which SLURM is about to end
+    for marker in ("cancelled", "held"):
+        cluster.end(marker, marker)
+    (cluster.folder / "empty").mkdir()
+    with pytest.raises(UserError, match=f"--after .*/{name}: {words}"):
+        submit_behind(cluster, "b", after=name, dry_run=dry_run)
+    assert not (cluster.folder / "b").exists(), "nothing was queued"
+
+
+def test_a_preview_where_no_slurm_is_looks_at_the_directory_alone(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.stages(a="requeue")
     cluster.submit()
-    with pytest.raises(UserError, match=f"--after .*/{name}: it is not done, and no job of it waits or runs"):
-        submit_behind(cluster, "b", after=name)
+    cluster.forget()
+    monkeypatch.setenv("PATH", "")
+    options = {"command": "evaluate", "directory": cluster.folder / "b", "dry_run": True}
+    submit_command("x", after=cluster.folder / "a", **options)
+    with pytest.raises(UserError, match="no such folder"):
+        submit_command("x", after=cluster.folder / "nowhere", **options)
+
+
+def test_a_job_that_slurm_lets_wait_for_a_run_says_for_which(cluster: Cluster) -> None:
+    cluster.stages(a="requeue", b="a requeue")
+    cluster.submit()
+    script = f"{cluster.folder}/a/submissions/0001/script.sh"
+
+    def told(waits_for: str) -> tuple[str, str]:
+        cluster.program(
+            "squeue",
+            f"echo '10|10|N/A|RUNNING|None|N/A|(null)|{script}'\n"
+            f"echo '11|11|N/A|PENDING|Dependency|N/A|{waits_for}|'",
+        )
+        return cluster.status("b")
+
+    assert told("afterok:10(unfulfilled)") == ("pending", f"begins after {cluster.folder}/a")
+    assert told("afterok:10,afterok:9(unfulfilled)") == ("pending", f"begins after {cluster.folder}/a, job 9")
+    assert told("singleton(unfulfilled)") == ("pending", "Dependency")
 
 
 def test_what_has_a_job_itself_is_refused_as_ever(cluster: Cluster) -> None:

@@ -44,7 +44,7 @@ def test_a_submission_without_room_for_the_code_names_the_run_and_leaves_nothing
 
 
 def test_a_run_that_cannot_be_marked_is_ended_all_the_same(run: Path, program: Program) -> None:
-    program("squeue", "echo '7|7|N/A|RUNNING|None|N/A|'")
+    program("squeue", "echo '7|7|N/A|RUNNING|None|N/A|(null)|'")
     program("scancel", "")
     with no_file_larger_than(0), pytest.raises(UserError, match=r"not marked .*too large\); jobs ended: 7$"):
         cancel_run(run)

@@ -8,10 +8,11 @@ from cluster import slurm
 from cluster.launch import Attempt, Failure, failures
 
 TABLE = """\
-2501|2501|1-2%1|PENDING|JobArrayTaskLimit|N/A|/a/script.sh
-2502|2502|N/A|PENDING|launch failed requeued held|2026-11-28T09:41:58|/b/x|y.sh
-2503|2501|0|RUNNING|None|2026-11-28T09:11:58|/a/script.sh
-2504|2504|N/A|COMPLETED|None|Unknown|(null)
+2501|2501|1-2%1|PENDING|JobArrayTaskLimit|N/A|(null)|/a/script.sh
+2502|2502|N/A|PENDING|launch failed requeued held|2026-11-28T09:41:58|(null)|/b/x|y.sh
+2503|2501|0|RUNNING|None|2026-11-28T09:11:58|(null)|/a/script.sh
+2504|2504|N/A|COMPLETED|None|Unknown||(null)
+2505|2505|N/A|PENDING|Dependency|N/A|afterok:2501_*(unfulfilled),afterany:2502|/c/script.sh
 """  # as 22.05 prints it
 
 
@@ -25,6 +26,9 @@ def test_the_queue_is_read_from_a_table() -> None:
         ),
         "2503": slurm.QueuedJob("2501_0", "RUNNING", "", "2501", "/a/script.sh", "2026-11-28T09:11:58"),
         "2504": slurm.QueuedJob("2504", "COMPLETED", script="(null)"),
+        "2505": slurm.QueuedJob(
+            "2505", "PENDING", "Dependency", script="/c/script.sh", waits_for=("2501", "2502")
+        ),
     }
     assert jobs["2503"].is_alive and not jobs["2504"].is_alive
     assert slurm.jobs_of(["2501"], jobs) == [jobs["2501"], jobs["2503"]]

@@ -371,7 +371,7 @@ def test_a_run_whose_job_is_queued_is_not_submitted_again(
     programs: Program, tmp_path: Path, array: int, told: str
 ) -> None:
     try_to_submit(tmp_path)
-    programs("squeue", f"echo '7|{array or 7}|{0 if array else 'N/A'}|PENDING|None|N/A|'")
+    programs("squeue", f"echo '7|{array or 7}|{0 if array else 'N/A'}|PENDING|None|N/A|(null)|'")
     with pytest.raises(UserError, match=f"has job {told} already; watch it, or end it by: coatnet cancel"):
         try_to_submit(tmp_path)
 
@@ -392,7 +392,7 @@ def test_a_run_that_slurm_does_not_take_back_stays_as_it_was(programs: Program, 
         submit(prepared, release=True)
     assert run.marker("held") == before
     History(run.path).note("submitted", job_id="7", folder="0001", lives=0)
-    programs("squeue", "echo '7|7|N/A|COMPLETING|None|N/A|'")
+    programs("squeue", "echo '7|7|N/A|COMPLETING|None|N/A|(null)|'")
     with pytest.raises(UserError, match="has job 7 already"):
         submit(prepared, release=True)
     assert run.marker("held") == before, "its last life still ends"

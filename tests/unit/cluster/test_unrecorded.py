@@ -32,7 +32,7 @@ def prepared(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) 
 
 def knows(program: Program, script: Path, *, state: str = "PENDING") -> None:
     """Let SLURM know job 9 of a script."""
-    program("squeue", f"echo '9|9|N/A|{state}|None|N/A|{script}'")
+    program("squeue", f"echo '9|9|N/A|{state}|None|N/A|(null)|{script}'")
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_the_jobs_of_everybody_who_submitted_a_run_are_looked_at(
     os.chown(folder, 70000, -1)
     run = Path(prepared.job.directory)
     assert users_of([run, run.parent / "nowhere"]) == {0, 70000}
-    program("squeue", f"case $* in *70000*) echo '9|9|N/A|PENDING|None|N/A|{folder}/script.sh';; esac")
+    program("squeue", f"case $* in *70000*) echo '9|9|N/A|PENDING|None|N/A|(null)|{folder}/script.sh';; esac")
     again = prepare(Request("shard", "photos", ("shards",), SiteConfig(), directory=run))
     with pytest.raises(UserError, match="has job 9 already"):
         submit(again)

@@ -226,7 +226,8 @@ def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
     History(run).note("successor", job_id="8")
     called = tmp_path / "called"
     states = {"7": "RUNNING", "8": "PENDING", "9": "RUNNING"}
-    program("squeue", "\n".join(f"echo '{job}|{job}|N/A|{state}|None|N/A|'" for job, state in states.items()))
+    lines = [f"echo '{job}|{job}|N/A|{state}|None|N/A|(null)|'" for job, state in states.items()]
+    program("squeue", "\n".join(lines))
     program("scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
     assert slurm.available()
     assert cancel_run(run) == ["8", "7"]
@@ -347,7 +348,7 @@ def test_a_job_that_waits_is_told_with_the_time_at_which_slurm_expects_it_to_beg
 
 
 def test_a_job_of_a_colleague_is_his_to_cancel(run: Path, program: Program) -> None:
-    program("squeue", "echo '7|7|N/A|RUNNING|None|N/A|'")
+    program("squeue", "echo '7|7|N/A|RUNNING|None|N/A|(null)|'")
     program(
         "scancel", "echo 'scancel: error: Kill job error on job id 7: Access/permission denied' >&2; exit 1"
     )
