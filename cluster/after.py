@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster import slurm
 from cluster.admission import RELEASABLE, queued_job
 from cluster.history import was_submitted
-from cluster.job import filed_job, newest_job_file, read_job, write_job
+from cluster.job import amended_job, filed_job, newest_job_file
 from cluster.submission import Prepared, submit
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
@@ -81,8 +81,7 @@ def _tell(directory: Path, job_id: str, *, right_behind: bool = True) -> None:
     job_file = newest_job_file(directory)
     if job_file is None:
         return
-    job = read_job(job_file)
-    (job.dependents if right_behind else job.later).append(job_id)
-    write_job(job, job_file)
-    for further in job.held_behind:
+    with amended_job(job_file) as job:
+        job["dependents" if right_behind else "later"].append(job_id)
+    for further in job["held_behind"]:
         _tell(Path(further), job_id, right_behind=False)

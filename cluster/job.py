@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.site import SiteConfig
 from coatnet.config import ConfigError, UserError, from_dict
@@ -59,11 +62,26 @@ class Job:
 
 def write_job(job: Job, path: Path) -> None:
     """Write a job for `read_job`, whole at any moment; the file is its owner's alone."""
+    _write(dataclasses.asdict(job), path)
+
+
+def _write(values: Mapping[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(dataclasses.asdict(job), indent=2) + "\n")
+        file.write(json.dumps(values, indent=2) + "\n")
     temporary.replace(path)
+
+
+@contextmanager
+def amended_job(path: Path) -> Iterator[dict[str, Any]]:
+    """Let a job's fields be changed that was submitted before, by other code perhaps.
+
+    That code reads the file again in its next life: what this version has more, or less, stays out of it.
+    """
+    values = json.loads(path.read_text())
+    yield values
+    _write(values, path)
 
 
 def read_job(path: Path) -> Job:

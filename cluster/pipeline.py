@@ -15,7 +15,7 @@ from typing import Any
 from cluster import slurm
 from cluster.admission import queued_job, still_queued
 from cluster.after import dependency, is_chain
-from cluster.job import newest_job_file, read_job, write_job
+from cluster.job import amended_job, newest_job_file
 from cluster.names import NAME, check
 from cluster.site import SiteConfig
 from cluster.submission import Prepared, Request, prepare, submit
@@ -151,13 +151,11 @@ def _tell_chains(
         job_file = newest_job_file(Path(prepared[name].job.directory))
         if behind and job_file is not None:
             right_behind = [other for other in behind if name in chains and name in stages[other].after]
-            job = read_job(job_file)
             ids = [jobs[other] for other in right_behind]
             further = [jobs[other] for other in behind if other not in right_behind]
-            # Some that were held before may stand in no pipeline.
-            job.dependents = [*dict.fromkeys([*still_queued(job.dependents), *ids])]
-            job.later = [*dict.fromkeys([*still_queued(job.later), *further])]
-            write_job(job, job_file)
+            with amended_job(job_file) as job:  # some that were held before may stand in no pipeline
+                job["dependents"] = [*dict.fromkeys([*still_queued(job["dependents"]), *ids])]
+                job["later"] = [*dict.fromkeys([*still_queued(job["later"]), *further])]
 
 
 def _all_before(name: str, stages: dict[str, StageConfig]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,28 @@ def test_jobs_behind_one_chain_and_behind_each_other_are_all_known_to_it(cluster
     assert submit_behind(cluster, "e", after="d") == ["sbatch --hold e"]
     assert cluster.behind("a") == (["11", "12"], ["13", "14"]), "a failure takes all of them along"
     assert cluster.behind("b") == (["13"], ["14"]) and cluster.behind("d") == (["14"], [])
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_job_file_of_a_chain_that_other_code_submitted_stays_as_that_code_reads_it(
+    cluster: Cluster, by_file: bool
+) -> None:
+    cluster.stages(a="chain", b="a requeue")
+    cluster.submit()
+    path = cluster.folder / "a" / "submissions" / "0001" / "job.json"
+    before = json.loads(path.read_text())
+    del before["site"]["retries"]
+    path.write_text(json.dumps(before))
+    if by_file:
+        cluster.queue("10")
+        cluster.submit()  # stage b anew
+    else:
+        cluster.queue("10", "11")
+        submit_behind(cluster, "c", after="a")
+    after = json.loads(path.read_text())
+    assert after.pop("dependents") == (["12"] if by_file else ["11", "12"])
+    del before["dependents"]
+    assert after == before
 
 
 def test_a_chain_that_ends_while_a_job_is_queued_behind_it_has_seen_nobody(cluster: Cluster) -> None:
