@@ -20,6 +20,7 @@ from coatnet.training.sharded_state import ShardedState
 from pretrain.engine.alone import stand_in, windows
 from pretrain.engine.flattening import moving_weights, stay
 from pretrain.engine.lifetimes import keep_until_reduced
+from pretrain.engine.norms import refuse_what_overflows
 from pretrain.engine.own_time import OwnTime
 from pretrain.engine.start import load_deepspeed
 
@@ -83,6 +84,8 @@ class Engine:
             )
         stay(self._deepspeed.optimizer)
         keep_until_reduced(self._deepspeed.optimizer)
+        if self.stage == 3:
+            refuse_what_overflows(self._deepspeed.optimizer)
         if isinstance(self._deepspeed.optimizer, MasterAdamW):
             self._deepspeed.optimizer.halve()
         self.state = ShardedState(self._deepspeed, stage=self.stage, ranks=ranks, ema_decay=ema_decay)

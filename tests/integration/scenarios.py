@@ -239,20 +239,17 @@ def save(engine: Engine, folder: Path) -> None:
     engine.ranks.barrier()
 
 
-def refused_step(stage: int, precision: str) -> dict[str, Any]:
-    """Feed one rank a NaN in the middle of a run, in the second of four micro-batches."""
+def refused_step(stage: int, precision: str, image_factor: float, loss_factor: float) -> dict[str, Any]:
+    """Spoil one rank's images or loss in the middle of a run, in the second of four micro-batches."""
     ranks = Ranks.start()
     engine = tiny_engine(ranks, stage=stage, precision=precision)
     train(engine, first=0, steps=2, accumulation=1)
     before = [piece.weight.clone() for piece in engine.state.pieces]
     images, labels = own_samples(2, ranks)
-    poison = float("nan") if ranks.rank == ranks.world_size - 1 else 1.0
-    images = torch.cat(
-        [part * (poison if number == 1 else 1.0) for number, part in enumerate(images.chunk(4))]
-    )
+    good, own = (1.0, 1.0), (image_factor, loss_factor) if ranks.rank == ranks.world_size - 1 else (1.0, 1.0)
     update = engine.step(
-        list(zip(images.chunk(4), labels.chunk(4), strict=True)),
-        loss_of=lambda model, part: make_loss("softmax")(model(part[0]), part[1]),
+        list(zip(images.chunk(4), labels.chunk(4), [good, own, good, good], strict=True)),
+        loss_of=lambda model, part: make_loss("softmax")(model(part[0] * part[2][0]), part[1]) * part[2][1],
         lr=RATE,
     )
     defer_statistics(engine.module)

@@ -147,12 +147,16 @@ def test_a_checkpoint_of_bf16_weights_opens_at_any_world_size_and_stage(
             assert found == continued
 
 
+@pytest.mark.parametrize(
+    "factors", [(float("nan"), 1.0), (1.0, 1e22)], ids=["not a number", "its square overflows fp32"]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_nan_on_one_rank_refuses_the_step_on_all_and_leaves_no_trace(
-    on_ranks: OnRanks, stage: int, precision: str
+def test_a_gradient_that_one_rank_spoils_refuses_the_step_on_all_and_leaves_no_trace(
+    on_ranks: OnRanks, stage: int, precision: str, factors: tuple[float, float]
 ) -> None:
-    for answer in on_ranks("refused_step", world_size=2, stage=stage, precision=precision):
+    options = {"stage": stage, "precision": precision, "image_factor": factors[0], "loss_factor": factors[1]}
+    for answer in on_ranks("refused_step", world_size=2, **options):
         assert answer["applied"] is False and answer["norm"] == "inf"
         assert answer["unchanged"] is True
         assert all(loss == loss for loss in answer["after"])
