@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
 from pretrain.evaluation import Findings, equal_batches
 
-_CHUNK = 1024
+_MOST_SIMILARITIES = 1 << 26  # at once, and as many votes, 256 MiB each: there are images squared of them
 
 
 class TransferProbe:
@@ -44,8 +45,17 @@ class TransferProbe:
         rows, targets = self._ranks.rows(features), self._ranks.rows(labels)
         if len(rows) < 2:
             return Findings({}, bad)
-        share = neighbour_accuracy(rows, targets, neighbours=self._config.evaluate.neighbours)
-        return Findings({TRANSFER: share}, bad)
+        right = torch.zeros((), dtype=torch.int64, device=self._ranks.device)
+        right += right_votes(
+            rows,
+            targets,
+            neighbours=self._config.evaluate.neighbours,
+            share=self._ranks.rank,
+            shares=self._ranks.world_size,
+            breathe=self._way_out.breathe,
+        )
+        self._ranks.all_reduce_sum(right)
+        return Findings({TRANSFER: int(right) / len(rows)}, bad)
 
     def _features(self, engine: Engine) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
         """Catch what enters the last layer during ordinary forward passes, which work at every ZeRO stage.
@@ -72,19 +82,35 @@ class TransferProbe:
         return torch.cat(features), torch.cat(labels).to(self._ranks.device), bad
 
 
-def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int) -> float:
-    """Return the share of rows whose `neighbours` nearest other rows vote, by similarity, for their label.
+def right_votes(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    neighbours: int,
+    share: int = 0,
+    shares: int = 1,
+    breathe: Callable[[], None] = lambda: None,
+) -> int:
+    """Return for how many rows the `neighbours` nearest other rows vote, by similarity, for their label.
+
+    Args:
+        features, labels: of all rows.
+        neighbours: how many vote, if there are as many.
+        share, shares: count the blocks share, share + shares, … of rows alone.
+        breathe: called with every block.
 
     Shape: features (N, D), of length 1 each; labels int64 (N,), N at least 2.
     """
     classes = int(labels.max()) + 1
     right = 0
-    for begin in range(0, len(features), _CHUNK):
-        rows = features[begin : begin + _CHUNK]
+    block = max(1, _MOST_SIMILARITIES // max(len(features), classes))
+    for begin in range(share * block, len(features), shares * block):
+        rows = features[begin : begin + block]
         similarity = rows @ features.T
         similarity[torch.arange(len(rows)), torch.arange(begin, begin + len(rows))] = -torch.inf
         near = similarity.topk(min(neighbours, len(features) - 1), dim=1)
         votes = torch.zeros(len(rows), classes, device=features.device)
         votes.scatter_add_(1, labels[near.indices], near.values + 1)
         right += int((votes.argmax(1) == labels[begin : begin + len(rows)]).sum())
-    return right / len(features)
+        breathe()
+    return right
