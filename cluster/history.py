@@ -6,6 +6,7 @@ compared between beginnings: only a checkpoint that became complete counts.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -14,7 +15,7 @@ from typing import Any
 
 from cluster.job import JOB_FILES
 from coatnet.config.plain_text import is_number
-from coatnet.runtime.run_directory import append_line, read_lines
+from coatnet.runtime.run_directory import append_line, parse_lines
 
 LIVES_FILE = "lives.jsonl"
 SUPERVISOR = "supervisor"  # under this name the batch script records events
@@ -24,6 +25,8 @@ _FIELDS: dict[str, dict[str, type]] = {
     "submitted": {"job_id": str, "lives": int},
     "successor": {"job_id": str},
 }
+# A status asks one history many times, and that of thousands of lives on many nodes takes a while to read.
+_PARSED: dict[Path, tuple[tuple[int, int, int], list[dict[str, Any]]]] = {}
 
 
 @dataclass
@@ -84,7 +87,15 @@ class History:
 
     def events(self) -> list[dict[str, Any]]:
         """Return everything recorded, oldest first; what is no record of ours is passed over."""
-        return [entry for entry in read_lines(self._path) if _is_whole(entry)]
+        try:
+            with self._path.open(errors="replace") as file:
+                found = os.fstat(file.fileno())  # of what was opened: over NFS a name alone tells of the past
+                state = (found.st_ino, found.st_size, found.st_mtime_ns)
+                if self._path not in _PARSED or _PARSED[self._path][0] != state:
+                    _PARSED[self._path] = state, [entry for entry in parse_lines(file) if _is_whole(entry)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return _PARSED[self._path][1]
 
     def lives(self) -> list[Life]:
         """Return the lives, oldest first."""

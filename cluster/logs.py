@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from coatnet.runtime.lease import is_held, newest_epoch
 from coatnet.runtime.run_directory import RunDirectory, parse_lines
 
 _POLL_SECONDS = 0.3
+_PAUSES = 9  # where to look takes long, as at the tasks of a large array, it takes a tenth of the time
+_LONGEST_PAUSE_SECONDS = 5.0
+_TAIL_BYTES = 1 << 16
 _START_SECONDS = 60.0  # from the command to the lease: importing torch from a busy file system
 _TOLD = ("train/loss", "images_per_second")
 _CHUNK_BYTES = 1 << 20
@@ -44,39 +47,96 @@ def read_logs(
     with suppress(FileNotFoundError):
         os.listdir(directory / "logs")  # what cannot be looked into is no folder without logs
     positions: dict[Path, int] = {}
-    there = (line for path in _files(directory, rank=rank) for line in _new_lines(path, positions))
-    yield from deque(there, maxlen=tail) if tail else there
-    while follow:
-        ended = finished()  # asked before reading, so that the last lines are read after the end
-        for path in _files(directory, rank=rank):
+    files = _files(directory, rank=rank)
+    over = _past(files)
+    if tail:
+        yield from _last_lines(files, positions, count=tail, over=over)
+    else:
+        for path in files:
             yield from _new_lines(path, positions)
+    while follow:
+        looked_at = time.monotonic()
+        ended = finished()  # asked before reading, so that the last lines are read after the end
+        files = _files(directory, rank=rank)
+        for path in files:
+            if path not in over:
+                yield from _new_lines(path, positions)
+        over |= _past(files)
         if ended:
             return
-        time.sleep(_POLL_SECONDS)
+        took = time.monotonic() - looked_at  # for lines as well, whose reader may be in no hurry
+        time.sleep(min(max(_POLL_SECONDS, _PAUSES * took), _LONGEST_PAUSE_SECONDS))
 
 
 def _files(directory: Path, *, rank: int | None) -> list[Path]:
     """Return the logs in the order of their lives, then the jobs' own, which tell how they ended."""
-    logs = [*directory.glob("logs/*.log"), *directory.glob("task-*/logs/*.log")]
+    folders = [directory / "logs", *directory.glob("task-*/logs")]
+    wanted = [folder / name for folder in folders for name in _names(folder) if _is_wanted(name, rank=rank)]
     if rank is None and not was_submitted(directory):
         run = RunDirectory(directory)
-        logs += [path for path in (run.metrics, run.events) if path.exists()]
-    wanted = [path for path in logs if _is_wanted(path, rank=rank)]
+        wanted += [path for path in (run.metrics, run.events) if path.exists()]
     return sorted(wanted, key=_place)
 
 
-def _place(path: Path) -> tuple[int, str, str]:
-    return path.stat().st_ctime_ns if path.name.startswith("job-") else 0, path.name, str(path)
+def _names(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        return os.listdir(folder)
+    return []
 
 
-def _is_wanted(path: Path, *, rank: int | None) -> bool:
-    by_hand = _RANK_LOG_BY_HAND.fullmatch(path.name)
+def _place(path: Path) -> tuple[int, tuple[int, int], str, str]:
+    changed = path.stat().st_ctime_ns if path.name.startswith("job-") else 0
+    return changed, _start(path), path.name, str(path)
+
+
+def _start(path: Path) -> tuple[int, int]:
+    """Return the life and the try whose log this is, zeros where it is of none."""
+    found = _RANK_LOG.fullmatch(path.name)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _is_wanted(name: str, *, rank: int | None) -> bool:
+    by_hand = _RANK_LOG_BY_HAND.fullmatch(name)
     if by_hand is not None:
         return rank is None or int(by_hand[1]) == rank
-    found = _RANK_LOG.fullmatch(path.name)
+    found = _RANK_LOG.fullmatch(name)
     if found is None:
-        return rank is None
+        return rank is None and name.endswith(".log")
     return found[3] is not None and int(found[3]) == (rank or 0)
+
+
+def _past(files: Sequence[Path]) -> set[Path]:
+    """Return the logs of ranks that have been started again twice since: nobody writes there any more."""
+    starts: dict[Path, list[Path]] = {}
+    for path in files:
+        if _RANK_LOG.fullmatch(path.name):
+            starts.setdefault(path.parent, []).append(path)
+    return {path for logs in starts.values() for path in logs[:-2]}
+
+
+def _last_lines(
+    files: Sequence[Path], positions: dict[Path, int], *, count: int, over: Collection[Path]
+) -> list[str]:
+    """Return the last lines of files that may be large; sets where those begin that are not yet complete."""
+    found: list[str] = []
+    for path in reversed(files):
+        left = count - len(found)
+        if left or path not in over:
+            found = [*_last_of(path, positions, count=left), *found]
+    return found
+
+
+def _last_of(path: Path, positions: dict[Path, int], *, count: int) -> list[str]:
+    begin, reach = 0, _TAIL_BYTES
+    while True:
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - reach)
+            file.seek(begin)
+            positions[path] = begin + len(file.readline()) if begin else 0
+        lines = deque(_new_lines(path, positions), maxlen=count)
+        if len(lines) == count or not begin:
+            return list(lines)
+        reach *= 8
 
 
 def _new_lines(path: Path, positions: dict[Path, int]) -> Iterator[str]:

@@ -6,6 +6,7 @@ SLURM keeps with a job, still tells whose the job is. Asks no queue.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -29,12 +30,16 @@ def jobs_of_run(directory: Path, queue: Mapping[str, QueuedJob]) -> list[QueuedJ
 
 def run_of(job: QueuedJob) -> str | None:
     """Return the run directory in which a job's script lies, as far as it is one that `submit` wrote."""
-    script = Path(job.script)
-    if (job.state, job.reason) == _REFUSED:
+    return None if (job.state, job.reason) == _REFUSED else _home(job.script)
+
+
+# Each of many runs asks of every job in the queue, and each link of a path is a question to a file system.
+@functools.cache
+def _home(script: str) -> str | None:
+    path = Path(script)
+    if path.name != SCRIPT or path.parent.parent.name != SUBMISSIONS:
         return None
-    if script.name != SCRIPT or script.parent.parent.name != SUBMISSIONS:
-        return None
-    return os.path.realpath(script.parents[2])
+    return os.path.realpath(path.parents[2])
 
 
 def users_of(directories: Iterable[Path]) -> set[int]:

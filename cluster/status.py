@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ from coatnet.runtime.run_directory import IDENTITY, RunDirectory
 _RATE_RECORDS = 50
 _EVENT_RECORDS = 200
 _PRODUCTIVE = ("compute", "communication", "data_wait", "evaluation", "checkpoint", "compile")
+_DEPTH = 2  # below a folder, where the runs of a pipeline lie
+_OF_A_RUN = {
+    "account", "checkpoints", "events", "lease", "logs", "preflight", "submissions", "tensorboard",
+}  # fmt: skip
+_MOST_RANKS = 16  # whose accounts stand for all: of thousands each has a file
 _FINAL_MARKERS = ("done", "cancelled", "held")
 _OF_LIVES = ("start", "resume", "ended")  # events by which a life begins, and ends by an error
 _LOG_CHARACTERS = 200
@@ -86,21 +91,32 @@ class RunStatus:
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
-    """Return every run directory at `roots` or up to two folders below, where those of a pipeline lie.
+    """Return every run directory at `roots` or up to two folders below.
 
     Tasks of an array are runs of their own where the array itself was given. A folder that cannot be entered
     may be a run, but for those inside of one.
     """
-    found = {
-        path.parents[shape.count("/")]
-        for root in roots
-        for shape in (LIVES_FILE, JOB_FILES, IDENTITY)
-        for depth in ("", "*/", "*/*/")
-        for path in root.glob(f"{depth}{shape}")
-    }
-    folders = (path for root in roots for path in (root, *root.glob("*"), *root.glob("*/*")))
-    found |= {path for path in folders if path.parent not in found and _is_closed(path)}
+    found = {path for root in roots for path in _runs(root, depth=_DEPTH)}
     return sorted(path for path in found if not is_task(path) or {path, path.parent} & set(roots))
+
+
+def _runs(path: Path, *, depth: int, inside: bool = False) -> Iterator[Path]:
+    """Go through the runs at a folder and below; `inside` another one."""
+    is_run = any(os.path.exists(path / name) for name in (LIVES_FILE, IDENTITY)) or any(path.glob(JOB_FILES))
+    if is_run or (not inside and _is_closed(path)):
+        yield path
+    folders = _folders(path) if depth else []
+    for name in folders if not is_run else set(folders) - _OF_A_RUN:
+        yield from _runs(path / name, depth=depth - 1, inside=is_run)
+
+
+def _folders(path: Path) -> list[str]:
+    """Return the names of the folders in one, and of links, which may lead to some; asks of no file."""
+    try:
+        with os.scandir(path) as entries:
+            return [one.name for one in entries if one.is_dir(follow_symlinks=False) or one.is_symlink()]
+    except OSError:
+        return []
 
 
 def _is_closed(path: Path) -> bool:
@@ -125,7 +141,7 @@ def read_status(directory: Path, *, queue: Mapping[str, QueuedJob] | None) -> Ru
     run = RunDirectory(directory)
     by_hand = run.identity.exists() and not was_submitted(directory)
     state, detail = _by_hand(run) if by_hand else _submitted(run, job, queue=queue)
-    accounts = read_lives(run.account)
+    accounts = read_lives(run.account, most_ranks=_MOST_RANKS)
     records = _records(run)
     seen = int(records[-1]["samples_seen"]) if records else None
     total = _total_samples(records)
@@ -164,14 +180,15 @@ def status_or_trouble(directory: Path, *, queue: Mapping[str, QueuedJob] | None)
 def has_finished(directory: Path) -> bool:
     """Return whether nothing more will come of a run by itself, by what its directory says; asks no queue."""
     run, history = RunDirectory(directory), History(directory)
-    if _has_words_left(directory, history.lives()):
+    lives = history.lives()
+    if _has_words_left(directory, lives):
         return False
     if any(run.marker(name) is not None for name in _FINAL_MARKERS):
         return True
     filed = filed_job(directory)  # what cannot be read may go on by itself, and is waited for
     goes_on = filed is None or filed.site.continuation != "none"
     final = {"failed", "cancelled"} if goes_on else {"failed", "cancelled", "stopped"}
-    return read_status(directory, queue=None).state in final and not history.awaits_a_life()
+    return _state(run, lives, None)[0] in final and not history.awaits_a_life()
 
 
 def _has_words_left(directory: Path, lives: Sequence[Life]) -> bool:

@@ -44,14 +44,18 @@ class LifeAccount:
     seconds: dict[str, float]
 
 
-def read_lives(folder: Path) -> list[LifeAccount]:
+def read_lives(folder: Path, *, most_ranks: int | None = None) -> list[LifeAccount]:
     """Return the lives of a run, oldest first.
+
+    Args:
+        folder: of the ranks' accounts.
+        most_ranks: so many of them, spread evenly, stand for all in the last life; None reads each.
 
     Only one at a time holds a run. One that seems to begin before the end of the last, since a clock was set
     back or is another host's, is taken to follow at once.
     """
     lives: list[LifeAccount] = []
-    for found in _means(folder):
+    for found in _means(folder, most_ranks=most_ranks):
         back = lives[-1].ended - found.began if lives else 0.0
         if back > 0:
             found = replace(found, began=found.began + back, ended=found.ended + back)
@@ -59,11 +63,12 @@ def read_lives(folder: Path) -> list[LifeAccount]:
     return lives
 
 
-def _means(folder: Path) -> list[LifeAccount]:
+def _means(folder: Path, *, most_ranks: int | None = None) -> list[LifeAccount]:
     """Return each life's mean over its ranks, by its own clock, in order."""
     known = {row["life"]: row for row in read_lines(folder / _EARLIER) if _is_whole(row)}
     rows: dict[int, list[dict[str, Any]]] = {life: [row] for life, row in known.items()}
-    for file in sorted(folder.glob("rank-*.jsonl")):
+    files = sorted(folder.glob("rank-*.jsonl"))
+    for file in files[:: -(-len(files) // most_ranks) or 1] if most_ranks else files:
         content = file.read_bytes()
         for begin in range(0, len(content), LINE_BYTES):
             try:
