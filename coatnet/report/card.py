@@ -122,7 +122,7 @@ def _results(record: RunRecord) -> str:
     found = {
         name.removeprefix("evaluate/"): points[-1][1]
         for name, points in record.series.items()
-        if name.startswith("evaluate/") and points and not name.endswith("samples")
+        if name.startswith("evaluate/") and not name.endswith("samples")
     }
     said = [
         f"{name} {value:.2%}"

@@ -43,7 +43,7 @@ def curves(record: RunRecord) -> list[Block]:
     restarts = [float(life.get("samples_seen", 0)) for life in record.lives[1:]]
     charts, used = [], set()
     for title, names in _TOGETHER:
-        series = {label: record.series[name] for name, label in names.items() if record.series.get(name)}
+        series = {label: record.series[name] for name, label in names.items() if name in record.series}
         if series.get("highest rank") == series.get("training"):  # one rank
             series.pop("highest rank", None)
         used |= set(names)
@@ -52,7 +52,7 @@ def curves(record: RunRecord) -> list[Block]:
             of_another = not others and first != next(iter(names.values()))
             charts.append(_chart(f"{title}, {first}" if of_another else title, series, restarts))
     for name, points in sorted(record.series.items()):
-        if name not in used and not name.startswith(_HIDDEN) and points:
+        if name not in used and not name.startswith(_HIDDEN):
             charts.append(_chart(name, {name: points}, restarts))
     shown: list[Block] = list(charts[:_SHOWN])
     return [*shown, Fold(f"{len(charts) - _SHOWN} more", charts[_SHOWN:])] if charts[_SHOWN:] else shown
@@ -60,7 +60,7 @@ def curves(record: RunRecord) -> list[Block]:
 
 def _chart(title: str, series: dict[str, list[tuple[int, float]]], restarts: list[float]) -> Chart:
     last = [
-        (title if label == title or len(series) == 1 else f"{title}, {label}", number_text(points[-1][1]))
+        (title if len(series) == 1 else f"{title}, {label}", number_text(points[-1][1]))
         for label, points in series.items()
     ]
     return Chart(title, line_chart(dict(series), marks=restarts), last)

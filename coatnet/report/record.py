@@ -50,7 +50,7 @@ class RunRecord:
     @property
     def samples_seen(self) -> int:
         """How far the run is."""
-        return max((points[-1][0] for points in self.series.values() if points), default=0)
+        return max((points[-1][0] for points in self.series.values()), default=0)
 
     @property
     def state(self) -> str:

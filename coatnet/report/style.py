@@ -50,6 +50,8 @@ td.right,th.right,td.near,th{white-space:nowrap}td.right,th.right{text-align:rig
 @media(max-width:600px){td,th{padding-right:12px}main{padding:18px 14px 40px}
 .tiles{grid-template-columns:repeat(auto-fit,minmax(100px,1fr));gap:8px}.tile{padding:7px 9px}
 .tile b{font-size:17px}.tile span{font-size:12px}
+.screen thead{display:none}.screen tr,.screen td:last-child{display:block;border-bottom:1px solid var(--line)}
+.screen td:not(:last-child){border:0;padding-bottom:0}.screen tr{border:0}
 svg text{font-size:13.5px}}
 th{color:var(--soft);font-weight:600}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;

@@ -92,7 +92,7 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "between_lives_seconds": round(record.between_seconds, 3),
         "lives": record.life_count,
         "account_seconds": {name: round(value, 3) for name, value in record.account.items() if value},
-        "last": {name: points[-1][1] for name, points in record.series.items() if points},
+        "last": {name: points[-1][1] for name, points in record.series.items()},
         "events": dict(record.counts),
         "summary": record.summary,
         "predicted_against_measured": comparison(record),
@@ -182,7 +182,7 @@ def _story(record: RunRecord) -> str:
         said.append(f"The run is {record.state}: {reason}.")
     elif record.error:
         said.append(f"It ended by an error: {record.error}.")
-    elif lives and not record.markers:
+    elif lives and record.state not in record.markers:  # a supervisor leaves one of its own, `attempt`
         said.append(f"The last sign of life came {_span(max(0.0, time.time() - lives[-1].ended))} ago.")
     return " ".join(said)
 

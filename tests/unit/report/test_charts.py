@@ -81,6 +81,11 @@ def test_a_curve_that_stands_alone_under_a_common_title_says_which_it_is(tmp_pat
     run.metrics.write_text(text)
     charts = {chart.title for chart in curves(read_run(run.path)) if isinstance(chart, Chart)}
     assert "top-1, transfer" in charts and "top-1" not in charts
+    append_line(run.metrics, {"samples_seen": 16000, "evaluate/ema_top1": 0.5, "train/loss_max": 1.0})
+    found = [chart for chart in curves(read_run(run.path)) if isinstance(chart, Chart)]
+    said = [pair for chart in found for pair in chart.last]
+    assert {("top-1, average", "0.5"), ("top-1, transfer", "0.75"), ("mAP", "0.5")} <= {*said}
+    assert [chart.title for chart in found] == ["loss", "top-1", "mAP"]
 
 
 def test_the_four_stages_share_a_chart_in_which_a_line_marks_each_later_life(tmp_path: Path) -> None:
@@ -99,10 +104,16 @@ def test_the_four_stages_share_a_chart_in_which_a_line_marks_each_later_life(tmp
     for chart in found:
         assert [label.rpartition(" ")[2] for label, _ in chart.last] == ["S1", "S2", "S3", "S4"]
         assert chart.svg.count('class="mark"') == 2
-    for number in range(6):
-        append_line(run.metrics, {"samples_seen": 64, f"own/{number}": 1.0})
-    *shown, rest = curves(read_run(run.path))
-    assert len(shown) == 6 and isinstance(rest, Fold) and rest.title == "2 more"
+    hidden = {"account/start": 1.0, "progress": 0.5, "evaluate/samples": 8, "evaluate/ema_samples": 8}
+    for number in reversed(range(4)):
+        append_line(run.metrics, {"samples_seen": 64, f"own/{number}": 1.0, **hidden})
+    shown = curves(read_run(run.path))
+    assert [one.title for one in shown[2:]] == [f"own/{number}" for number in range(4)]
+    assert shown[-1].last == [("own/3", "1")] and "<circle" in shown[-1].svg
+    append_line(run.metrics, {"samples_seen": 64, "own/4": 1.0, "own/5": 2.0})
+    *again, rest = curves(read_run(run.path))
+    assert again == shown and isinstance(rest, Fold) and rest.title == "2 more"
+    assert [chart.last for chart in rest.blocks] == [[("own/4", "1")], [("own/5", "2")]]
 
 
 @pytest.mark.parametrize(

@@ -44,33 +44,56 @@ def test_each_loss_that_did_not_go_on_is_told_up_to_ten(run: RunDirectory, times
     compared(run, loss=1.0, continuous=True)
     for _ in range(times):
         compared(run, loss=2.5, continuous=False)
-    top = told(run).partition("## ")[0]
-    assert top.count("After a resume the loss at image 8 was 2.5, recorded before: 1.0.") == min(times, 10)
-    assert ("So it was after 11 of 12 resumes." in top) is (times == 11)
+    top, _, rest = told(run).partition("## ")
+    for text in (top, rest):
+        assert text.count("the loss at image 8 was 2.5, recorded before: 1.0.") == min(times, 10)
+        assert ("So it was after 11 of 12 resumes." in text) is (times == 11)
     assert "the one recorded before, within" not in top
 
 
 def test_the_headline_tells_how_far_a_run_is_until_it_is_done_and_its_usual_speed(run: RunDirectory) -> None:
     for step, rate in enumerate((1.0, 30.0, 10.0), start=1):
         row = {"progress": step / 8, "images_per_second": rate, "mfu": rate / 100, "evaluate/ema_map": 0.25}
+        row |= {"evaluate/map": 0.5, "evaluate/ema_top1": 0.75, "evaluate/precision1": 0.125, "time": 1e9}
         append_line(run.metrics, {"samples_seen": step, **row})
     account = TimeAccount(run.account, rank=0, life=1, age_seconds=100.0)
     for name, seconds in (("compute", 60.0), ("communication", 20.0), ("redone", 15.0)):
         account.shift(seconds, source="start", target=name)
     account.flush(samples_seen=3)
     rows = {"| of the run | 37.5% |", "| images/s, median | 10 |", "| MFU, median | 10.00% |"}
-    rows |= {"| mAP, average | 25.00% |", "| spent training | 80.0% |"}
+    rows |= {"| mAP, average | 25.00% |", "| mAP | 50.00% |", "| top-1, average | 75.00% |"}
+    rows |= {"| precision@1 | 12.50% |", "| spent training | 80.0% |", "| wall time | 1:40 |"}
     assert rows <= {*told(run).splitlines()}
+    assert "time" not in read_run(run.path).series
+    append_line(run.metrics, {"samples_seen": 20_000, "train/loss": 0.5})
     run.mark("done")
-    assert "of the run" not in told(run).partition("## ")[0]
+    top = told(run).partition("## ")[0]
+    assert "of the run" not in top and "| loss | 0.5 |" in top and "| images seen | 20k |" in top
+
+
+@pytest.mark.parametrize("state", ["done", "cancelled", "held", "stopped"])
+def test_the_strongest_marker_is_the_state_and_without_one_whether_the_last_life_ended_by_an_error(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    run.record_event("start", samples_seen=0, world_size=1)
+    run.record_event("ended", reason="torn")
+    run.record_event("alarm", text="nothing more")
+    monkeypatch.chdir(run.path)
+    found = read_run(Path())
+    assert (found.name, found.state, found.error) == ("run", "ended by an error", "torn")
+    run.mark("stopped")
+    run.mark(state)
+    assert figures(read_run(run.path))["state"] == state
 
 
 def test_the_most_memory_is_set_beside_the_plans(run: RunDirectory) -> None:
     assert "no hardware profile fits" in told(run)
+    run.environment.write_text('{"git_commit": "1a2b", "devices": ["H100"]}')
     run.plan.write_text(json.dumps({"memory_bytes": 2**31, "days": 3.0, "loss": 0}))
     for step, gib in enumerate((1.0, 3.0, 2.5), start=1):
         append_line(run.metrics, {"samples_seen": step, "memory_gib": gib, "loss": 1.0})
     assert "| memory, GiB | 2 | 3 | +50.0% |" in told(run)
+    assert '| git commit | 1a2b |\n| devices | \\["H100"] |' in told(run)
     assert [*figures(read_run(run.path))["predicted_against_measured"]] == ["memory_bytes"]
 
 
@@ -96,4 +119,4 @@ def test_the_last_two_hundred_events_are_shown(run: RunDirectory, events: int, t
         run.record_event("alarm", text=f"number {number}", more={"deep": 1, "none": None})
     text = told(run)
     assert f"### {title}\n" in text and ("text number 0," in text) is (events <= 200)
-    assert f"text number {events - 1}, more deep 1, none null |" in text
+    assert f"| alarm | text number {events - 1}, more deep 1, none null |" in text
