@@ -14,7 +14,7 @@ from coatnet.checkpoint.classes import check_class_count
 from coatnet.checkpoint.weights import LOGITS, load_tensors, load_weights
 from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
-from coatnet.model.network import CoAtNet, empty_model
+from coatnet.model.network import CoAtNet, build_model
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.losses import probabilities
 from coatnet.training.sections import LOSS_NAMES
@@ -93,8 +93,8 @@ def open_classifier(
     if not loaded.tensors.keys() >= set(LOGITS):
         raise UserError(f"{path}: holds no last layer ({LOGITS[0]}) to classify by; fine-tune it first")
     where = device or Ranks.single().device
-    model = empty_model(loaded.model, device=where)
-    load_tensors(model, loaded.tensors, origin=path)
+    model = build_model(loaded.model, device="meta")
+    load_tensors(model, loaded.tensors, device=where, origin=path)
     loss = loaded.facts.get("loss")
     if loss not in (None, *LOSS_NAMES):
         raise UserError(f"{path}: loss is {str(loss)[:60]!a}; allowed: {', '.join(LOSS_NAMES)}")

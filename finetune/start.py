@@ -12,7 +12,7 @@ import torch
 from coatnet.checkpoint.classes import matching_rows
 from coatnet.checkpoint.inspection import check_architecture, is_bare
 from coatnet.checkpoint.weights import LOGITS, Weights, load_tensors, load_weights
-from coatnet.model.network import CoAtNet, build_model, empty_model
+from coatnet.model.network import CoAtNet, build_model
 from finetune.choices import WEIGHTS
 from finetune.config import FinetuneConfig
 from finetune.handover.importing import foreign_weights
@@ -35,8 +35,8 @@ def starting_model(config: FinetuneConfig, *, classes: Sequence[str]) -> tuple[C
         size = config.augment.image_size
         fresh = replace(wanted, num_classes=len(classes), image_size=size, stochastic_depth=own)
         return build_model(fresh, norm=config.norm, seed=config.seed), {"init": None, "said": ""}
-    model = empty_model(replace(weights.model, stochastic_depth=own), device="cpu", norm=config.norm)
-    load_tensors(model, weights.tensors, origin=str(config.init))
+    model = build_model(replace(weights.model, stochastic_depth=own), device="meta", norm=config.norm)
+    load_tensors(model, weights.tensors, device="cpu", origin=str(config.init))
     model.resize_head(len(classes), init=config.head.init, seed=config.seed)
     kept = _keep_rows(model, weights, classes=classes) if config.head.keep_rows == "matching" else 0
     facts = {key: weights.facts.get(key) for key in ("step", "samples_seen", "config_digest")}

@@ -187,7 +187,7 @@ class Checkpoint:
     def _piece_data(self, file: RankFile, piece: Piece) -> Tensor:
         raw = np.empty(piece.bytes, dtype=np.uint8)
         with self._opened(file) as opened:
-            _read_into(opened, piece.offset, raw.data)
+            read_into(opened, piece.offset, raw.data)
         if (file.name, piece.offset) not in self._verified:
             self._check(file, piece, xxhash.xxh3_64_hexdigest(raw.data))
         return torch.from_numpy(raw).view(TORCH_DTYPES[piece.dtype])
@@ -205,12 +205,12 @@ def _hash(opened: BinaryIO, offset: int, size: int, buffer: memoryview) -> str:
     hasher = xxhash.xxh3_64()
     for begin in range(offset, offset + size, len(buffer)):
         part = buffer[: min(len(buffer), offset + size - begin)]
-        _read_into(opened, begin, part)
+        read_into(opened, begin, part)
         hasher.update(part)
     return hasher.hexdigest()
 
 
-def _read_into(opened: BinaryIO, offset: int, memory: memoryview) -> None:
+def read_into(opened: BinaryIO, offset: int, memory: memoryview) -> None:
     """Fill memory by reads and not by a map: a bad block, or a file cut short, kills a process that maps it.
 
     Raises:

@@ -95,7 +95,7 @@ class _Pair:
             whole = state.setdefault(self.theirs, tensor.new_zeros(3 * len(tensor), *tensor.shape[1:]))
             whole.view(self.heads, 3, *rows.shape[1:])[:, self.part] = rows
             return
-        state[self.theirs] = tensor.clone()
+        state[self.theirs] = tensor
 
 
 def timm_config(name: str, *, num_classes: int = 1000, image_size: int = 224) -> ModelConfig:
@@ -159,19 +159,19 @@ def timm_arguments(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def from_timm(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def from_timm(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Rename and reshape timm's state dict into ours.
+
+    Each tensor is taken out of `state` once it has been read: a large model's do not fit twice.
 
     Raises:
         UserError: a tensor is missing, has another size, or belongs to nothing in this network.
     """
-    unused = {name for name in state if not name.endswith(_COUNTER)}
     ours = {}
     for pair in _pairs(config):
         if pair.theirs not in state:
             raise UserError(f"timm weights: {pair.theirs} is missing; {config.name} needs it")
         tensor = state[pair.theirs]
-        unused.discard(pair.theirs)
         expected = math.prod(pair.shape) * (1 if pair.part is None else 3)
         if tensor.numel() != expected:
             raise UserError(
@@ -179,13 +179,19 @@ def from_timm(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Ten
                 f"{config.image_size} px and {config.num_classes} classes needs {expected} numbers"
             )
         ours[pair.ours] = pair.read(tensor).clone()
+        if pair.part in (None, len(_PARTS) - 1):
+            del state[pair.theirs]
+    unused = [name for name in state if not name.endswith(_COUNTER)]
     if unused:
         raise UserError(f"timm weights: {min(unused)} has no place in {config.name} ({len(unused)} such)")
     return ours
 
 
 def to_timm(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Rename and reshape our state dict into timm's, for the model that `timm_arguments` describes."""
+    """Rename and reshape our state dict into timm's, for the model that `timm_arguments` describes.
+
+    Where only the name differs the tensor is the same one.
+    """
     theirs: dict[str, Tensor] = {}
     for pair in _pairs(config):
         pair.write(state[pair.ours], theirs)

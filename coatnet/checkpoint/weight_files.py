@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,22 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in a .safetensors file: as what, from which byte of the file on."""
+
+    dtype: str
+    shape: list[int]
+    offset: int
+
+
 def check_safetensors(path: Path) -> dict[str, list[int]]:
-    """Check the header of a .safetensors file, which others' readers trust, and return its tensors' shapes.
+    """Check a .safetensors file as `stored_tensors` does, and return its tensors' shapes."""
+    return {name: one.shape for name, one in stored_tensors(path).items()}
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Check the header of a .safetensors file, and return what it says of its tensors.
 
     Raises:
         UserError: too short, a header that claims too much, or not safetensors at all (a renamed pickle).
@@ -82,7 +97,11 @@ def check_safetensors(path: Path) -> dict[str, list[int]]:
     if position != size - 8 - header_bytes:
         claimed = "more" if position > size - 8 - header_bytes else "less"
         raise UserError(f"{path}: not a valid safetensors file (its header claims {claimed} than there is)")
-    return {name: each["shape"] for name, each in tensors.items()}
+    begin = 8 + header_bytes
+    return {
+        name: Stored(each["dtype"], each["shape"], begin + each["data_offsets"][0])
+        for name, each in tensors.items()
+    }
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

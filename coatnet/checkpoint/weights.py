@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coatnet.checkpoint.format import CheckpointError
+from coatnet.checkpoint.format import TORCH_DTYPES, CheckpointError
 from coatnet.checkpoint.inspection import CONFIG, TENSORS, check_fit, checkpoints_of, read_description
-from coatnet.checkpoint.reader import Checkpoint
-from coatnet.checkpoint.weight_files import check_safetensors
+from coatnet.checkpoint.reader import Checkpoint, read_into
+from coatnet.checkpoint.weight_files import stored_tensors
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.config.plain_text import json_text
 from coatnet.model.config import ModelConfig
+from coatnet.model.initial import allocate
+from coatnet.model.norm import forget_statistics
+from coatnet.runtime.regular_files import open_regular
 from coatnet.runtime.run_directory import write_atomically
 from coatnet.runtime.whole_files import whole_file
 
@@ -114,12 +117,30 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, described_by: Pa
         described_by.unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy tensors into the model, except the logits' layer where none is given for it.
+def load_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, device: torch.device | str, origin: str
+) -> None:
+    """Make tensors the weights of a model that is on the meta device.
+
+    They are not copied where they are of the model's types and on the device: a large model does not fit
+    twice. The logits' layer, where none is given for it, gets memory alone.
 
     Raises:
         UserError: a tensor is missing, unknown or of another shape.
+    """
+    check_tensors(model, tensors, origin=origin)
+    types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    taken = {name: one.to(device, types[name]).contiguous() for name, one in tensors.items()}
+    model.load_state_dict(taken, strict=False, assign=True)
+    allocate(model, device=device)
+    forget_statistics(model)  # what batch norms add up, and no file holds
+
+
+def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+    """Make sure that tensors are all of a model's, or all but the logits' layer.
+
+    Raises:
+        UserError: one is missing, unknown or of another shape.
     """
     own = model.state_dict()
     expected = own.keys() if tensors.keys() & set(LOGITS) else own.keys() - set(LOGITS)
@@ -130,23 +151,27 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str
         if own[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
             raise UserError(f"{origin}: {name} has shape {shapes}")
-        own[name].copy_(tensors[name])
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a .safetensors file after a look at its header.
+    """Read a .safetensors file after a look at its header, into memory of its own.
+
+    The library would map it: whoever cuts the file short then kills who computes with it, and what was read
+    is in memory twice once it is copied.
 
     Raises:
         UserError: too short, a header that claims too much, or not safetensors at all (a renamed pickle).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    check_safetensors(path)
+    found = {}
+    stored = stored_tensors(path)
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a valid safetensors file ({error})") from None
+        with open_regular(path) as opened:
+            for name, one in stored.items():
+                found[name] = torch.empty(one.shape, dtype=TORCH_DTYPES[one.dtype])
+                read_into(opened, one.offset, found[name].view(-1).view(torch.uint8).numpy().data)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return found
 
 
 def _newest_whole(checkpoints: Sequence[Path]) -> Checkpoint:

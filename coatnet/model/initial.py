@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coatnet.model.attention import RelativeBias
 from coatnet.model.blocks import Conv
@@ -42,11 +42,17 @@ def materialise(
 
 
 def allocate(module: nn.Module, *, device: torch.device | str, recurse: bool = True) -> None:
-    """Give what was built on the meta device memory, as `Module.to_empty` does.
+    """Give what is on the meta device memory, as `Module.to_empty` does.
 
     That asks `empty_like` of each, which off the meta device imports sympy: half a second at every start.
     """
-    module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device), recurse)
+
+    def placed(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    module._apply(placed, recurse)
 
 
 def _fill(module: nn.Module, generator: torch.Generator, *, by_fan_in: bool) -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from coatnet.config import UserError
 from coatnet.model.blocks import Conv, MBConv, Style, TransformerBlock
 from coatnet.model.config import ModelConfig, NormConfig, architecture
-from coatnet.model.initial import INIT_STD, Placed, allocate, materialise
+from coatnet.model.initial import INIT_STD, Placed, materialise
 from coatnet.model.norm import GroupBatchNorm, noted_already
 from coatnet.model.stochastic_depth import keep_scales, uniform
 
@@ -257,18 +257,6 @@ def build_model(
         generator.manual_seed(seed if seed is not None else torch.initial_seed() % (1 << 62))
         by_fan_in = config.initialization == "fan_in"
         materialise(model, device=place, generator=generator, by_fan_in=by_fan_in, placed=placed)
-    return model
-
-
-def empty_model(
-    config: ModelConfig, *, device: torch.device | str, norm: NormConfig | None = None
-) -> CoAtNet:
-    """Build a network whose weights are yet to be loaded: none are drawn, no memory is taken before."""
-    model = build_model(config, norm=norm, device="meta")
-    allocate(model, device=device)
-    for module in model.modules():
-        if isinstance(module, GroupBatchNorm):
-            module.reset_parameters()  # what it adds up is not loaded
     return model
 
 

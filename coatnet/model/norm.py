@@ -184,6 +184,12 @@ def defer_statistics(model: nn.Module) -> None:
     """Let every batch norm add its statistics up until `commit_statistics`."""
     for module in _norms(model):
         module.deferred = True
+    forget_statistics(model)
+
+
+def forget_statistics(model: nn.Module) -> None:
+    """Let every batch norm begin to add up anew."""
+    for module in _norms(model):
         module.forget()
 
 

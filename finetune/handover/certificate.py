@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coatnet.checkpoint.classes import evaluation_columns
 from coatnet.config import to_dict
@@ -17,7 +18,7 @@ from coatnet.runtime.ranks import Ranks
 from data_pipeline.open_corpus import open_corpus
 from finetune.classifier import Classifier
 from finetune.evaluation.judging import judge, shares_of
-from finetune.evaluation.measure import measure
+from finetune.evaluation.measure import AnyPredictions, measure
 
 TOLERANCE = 1e-4
 _IMAGES = 4
@@ -38,15 +39,34 @@ def fixed_batch(px: int) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=(px, px), mode="bilinear", align_corners=False)
 
 
+@dataclass(frozen=True)
+class Own:
+    """What a model answers before anything is written of it: every form is compared with that.
+
+    Attributes:
+        logits: of the fixed batch.
+        weights: SHA-256 over the model's tensors.
+        data, predictions: a corpus, if one is given, and what the model says of its images.
+    """
+
+    classifier: Classifier
+    logits: Tensor
+    weights: str
+    data: str | None = None
+    predictions: AnyPredictions | None = None
+
+
+def ask(classifier: Classifier, *, data: str | None) -> Own:
+    """Let a model answer."""
+    images = fixed_batch(classifier.augment.image_size)
+    with torch.inference_mode():
+        logits = classifier.model(images.to(classifier.device)).float().cpu()
+    predictions = None if data is None else _predictions(classifier.model, classifier, data=data)
+    return Own(classifier, logits, _digest_of_weights(classifier), data, predictions)
+
+
 def certify(
-    form: str,
-    answers: Answers,
-    classifier: Classifier,
-    *,
-    folder: Path,
-    files: list[Path],
-    data: str | None,
-    notes: dict[str, Any],
+    form: str, answers: Answers, own: Own, *, folder: Path, files: list[Path], notes: dict[str, Any]
 ) -> dict[str, Any]:
     """Compare an export's answers with the model's, and return what came out.
 
@@ -56,11 +76,10 @@ def certify(
         the form; and of the images of `data` `top1` and `exported_top1`, or with several labels each `map`
         and `exported_map`, and `differing_guesses`.
     """
-    images = fixed_batch(classifier.augment.image_size)
+    images = fixed_batch(own.classifier.augment.image_size)
     with torch.inference_mode():
-        own = classifier.model(images.to(classifier.device)).float().cpu()
         theirs = answers(images).float().cpu()
-    difference = float((own - theirs).abs().max())
+    difference = float((own.logits - theirs).abs().max())
     return {
         "format": form,
         "accepted": difference <= TOLERANCE,
@@ -68,17 +87,17 @@ def certify(
         "tolerance": TOLERANCE,
         "images": list(images.shape),
         "files": {str(file.relative_to(folder)): _sha256(file) for file in files},
-        "weights": _digest_of_weights(classifier),
-        "model": to_dict(classifier.model.config),
+        "weights": own.weights,
+        "model": to_dict(own.classifier.model.config),
         "commit": code_commit(),
         "versions": installed_versions(_PACKAGES),
-        "data": data,
+        "data": own.data,
         "notes": notes,
-        **({} if data is None else _compare_on(data, answers, classifier)),
+        **_compare_on_data(answers, own),
     }
 
 
-class OnImages(torch.nn.Module):
+class OnImages(nn.Module):
     """What answers, as a module whose only input are images."""
 
     def __init__(self, model: Answers) -> None:
@@ -89,25 +108,29 @@ class OnImages(torch.nn.Module):
         return self.model(images)
 
 
-def _compare_on(data: str, answers: Answers, classifier: Classifier) -> dict[str, Any]:
-    corpus = open_corpus(data)
-    columns = evaluation_columns(classifier.classes, corpus.classes, origin=data)
-    own, theirs = (
-        measure(
-            model,
-            corpus,
-            classifier.augment,
-            batch=_IMAGES,
-            ranks=Ranks.single(),
-            loss=classifier.loss,
-            columns=columns,
-        ).predictions
-        for model in (classifier.model, OnImages(answers))
-    )
+def _compare_on_data(answers: Answers, own: Own) -> dict[str, Any]:
+    if own.data is None or own.predictions is None:
+        return {}
+    corpus = open_corpus(own.data)
+    theirs = _predictions(OnImages(answers), own.classifier, data=own.data)
     name, *_ = shares_of(corpus)
-    figures = [judge(one, classes=len(corpus.classes))[name] for one in (own, theirs)]
-    differing = int((own.guess != theirs.guess).sum())
-    return {name: figures[0], f"exported_{name}": figures[1], "differing_guesses": differing}
+    both = (own.predictions, theirs)
+    figure, exported = (judge(one, classes=len(corpus.classes))[name] for one in both)
+    differing = int((own.predictions.guess != theirs.guess).sum())
+    return {name: figure, f"exported_{name}": exported, "differing_guesses": differing}
+
+
+def _predictions(model: nn.Module, classifier: Classifier, *, data: str) -> AnyPredictions:
+    corpus = open_corpus(data)
+    return measure(
+        model,
+        corpus,
+        classifier.augment,
+        batch=_IMAGES,
+        ranks=Ranks.single(),
+        loss=classifier.loss,
+        columns=evaluation_columns(classifier.classes, corpus.classes, origin=data),
+    ).predictions
 
 
 def _digest_of_weights(classifier: Classifier) -> str:

@@ -13,7 +13,14 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from coatnet.checkpoint.weights import CONFIG, TENSORS, Weights, export_safetensors
+from coatnet.checkpoint.weights import (
+    CONFIG,
+    TENSORS,
+    Weights,
+    export_safetensors,
+    load_tensors,
+    load_weights,
+)
 from coatnet.config import UserError, to_dict
 from coatnet.config.plain_text import json_text
 from coatnet.runtime.console import make_console
@@ -22,7 +29,7 @@ from coatnet.runtime.run_directory import write_atomically
 from finetune.choices import FORMS
 from finetune.classifier import Classifier, open_classifier
 from finetune.handover.card import model_card
-from finetune.handover.certificate import Answers, certify
+from finetune.handover.certificate import Answers, Own, ask, certify
 from finetune.handover.graphs import export_onnx, export_torch
 from finetune.handover.timm_form import check_timm, export_timm
 
@@ -52,10 +59,11 @@ def export_model(
     if "timm" in formats:  # what it cannot hold or be proved by is told before another form is written
         check_timm(classifier.model.config)
     destination.mkdir(parents=True, exist_ok=True)
+    own = ask(classifier, data=data)
     certificates: list[dict[str, Any]] = []
     try:
         for form in formats:
-            certificates.append(_export(classifier, destination, form=form, data=data))
+            certificates.append(_export(own, destination, form=form))
     finally:  # where a later form is refused, the card of another model must not stay beside those before
         if certificates:
             card = model_card(classifier, [*certificates, *_earlier(destination, certificates)])
@@ -69,14 +77,14 @@ def export_model(
     return certificates
 
 
-def _export(classifier: Classifier, destination: Path, *, form: str, data: str | None) -> dict[str, Any]:
+def _export(own: Own, destination: Path, *, form: str) -> dict[str, Any]:
     """Write one form and its certificate, which comes back."""
     print(f"{destination}: writing and checking {form} …", file=sys.stderr, flush=True)
     certified = destination / f"certificate-{form}.json"
-    _require_space(destination, classifier)
+    _require_space(destination, own.classifier)
     certified.unlink(missing_ok=True)  # an earlier export's must not stand beside files that are replaced
-    files, answers, notes = _WRITERS[form](classifier, destination)
-    certificate = certify(form, answers, classifier, folder=destination, files=files, data=data, notes=notes)
+    files, answers, notes = _WRITERS[form](own.classifier, destination)
+    certificate = certify(form, answers, own, folder=destination, files=files, notes=notes)
     write_atomically(certified, json_text(certificate, indent=2) + "\n")
     return certificate
 
@@ -126,14 +134,15 @@ def print_certificates(certificates: Sequence[dict[str, Any]]) -> None:
 
 
 def _native(classifier: Classifier, destination: Path) -> _Written:
+    """Write the native form; what is read back takes the model's place: a large one does not fit twice."""
     facts = {
         **{key: value for key, value in classifier.facts.items() if key in _KEPT_FACTS},
         "augment": to_dict(classifier.augment),
     }
-    tensors = {name: tensor.detach() for name, tensor in classifier.model.state_dict().items()}
-    export_safetensors(Weights(classifier.model.config, tensors, classifier.classes, facts), destination)
-    read_back = open_classifier(str(destination), device=classifier.device)
-    return [destination / TENSORS, destination / CONFIG], read_back.model, {}
+    model, origin = classifier.model, str(destination)
+    export_safetensors(Weights(model.config, model.state_dict(), classifier.classes, facts), destination)
+    load_tensors(model.to("meta"), load_weights(destination).tensors, device=classifier.device, origin=origin)
+    return [destination / TENSORS, destination / CONFIG], model, {}
 
 
 # What an export says of its origin: nothing that names a machine.

@@ -32,6 +32,7 @@ def export_torch(classifier: Classifier, destination: Path) -> tuple[list[Path],
     program = torch.export.export(OnImages(classifier.model).eval(), (images,), dynamic_shapes=_shapes())
     with whole_file(path) as temporary:
         torch.export.save(program, temporary)
+    del program  # which what is read back does not need beside it in memory
     program_alone = torch.export.load(path).module()
 
     def answers(images: Tensor) -> Tensor:  # a graph's module refuses eval(), which whoever measures it calls
@@ -61,6 +62,7 @@ def export_onnx(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         )
     assert program is not None
     files = _save_onnx(program, path)
+    del program
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def answers(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from coatnet.checkpoint.inspection import (
 )
 from coatnet.checkpoint.timm import TIMM_NAMES, from_timm, timm_arguments, timm_config
 from coatnet.checkpoint.weight_files import is_pickle, refuse_pickle
-from coatnet.checkpoint.weights import Weights, export_safetensors, load_tensors, read_safetensors
+from coatnet.checkpoint.weights import Weights, check_tensors, export_safetensors, read_safetensors
 from coatnet.config import UserError, from_dict, to_dict
 from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import ModelConfig
@@ -82,8 +83,8 @@ def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = Fa
     Raises:
         UserError: a pickle without trust, a damaged file, or tensors that do not fit the model.
     """
-    given = _read_pickle(source, trusted=trust_pickle) if is_pickle(source) else read_safetensors(source)
-    state = unwrapped(given)
+    read = partial(_read_pickle, trusted=trust_pickle) if is_pickle(source) else read_safetensors
+    state = unwrapped(read(source))
     is_timm = TIMM_LOGITS in state
     logits = state.get(TIMM_LOGITS if is_timm else OWN_LOGITS)
     if logits is None or logits.ndim != 2:
@@ -93,8 +94,8 @@ def foreign_weights(source: Path, *, name: str, px: int, trust_pickle: bool = Fa
     config = _config(name, is_timm=is_timm, num_classes=len(logits), px=px)
     if is_timm:
         _refuse_other_network(source, config)
-    tensors = from_timm(state, config) if is_timm else dict(state)
-    load_tensors(build_model(config, device="meta"), tensors, origin=str(source))
+    tensors = from_timm(state, config) if is_timm else state
+    check_tensors(build_model(config, device="meta"), tensors, origin=str(source))
     origin = {"imported": source.name, "form": "timm" if is_timm else "native"}
     return Weights(config, tensors, None, {"origin": origin})
 

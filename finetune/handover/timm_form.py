@@ -36,12 +36,12 @@ def export_timm(classifier: Classifier, destination: Path) -> tuple[list[Path], 
         UserError: timm cannot hold the architecture, or cannot be imported to prove it.
     """
     config = replace(classifier.model.config, image_size=classifier.augment.image_size)
-    tensors = to_timm(_with_tables_for(config, classifier.model.state_dict()), config)
     timm = check_timm(config)
     folder = destination / _FOLDER
     folder.mkdir(exist_ok=True)
     described = describe_to_timm(config, classifier.augment, classes=classifier.classes)
-    write_tensors(tensors, folder / TENSORS, described_by=folder / CONFIG)
+    state = _with_tables_for(config, classifier.model.state_dict())
+    write_tensors(to_timm(state, config), folder / TENSORS, described_by=folder / CONFIG)
     write_atomically(folder / CONFIG, json_text(described, indent=2) + "\n")
     peer = timm.create_model(f"local-dir:{folder}", pretrained=True)
     name, arguments = timm_arguments(config)

@@ -111,7 +111,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
     with pytest.raises(UserError, match=r"head\.fc\.weight is missing"):
         from_timm({name: tensor for name, tensor in state.items() if name != "head.fc.weight"}, config)
     with pytest.raises(UserError, match="relative_position_bias_table is"):
-        from_timm(state, ModelConfig(image_size=96, **SMALL))
+        from_timm(dict(state), ModelConfig(image_size=96, **SMALL))
     with pytest.raises(UserError, match="gamma has no place"):
         from_timm({**state, "stages.2.blocks.0.ls1.gamma": torch.ones(1)}, config)
 

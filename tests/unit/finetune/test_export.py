@@ -27,7 +27,7 @@ from finetune import cli
 from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.measure import measure
 from finetune.handover.card import model_card
-from finetune.handover.certificate import TOLERANCE, certify, fixed_batch
+from finetune.handover.certificate import TOLERANCE, ask, certify, fixed_batch
 from finetune.handover.export import export_model, print_certificates
 
 
@@ -162,7 +162,7 @@ def test_an_export_whose_answers_differ_is_not_accepted(exported: Path, tmp_path
     def wrong(images: torch.Tensor) -> torch.Tensor:
         return classifier.model(images) + 1e-3
 
-    certificate = certify("onnx", wrong, classifier, folder=tmp_path, files=[], data=None, notes={})
+    certificate = certify("onnx", wrong, ask(classifier, data=None), folder=tmp_path, files=[], notes={})
     assert not certificate["accepted"]
     assert certificate["max_logit_difference"] == pytest.approx(1e-3, rel=0.01)
     assert "onnx" not in model_card(classifier, [certificate]), "nor is it handed on"
@@ -178,7 +178,9 @@ def test_a_certificate_tells_the_models_own_accuracy_from_the_exports(
     def next_class(images: torch.Tensor) -> torch.Tensor:
         return classifier.model(images).roll(1, dims=1)
 
-    found = certify("onnx", next_class, classifier, folder=tmp_path, files=[], data=str(photos), notes={})
+    found = certify(
+        "onnx", next_class, ask(classifier, data=str(photos)), folder=tmp_path, files=[], notes={}
+    )
     assert found["differing_guesses"] == 23
     assert found["top1"] == (own.guess == own.label).mean()
     assert found["exported_top1"] == ((own.guess + 1) % 3 == own.label).mean() != found["top1"]
