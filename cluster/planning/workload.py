@@ -81,14 +81,16 @@ def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = 
         first_norm = operation.kind == "norm" and operation.place.block_name not in seen
         if first_norm:
             seen.add(operation.place.block_name)
-        work = _work(operation, before, head_size=head_size, first_norm=first_norm)
         fuses = known_form and operation.kind == "depthwise" and operation.reads == operation.writes
-        works.append(replace(work, learns=learns, tracked=tracked, fuses=fuses))
+        facts = {"fuses": fuses, "learns": learns, "tracked": tracked}
+        works.append(_work(operation, before, head_size=head_size, first_norm=first_norm, **facts))
         before = operation
     return works
 
 
-def _work(operation: Operation, before: Operation | None, *, head_size: int, first_norm: bool) -> Work:
+def _work(
+    operation: Operation, before: Operation | None, *, head_size: int, first_norm: bool, **facts: bool
+) -> Work:
     return Work(
         stage=operation.place.stage,
         block=operation.place.block_name,
@@ -105,6 +107,7 @@ def _work(operation: Operation, before: Operation | None, *, head_size: int, fir
         tensors=operation.tensors,
         grouped=operation.grouped,
         calls=calls_of(operation, before),
+        **facts,
     )
 
 

@@ -75,9 +75,14 @@ def modules() -> list[tuple[str, Path]]:
 
 
 @functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Return (imported name, is it at the top level) for each import statement."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     top = set()
     for node in tree.body:
         guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
@@ -142,7 +147,7 @@ def test_a_function_says_what_it_does_within_forty_lines() -> None:
     for _, path in MODULES:
         if path.parent == KERNELS:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 begin = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
                 lines = (node.end_lineno or begin) - begin + 1

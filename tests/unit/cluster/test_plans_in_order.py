@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.planning.estimate import ALL_STAGES, make_plan
-from cluster.planning.hardware import load_hardware
+from cluster.planning.hardware import Hardware, load_hardware
 from cluster.planning.plan import Plan
 from cluster.planning.recipe_view import RecipeView, view
 from cluster.recipe import read_recipe
@@ -31,10 +31,14 @@ def recipe(size: int) -> RecipeView:
     return replace(known, global_batch=_BATCH, group_images=1, mixed=False)
 
 
-def plan(size: int, *, nodes: int = 2, gpus: int = 8, micro_batch: int = 16, **layout: Any) -> Plan:
-    hardware = load_hardware("h100", gpus_per_node=gpus)
+@functools.cache
+def hardware() -> Hardware:
+    return load_hardware("h100")
+
+
+def plan(size: int, *, nodes: int = 2, micro_batch: int = 16, **layout: Any) -> Plan:
     one = replace(recipe(size), micro_batch=micro_batch).laid_out(**layout)
-    return make_plan(one, hardware=hardware, nodes=nodes)
+    return make_plan(one, hardware=hardware(), nodes=nodes)
 
 
 def numbers(node: Any) -> Iterator[float]:

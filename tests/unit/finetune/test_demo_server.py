@@ -21,7 +21,7 @@ _RESET = struct.pack("ii", 1, 0)  # closing sends a reset instead of waiting
 @contextmanager
 def served(answer: Callable[[bytes], dict[str, Any]]) -> Iterator[int]:
     with make_server(answer, title="tiny", port=0) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # looks for its end so often
         thread.start()
         try:
             yield server.server_address[1]

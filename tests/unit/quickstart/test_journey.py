@@ -32,7 +32,7 @@ if (run / "stopped").exists():
     (run / "stopped").unlink()
     record(1.0)
     sys.exit(0)
-time.sleep(0.3)  # imports: a signal would kill it
+time.sleep(0.1)  # imports: a signal would kill it
 signal.signal(signal.SIGTERM, stop)
 record(0.5)
 time.sleep(30)
@@ -47,6 +47,7 @@ def journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journey:
 
     started: list[object] = []
     monkeypatch.setattr(Journey, "command", command)
+    monkeypatch.setattr("coatnet.quickstart.journey._POLL_SECONDS", 0.01)
     found = Journey(tmp_path, quiet=True)
     found.started = started  # type: ignore[attr-defined]
     return found

@@ -10,6 +10,7 @@ import pytest
 from coatnet.config import UserError
 from coatnet.runtime.class_names import read_class_names
 from data_pipeline.corpus import Corpus
+from data_pipeline.sharding import vocabulary
 from data_pipeline.sharding.sharder import shard_corpus
 from data_pipeline.sharding.sources import SourceOptions
 from data_pipeline.sharding.vocabulary import (
@@ -89,7 +90,7 @@ def numbered(*cells: object, classes: list[str] | None = None) -> Labels:
     return number_labels(raw, classes=classes, origin="here", names=names, multi=False)
 
 
-def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
+def test_numbers_are_places_also_of_classes_that_have_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     found = numbered(10, "2", "7")
     assert found.classes == [str(number) for number in range(11)]
     assert found.label.tolist() == [10, 2, 7] and found.rows is None
@@ -97,7 +98,10 @@ def test_numbers_are_places_also_of_classes_that_have_no_sample() -> None:
         with pytest.raises(UserError, match=rf"here: labels from .*{int(label):,}.*; allowed: 0 to 999,999"):
             numbered(label, 0)
     assert numbered("-1", "cat").classes == ["-1", "cat"], "among names it is one"
-    assert numbered(999_999).label.tolist() == [999_999]
+    monkeypatch.setattr(vocabulary, "_MAX_CLASSES", 1000)  # a million take a second
+    assert numbered(999).label.tolist() == [999]
+    with pytest.raises(UserError, match="allowed: 0 to 999$"):
+        numbered(1000)
 
 
 def test_numbers_that_are_written_differently_are_different_classes_under_their_own_names() -> None:
