@@ -24,13 +24,16 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector begin, with what tests make."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)  # what a test leaves is little, and what is walked through for it much
     gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_waits_for_the_disk() -> Iterator[None]:
-    """Let fsync refuse what it refuses, but wait for no disk: 5,000 calls took 15 s, and none of these tests
-    cuts the power. When it is called is held by those that note the calls, what for by benchmarks/power_cuts.py."""
+    """Let fsync refuse what it refuses, but wait for no disk: none of these tests cuts the power.
+
+    When it is called is held by those that note the calls, what for by benchmarks/power_cuts.py.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         yield

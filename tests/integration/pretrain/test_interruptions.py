@@ -32,6 +32,15 @@ def long_run(place: Path, tmp_path: Path) -> Iterator[tuple[RunDirectory, Comman
         yield run, command
 
 
+@pytest.fixture
+def run(undisturbed: Path, tmp_path: Path) -> RunDirectory:
+    """A copy of the undisturbed run that does not know of its end."""
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(undisturbed, run.path)
+    run.clear("done")
+    return run
+
+
 def ranks_of(command: Command) -> list[psutil.Process]:
     """Return the processes of the ranks, in their order."""
     found = {int(one.environ()["RANK"]): one for one in psutil.Process(command.pid).children()}
@@ -93,11 +102,8 @@ def test_a_rank_that_is_suspended_for_longer_than_collectives_wait_goes_on_to_th
 
 
 def test_a_run_whose_newest_checkpoint_is_broken_goes_on_from_the_one_before_loudly(
-    tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks
+    run: RunDirectory, place: Path, undisturbed: Path, on_ranks: OnRanks
 ) -> None:
-    run = RunDirectory(tmp_path / "run")
-    shutil.copytree(undisturbed, run.path)
-    run.clear("done")
     *_, newest = sorted(run.checkpoints.glob("step-*"))
     file = newest / "rank-00001.safetensors"  # which its rank alone reads
     content = bytearray(file.read_bytes())
@@ -112,11 +118,8 @@ def test_a_run_whose_newest_checkpoint_is_broken_goes_on_from_the_one_before_lou
 
 
 def test_another_config_under_a_run_is_refused_unless_it_is_forced(
-    tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks
+    run: RunDirectory, place: Path, on_ranks: OnRanks
 ) -> None:
-    run = RunDirectory(tmp_path / "run")
-    shutil.copytree(undisturbed, run.path)
-    run.clear("done")
     changed = arguments(place, str(run.path), "optimizer.learning_rate=0.1", "train.duration=18 steps")
     for answer in on_ranks("failing_run", world_size=2, arguments=changed):
         assert "--force" in answer and str(run.path) in answer
@@ -125,11 +128,8 @@ def test_another_config_under_a_run_is_refused_unless_it_is_forced(
 
 
 def test_the_same_images_by_another_name_are_the_same_run_and_others_are_not(
-    tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks
+    run: RunDirectory, tmp_path: Path, place: Path, undisturbed: Path, on_ranks: OnRanks
 ) -> None:
-    run = RunDirectory(tmp_path / "run")
-    shutil.copytree(undisturbed, run.path)
-    run.clear("done")
     (tmp_path / "linked").symlink_to(place / "images")
     shutil.copytree(place / "images", tmp_path / "others")
     (tmp_path / "others" / "class0" / "000.jpg").unlink()

@@ -29,7 +29,7 @@ for megabytes in map(int, sys.argv[1:]):
 
 
 def faults(*megabytes: int, **chosen: str) -> list[int]:
-    """Return how many fresh pages blocks of so many MiB took, one after the other, in a process of its own."""
+    """Return how many fresh pages blocks of so many MiB took in turn, in a process of its own."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     words = [sys.executable, "-c", FAULTS, *map(str, megabytes)]
     printed = subprocess.run(words, env={**plain, **chosen}, check=True, stdout=subprocess.PIPE, text=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from coatnet.runtime import lease as module
 from coatnet.runtime.lease import Lease, LeaseHeld, LeaseLost
 
+WriteState = Callable[..., None]
 HOLDER = """
 import sys
 from pathlib import Path
@@ -84,22 +86,6 @@ def test_a_killed_holder_is_succeeded_at_once_with_the_next_epoch(tmp_path: Path
     holder.wait()
 
 
-RECORD = '{"epoch": 7, "host": "far", "boot": "elsewhere", "pid": 1, "started": "1"}'
-
-
-def write_state(path: Path, state: int | str) -> None:
-    path.write_text(f"{RECORD}\n{state:>12}\n")
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Path:
-    """The lease of a holder on another host, after its first beat."""
-    path = tmp_path / "lease" / "epoch-00000007"
-    path.parent.mkdir()
-    write_state(path, 1)
-    return path
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beat and wait a fifth as long."""
@@ -113,7 +99,7 @@ def test_a_holder_has_several_beats_to_be_heard_and_a_job_its_answer_within_five
 
 @pytest.mark.slow
 def test_a_holder_on_another_host_that_beats_is_respected_and_a_silent_one_is_not(
-    far: Path, tmp_path: Path, request: pytest.FixtureRequest
+    far: Path, write_state: WriteState, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     done = threading.Event()
 
@@ -241,7 +227,7 @@ def test_a_job_whose_view_of_the_folder_is_old_finds_its_own_file_gone(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
-    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Path, write_state: WriteState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, asked = module._read, []
 
@@ -259,7 +245,7 @@ def test_a_holder_is_not_silent_while_the_file_system_does_not_answer(
 
 
 def test_a_holder_is_not_silent_while_the_process_that_asks_is_stopped(
-    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Path, write_state: WriteState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped, clock = [], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(stopped))
@@ -374,7 +360,7 @@ def test_a_later_start_of_a_run_fences_an_earlier_one_that_still_lives(
 
 
 def test_a_claim_that_another_went_past_meanwhile_is_no_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_state: WriteState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = os.fsync
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ import pytest
 from coatnet.runtime import lease as module
 from coatnet.runtime.lease import Lease
 
-RECORD = {"epoch": 7, "host": "far", "boot": "elsewhere", "pid": 1, "started": "1"}
 # Takes the lease where it needs no wait, as a rank does that a start has made.
 RANK = """
 import sys
@@ -36,18 +35,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-@pytest.fixture
-def far(tmp_path: Path) -> Path:
-    path = tmp_path / "lease" / "epoch-00000007"
-    path.parent.mkdir()
-    write_state(path, 1)
-    return path
-
-
-def write_state(path: Path, state: int, **changes: object) -> None:
-    path.write_text(f"{json.dumps({**RECORD, **changes})}\n{state:>12}\n")
-
-
 def test_the_ranks_of_a_start_that_found_the_holder_silent_do_not_wait_for_it_again(
     far: Path, tmp_path: Path, waits: list[float]
 ) -> None:
@@ -59,7 +46,11 @@ def test_the_ranks_of_a_start_that_found_the_holder_silent_do_not_wait_for_it_ag
 
 @pytest.mark.parametrize("changes", [{}, {"pid": 2}])
 def test_a_holder_that_beats_again_or_another_one_is_waited_for_anew(
-    far: Path, tmp_path: Path, waits: list[float], changes: dict[str, object]
+    far: Path,
+    write_state: Callable[..., None],
+    tmp_path: Path,
+    waits: list[float],
+    changes: dict[str, object],
 ) -> None:
     Lease.require_free(tmp_path)
     waits.clear()

@@ -100,7 +100,7 @@ def test_numbers_are_places_also_of_classes_that_have_no_sample(monkeypatch: pyt
     assert numbered("-1", "cat").classes == ["-1", "cat"], "among names it is one"
     monkeypatch.setattr(vocabulary, "_MAX_CLASSES", 1000)  # a million take a second
     assert numbered(999).label.tolist() == [999]
-    with pytest.raises(UserError, match="allowed: 0 to 999$"):
+    with pytest.raises(UserError, match=r"allowed: 0 to 999$"):
         numbered(1000)
 
 
