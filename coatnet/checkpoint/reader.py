@@ -29,7 +29,9 @@ from coatnet.checkpoint.inspection import MANIFEST
 
 _FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _CHUNK_BYTES = 1 << 20  # what is hashed while it lies in the processor's cache
-_MOST_HELD = 16  # files: of its own part a rank reads one after the other
+# Files held open at once. At the stage that wrote them a rank reads two or three files at a time, at another
+# one those of many ranks in turn, again and again.
+_MOST_HELD = 512
 
 
 class Checkpoint:
