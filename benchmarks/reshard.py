@@ -103,7 +103,7 @@ def write(folder: Path, groups: Groups, *, ranks: int, stage: int) -> None:
 
 def read(folder: Path, own: list[Window]) -> dict[str, Any]:
     """Open a checkpoint and load windows, as `ShardedState` does; return what that took."""
-    asked, open_file, read_into = Counter[str](), Path.open, reader._read_into
+    asked, open_file, read_into = Counter[str](), Path.open, reader.read_into
 
     def opening(path: Path, *given: Any, **options: Any) -> Any:
         asked["files opened"] += 1
@@ -118,7 +118,7 @@ def read(folder: Path, own: list[Window]) -> dict[str, Any]:
     checkpoint = Checkpoint(folder, share=0, shares=len(own))
     opened = time.monotonic()
     wanted = sum(high - low for _, _, low, high in own) * len(KINDS) * 4
-    watched = mock.patch.object(Path, "open", opening), mock.patch.object(reader, "_read_into", reading)
+    watched = mock.patch.object(Path, "open", opening), mock.patch.object(reader, "read_into", reading)
     with watched[0], watched[1], checkpoint.held_open():
         for name, _, low, high in own:
             for kind in KINDS:
