@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.job import Job
 from cluster.launch import Attempt, check_command, rank_environment
 from cluster.progress import last_line
+from coatnet.runtime.whole_files import write_whole
 
 _KILL_SECONDS = 5.0
 _MOST_CHARACTERS = 200
@@ -49,7 +52,18 @@ def unfit_nodes(
         cwd=job.code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     _wait(process, seconds=job.site.preflight.timeout_seconds)
-    return judge(nodes, results=results, logs=logs, label=attempt.label)
+    try:
+        return judge(nodes, results=results, logs=logs, label=attempt.label)
+    finally:
+        _gather(results)
+
+
+def _gather(results: Path) -> None:
+    """Make one file of what the nodes found: hundreds of them would leave hundreds at every start."""
+    with suppress(OSError, ValueError):  # on a full disk they stay as they are
+        found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+        write_whole(results.with_name(f"{results.name}.json"), json.dumps(found, indent=1).encode())
+        shutil.rmtree(results)
 
 
 def _limits(job: Job) -> dict[str, Any]:

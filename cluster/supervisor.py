@@ -194,7 +194,7 @@ class Supervisor:
         try:
             checked = [node for node in nodes if node not in bad]
             if self.job.site.preflight.enabled:
-                say(f"checking {', '.join(checked)}; results: preflight/{attempt.label}")
+                say(f"checking {', '.join(checked)}; results: preflight/{attempt.label}.json")
             unfit = unfit_nodes(self.job, checked, attempt=attempt, environment=self.environment)
             if is_nobodys_fault(unfit, nodes=checked, lives=self.history.lives()[:-1]):
                 raise PreflightError(f"life after life: {next(iter(unfit.values()))}")

@@ -355,7 +355,8 @@ def test_a_node_that_fails_its_checks_is_left_out_of_training(
     run = train(slurm_cluster, tmp_path / "bad", shards, preflight=checks)
     assert finish(run, outcomes=["excluded", "done"]) == undisturbed
     assert "this node is bad" in run.lives[0].excluded["fake1"] and "fake1" not in run.lives[1].nodes
-    facts = json.loads((run.directory / "preflight" / "life-002.try-1" / "fake2.json").read_text())["facts"]
+    found = json.loads((run.directory / "preflight" / "life-002.try-1.json").read_text())
+    facts = found["fake2"]["facts"]
     assert facts["interface"] and facts["read_bytes"] and facts["all_reduce_bytes_per_second"]
 
 

@@ -231,9 +231,11 @@ def test_every_node_is_held_to_the_sites_limits_and_to_what_the_job_needs(
     tell = f'(echo "$MASTER_ADDR $COATNET_ATTEMPT"; pwd; cat) > {tmp_path}/told'
     srun(f"""{tell}; echo '{{"failures": []}}' > $results/n1.json""")
     assert checked(tmp_path, commands=[["true"]], open_files=77) == {}
-    told = json.loads((tmp_path / "preflight" / "life-001.try-2" / "limits.json").read_text())
+    told = json.loads((tmp_path / "preflight" / "life-001.try-2.json").read_text())
     site = asdict(PreflightConfig(commands=[["true"]], open_files=77))
-    assert told == {**site, "devices": 4, "directory": str(tmp_path), "shards": ["/shards"]}
+    limits = {**site, "devices": 4, "directory": str(tmp_path), "shards": ["/shards"]}
+    assert told == {"limits": limits, "n1": {"failures": []}}
+    assert len(list((tmp_path / "preflight").iterdir())) == 1, "of each start one file stays"
     assert (tmp_path / "told").read_text() == f"n1 7.1.2\n{tmp_path}\n"
     assert checked(tmp_path, enabled=False) == {}
 

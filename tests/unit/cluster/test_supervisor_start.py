@@ -123,7 +123,7 @@ def test_an_unfit_node_is_left_out_for_a_spare_and_not_checked_again(machine: Ma
     first = ["check --nodelist=n1,n2,n3", "srun --nodelist=n2,n3"]
     assert machine.heard() == [*first, "check --nodelist=n2,n3", "srun --nodelist=n2,n3"]
     assert machine.history.excluded() == {"n1": "fan is dead"}
-    limits = json.loads((machine.run.path / "preflight" / "life-001.try-2" / "limits.json").read_text())
+    limits = json.loads((machine.run.path / "preflight" / "life-001.try-2.json").read_text())["limits"]
     assert limits["directory"] == str(machine.run.path)
 
 
