@@ -172,10 +172,11 @@ def submit(
 
 def _submit_job(request: Request, *, after: Path | None, release: bool, dry_run: bool) -> None:
     from cluster.after import job_before, submit_after
+    from cluster.site import unheeded_settings
     from cluster.submission import corpora_notes, directory_note, prepare, preview, submit
 
     prepared = prepare(request)
-    for note in (directory_note(prepared), *corpora_notes(prepared)):
+    for note in (unheeded_settings(request.site), directory_note(prepared), *corpora_notes(prepared)):
         _tell(note)
     if dry_run:
         if after:
@@ -195,6 +196,7 @@ def _submit_pipeline(
     path: Path, *, site: SiteConfig, refused: Mapping[str, object], release: bool, dry_run: bool
 ) -> None:
     from cluster.pipeline import prepare_pipeline, submit_pipeline
+    from cluster.site import unheeded_settings
     from cluster.submission import directory_note, preview
     from coatnet.config import UserError
 
@@ -202,6 +204,7 @@ def _submit_pipeline(
         if value:
             raise UserError(f"{path} is a pipeline: its stages give {option} themselves")
     prepared = prepare_pipeline(path, site=site)
+    _tell(unheeded_settings(site))
     for name, one in prepared.items():
         note = directory_note(one)
         _tell(note and f"{name}: {note}")
@@ -279,6 +282,8 @@ def logs(
         finished = by_hand = EndByHand(directory)
         if follow and not (by_hand.runs() or by_hand()):
             print("it does not run; waiting a minute for it to begin", file=sys.stderr)
+    elif follow and not finished() and not any(directory.glob("logs/*.log")):
+        print(f"{directory}: no logs yet; coatnet status {directory} says what it waits for", file=sys.stderr)
     is_silent = True
     for line in read_logs(directory, rank=rank, tail=tail, follow=follow, finished=finished):
         print(line, flush=follow)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.job import Job
 from cluster.names import MODULE, NAME, VALUE, VARIABLE, check, check_options, check_path
+from coatnet.config import UserError
 from coatnet.config.plain_text import number_of
 
 # sbatch's option: the site's key
@@ -48,6 +49,8 @@ def sbatch_options(job: Job) -> list[str]:
     for name, key in _PLAIN_OPTIONS.items():
         value = getattr(site, key)
         if value:
+            if any(option.startswith(f"--{name}=") for option in site.sbatch):
+                raise UserError(f"sbatch: --{name} is given, and so is {key}, {value}; give one of them")
             options.append(f"--{name}={check(value, VALUE, what=key)}")
     if job.array:
         options.append(f"--array=0-{job.array - 1}")

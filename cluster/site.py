@@ -13,6 +13,7 @@ from coatnet.config import ConfigError, UserError, from_dict, load_config, to_di
 from coatnet.config.checks import at_least_one, at_least_zero, one_of
 
 SITE_VARIABLE = "COATNET_SITE"
+_BY_ENVIRONMENT = ("account", "partition", "qos", "constraint", "reservation")
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 # Days with hours, minutes and seconds as far as given; or the clock's last two or three numbers.
 _WITH_DAYS = re.compile(r"(?P<days>\d+)-(?P<hours>\d{1,2})(?::(?P<minutes>\d{2})(?::(?P<seconds>\d{2}))?)?")
@@ -197,6 +198,20 @@ def load_site(path: Path | None, *, overrides: Sequence[str] = ()) -> SiteConfig
         ConfigError: a key is unknown or a value out of range.
     """
     return load_config(SiteConfig, path or _default_path(), overrides=overrides)
+
+
+def unheeded_settings(site: SiteConfig) -> str:
+    """Return which of sbatch's settings by the environment the user may count on: none steers a run's job."""
+    told = []
+    for option in _BY_ENVIRONMENT:
+        name = f"SBATCH_{option.upper()}"
+        is_given = getattr(site, option, None) or any(one.startswith(f"--{option}=") for one in site.sbatch)
+        if os.environ.get(name) and not is_given:
+            own = f"--{option}" if hasattr(site, option) else f"--sbatch=--{option}=NAME"
+            told.append(
+                f"{name} of your environment is not heeded; give {own}, or write it into the site file"
+            )
+    return "; ".join(told)
 
 
 def _default_path() -> Path | None:

@@ -44,6 +44,7 @@ _OF_TASKS = (
     "lost", "requeued", "waiting", "stopped", "failed", "held", "out_of_memory", "node_fail", "timeout",
     "preempted", "cancelled",
 )  # fmt: skip
+_WORDS = {"DependencyNeverSatisfied": "what it waited for did not end well"}
 _NEXT = {
     "held": "mend it, then submit again with --release",
     "cancelled": "to go on, submit again with --release",
@@ -258,7 +259,8 @@ def _state(run: RunDirectory, lives: Sequence[Life], job: QueuedJob | None) -> t
         return ended or "ended", "scancel" if ended == "cancelled" else last.reason
     began = f"life {last.number} has no end" if last is not None else "never started"
     if job is not None:  # its batch script was killed, or could not even begin
-        return ended, f"{began}; SLURM says {job.state}" + (f" ({job.reason})" if job.reason else "")
+        why = f" ({_WORDS.get(job.reason, job.reason)})" if job.reason else ""
+        return ended, f"{began}; SLURM says {job.state}{why}"
     if ended:
         return ended, "scancel" if ended == "cancelled" else f"{began}; so the job's log says"
     return "lost", began

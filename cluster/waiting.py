@@ -49,8 +49,16 @@ def why_it_waits(directory: Path, job: QueuedJob, *, queue: Mapping[str, QueuedJ
         return behind
     told = f"{job.state} {job.reason}"
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in told), "")
+    if job.reason.startswith("Partition") and _has_a_choice(directory):
+        remedy = ""  # of the partition that was tried last; another takes the job
     words = remedy.format(job=job.array_job_id or job.job_id, directory=directory)
     return ": ".join(part for part in (job.reason, words) if part)
+
+
+def _has_a_choice(directory: Path) -> bool:
+    """Return whether a run may begin in any of several partitions."""
+    filed = filed_job(directory)
+    return filed is not None and "," in (filed.site.partition or "")
 
 
 def _begins_after(job: QueuedJob, queue: Mapping[str, QueuedJob]) -> str:

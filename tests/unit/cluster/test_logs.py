@@ -189,3 +189,16 @@ def test_the_last_lines_of_a_long_log_are_its_last(run: Path) -> None:
     (run / "logs" / "job-7.log").write_text(text)
     lines = list(read_logs(run, rank=None, tail=2, follow=False, finished=lambda: True))
     assert [line.rpartition(" ")[2] for line in lines] == ["29998", "29999"]
+
+
+def test_who_follows_a_run_that_waits_is_told_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told() -> str:
+        cli.logs(run, follow=True, rank=None, tail=100)
+        return capsys.readouterr().err
+
+    finished = iter([False, True, False, True])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.status.has_finished", lambda directory: next(finished))
+        assert f"{run}: no logs yet; coatnet status {run} says what it waits for\n" in told()
+        (run / "logs" / "job-7.log").write_text("life 1\n")
+        assert told() == ""

@@ -11,6 +11,7 @@ from cluster.job import Job
 from cluster.launch import Attempt, check_command, rank_command, rank_environment
 from cluster.script import render_script, sbatch_options
 from cluster.site import ContainerConfig, SiteConfig
+from coatnet.config import UserError
 
 
 def job(**site: object) -> Job:
@@ -45,6 +46,14 @@ def test_a_sites_script_may_ask_for_what_is_not_set_and_ends_the_job_when_it_fai
 def test_gpus_may_be_asked_for_in_the_sites_own_way(own: str) -> None:
     options = sbatch_options(job(sbatch=[own]))
     assert [option for option in options if "gpu" in option] == [own]
+
+
+@pytest.mark.parametrize(("option", "key"), [("account", "account"), ("mem", "memory"), ("qos", "qos")])
+def test_an_option_is_not_taken_twice(option: str, key: str) -> None:
+    given = f"--{option}=100G"
+    assert sbatch_options(job(sbatch=[given]))[-1] == given
+    with pytest.raises(UserError, match=f"sbatch: --{option} is given, and so is {key}, 200G"):
+        sbatch_options(job(**{"sbatch": [given], key: "200G"}))
 
 
 def test_another_resource_takes_no_gpus_away() -> None:

@@ -9,7 +9,7 @@ import pytest
 from cluster.job import Job
 from cluster.launch import Attempt, rank_command, rank_environment
 from cluster.script import render_script
-from cluster.site import SiteConfig, load_site, read_secrets, time_seconds
+from cluster.site import SiteConfig, load_site, read_secrets, time_seconds, unheeded_settings
 from coatnet.config import ConfigError, UserError
 
 
@@ -28,6 +28,20 @@ from coatnet.config import ConfigError, UserError
 )
 def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
     assert time_seconds(text) == seconds
+
+
+def test_what_the_environment_tells_sbatch_is_said_to_count_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert unheeded_settings(SiteConfig()) == ""
+    for name in ("ACCOUNT", "PARTITION", "RESERVATION", "QOS"):
+        monkeypatch.setenv(f"SBATCH_{name}", "x")
+    told = unheeded_settings(SiteConfig(partition="gpu", sbatch=["--qos=high"]))
+    assert told == (
+        "SBATCH_ACCOUNT of your environment is not heeded; give --account, or write it into the site file; "
+        "SBATCH_RESERVATION of your environment is not heeded; "
+        "give --sbatch=--reservation=NAME, or write it into the site file"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from cluster import slurm
 from cluster.cancel import cancel_run
 from cluster.cli import status
 from cluster.history import History
+from cluster.job import Job, write_job
+from cluster.site import SiteConfig
 from cluster.slurm import QueuedJob
 from cluster.status import find_runs, read_status
 from cluster.tables import print_status
@@ -329,6 +331,22 @@ def test_a_job_that_waits_in_vain_is_told_with_the_remedy(
 ) -> None:
     detail = read_status(run, queue=queued(state, reason=reason)).detail
     assert detail == words or (words and detail.endswith(words.format(run=run)))
+
+
+def test_what_one_of_several_partitions_will_not_take_another_may(run: Path) -> None:
+    for number, partition in enumerate(("gpu", "gpu,short"), start=1):
+        folder = run / "submissions" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        job = Job("run", str(run), ["pretrain"], site=SiteConfig(partition=partition))
+        write_job(job, folder / "job.json")
+        told = read_status(run, queue=queued("PENDING", reason="PartitionTimeLimit")).detail
+        assert ("cancel" in told) is (partition == "gpu") and told.startswith("PartitionTimeLimit")
+
+
+def test_what_slurm_took_out_of_the_queue_says_why(tmp_path: Path) -> None:
+    History(tmp_path).note("submitted", job_id="7", folder="0001", lives=0)
+    found = read_status(tmp_path, queue=queued("CANCELLED", reason="DependencyNeverSatisfied"))
+    assert found.detail == "never started; SLURM says CANCELLED (what it waited for did not end well)"
 
 
 @pytest.mark.parametrize(
