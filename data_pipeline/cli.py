@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _ONE = {"shards": "shard", "classes": "class", "duplicates": "duplicate"}  # the other counts have no plural
 _NAMED = 5
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _Corpus = Annotated[str, typer.Argument(help="Folder of shards or of classes, or a URL.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -141,6 +142,9 @@ def preview(
 
     Example: coatnet preview shards/train image_size=160 randaugment_n=2
     """
+    from coatnet.config.checks import file_to_write
+
+    file_to_write(output, endings=_PICTURES)
     from coatnet.config import load_config
     from data_pipeline.augment_config import AugmentConfig
     from data_pipeline.open_corpus import open_corpus

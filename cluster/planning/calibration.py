@@ -18,6 +18,7 @@ from typing import Any
 from cluster.planning.hardware import Hardware, load_hardware
 from cluster.planning.speed import BACKWARD, FLOPS_PER_MAC, UNFUSED_PASSES
 from coatnet.config import UserError, to_yaml
+from coatnet.config.checks import file_to_write
 from coatnet.config.plain_text import number_of
 from coatnet.runtime.memory import available_memory
 
@@ -36,12 +37,7 @@ def calibrate(path: Path, *, ranks: int) -> Hardware:
     Raises:
         UserError: the path is no .yaml or cannot be written, or a process failed.
     """
-    if path.suffix != ".yaml":
-        raise UserError(f"{path}: a hardware file ends in .yaml")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK, effective_ids=True):
-        raise UserError(f"{path}: {path.parent} takes no files from you")
+    file_to_write(path, endings=[".yaml"])
     measured = calibrated(load_hardware(BASE), _measure(ranks))
     memory = float(available_memory().total)
     found = replace(

@@ -1,4 +1,7 @@
-"""Checks that config sections share in `__post_init__`; each raises ValueError, which gets its path later."""
+"""Checks that config sections share in `__post_init__`; each raises ValueError, which gets its path later.
+
+The last one is of commands' options.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coatnet.config.duration import Duration
+from coatnet.config.errors import UserError
 from coatnet.config.plain_text import plain
 
 _LARGEST_SIZE = 16384  # pixels: tables of relative biases, made before any memory is measured, grow with it
@@ -102,3 +106,19 @@ def folder_to_write(name: str, path: Path | None) -> None:
         raise ValueError(f"{name} is {path}, which is no folder; allowed: a folder, or a name that is free")
     if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
         raise ValueError(f"{name} is {path}, which takes no files from you; allowed: a folder that does")
+
+
+def file_to_write(path: Path, *, endings: Sequence[str]) -> None:
+    """Check that a path can become a file, before the work whose result it is.
+
+    Raises:
+        UserError: of what it cannot.
+    """
+    if path.suffix.lower() not in endings:
+        raise UserError(f"{path}: ends in {path.suffix or 'nothing'}; allowed: {', '.join(endings)}")
+    if not os.path.isdir(path.parent):
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(f"{path}: {path.parent} takes no files from you")

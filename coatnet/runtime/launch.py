@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import signal
@@ -135,12 +136,13 @@ def launch_run(
         alone: a single rank runs in this process.
 
     Raises:
-        UserError: another job holds the run directory.
+        UserError: another job holds the run directory, or it takes no files.
     """
     if already_launched():
         run_rank(import_module(module).main, arguments)
-    # Asked here as well, so that a second start ends at once and not after torch has been loaded.
+    # Asked here as well, so that a start in vain ends at once and not after torch has been loaded.
     Lease.require_free(directory)
+    _require_room(directory)
     ranks = ranks or device_count()
     if alone and ranks == 1:
         import_module(module).main(arguments)
@@ -150,6 +152,15 @@ def launch_run(
         where = f"s; all but the first write to {logs}" if ranks > 1 else ""
         print(f"{directory}: starting {ranks} rank{where}", file=sys.stderr)
         return run_ranks(module, arguments, ranks=ranks, log_directory=logs)
+
+
+def _require_room(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, "takes no files from you")
+    except OSError as error:
+        raise cannot_write(error, folder=directory) from None
 
 
 def device_count() -> int:

@@ -131,7 +131,7 @@ def test_mistakes_are_told_before_anything_is_measured(path: str, words: list[st
 
 
 def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ends in \.yaml"):
+    with pytest.raises(UserError, match=r"here\.json: ends in \.json; allowed: \.yaml"):
         calibrate(tmp_path / "here.json", ranks=1)
     with pytest.raises(UserError, match="there is no folder"):
         calibrate(tmp_path / "no" / "here.yaml", ranks=1)

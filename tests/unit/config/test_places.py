@@ -10,8 +10,10 @@ import pytest
 
 from cluster.planning.calibration import calibrate
 from coatnet.config import UserError
-from coatnet.config.checks import folder_to_write
+from coatnet.config.checks import file_to_write, folder_to_write
+from coatnet.runtime.launch import launch_run
 from coatnet.runtime.run_directory import keep_out_of_runs
+from data_pipeline.cli import preview
 
 _NOBODY = 65534
 
@@ -21,6 +23,7 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that takes no files, as somebody sees it whom permissions bind."""
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed").chmod(0o555)
+    (tmp_path / "closed.png").mkdir()
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)  # pytest's own folders are closed to others
     user = os.geteuid()
@@ -44,3 +47,30 @@ def test_whether_a_run_lies_in_a_folder_that_nobody_may_enter_is_not_asked(close
     closed.chmod(0)
     os.seteuid(user)
     keep_out_of_runs(closed / "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("closed/sheet.png", r"closed/sheet\.png: closed takes no files from you$"),
+        ("gone/sheet.png", r"gone/sheet\.png: there is no folder gone$"),
+        ("closed.png", r"closed\.png: is a folder$"),
+        ("closed", r"closed: ends in nothing; allowed: \.png, \.jpg"),
+    ],
+)
+def test_where_a_picture_goes_is_looked_at_before_the_images(closed: Path, name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        preview("no corpus", output=Path(name))
+
+
+def test_a_file_to_write_may_be_there_and_end_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "sheet.PNG").touch()
+    file_to_write(tmp_path / "sheet.PNG", endings=[".png"])
+
+
+@pytest.mark.parametrize("name", ["closed", "closed/run"])
+def test_a_run_directory_that_takes_no_files_is_refused_before_torch_is_loaded(
+    closed: Path, name: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{name}: .*; make room or a way in, or choose another run"):
+        launch_run("no.module", [], directory=Path(name), ranks=1, alone=True)
