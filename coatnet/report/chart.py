@@ -33,12 +33,12 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, marks: Seque
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_low, x_high = min(xs), max(xs)
     ticks = _round_ticks(min(ys), max(ys))
-    y_low, y_high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
+    y_low, y_high = ticks[0], ticks[-1]
     top = _TOP + (_LEGEND_HEIGHT if len(series) > 1 else 0)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (y - y_low) / ((y_high - y_low) or 1)
+        up = (y - y_low) / (y_high - y_low)
         return (
             _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
             _HEIGHT - _BOTTOM - up * (_HEIGHT - top - _BOTTOM),
@@ -161,14 +161,14 @@ def as_markup(text: str) -> str:
 
 
 def number_text(value: float) -> str:
-    """Write a number for an axis: 1.2M, 340k, 0.013."""
+    """Write a finite number for an axis: 1.2M, 340k, 0.013."""
+    if abs(value) >= 1e4:
+        value = float(f"{value:.3g}")  # 999,999 is a million, not 1,000 thousands
     size = abs(value)
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
             divisor = 1e3 if suffix == "k" else limit
             return f"{value / divisor:.3g}{suffix}"
-    if not math.isfinite(value):
-        return str(value)
     if size >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the test tree is no package; i
 from reported_runs import make_run
 
 from coatnet.report.blocks import Chart, Fold
-from coatnet.report.chart import line_chart, number_text, timeline
+from coatnet.report.chart import _round_ticks, line_chart, number_text, stacked_bar, timeline
 from coatnet.report.curve import Curve
 from coatnet.report.curves import curves
 from coatnet.report.record import read_run
@@ -137,7 +137,79 @@ def test_what_is_written_along_the_axes_can_be_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (1234, "1,234"), (19_100, "19.1k"), (2.5e6, "2.5M"), (0.0125, "0.0125")]
+    ("value", "text"),
+    [
+        *((0, "0"), (1234, "1,234"), (9_999.4, "9,999"), (19_100, "19.1k"), (2.5e6, "2.5M"), (-3e9, "-3G")),
+        *((999_499, "999k"), (999_999, "1M"), (999_999_999, "1G")),
+        *((0.0125, "0.0125"), (2.0, "2"), (99.44, "99.4"), (100.4, "100"), (-0.5, "-0.5")),
+    ],
 )
 def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_curves_marks_and_values_of_a_chart_stand_where_the_axes_say() -> None:
+    """The plot is 390 × 158 units: from (58, 28), below the legend, to (448, 186)."""
+    drawn = line_chart(
+        {"a<b": [(0, 1.0), (50, float("nan")), (100, 3.0)], "one": [(50, 2.0)]}, marks=[0, 25, 100]
+    )
+    assert re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn) == [
+        ("c0", "58.0,186.0 448.0,28.0"),
+        ("c1", "253.0,107.0"),
+    ]
+    assert re.findall(r'<circle class="d1" cx="253.0" cy="107.0"', drawn)
+    assert re.findall(r'class="mark" d="([^"]+)"', drawn) == ["M156 28V186"]
+    heights = re.findall(r'class="grid" d="M58 ([0-9.]+)H448"', drawn)
+    texts = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)"(?: text-anchor="(\w+)")?>([^<]+)<', drawn)
+    values = [(str(float(y) - 3.5), text) for x, y, anchor, text in texts if (x, anchor) == ("52", "end")]
+    assert values == [*zip(heights, ("1", "1.5", "2", "2.5", "3"), strict=True)]
+    assert heights == ["186.0", "146.5", "107.0", "67.5", "28.0"]
+    assert texts[5:] == [
+        *(("58.0", "201", "start", "0"), ("253.0", "201", "middle", "50"), ("448.0", "201", "end", "100")),
+        ("230.0", "216", "middle", "images seen"),
+        *(("77", "15.5", "", "a&lt;b"), ("130", "15.5", "", "one")),
+    ]
+    assert re.findall(r'class="c[01]" d="([^"]+)"', drawn) == ["M58 12h14", "M111 12h14"]
+    alone = line_chart({"x": [(0, 0.0), (8, 1.0)]})
+    assert "58.0,186.0 448.0,12.0" in alone and ">x<" not in alone, "no legend of a single curve"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (-3, 7, [-4, -2, 0, 2, 4, 6, 8]),
+        (99, 351, [0, 100, 200, 300, 400]),
+        (100, 350, [100, 150, 200, 250, 300, 350]),
+        (0.013, 0.014, [0.013, 0.0132, 0.0134, 0.0136, 0.0138, 0.014]),
+        (-1, -1, [-1.1, -1.05, -1, -0.95, -0.9]),
+        (0, 0, [-1, -0.5, 0, 0.5, 1]),
+    ],
+)
+def test_the_lines_of_a_grid_enclose_what_is_drawn(low: float, high: float, ticks: list[float]) -> None:
+    assert _round_ticks(low, high) == ticks
+
+
+def test_a_bar_is_cut_by_the_shares_and_a_life_by_its_own() -> None:
+    def pieces(bar: str) -> list[tuple[str, float, float, str]]:
+        found = re.findall(r'class="f(\d)" x="([0-9.]+)" width="([0-9.]+)".*?<title>(.*?)</title>', bar)
+        return [(colour, float(left), float(width), title) for colour, left, width, title in found]
+
+    bar = stacked_bar({"start": 90.0, "idle": 0.0, "compute": 270.0})
+    assert pieces(bar) == [("0", 0, 250, "start: 25.0%"), ("2", 250, 750, "compute: 75.0%")]
+    assert "compute <b>75.0%</b> <i>4:30</i>" in re.sub("</span>", "", bar) and "idle" not in bar
+    assert stacked_bar({"start": 0.0}) == "" == timeline([])
+    lives = timeline(
+        [(100.0, 110.0, {"start": 3.0, "compute": 1.0}), (130.0, 140.0, {"start": 0.0, "compute": 8.0})]
+    )
+    assert pieces(lives) == [
+        ("0", 0, 187.5, "life 1, start: 3.0 s"),
+        ("1", 187.5, 62.5, "life 1, compute: 1.0 s"),
+        ("1", 750, 250, "life 2, compute: 8.0 s"),
+    ]
+
+
+@pytest.mark.parametrize(("turns", "thin"), [(60, False), (61, True)])
+def test_a_curve_that_turns_often_is_drawn_thinner(turns: int, thin: bool) -> None:
+    drawn = line_chart({"x": [(place, float(place % 2)) for place in range(turns + 2)]})
+    assert ('class="c0 thin"' in drawn) is thin
