@@ -15,6 +15,7 @@ from finetune.classifier import Classifier, open_classifier
 from finetune.evaluation.measure import Measurement, measure
 from finetune.evaluation.predictions import Predictions
 from finetune.handover.certificate import OnImages
+from finetune.prediction import load_square, prepare
 
 IMAGES = 23
 
@@ -36,7 +37,21 @@ def measured(classifier: Classifier, photos: Path) -> Callable[..., Measurement]
 
 def test_time_in_the_model_is_a_part_of_the_whole(measured: Callable[..., Measurement]) -> None:
     found = measured()
-    assert 0 < found.model_seconds < found.seconds and len(found.predictions) == IMAGES
+    assert 0 < found.model_seconds < found.seconds < 60 and len(found.predictions) == IMAGES
+
+
+def test_each_image_has_the_loss_the_guess_and_the_confidence_of_its_own_logits(
+    classifier: Classifier, measured: Callable[..., Measurement], photos: Path
+) -> None:
+    found, files = measured().predictions, sorted(photos.glob("*/*.jpg"))
+    squares = torch.stack([load_square(file.read_bytes(), classifier) for file in files])
+    with torch.no_grad():
+        shares = classifier.model(prepare(squares, classifier)).double().softmax(dim=1)
+    labels = torch.tensor([sorted(classifier.names).index(file.parent.name) for file in files])
+    assert isinstance(found, Predictions) and found.label.tolist() == labels.tolist()
+    assert found.top.tolist() == shares.argsort(dim=1, descending=True).tolist()
+    assert found.confidence == pytest.approx(shares.amax(dim=1), rel=1e-4)
+    assert found.loss == pytest.approx(-shares[range(IMAGES), labels].log(), rel=1e-4, abs=1e-6)
 
 
 def test_bf16_rounds_the_logits(measured: Callable[..., Measurement]) -> None:

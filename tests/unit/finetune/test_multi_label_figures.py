@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from coatnet.config import UserError
+from coatnet.runtime.memory import available_memory
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.average_precision import drawn_average_precisions
 from coatnet.training.losses import log_odds, make_loss, probabilities
@@ -141,9 +143,11 @@ def test_intervals_hold_the_truth_more_often_than_the_draws_own_quantiles() -> N
 
 def test_scores_that_would_not_fit_into_memory_are_refused_before_the_first_image() -> None:
     many: Any = SimpleNamespace(samples=10**9, classes=["x"] * 18_291, label_kind="multi")
-    said = r"1,000,000,000 images of 18,291 classes: .* takes [\d,.]+ GiB of .* fewer images"
-    with pytest.raises(UserError, match=said):
-        measure(torch.nn.Identity(), many, AugmentConfig(), batch=1, ranks=Ranks())
+    said = r"1,000,000,000 images of 18,291 classes: .* takes 340,696.4 GiB .*, and (.*) are free .* fewer"
+    with pytest.raises(UserError, match=said) as refused:
+        measure(torch.nn.Identity(), many, AugmentConfig(), batch=1, ranks=Ranks(local_world_size=2))
+    told = re.search(said, str(refused.value))
+    assert told is not None and 0 < float(told[1].replace(",", "")) <= available_memory().total / 2**30
 
 
 def test_logits_that_are_not_finite_come_last_and_a_set_without_a_positive_has_figures() -> None:

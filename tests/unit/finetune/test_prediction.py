@@ -18,7 +18,7 @@ from data_pipeline.record import Record
 from finetune.classifier import open_classifier
 from finetune.demo.answer import make_answer
 from finetune.image_files import image_files
-from finetune.prediction import predict_files
+from finetune.prediction import guesses, predict_files
 
 # A file that never comes, asked for by a thread; the parent is told once it is.
 WAITING = """
@@ -54,6 +54,14 @@ def test_neither_threads_nor_the_batch_change_what_is_said_or_its_order(
             assert row["image"] == other["image"] and row.get("error") == other.get("error")
             for guess, others in zip(row.get("guesses", ()), other.get("guesses", ()), strict=True):
                 assert guess == {**others, "probability": pytest.approx(others["probability"], abs=1e-5)}
+
+
+def test_a_guess_is_a_class_by_name_and_number_with_its_probability(exported: Path) -> None:
+    shares = torch.tensor([0.25, 0.5, 0.125], dtype=torch.float64) / 0.875
+    assert guesses(shares.log(), open_classifier(str(exported)), top=2) == [
+        {"class": "blue", "index": 1, "probability": pytest.approx(0.5 / 0.875)},
+        {"class": "amber", "index": 0, "probability": pytest.approx(0.25 / 0.875)},
+    ]
 
 
 def test_a_model_whose_logits_are_not_finite_guesses_nothing_neither_here_nor_in_the_demo(
