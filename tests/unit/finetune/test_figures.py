@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,15 @@ def test_of_many_classes_the_pairs_that_occur_are_told_and_no_table_is_made(tmp_
 
 def test_a_class_named_class_keeps_its_column_of_the_confusion(tmp_path: Path) -> None:
     report = full_report(FOUR, names=["ant", "class", "bee"], with_confusion=True)
-    write_reports([{**report, "image_size": 32}], tmp_path)
-    assert (tmp_path / "confusion-32.csv").read_text().splitlines()[:2] == [
+    write_reports([{**report, "image_size": 32}], tmp_path / "new" / "folder")
+    assert (tmp_path / "new/folder/confusion-32.csv").read_text().splitlines()[:2] == [
         "class,ant,class,bee",
         "ant,1,1,0",
     ]
+    (plain,) = json.loads((tmp_path / "new/folder/evaluation.json").read_text())
+    assert plain.keys() == {*report, "image_size"} - {"confusion"} and plain["top1"] == report["top1"]
+    lines = (tmp_path / "new/folder/classes-32.csv").read_text().splitlines()
+    assert lines[:2] == ["class,samples,top1,guessed", f"ant,2,0.5,{report['per_class'][0]['guessed']}"]
 
 
 def test_an_evaluation_without_a_finite_guess_is_written_as_any_other(
@@ -104,8 +109,26 @@ def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
     names = [letter * 200 for letter in "nv$"]
     report = full_report(FOUR, names=names, with_confusion=True)
     report |= {"label_kind": "single", "gmacs": 1.0, "model": f"runs/{'n' * 200}", "data": "v" * 200}
-    write_reports([{**report, "image_size": px} for px in (32, 64)], tmp_path)
+    better = {"top1": 0.75, "top1_interval": (0.5, 1.0), "image_size": 64, "gmacs": 4.0}
+    write_reports([{**report, **better}, {**report, "image_size": 32}], tmp_path)
     assert not recwarn.list and len(drawn) == 3
+    matrix = [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert drawn[0].axes[0].images[0].get_array().tolist() == matrix
+    axes = drawn[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("taken for", "class")
+    assert [cell.get_color() for cell in axes.texts[:3]] == ["white", "white", "black"]
+    cells = [(*cell.get_position(), cell.get_text()) for cell in axes.texts]
+    assert cells == [(column, row, str(matrix[row][column])) for row in range(3) for column in range(3)]
+    low, high = (100 * end for end in report["top1_interval"])
+    for axes, places in zip(drawn[2].axes, ([32, 64], [1, 4]), strict=True):
+        assert axes.lines[0].get_xydata().tolist() == [[places[0], 50], [places[1], 75]]
+        bars = axes.collections[0].get_segments()
+        assert bars[0] == pytest.approx(np.array([[places[0], low], [places[0], high]]))
+        assert bars[1] == pytest.approx(np.array([[places[1], 50], [places[1], 100]]))
+    assert [(one.get_text(), one.xy) for one in drawn[2].axes[1].texts] == [
+        ("32 px", (1.0, 50)),
+        ("64 px", (4.0, 75)),
+    ]
     for picture in drawn:
         picture.draw_without_rendering()
         drawn_on = picture.get_tightbbox()
