@@ -14,7 +14,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, Ini
 from torch import Tensor, nn
 
 from coatnet.model.network import CoAtNet
-from coatnet.model.norm import commit_statistics, defer_statistics
+from coatnet.model.norm import defer_statistics
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.deepspeed_config import deepspeed_config
 from coatnet.training.optimizer import ClippedAdamW, make_optimizer
@@ -58,12 +58,12 @@ class Engine:
         holder = self._wrapped if config.zero else SimpleNamespace(module=self.model, optimizer=self._adamw)
         self.state = ShardedState(holder, stage=config.zero, ranks=ranks, ema_decay=config.ema or None)
 
-    def step(self, losses: Sequence[LossOf], *, learning_rate: float) -> tuple[Tensor, float, bool]:
+    def step(self, losses: Sequence[LossOf], *, learning_rate: float) -> tuple[Tensor, float]:
         """Take one optimizer step over micro-batches, each given as the function from model to loss.
 
         Returns:
-            This rank's summed loss, the gradient's norm over all ranks before clipping, and whether the step
-            was applied: a gradient that is not finite changes nothing.
+            This rank's summed loss, and the gradient's norm over all ranks before clipping: one that is not
+            finite changes nothing.
         """
         self._wrapped.train()
         for group in self._optimizer.param_groups:
@@ -77,16 +77,8 @@ class Engine:
                 self._accelerator.backward(loss)
             total += loss.detach()
         norm = self._update()
-        applied = math.isfinite(norm)
-        if applied:
-            self.state.applied_steps += 1
-            # Fresh statistics forget their start quickly; a checkpoint's are worth keeping.
-            young = self.state.applied_steps if self._config.init is None else None
-            commit_statistics(self.model, self._ranks.all_reduce_sum, step=young)
-            self.state.update_ema()
-        else:
-            defer_statistics(self.model)  # forgets the statistics of the step that is not taken
-        return total, norm, applied
+        self.state.applied_steps += math.isfinite(norm)
+        return total, norm
 
     def _update(self) -> float:
         """Clip and update, which DeepSpeed has done by now, and return the gradient's norm."""

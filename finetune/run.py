@@ -15,6 +15,7 @@ from coatnet.runtime.lease import Lease
 from coatnet.runtime.lives import read_lives
 from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.calendar import Calendar
+from coatnet.training.distrust import require_one_verdict
 from coatnet.training.losses import make_loss
 from coatnet.training.recorder import StepResult
 from coatnet.training.run import TrainingRun
@@ -101,12 +102,16 @@ class FinetuneRun(TrainingRun[State, StepResult]):
         rate = self.calendar.learning_rate(state.samples_seen + samples)
         begins = range(0, len(batch), self._micro_batch)
         parts = [partial(self._loss, batch=batch, begin=begin, refused=refused) for begin in begins]
-        label = self.label(state.samples_seen)
-        with self.account.measure(label):
-            loss, norm, applied = self.engine.step(parts, learning_rate=rate)
-            own = torch.tensor([float(loss), wish, len(batch.bad)], device=self.ranks.device)
-        with self.account.measure(label), self.account.measure("communication", inside="compute"):
-            losses, wishes, bad = self.ranks.table(own).T.tolist()
+        with self.account.measure(self.label(state.samples_seen)):
+            loss, norm = self.engine.step(parts, learning_rate=rate)
+            own, applied = [float(loss), norm, wish, len(batch.bad)], math.isfinite(norm)
+            with self.account.measure("communication", inside="compute"):
+                told = self.ranks.table(torch.tensor(own, device=self.ranks.device))
+                losses, norms, wishes, bad = told.T.tolist()
+            require_one_verdict(norms, samples_seen=state.samples_seen, ranks=self.ranks)
+            self.engine.state.settle_statistics(applied=applied, from_scratch=self.config.init is None)
+            if applied:
+                self.engine.state.update_ema()
         return StepResult(
             samples=samples,
             losses=losses,

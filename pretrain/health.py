@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections import Counter, deque
-from collections.abc import Hashable, Sequence
-from typing import Any, NoReturn
+from collections import deque
+from typing import Any
 
 import torch
 from torch import nn
 
-from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.distrust import outvoted
 from pretrain.sections import GuardConfig
 
 _STRAGGLER_STEPS = 50
@@ -71,42 +70,6 @@ class Health:
             if own > self._config.straggler_ratio * usual:
                 found.append({"straggler": rank, "seconds": round(own, 4), "usual": round(usual, 4)})
         return found
-
-
-def outvoted(said: Sequence[Hashable]) -> list[int] | None:
-    """Return the ranks that say otherwise than most, none where there is no majority; None if all agree."""
-    common, votes = Counter(said).most_common(1)[0]
-    if votes == len(said):
-        return None
-    decided = 2 * votes > len(said)
-    return [rank for rank, one in enumerate(said) if decided and one != common]
-
-
-def distrust(wrong: Sequence[int], *, what: str, when: str, ranks: Ranks) -> NoReturn:
-    """End where ranks do not hold the same; all of them call this.
-
-    The rank that is wrong ends first: whoever starts it anew takes that one's word for the reason, and its
-    node for the cause.
-
-    Args:
-        wrong: as `outvoted` found them.
-        what: they hold, in the plural.
-        when: it was found.
-        ranks: who they are.
-
-    Raises:
-        Distrusted: always.
-    """
-    differ = f"differ from the others' {when}"
-    advice = "the same command goes on from the last checkpoint, which is whole"
-    if not wrong:
-        raise Distrusted(f"the ranks' {what} {differ}, and none has a majority; {advice}")
-    if ranks.rank not in wrong:
-        ranks.barrier()
-    raise Distrusted(
-        f"silent corruption: the {what} of ranks {wrong} {differ}; {advice}; leave that node out if it "
-        "happens again"
-    )
 
 
 @torch.no_grad()

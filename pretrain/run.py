@@ -11,6 +11,7 @@ from coatnet.config import to_dict
 from coatnet.config.plain_text import json_number
 from coatnet.runtime.lease import Lease
 from coatnet.runtime.run_directory import RunDirectory, write_atomically
+from coatnet.training.distrust import distrust
 from coatnet.training.run import TrainingRun
 from coatnet.training.verdict import Verdict
 from data_pipeline.batch import Batch
@@ -30,7 +31,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.exposed import ExposedCommunication
 from pretrain.evaluation import Evaluator
 from pretrain.guard import Guard
-from pretrain.health import Health, distrust
+from pretrain.health import Health
 from pretrain.profiler import StepProfiler
 from pretrain.state import State, digest_of_range
 from pretrain.trainer import PretrainResult

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coatnet.model.norm import commit_statistics, defer_statistics
+from coatnet.model.norm import defer_statistics
 from coatnet.runtime.account import TimeAccount
+from coatnet.training.distrust import require_one_verdict
 from coatnet.training.losses import make_loss
 from coatnet.training.recorder import StepResult
 from data_pipeline.batch import Batch
@@ -20,7 +20,6 @@ from data_pipeline.device import TrainTransform
 from data_pipeline.permutation import derive_key
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Engine
-from pretrain.health import distrust, outvoted
 from pretrain.state import digest_of_positions
 
 _STEP_KEY = 17  # purpose of the key that seeds torch for a step
@@ -108,11 +107,8 @@ class Trainer:
             with self._account.measure("communication", inside="compute"):
                 told = ranks.table(torch.tensor(own, dtype=torch.float64, device=ranks.device))
                 losses, norms, seconds, wishes, digests, bad = told.T.tolist()
-                wrong = outvoted([math.isinf(one) for one in norms])  # who refused it, and who took it
-                if wrong is not None:  # before the next collective, for which the former would not come
-                    when = f"in the step after {samples_seen:,} images, which not all refused"
-                    distrust(wrong, what="gradients", when=when, ranks=ranks)
-                self._settle_statistics(update.applied)
+                require_one_verdict(norms, samples_seen=samples_seen, ranks=ranks)
+                self.engine.state.settle_statistics(applied=update.applied)
             if update.applied:
                 self.engine.state.update_ema()
         return PretrainResult(
@@ -170,11 +166,3 @@ class Trainer:
             return veto(float(mean) / self.engine.ranks.world_size) or refused
 
         return ask if veto or refused else None
-
-    def _settle_statistics(self, applied: bool) -> None:
-        """Commit the step's batch-norm statistics, or forget those of a refused step."""
-        if applied:
-            reduce, step = self.engine.ranks.all_reduce_sum, self.engine.state.applied_steps
-            commit_statistics(self.engine.module, reduce, step=step)
-        else:
-            defer_statistics(self.engine.module)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.reader import Checkpoint
+from coatnet.model.norm import commit_statistics, forget_statistics
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.ema import Ema
 from coatnet.training.pieces import Piece, create_moments, own_pieces, publish, set_step_count
@@ -46,6 +47,17 @@ class ShardedState:
         return own_pieces(
             self._engine, stage=self._stage, rank=self._ranks.rank, world_size=self._ranks.world_size
         )
+
+    def settle_statistics(self, *, applied: bool, from_scratch: bool = True) -> None:
+        """Commit the batch norms' statistics of a step, on all ranks, or forget those of a refused one.
+
+        Fresh ones forget their start quickly; those of a checkpoint that a run began with are worth keeping.
+        """
+        module, step = self._engine.module, self.applied_steps if from_scratch else None
+        if applied:
+            commit_statistics(module, self._ranks.all_reduce_sum, step=step)
+        else:
+            forget_statistics(module)
 
     def update_ema(self) -> None:
         """Move the average after an applied step, when the ranks agree on the buffers."""

@@ -152,19 +152,20 @@ def lose_the_disk() -> None:
 WORKERS: dict[str, tuple[Any, Any]] = {"pretrain": (Trainer, main), "finetune": (FinetuneRun, finetune)}
 
 
-def lone_refusal(arguments: list[str]) -> str:
+def lone_refusal(worker: str, arguments: list[str]) -> str:
     """Run the worker without sharding; rank 1's copy of the sixth step's gradient holds a NaN."""
-    update, taken = ClippedAdamW.step, []
+    update, taken, (_, run) = ClippedAdamW.step, [], WORKERS[worker]
+    rehearsed = [None] * (worker == "pretrain")
 
     def step(self: ClippedAdamW, closure: Any = None) -> None:
         taken.append(None)
-        if len(taken) == 7 and os.environ["RANK"] == "1":  # the first is the rehearsal's
+        if len(taken) == len(rehearsed) + 6 and os.environ["RANK"] == "1":
             self.param_groups[0]["params"][0].grad[0] = float("nan")
         update(self, closure)
 
     ClippedAdamW.step = step  # type: ignore[method-assign]
     try:
-        main(arguments)
+        run(arguments)
     except Distrusted as error:
         return str(error)
     return "finished"

@@ -186,6 +186,20 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_written(
 
 
 @pytest.mark.slow
+def test_a_rank_that_refuses_a_step_alone_ends_all_before_they_wait_for_each_other(
+    arguments: Arguments, ask_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = arguments(tmp_path / "refused", train__global_batch="24")
+    answers = ask_ranks("lone_refusal", world_size=3, worker="finetune", arguments=words)
+    said = (
+        "silent corruption: the gradients of ranks [1] differ from the others' in the step after 120 images"
+    )
+    assert said in answers[1]["result"]
+    assert "error" in answers[0] and "error" in answers[2]  # they lost rank 1
+    assert last_checkpoint(tmp_path / "refused").step == 4
+
+
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed_end_with_the_same_bits_with_and_without_zero(
     trained: Path, arguments: Arguments, on_ranks: OnRanks, tmp_path: Path
 ) -> None:

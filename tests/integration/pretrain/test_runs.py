@@ -302,7 +302,8 @@ def test_a_step_that_one_rank_alone_refuses_ends_the_run_and_is_in_no_checkpoint
     place: Path, ask_ranks: Callable[..., Any]
 ) -> None:
     run = place / "refused by one"
-    answers = ask_ranks("lone_refusal", world_size=3, arguments=arguments(place, run.name, "zero.stage=0"))
+    words = arguments(place, run.name, "zero.stage=0")
+    answers = ask_ranks("lone_refusal", world_size=3, worker="pretrain", arguments=words)
     said = (
         "silent corruption: the gradients of ranks [1] differ from the others' in the step after 120 images"
     )

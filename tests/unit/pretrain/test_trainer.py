@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,6 +15,7 @@ from coatnet.model.norm import GroupBatchNorm
 from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
+from coatnet.training.sharded_state import ShardedState
 from data_pipeline.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Update
@@ -36,16 +36,26 @@ class Told(Ranks):
         tensor += self.said[0] if tensor.dim() == 0 else tensor  # a loss; else both found the same
 
 
+class FakeState(ShardedState):
+    """Keeps when the average moved, and has no moments."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine, self._ranks, self.applied_steps = engine, engine.ranks, 7
+        self.averaged: list[int] = []
+
+    def update_ema(self) -> None:
+        self.averaged.append(self.applied_steps)
+
+
 class FakeEngine:
-    """Passes images through a norm and says what the update was; keeps when the average moved."""
+    """Passes images through a norm and says what the update was."""
 
     own_seconds = 0.25
 
     def __init__(self, ranks: Ranks, update: Update) -> None:
         self.ranks, self._update = ranks, update
         self.module = GroupBatchNorm(3, group_images=2, momentum=0.1, eps=1e-3)
-        self.averaged: list[int] = []
-        self.state = SimpleNamespace(applied_steps=7, update_ema=lambda: self.averaged.append(7))
+        self.state = FakeState(self)
 
     def step(self, *_: Any, **__: Any) -> Update:
         self.module(torch.ones(2, 4, 4, 3))
@@ -94,7 +104,7 @@ def test_a_step_that_was_taken_moves_statistics_and_average_and_a_refused_one_le
     steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), norm, applied=applied), other=norm)
     result = steps.step(Batch.blank(image_size=32, samples=2), samples_seen=0, learning_rate=0.1)
     engine = cast(Any, steps.engine)
-    assert result.applied is applied and engine.averaged == [7] * applied
+    assert result.applied is applied and engine.state.averaged == [7] * applied
     assert (engine.module.running_mean > 0).all() == applied
     assert not engine.module.sums.any() and not engine.module.groups
 
