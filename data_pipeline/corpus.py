@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from functools import lru_cache, partial
+import threading
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,10 @@ from coatnet.config import UserError
 from data_pipeline.index import LABEL, SAMPLE, DamagedIndex, ShardIndex, parse_array
 from data_pipeline.manifest import MANIFEST, Manifest, parse_manifest
 from data_pipeline.record import BadSampleError, LostSampleError, Record
-from data_pipeline.shard_files import LocalFiles, OpenShards, ShardFiles
+from data_pipeline.shard_files import IDLE_TURNS, LocalFiles, OpenShards, ShardFiles
 from data_pipeline.tar_format import BLOCK, member_name
 
-_KEPT_INDEXES = 1024  # 48 bytes a sample: 50 MB for shards of 1,000
+_KEPT_INDEXES = 1024  # 48 bytes a sample: 50 MB for shards of 1,000, and 5 GB for shards of 100,000
 
 
 class Corpus:
@@ -32,7 +35,7 @@ class Corpus:
         digest: names the content; part of a run's state.
         remote: shards are fetched over a network.
         load_index: reads a shard's index and verifies it.
-        index: does the same, and keeps those that were used most recently.
+        index: does the same, and keeps those that are in use.
     """
 
     def __init__(self, manifest: Manifest, files: ShardFiles) -> None:
@@ -47,7 +50,7 @@ class Corpus:
         self.samples = manifest.samples
         # No methods: to keep what one returns would make a cycle, and a training collects none for long.
         self.load_index = partial(_load_index, manifest, self._shards)
-        self.index = lru_cache(_KEPT_INDEXES)(self.load_index)
+        self.index = _Indexes(self.load_index)
 
     @classmethod
     def open(cls, folder: Path | str) -> Corpus:
@@ -134,6 +137,40 @@ class Corpus:
     def prepare(self, shards: list[int]) -> None:
         """Announce shards that will be read soon, the most urgent first."""
         self._files.prepare([file for shard in shards for file in self.manifest.shards[shard].files])
+
+
+class _Indexes:
+    """The indexes that were used most recently, without those that nobody has asked for long.
+
+    A rank is at a few shards of each of its lanes and does not come back: what it has left behind would take
+    gigabytes where shards are large. Safe to share by threads.
+    """
+
+    def __init__(self, load: Callable[[int], ShardIndex]) -> None:
+        self._load, self._lock, self._turn = load, threading.Lock(), 0
+        self._kept: dict[int, ShardIndex] = {}
+        self._last_turn: dict[int, int] = {}
+
+    def __call__(self, shard: int) -> ShardIndex:
+        self._turn += 1  # without a lock, for each sample; a turn that another thread overwrites is no matter
+        found = self._kept.get(shard)
+        if found is not None:
+            self._last_turn[shard] = self._turn
+            return found
+        loaded = self._load(shard)
+        with self._lock:
+            self._kept[shard], self._last_turn[shard] = loaded, self._turn
+            self._let_go()
+        return loaded
+
+    def _let_go(self) -> None:
+        """Drop the longest unused, beyond the limit or idle."""
+        for shard, turn in sorted(self._last_turn.items(), key=itemgetter(1)):
+            is_idle = self._turn - turn > IDLE_TURNS * len(self._last_turn)
+            if not is_idle and len(self._last_turn) <= _KEPT_INDEXES:
+                break
+            del self._last_turn[shard]
+            self._kept.pop(shard, None)
 
 
 def _load_index(manifest: Manifest, shards: OpenShards, shard: int) -> ShardIndex:

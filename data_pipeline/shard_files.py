@@ -21,7 +21,7 @@ from data_pipeline.record import BadSampleError
 T = TypeVar("T")
 _OPEN_SHARDS = 512  # a lane's window is 4 shards: 60 lanes and their neighbours
 # Of as many reads as shards are open: one in use is missed by so many once in 10 million times.
-_IDLE_TURNS = 16
+IDLE_TURNS = 16
 _LOST_SECONDS = 60.0  # a file that failed for so long is not waited for again for each of its samples
 
 
@@ -184,7 +184,7 @@ class OpenShards:
     def _close_idle(self) -> None:
         """Close the longest unused, beyond the limit or if they left the cache: they fill the disk unseen."""
         for name in list(self._open):
-            idle = self._turn - self._last_turn[name] > _IDLE_TURNS * len(self._open)
+            idle = self._turn - self._last_turn[name] > IDLE_TURNS * len(self._open)
             if len(self._open) <= _OPEN_SHARDS and not (self._files.remote and idle):
                 break
             if len(self._open) > _OPEN_SHARDS or self._open[name].is_removed:

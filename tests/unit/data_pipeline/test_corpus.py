@@ -6,6 +6,7 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,20 +19,37 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.manifest import MANIFEST
 
 
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the shards whose indexes are read, in that order."""
+    read, parse = [], corpus_module.parse_array
+
+    def noted(content: bytes, *, origin: str, **more: Any) -> Any:
+        read.append(int(Path(origin).name[6:12]))
+        return parse(content, origin=origin, **more)
+
+    monkeypatch.setattr(corpus_module, "parse_array", noted)
+    return read
+
+
 def test_so_many_indexes_are_kept_and_the_longest_unused_ones_are_read_again(
-    shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+    shard_folder: Path, parsed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed, parse = [], corpus_module.parse_array
     monkeypatch.setattr(corpus_module, "_KEPT_INDEXES", 2)
-    monkeypatch.setattr(
-        corpus_module,
-        "parse_array",
-        lambda *given, **more: parsed.append(more["origin"]) or parse(*given, **more),
-    )
     corpus = Corpus.open(shard_folder)
     for shard in (0, 1, 0, 0, 2, 0, 1, 1):
         corpus.read(shard, 0)
-    assert [int(Path(origin).name[6:12]) for origin in parsed] == [0, 1, 2, 1]
+    assert parsed == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(("reads", "again"), [(47, []), (49, [0])])
+def test_an_index_that_nobody_has_asked_for_long_is_kept_no_longer(
+    shard_folder: Path, parsed: list[int], reads: int, again: list[int]
+) -> None:
+    corpus = Corpus.open(shard_folder)
+    for shard in (0, *[1] * (reads - 1), 2, 1, 0):
+        corpus.read(shard, 0)
+    assert parsed == [0, 1, 2, *again], "three are kept, each for the time of sixteen turns of them all"
 
 
 def test_a_shard_that_holds_no_sample_changes_nothing(shard_folder: Path, tmp_path: Path) -> None:
