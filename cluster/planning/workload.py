@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from cluster.planning.operators import calls_of
 from coatnet.model.config import ModelConfig, architecture
-from coatnet.model.operations import Operation, operations
+from coatnet.model.operations import Operation, learning_operations
 
 # Which share of the machine's peak or copy rate an operation attains; what is not named is elementwise.
 _CLASSES = {"conv": "matmul", "linear": "matmul", "depthwise": "depthwise", "attention": "attention"}
 _BYTES = {"fp32": 4, "half": 2}
 _WIDE_BYTES, _INDEX_BYTES = 4, 8  # what autocast normalises in; max pooling's places
-_DENSE = "dense"  # what of the head can be frozen: all before the logits
 _WINDOW = 4  # positions that pooling takes one from
 
 
@@ -68,14 +67,8 @@ def workload(config: ModelConfig, *, image_size: int, frozen: Collection[str] = 
     head_size = architecture(config).head_size
     # MBConv.fuse: the forms that its kernels know, where the depthwise convolution has no stride
     known_form = config.mbconv_norm == "batch" and config.gelu == "tanh"
-    works, seen, before, tracked = [], set[str](), None, False
-    *network, logits = operations(config, image_size)
-    for operation in (*network, logits):
-        learns = (
-            operation is logits
-            or (_DENSE if operation.place.stage == "head" else operation.place.stage) not in frozen
-        )
-        tracked = tracked or (learns and operation.parameters > 0)
+    works, seen, before = [], set[str](), None
+    for operation, learns, tracked in learning_operations(config, image_size, frozen=frozen):
         if not learns:  # its norm takes the statistics that it has
             operation = replace(operation, grouped=False)
         first_norm = operation.kind == "norm" and operation.place.block_name not in seen

@@ -6,7 +6,7 @@ MACs against torch's own counter).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from coatnet.model.config import ModelConfig, architecture
@@ -81,6 +81,25 @@ def operations(config: ModelConfig, image_size: int) -> Iterator[Operation]:
                     )
                 width, block = run.width, block + 1
     yield from _head(width, side, config.num_classes)
+
+
+def learning_operations(
+    config: ModelConfig, image_size: int, *, frozen: Collection[str] = ()
+) -> Iterator[tuple[Operation, bool, bool]]:
+    """Yield each operation, whether it learns, and whether a backward pass goes through it.
+
+    One does from the first parameter that learns on.
+
+    Args:
+        frozen: parts that do not learn, as in fine-tuning's `freeze`; the logits always do.
+    """
+    *network, logits = operations(config, image_size)
+    tracked = False
+    for operation in (*network, logits):
+        part = "dense" if operation.place.stage == "head" else operation.place.stage
+        learns = operation is logits or part not in frozen
+        tracked = tracked or (learns and operation.parameters > 0)
+        yield operation, learns, tracked
 
 
 def _stem(plan: Architecture, side: int, *, bias: bool) -> Iterator[Operation]:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 
 from coatnet.model.config import ModelConfig
-from coatnet.model.operations import operations
+from coatnet.model.operations import learning_operations
 
 # TFLOP/s in bf16, TF32 and fp32 by NVIDIA's datasheets, without sparsity; the first whose words all stand in
 # the driver's name. Sources: the data sheets "NVIDIA A100 80GB", "H100" (SXM, NVL), "H200", "GH200", "L40S",
@@ -37,12 +37,8 @@ def flops_per_image(model: ModelConfig, image_size: int, *, frozen: Collection[s
         model, image_size: what is trained, on images of which side.
         frozen: parts that do not learn; before the first weight that does there is no way back.
     """
-    *network, logits = operations(model, image_size)
-    macs, has_way_back = 0, False
-    for operation in (*network, logits):
-        part = "dense" if operation.place.stage == "head" else operation.place.stage
-        learns = operation is logits or part not in frozen
-        has_way_back = has_way_back or (learns and operation.parameters > 0)
+    macs = 0
+    for operation, learns, has_way_back in learning_operations(model, image_size, frozen=frozen):
         # Forward, back to the inputs, and back to the weights or to the other factor where there are none.
         passes = 1 + has_way_back * (1 + (learns or not operation.parameters))
         macs += passes * operation.macs
