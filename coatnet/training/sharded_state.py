@@ -95,38 +95,35 @@ class ShardedState:
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         """Take over a checkpoint written at any world size and stage."""
-        with checkpoint.held_open():
-            self._load(checkpoint, applied_steps=applied_steps)
-
-    def _load(self, checkpoint: Checkpoint, *, applied_steps: int) -> None:
         self.applied_steps = applied_steps
-        buffers, averages = (set(checkpoint.names(kind)) for kind in ("buffer", "ema"))
-        for piece in self._held_pieces():
-            for kind, data in piece.values.items():
-                data.copy_(checkpoint.read(kind, piece.name, piece.start, piece.start + len(data)))
-        for name, parameter in self._frozen():
-            parameter.copy_(checkpoint.read("weight", name).reshape(parameter.shape))
-        for name, buffer in self._buffers():
-            if name in buffers:
-                buffer.copy_(checkpoint.read("buffer", name).reshape(buffer.shape))
-        set_step_count(self._engine, stage=self._stage, steps=applied_steps)
-        self._publish()
-        if self.ema is not None:
-            self._load_ema(checkpoint, saved=averages)
+        saved = set(checkpoint.names("buffer"))
+        with checkpoint.held_open():
+            for piece in self._held_pieces():
+                for kind, data in piece.values.items():
+                    data.copy_(checkpoint.read(kind, piece.name, piece.start, piece.start + len(data)))
+            for name, parameter in self._frozen():
+                parameter.copy_(checkpoint.read("weight", name).reshape(parameter.shape))
+            for name, buffer in self._buffers():
+                if name in saved:
+                    buffer.copy_(checkpoint.read("buffer", name).reshape(buffer.shape))
+            set_step_count(self._engine, stage=self._stage, steps=applied_steps)
+            self._publish()
+            if self.ema is not None:
+                self._load_ema(checkpoint, self.ema)
 
-    def _load_ema(self, checkpoint: Checkpoint, *, saved: set[str]) -> None:
+    def _load_ema(self, checkpoint: Checkpoint, ema: Ema) -> None:
         """Read the average; where the run had none until now, it starts at the weights."""
-        assert self.ema is not None
         for name, tensor in self._averaged().items():
-            self.ema.tensors[name].copy_(tensor)
+            ema.tensors[name].copy_(tensor)
+        saved = set(checkpoint.names("ema"))
         if not saved:
             return
         for piece in self.pieces:
-            average = self.ema.tensors[_key(piece)]
+            average = ema.tensors[_key(piece)]
             average.copy_(checkpoint.read("ema", piece.name, piece.start, piece.start + len(average)))
         for name, _ in self._buffers():
             if name in saved:
-                average = self.ema.tensors[name]
+                average = ema.tensors[name]
                 average.copy_(checkpoint.read("ema", name).reshape(average.shape))
 
     def _averaged(self) -> dict[str, Tensor]:
