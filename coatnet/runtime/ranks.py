@@ -47,11 +47,7 @@ class Ranks:
     @classmethod
     def single(cls, *, deterministic: bool = False) -> Ranks:
         """One process without a process group."""
-        kind = _device_type()
-        _settle_memory(kind)
-        if kind == "cuda" and deterministic:
-            _keep_the_bits()
-        return cls(device_type=kind)
+        return cls(device_type=_prepare_device(deterministic=deterministic))
 
     @classmethod
     def start(cls, *, timeout_seconds: float = _TIMEOUT_SECONDS, deterministic: bool = False) -> Ranks:
@@ -66,8 +62,7 @@ class Ranks:
         """
         allow_open_files()
         place = find_place()
-        kind = _device_type()
-        _settle_memory(kind)
+        kind = _prepare_device(deterministic=deterministic)
         # DeepSpeed and accelerate ask for the first, `norm.sync: node` for the second; srun sets neither.
         os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))
@@ -76,8 +71,6 @@ class Ranks:
             torch.cuda.set_device(own)
             # The former take it for the device's number: not so where srun shows each task one GPU alone.
             os.environ["LOCAL_RANK"] = str(own)
-            if deterministic:
-                _keep_the_bits()
         choose_interface(os.environ["MASTER_ADDR"])
         timeout = timedelta(seconds=timeout_seconds)
         mailbox, rank, world_size = next(
@@ -216,17 +209,11 @@ class Ranks:
         if not self.distributed:
             return [value]
         text = _as_bytes(value).to(self.device)
-        length = torch.tensor([len(text)], device=self.device)
-        lengths = [torch.zeros_like(length) for _ in range(self.world_size)]
-        dist.all_gather(lengths, length)
-        padded = torch.zeros(int(max(int(one) for one in lengths)), dtype=torch.uint8, device=self.device)
+        lengths = self.table(torch.tensor([len(text)], device=self.device))[:, 0].tolist()
+        padded = text.new_zeros(max(lengths))
         padded[: len(text)] = text
-        parts = [torch.zeros_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded)
-        return [
-            json.loads(part[: int(size)].cpu().numpy().tobytes())
-            for part, size in zip(parts, lengths, strict=True)
-        ]
+        rows = self.table(padded)
+        return [json.loads(row[:length].numpy().tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
     def tell(self, key: str, text: str) -> None:
         """Leave a word for whoever asks for the key; from any thread, waits for nobody.
@@ -269,15 +256,20 @@ def _as_bytes(value: Any) -> torch.Tensor:
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 
-def _settle_memory(kind: str) -> None:
-    """Let torch's CPU allocator ask for huge pages, and keep what tensors free on a CPU.
+def _prepare_device(*, deterministic: bool) -> str:
+    """Return "cuda" or "cpu"; settle how memory is had, and that bits are kept if that is asked for.
 
-    torch reads the former at its first large allocation. Fresh memory is written once for every activation
-    and gradient: 100 MB took 0.08 to 0.14 s of CPU in pages of 4 KiB and 0.02 s in huge ones (0.01 s warm).
+    torch's CPU allocator is to ask for huge pages, of which it reads at its first large allocation, and on a
+    CPU what tensors free is kept. Fresh memory is written once for every activation and gradient: 100 MB took
+    0.08 to 0.14 s of CPU in pages of 4 KiB and 0.02 s in huge ones (0.01 s warm).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if kind == "cpu":
+    if not torch.cuda.is_available():
         keep_freed_memory()
+        return "cpu"
+    if deterministic:
+        _keep_the_bits()
+    return "cuda"
 
 
 def allow_open_files() -> None:
@@ -296,7 +288,3 @@ def _keep_the_bits() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _device_type() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
