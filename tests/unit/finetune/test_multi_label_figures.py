@@ -158,6 +158,7 @@ def test_logits_that_are_not_finite_come_last_and_a_set_without_a_positive_has_f
         scores=np.array([[-np.inf, -np.inf], [0.0, 1.0]], dtype=np.float32),
     )
     found = multi_label_figures(lost)
+    assert lost.guess.tolist() == [-1, 1]
     assert (found["non_finite"], found["precision1"], found["map"]) == (1, 0.0, 1.0)
     assert found["map_micro"] == pytest.approx((1 / 2 + 2 / 4) / 2) and found["loss"] == np.inf
     empty = multi_label_figures(replace(lost, present=np.zeros((2, 2), dtype=bool)), resamples=3)
