@@ -18,6 +18,8 @@ from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
 from coatnet.runtime.ranks import Ranks
+from finetune.classifier import open_classifier
+from finetune.handover.export import export_model
 
 CONFIG = ModelConfig(depths=[1, 1, 1, 1, 1], widths=[8, 8, 16, 32, 32], image_size=32, num_classes=3)
 
@@ -50,6 +52,11 @@ def test_the_average_is_taken_where_there_is_one_unless_the_raw_weights_are_aske
     name = "head.logits.weight"
     assert torch.equal(load_weights(tmp_path).tensors[name], state[name] * 0.5)
     assert torch.equal(load_weights(tmp_path, ema=False).tensors[name], state[name])
+    for weights, share in (("auto", 0.5), ("ema", 0.5), ("raw", 1.0)):
+        opened = open_classifier(str(tmp_path), weights=weights)
+        assert torch.equal(opened.model.head.logits.weight, state[name] * share)
+    export_model(str(tmp_path), tmp_path / "out", formats=["safetensors"], weights="raw")
+    assert torch.equal(load_weights(tmp_path / "out").tensors[name], state[name])
 
 
 def test_what_was_measured_of_the_average_is_not_said_of_the_raw_weights(tmp_path: Path) -> None:

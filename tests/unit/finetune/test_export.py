@@ -153,6 +153,7 @@ def test_the_table_of_an_export_shows_both_accuracies(
     one = {"format": "onnx", "files": {"model.onnx": ""}, "max_logit_difference": 1e-6}
     print_certificates([{**one, figure: 0.5, f"exported_{figure}": 0.25}, one])
     shown = capsys.readouterr().out
+    assert "onnx" in shown and shown.count("model.onnx") == 2 and "1.0e-06" in shown
     assert words in shown and "50.00%" in shown and "25.00%" in shown and shown.count("–") == 2
 
 
@@ -229,8 +230,23 @@ def test_the_fixed_batch_is_the_same_everywhere() -> None:
 
 def test_a_classifier_refuses_a_size_that_the_model_cannot_take(exported: Path) -> None:
     classifier: Classifier = open_classifier(str(exported))
-    with pytest.raises(UserError, match="multiples of 32"):
-        classifier.at(100)
+    for px in (0, 31, 33, 100, 4128):
+        with pytest.raises(UserError, match=r"exported: \d+ px; allowed: multiples of 32 up to 4,096"):
+            classifier.at(px)
+    assert [classifier.at(px).augment.image_size for px in (32, 96, 4096)] == [32, 96, 4096]
+    resized = [classifier.at(64, resize=one).augment.evaluate_resize for one in (None, "center_crop")]
+    assert resized == ["whole", "center_crop"]
+    with pytest.raises(UserError, match=r"--resize: .*stretch"):
+        classifier.at(64, resize="stretch")
+
+
+def test_what_was_exported_for_another_size_opens_for_it_and_classes_without_names_are_numbers(
+    exported: Path, tmp_path: Path
+) -> None:
+    export_model(str(exported), tmp_path, formats=["safetensors"], px=96)
+    opened = open_classifier(str(tmp_path))
+    assert opened.augment == open_classifier(str(exported), px=96).augment
+    assert replace(opened, classes=None).names == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(("form", "room"), [("torch_export", "40k"), ("safetensors", "128k")])
