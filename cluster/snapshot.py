@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import shutil
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ _KEPT_SUFFIXES = {".py", ".yaml", ".json", ".so", ".typed", ".html", ".css", ".j
 
 
 def snapshot_code(target: Path) -> None:
-    """Copy the packages to the folder that `snapshot_folder` named, unless they are there."""
+    """Copy the packages, compiled, to the folder that `snapshot_folder` named, unless they are there."""
     if target.is_dir():
         return
     temporary = target.with_suffix(".part")
@@ -22,6 +23,8 @@ def snapshot_code(target: Path) -> None:
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy)
+        # thousands of ranks would each do so at the first start, and write what came of it into one folder
+        compileall.compile_dir(temporary, quiet=2)
         temporary.rename(target)
     finally:  # on a disk that is full it would take what was left
         shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def test_a_job_waits_for_the_end_of_a_run_that_was_submitted_before_it(cluster: 
     cluster.stages(a="requeue")
     cluster.submit()
     cluster.queue("10")
+    assert submit_behind(cluster, "b", after="a") == [f"sbatch --dependency=afterok:10 {KILL} b"]
+
+
+def test_a_job_waits_for_the_job_of_a_run_whose_submission_was_cleared_away(cluster: Cluster) -> None:
+    cluster.stages(a="requeue")
+    cluster.submit()
+    cluster.queue("10")
+    shutil.rmtree(cluster.folder / "a" / "submissions")
     assert submit_behind(cluster, "b", after="a") == [f"sbatch --dependency=afterok:10 {KILL} b"]
 
 

@@ -334,13 +334,13 @@ def test_a_job_that_waits_in_vain_is_told_with_the_remedy(
 
 
 def test_what_one_of_several_partitions_will_not_take_another_may(run: Path) -> None:
-    for number, partition in enumerate(("gpu", "gpu,short"), start=1):
+    for number, partition in enumerate((None, "gpu", "gpu,short"), start=1):
         folder = run / "submissions" / f"{number:04d}"
         folder.mkdir(parents=True)
         job = Job("run", str(run), ["pretrain"], site=SiteConfig(partition=partition))
         write_job(job, folder / "job.json")
         told = read_status(run, queue=queued("PENDING", reason="PartitionTimeLimit")).detail
-        assert ("cancel" in told) is (partition == "gpu") and told.startswith("PartitionTimeLimit")
+        assert ("cancel" in told) is (partition != "gpu,short") and told.startswith("PartitionTimeLimit")
 
 
 def test_what_slurm_took_out_of_the_queue_says_why(tmp_path: Path) -> None:
