@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,11 @@ def test_checks_that_the_end_of_the_job_cut_short_blame_no_node(machine: Machine
     assert machine.heard()[1:] == [] and machine.history.excluded() == {}
 
 
+def test_nothing_begins_after_a_run_that_was_cancelled_while_its_nodes_were_checked(machine: Machine) -> None:
+    cut = f"{checks(n1='')} echo COMPLETING > {machine.state_file('7')}; touch {machine.run.path}/cancelled;"
+    assert machine.live(machine.DONE, checks=cut) == 85
+
+
 def test_ranks_have_the_sites_secrets(machine: Machine, tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.write_text("TOKEN=sesame\n")
@@ -171,6 +177,26 @@ def test_a_warning_during_the_checks_starts_no_ranks(machine: Machine) -> None:
     assert machine.live(machine.DONE, checks=warned) == 0
     assert machine.heard()[1:] == ["scontrol requeue 7"]
     assert machine.last_life() == ("stopped", 1, "asked to stop, ended with status 0")
+
+
+def test_a_warning_that_comes_while_srun_is_starting_reaches_the_ranks(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening, start = machine.run.path / "listening", subprocess.Popen
+
+    os.mkfifo(listening)
+
+    def warned(argv: list[str], **more: Any) -> subprocess.Popen[str]:
+        process = start(argv, **more)
+        if argv[0] == "srun":
+            listening.read_text()
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return process
+
+    monkeypatch.setattr("cluster.supervisor.subprocess.Popen", warned)
+    ranks = f"trap '{machine.STOPPED}; exit 0' USR1; echo > {listening}; while :; do sleep 0.02; done"
+    assert machine.live(ranks) == 0
+    assert machine.last_life() == ("stopped", 1, "saved and stopped as asked")
 
 
 @pytest.mark.parametrize("text", ['{"colour": "red", "site": {}}', "{", "[]", '{"site": {}}', "{}"])
