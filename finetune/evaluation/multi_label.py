@@ -45,7 +45,7 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
     with progress(classes, "figures", "classes", enabled=shown) as bar:
         for scores, present in _columns(predictions):
             each.append(_average_precision(scores, present))
-            if draws is not None:
+            if draws is not None and not np.isnan(each[-1]):
                 spread.append(drawn_average_precisions(scores, present, draws))
             gaps += calibration_gaps(scores.double().sigmoid().numpy(), present.numpy())
             bar.advance(1)
@@ -60,7 +60,7 @@ def multi_label_figures(predictions: MultiLabelPredictions, *, resamples: int = 
         "map": macro,
         "map_micro": of_all,
         "precision1": hits / count,
-        "map_interval": _interval(macro, torch.stack(spread).nanmean(dim=0)) if spread else None,
+        "map_interval": None if draws is None else _interval(macro, _means(spread)),
         "map_micro_interval": None if draws is None else _interval(of_all, _drawn_of_all(predictions, draws)),
         "precision1_interval": wilson_interval(hits, count),
         "loss": float(predictions.loss.mean()),
@@ -94,7 +94,9 @@ def classes_of_multi_label(
 
 
 def _average_precision(scores: Tensor, present: Tensor) -> float:
-    """Return one class's average precision. Shape: (n,), (n,)."""
+    """Return one class's average precision, NaN where no image shows it. Shape: (n,), (n,)."""
+    if not present.any():  # of thousands of classes most: a ranking's dozen of small operations adds up
+        return float("nan")
     ranking = Ranking(scores[present])
     ranking.add(scores[None], present[None])
     return ranking.average_precision()
@@ -130,6 +132,11 @@ def _drawn_of_all(predictions: MultiLabelPredictions, draws: Tensor) -> Tensor:
             count += draws[block].T.double() @ by_image.double()
     positive, all_ = counts[:, :, 1:].flip(2)
     return area_under_steps(positive, all_ - positive, seen=1.0 if is_exact else 0.5)
+
+
+def _means(spread: Sequence[Tensor]) -> Tensor:
+    """Return the mean over the classes in each resample. Shape: (R,) of each class → (R,), or nothing."""
+    return torch.stack(tuple(spread)).nanmean(dim=0) if spread else torch.empty(0)
 
 
 def _blocks(predictions: MultiLabelPredictions) -> Iterator[tuple[Tensor, Tensor]]:
