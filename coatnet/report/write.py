@@ -259,17 +259,18 @@ def _happened(record: RunRecord) -> list[Block]:
     counted = [(label, f"{times:,}") for label, times in _troubles(record)]
     blocks: list[Block] = [Table(counted, ("what", "times"), right=(1,)) if counted else Text(_NO_TROUBLE)]
     blocks += _continuity(record)
+    others = [event for event in record.events if event.get("kind") != "bad_sample"]
     rows = [
         (
             _moment(event.get("time")),
             str(event.get("kind")),
             _said({key: value for key, value in event.items() if key not in ("time", "kind")}),
         )
-        for event in record.events[-_MOST_ROWS:]
+        for event in others[-_MOST_ROWS:]
     ]
     if rows:
-        title = number_of(len(record.events), "event")
-        title += f", the last {_MOST_ROWS}" if len(record.events) > _MOST_ROWS else ""
+        title = number_of(len(others), "event" if len(others) == len(record.events) else "other event")
+        title += f", the last {_MOST_ROWS}" if len(others) > _MOST_ROWS else ""
         blocks.append(Fold(title, [Table(rows, ("when (UTC)", "what", "details"))], on_paper=False))
     return blocks
 

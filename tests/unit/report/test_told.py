@@ -120,3 +120,12 @@ def test_the_last_two_hundred_events_are_shown(run: RunDirectory, events: int, t
     text = told(run)
     assert f"### {title}\n" in text and ("text number 0," in text) is (events <= 200)
     assert f"| alarm | text number {events - 1}, more deep 1, none null |" in text
+
+
+def test_bad_samples_do_not_crowd_out_what_else_happened(run: RunDirectory) -> None:
+    run.record_event("alarm", text="seldom")
+    for number in range(201):
+        run.record_event("bad_sample", position=number, name="a000", reason="torn")
+    text = told(run)
+    assert "| alarm | text seldom |" in text and "### 1 other event\n" in text
+    assert "| bad_sample |" not in text
