@@ -68,6 +68,10 @@ def test_a_class_inside_another_counts_only_there(tmp_path: Path, clock: Clock) 
             clock.go(1)
         clock.go(2)
     assert counted(account) == {"start": 4, "redone": 1, "communication": 1}
+    inner = account.measure("communication", inside="compute")
+    with account.measure("compute"), account.measure("checkpoint"), inner:
+        clock.go(8)
+    assert counted(account)["checkpoint"] == 8, "nor where it only runs further out"
 
 
 def test_what_is_known_later_is_shifted_and_no_more_than_there_is(tmp_path: Path, clock: Clock) -> None:

@@ -22,7 +22,7 @@ from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 from coatnet.training.earlier import read_earlier
 from coatnet.training.pictures import account_figure, confusion_figure
-from coatnet.training.recorder import Recorder
+from coatnet.training.recorder import LEAVE, SAVE, STOP, Recorder
 from data_pipeline.batch import BadSample, Batch
 from pretrain.activations import ActivationStatistics
 from pretrain.state import State
@@ -257,7 +257,9 @@ def test_rates_are_of_the_time_in_which_steps_are_taken(
     recorder, state = make_recorder(run, account=account), State()
     clock[0] += 60  # of start
     account.started()
-    for _ in range(2):
+    for waited in (3, 2, 0):
+        with account.measure("data_wait"):
+            clock[0] += waited
         with account.measure("compute"):
             clock[0] += 2
         take_step(recorder, state)
@@ -265,8 +267,9 @@ def test_rates_are_of_the_time_in_which_steps_are_taken(
             clock[0] += 30
     recorder.flush(state)
     rows = [row for row in read_lines(run.metrics) if "step_seconds" in row]
-    rates = [(row["images_per_second"], row["step_seconds"]) for row in rows]
-    assert rates == [(4.0, 2.0)] * 2
+    rates = [(row["images_per_second"], row["step_seconds"], row["data_wait_share"]) for row in rows]
+    assert rates == [(8 / 5, 5.0, 3 / 5), (2.0, 4.0, 1 / 2), (4.0, 2.0, 0.0)]
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 0]
 
 
 def test_the_use_of_a_devices_peak_is_counted_by_the_images_size_at_that_position(
@@ -279,6 +282,20 @@ def test_the_use_of_a_devices_peak_is_counted_by_the_images_size_at_that_positio
     rows = [row for row in read_lines(run.metrics) if "mfu" in row]
     operations = [row["mfu"] * 1e12 / row["images_per_second"] for row in rows]
     assert operations == pytest.approx([1e9, 1e9, 4e9])
+    four = make_recorder(run, peak=1e12, ranks=Ranks(world_size=4))
+    assert four._utilisation(100.0, begin=0) == {"mfu": pytest.approx(100 * 1e9 / 4e12)}
+
+
+def test_a_rank_names_its_own_loss_and_samples_of_a_step_that_was_refused(run: RunDirectory) -> None:
+    recorder = make_recorder(run, ranks=Ranks(rank=1, world_size=2))
+    take_step(recorder, State(), applied=False)
+    (event,) = run.read_events()
+    assert (event["rank"], event["loss"], event["positions"]) == (1, "3.0", [*range(8)])
+
+
+def test_what_one_rank_asks_for_is_asked_for_whatever_else_it_asks_for() -> None:
+    asked = replace(result(), wishes=[0, STOP | SAVE])
+    assert asked.asks_for(STOP) and asked.asks_for(SAVE) and not asked.asks_for(LEAVE)
 
 
 def test_a_life_that_goes_back_names_bad_samples_and_skipped_steps_again_and_counts_them_once(
