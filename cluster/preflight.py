@@ -22,6 +22,7 @@ from coatnet.runtime.whole_files import write_whole
 
 _KILL_SECONDS = 5.0
 _MOST_CHARACTERS = 200
+_FILES_OF_A_RANK = 1024  # shards, libraries, devices
 
 
 class PreflightError(Exception):
@@ -68,8 +69,11 @@ def _gather(results: Path) -> None:
 
 def _limits(job: Job) -> dict[str, Any]:
     """Return what node_check holds a node to: the site's limits, and what the job needs."""
-    needed = {"devices": job.site.gpus_per_node, "directory": job.directory, "shards": job.shards}
-    return {**dataclasses.asdict(job.site.preflight), **needed}
+    site = job.site
+    needed = {"devices": site.gpus_per_node, "directory": job.directory, "shards": job.shards}
+    # the first rank, through which all of them meet, has a connection to each
+    open_files = max(site.preflight.open_files, site.world_size + _FILES_OF_A_RANK)
+    return {**dataclasses.asdict(site.preflight), **needed, "open_files": open_files}
 
 
 def judge(nodes: Sequence[str], *, results: Path, logs: Path, label: str) -> dict[str, str]:

@@ -48,7 +48,7 @@ class PreflightConfig:
         enabled: whether nodes are checked.
         timeout_seconds: of all checks of a node together.
         shared_memory_bytes: free in /dev/shm.
-        open_files: that a process may have.
+        open_files: that a process may have; runs of thousands of ranks ask for more.
         free_space_bytes: in the run directory.
         clock_skew_seconds: between a node's clock and the others'.
         bandwidth_bytes_per_second: of a 16-MiB all-reduce; 0 records it and judges nothing.

@@ -219,8 +219,8 @@ def srun(tmp_path: Path, program: Callable[[str, str], None]) -> Callable[[str],
     return lambda text: program("srun", f"for results; do :; done\n{text}")
 
 
-def checked(folder: Path, **limits: Any) -> dict[str, str]:
-    site = SiteConfig(gpus_per_node=4, preflight=PreflightConfig(**limits))
+def checked(folder: Path, *, nodes: int = 1, **limits: Any) -> dict[str, str]:
+    site = SiteConfig(nodes=nodes, gpus_per_node=4, preflight=PreflightConfig(**limits))
     job = Job("run", str(folder), ["pretrain"], site=site, shards=["/shards"], code=str(folder))
     return unfit_nodes(job, ["n1"], attempt=Attempt("7", 1, 2), environment=dict(os.environ))
 
@@ -230,14 +230,23 @@ def test_every_node_is_held_to_the_sites_limits_and_to_what_the_job_needs(
 ) -> None:
     tell = f'(echo "$MASTER_ADDR $COATNET_ATTEMPT"; pwd; cat) > {tmp_path}/told'
     srun(f"""{tell}; echo '{{"failures": []}}' > $results/n1.json""")
-    assert checked(tmp_path, commands=[["true"]], open_files=77) == {}
+    assert checked(tmp_path, commands=[["true"]], open_files=4000) == {}
     told = json.loads((tmp_path / "preflight" / "life-001.try-2.json").read_text())
-    site = asdict(PreflightConfig(commands=[["true"]], open_files=77))
+    site = asdict(PreflightConfig(commands=[["true"]], open_files=4000))
     limits = {**site, "devices": 4, "directory": str(tmp_path), "shards": ["/shards"]}
     assert told == {"limits": limits, "n1": {"failures": []}}
     assert len(list((tmp_path / "preflight").iterdir())) == 1, "of each start one file stays"
     assert (tmp_path / "told").read_text() == f"n1 7.1.2\n{tmp_path}\n"
     assert checked(tmp_path, enabled=False) == {}
+
+
+def test_the_node_of_the_first_rank_must_let_it_meet_thousands(
+    srun: Callable[[str], None], tmp_path: Path
+) -> None:
+    srun("""echo '{"failures": []}' > $results/n1.json""")
+    assert checked(tmp_path, nodes=1024, open_files=4000) == {}
+    told = json.loads((tmp_path / "preflight" / "life-001.try-2.json").read_text())
+    assert told["limits"]["open_files"] == 1024 * 4 + 1024
 
 
 def test_checks_that_hang_are_ended_whether_they_listen_or_not(
