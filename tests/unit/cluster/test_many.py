@@ -99,6 +99,17 @@ def test_of_logs_too_large_to_read_the_last_lines_are_found_from_their_end(run: 
     assert longest.endswith("x" * 100_000)
 
 
+def test_a_log_that_is_removed_between_two_looks_holds_nobody_up(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the batch script does with those of ranks that said nothing."""
+    write_start(run, 1, "a\n")
+    monkeypatch.setattr(logs, "_files", lambda directory, rank: [run / "logs" / "gone.log", *found])
+    found = list((run / "logs").iterdir())
+    lines = list(read_logs(run, rank=0, tail=3, follow=True, finished=lambda: True))
+    assert [line.split(": ")[1] for line in lines] == ["a"]
+
+
 def test_following_looks_no_more_at_starts_that_are_long_over(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from cluster.launch import Attempt, rank_command
 from cluster.names import NAME, VALUE, check, check_options, check_path
 from cluster.script import render_script
 from cluster.site import ContainerConfig, SiteConfig
+from cluster.submission import Request, prepare
 from coatnet.config import UserError
 
 _COMMANDS = ["$({})", "`{}`", "; {}", "&& {}", "| {}", "\n{}"]
@@ -113,6 +114,13 @@ def test_ordinary_names_paths_and_options_pass() -> None:
     assert check_path(Path("/scratch/me/runs/x=1"), what="run directory")
     assert check("gpu[01-12,14]", VALUE, what="exclude") and check("a100&ib", VALUE, what="constraint")
     assert check_options(["--mail-type=FAIL", "--gres=gpu:8", "--contiguous"], what="sbatch")
+
+
+def test_no_folder_is_made_that_is_called_like_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by `--directory=~/runs/x`, of which no shell makes a path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepared = prepare(Request("evaluate", "x", (), SiteConfig(), directory=Path("~/runs/x")))
+    assert prepared.job.directory == f"{tmp_path}/runs/x"
 
 
 def test_a_container_wraps_the_ranks_and_not_the_script() -> None:
