@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from coatnet.checkpoint.weights import Weights, export_safetensors, load_weights
 from coatnet.config import UserError
@@ -18,6 +19,7 @@ from coatnet.model.network import build_model
 from finetune.classifier import open_classifier
 from finetune.handover import export
 from finetune.handover.card import model_card
+from finetune.handover.certificate import ask
 from finetune.handover.export import export_model
 
 
@@ -31,9 +33,36 @@ def test_the_card_has_the_hubs_metadata_and_certificates_hold_digests(exported: 
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
     card = (tmp_path / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["pipeline_tag"] == "image-classification"
-    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    (result,) = metadata.pop("model-index")[0]["results"]
+    assert metadata == {
+        "library_name": "coatnet",
+        "pipeline_tag": "image-classification",
+        "tags": ["coatnet"],
+    }
+    assert result["task"] == {"type": "image-classification"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.5, "name": "top-1"}]
     assert "amber, blue, green" in card and "model.safetensors" in card
+
+
+def test_a_certificate_tells_of_what_it_is_and_the_card_lists_the_accepted_ones_in_one_order(
+    exported: Path, tmp_path: Path
+) -> None:
+    classifier = open_classifier(str(exported))
+    (kept,) = export_model(str(exported), tmp_path, formats=["safetensors"])
+    assert (kept["format"], kept["accepted"], kept["tolerance"]) == ("safetensors", True, 1e-4)
+    assert kept["images"] == [4, 3, 64, 64] and kept["data"] is None
+    assert "torch" in kept["versions"] and kept["model"]["depths"] == [1, 1, 1, 1, 1] and "notes" in kept
+    with torch.no_grad():
+        classifier.model.head.logits.bias[0] += 1.0
+    assert ask(classifier, data=None).weights != kept["weights"]
+    given = [{**kept, "format": form, "accepted": form != "onnx"} for form in ("timm", "onnx", "safetensors")]
+    card = model_card(classifier, given)
+    rows = [line.split(" | ")[0] for line in card.partition("## Files")[2].splitlines() if "`model" in line]
+    assert rows == ["| safetensors", "| timm"]
+    lines = card.partition("---\n#")[2].splitlines()
+    blocks = [number for number, line in enumerate(lines) if line.startswith(("#", "| form", "```json"))]
+    assert len(blocks) == 5 and not any(lines[number - 1] for number in blocks), "else Markdown runs them on"
+    assert "`model.safetensors`" in card and "| 0.0e+00 |" in card and "input: RGB, the whole" in card
 
 
 @pytest.mark.parametrize("other", [{"px": 96}, {"samples_seen": 704}])
