@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from coatnet.config import UserError, load_config
+from coatnet.config.owners import schemas
 
-_GROUP, _COMMANDS = "coatnet.schemas", "coatnet.commands"
+_COMMANDS = "coatnet.commands"
 
 
 def schema_names() -> list[str]:
     """Return the commands that read a config."""
-    return sorted(_schemas())
+    return sorted(schemas())
 
 
 def check_command(name: str) -> None:
@@ -38,12 +39,6 @@ def _commands() -> frozenset[str]:
     return frozenset(point.name.partition(".")[0] for point in entry_points(group=_COMMANDS))
 
 
-@functools.cache
-def _schemas() -> Mapping[str, EntryPoint]:
-    """Return who owns each schema."""
-    return {point.name: point for point in entry_points(group=_GROUP)}
-
-
 def read_recipe(command: str | None, path: Path, *, overrides: Sequence[str]) -> Any:
     """Return a config with its defaults, as its owner's dataclass.
 
@@ -58,12 +53,12 @@ def read_recipe(command: str | None, path: Path, *, overrides: Sequence[str]) ->
     names = [command] if command else sorted(schema_names(), key=lambda name: _unlikely(name, path))
     trouble: UserError | None = None
     for name in names:
-        if name not in _schemas():
+        if name not in schemas():
             raise UserError(
-                f"{name} reads no config; those that do: {', '.join(_schemas()) or 'none installed'}"
+                f"{name} reads no config; those that do: {', '.join(schemas()) or 'none installed'}"
             )
         try:
-            return load_config(_schemas()[name].load(), path, overrides=overrides)
+            return load_config(schemas()[name].load(), path, overrides=overrides)
         except UserError as error:
             trouble = trouble or error
     raise trouble or UserError(f"{path}: no installed command reads a config")

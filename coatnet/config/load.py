@@ -20,10 +20,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from yaml import YAMLError
 
 from coatnet.config.errors import ConfigError
+from coatnet.config.owners import refuse_anothers
 from coatnet.config.shipped import find_config, shipped_as
 
 T = TypeVar("T")
@@ -50,11 +56,13 @@ def load_config(schema: type[T], path: Path | str | None = None, *, overrides: S
     Raises:
         ConfigError: unknown key (with the nearest name), wrong type, value out of range, missing file.
     """
-    merged = _defaults(schema)
-    for layer, origin in [*_layers(path), *_override_layers(overrides)]:
-        _check_texts(layer, origin)
-        _write_out(layer, schema, prefix="", origin=origin)
-        _merge(merged, layer, origin)
+    try:
+        merged = _merged(schema, _layers(path))
+    except ConfigError:
+        if path is not None:
+            refuse_anothers(schema, path, takes=lambda other: bool(_merged(other, _layers(path))))
+        raise
+    _lay_over(merged, _override_layers(overrides), schema=schema)
     try:
         return _instantiate(merged, prefix="", origin=str(path or "overrides"))
     except (ConfigError, MissingMandatoryValue):
@@ -108,6 +116,20 @@ def _defaults(schema: type) -> DictConfig:
     return copy.deepcopy(_DEFAULTS[schema])
 
 
+def _merged(schema: type, layers: Sequence[tuple[DictConfig, str]]) -> DictConfig:
+    """Return the defaults with layers over them, of which nothing but keys and types is checked."""
+    merged = _defaults(schema)
+    _lay_over(merged, layers, schema=schema)
+    return merged
+
+
+def _lay_over(merged: DictConfig, layers: Sequence[tuple[DictConfig, str]], *, schema: type) -> None:
+    for layer, origin in layers:
+        _check_texts(layer, origin)
+        _write_out(layer, schema, prefix="", origin=origin)
+        _merge(merged, layer, origin)
+
+
 def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
     layers: list[tuple[DictConfig, str]] = []
     current = find_config(Path(path)) if path is not None else None
@@ -149,9 +171,13 @@ def _nearest_file(path: Path) -> str:
 def _override_layers(overrides: Sequence[str]) -> list[tuple[DictConfig, str]]:
     layers = []
     for item in overrides:
-        key, equals, _ = item.partition("=")
+        key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"override {item!r}: expected key.sub=value")
+        if not value.strip():  # YAML reads it as null, by which a run would begin from scratch, say
+            raise ConfigError(
+                f"override {item!r}: nothing stands behind the =; null says that nothing is meant"
+            )
         item.encode()  # raises of bytes that are not UTF-8: `coatnet.commands` says so
         try:
             layers.append((OmegaConf.from_dotlist([item]), f"override {item!r}"))
@@ -218,6 +244,9 @@ def _merge(merged: DictConfig, layer: DictConfig | dict[str, Any], origin: str) 
         raise ConfigError(f"{origin}: {_unknown_key(error)}") from None
     except OmegaConfBaseException as error:
         place = f"{error.full_key}: " if error.full_key else ""
+        value = error.value._value() if isinstance(error.value, ValueNode) else error.value
+        if isinstance(error, ValidationError) and value is None:
+            raise ConfigError(f"{origin}: {error.full_key} is null; it needs a value") from None
         raise ConfigError(f"{origin}: {place}{str(error.msg).splitlines()[0]}") from None
 
 

@@ -20,7 +20,8 @@ _MOST_TOLD = 4  # keys
 _ABSENT = object()
 IDENTITY = "identity.json"
 # Of shards, and of an exported model: who reads the run would find these instead.
-_MASKING = ("manifest.json", "model.safetensors")
+_MODEL = "model.safetensors"
+_MASKING = ("manifest.json", _MODEL)
 CHECKPOINT_PREFIX = "step-"  # of its directory; the number follows
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
@@ -249,6 +250,17 @@ def keep_out_of_runs(folder: Path) -> None:
     """
     if os.path.isdir(RunDirectory(folder).checkpoints):  # not where nobody may look
         raise UserError(f"{folder}: holds a run; give a folder of its own")
+
+
+def keep_shards_out(folder: Path) -> None:
+    """Check that shards, with the manifest of theirs, do not come among the files of a run or of a model.
+
+    Raises:
+        UserError: they would.
+    """
+    keep_out_of_runs(folder)
+    if os.path.isfile(folder / _MODEL):
+        raise UserError(f"{folder}: holds an exported model; give a folder of its own")
 
 
 def cannot_write(error: OSError, *, folder: Path) -> UserError:

@@ -12,6 +12,7 @@ import xxhash
 
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
+from coatnet.runtime.run_directory import keep_shards_out
 from data_pipeline.index import size_and_hash
 from data_pipeline.manifest import Manifest, ShardEntry
 from data_pipeline.sharding.collecting import make_corpus
@@ -51,6 +52,7 @@ def index_in_place(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of tars")
+    keep_shards_out(folder)
     tars = tars_in(folder)
     if not tars:
         raise UserError(f"{folder}: holds no tars (*.tar)")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from coatnet.config import UserError
 from coatnet.runtime.progress import progress
-from coatnet.runtime.run_directory import keep_out_of_runs
+from coatnet.runtime.run_directory import keep_shards_out
 from data_pipeline.decode import kernel
 from data_pipeline.folder import keep_out
 from data_pipeline.manifest import Manifest
@@ -53,7 +53,7 @@ def shard_corpus(
     options = options or ShardOptions()
     destination = Path(destination)
     keep_out("DESTINATION", destination, [source])
-    keep_out_of_runs(destination)
+    keep_shards_out(destination)
     str(source).encode()  # fails, before any work, where the manifest could not name it
     if options.tile_jpeg and not kernel.is_available():
         raise UserError("--tile-jpeg needs the C kernel, which is not built here; see `coatnet doctor`")

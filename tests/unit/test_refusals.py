@@ -44,6 +44,7 @@ BOTH = [
     ("data.train=[{path: EMPTY}]", "expected a folder per class"),
     ("data.train=[{path: ftp://host/x}]", "allowed: a folder or a URL"),
     ("data.train=[{path: PHOTOS},{path: OTHERS}]", "a mixture needs one vocabulary"),
+    ("data.train=", "override 'data.train=': nothing stands behind the =; null says"),
     ("data.evaluate=nowhere", "nowhere: no such folder"),
     ("data.evaluate=OTHERS", "has other classes than data.train[0]"),
     ("data.decoder=magic", "decoder is 'magic'; allowed: auto, kernel, pillow"),
@@ -107,8 +108,13 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("PHOTOS/shards", "allowed: a place outside PHOTOS, whose folders are classes"),
         ("PHOTOS/a/0.jpg", "DESTINATION is PHOTOS/a/0.jpg, which is no folder"),
         ("MODEL", "MODEL: holds a run; give a folder of its own"),
+        ("EXPORTED", "EXPORTED: holds an exported model; give a folder of its own"),
     ],
-    "shard --in-place": [("nowhere", "nowhere: no such folder of tars")],
+    "shard --in-place": [
+        ("nowhere", "nowhere: no such folder of tars"),
+        ("MODEL", "MODEL: holds a run; give a folder of its own"),
+        ("EXPORTED", "EXPORTED: holds an exported model; give a folder of its own"),
+    ],
     "shard nowhere": [("s3://bucket/shards", "DESTINATION is s3:/bucket/shards; allowed: a folder")],
     "inspect shards": [
         ("https://host/shards", "no URL"),
@@ -147,6 +153,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / "TARS" / name).touch()
     header = b'{"head.fc.weight":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}'
     (root / "WEIGHTS").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    (root / "EXPORTED").mkdir()
+    shutil.copy(root / "WEIGHTS", root / "EXPORTED" / "model.safetensors")
     begun = root / "OTHER_RUN"
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "identity.json").write_text('{"digest": "another"}')

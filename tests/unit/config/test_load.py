@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from coatnet.config import ConfigError, config_digest, from_dict, load_config, to_dict, to_yaml
+from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 
 
@@ -78,6 +79,9 @@ def test_files_that_extend_each_other_in_a_circle_are_an_error(tmp_path: Path) -
         ("inner.size=0", "inner.size is 0; allowed: 1 and more"),
         ("many=[{size: 0}]", r"many\[0\].size is 0"),
         ("warmup=${oc.env:HOME}", "interpolations .* not allowed"),
+        ("seed=null", r"override 'seed=null': seed is null; it needs a value"),
+        ("inner=null", r"inner is null; it needs a value"),
+        ("inner.rate= ", r"nothing stands behind the =; null says that nothing is meant"),
         ("seed", "expected key.sub=value"),
         ("seed=[", "seed="),
     ],
@@ -85,6 +89,37 @@ def test_files_that_extend_each_other_in_a_circle_are_an_error(tmp_path: Path) -
 def test_a_wrong_override_is_named_with_its_path(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(Root, overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("schema", "file", "said"),
+    [
+        (PretrainConfig, "quickstart_pretrain.yaml", "data.train is empty; give data.train=SHARDS"),
+        (
+            PretrainConfig,
+            "finetune/seeds.yaml",
+            "is a config of `coatnet finetune`, not of `coatnet pretrain`$",
+        ),
+        (
+            FinetuneConfig,
+            "ablations/layer_norm.yaml",
+            "is a config of `coatnet pretrain`, not of `coatnet fine",
+        ),
+        (Root, "finetune/seeds.yaml", "unknown key "),
+    ],
+)
+def test_a_config_of_another_command_is_told_as_such(schema: type, file: str, said: str) -> None:
+    path = Path(__file__).parents[3] / "configs" / file
+    with pytest.raises(ConfigError, match=said):
+        load_config(schema, path)
+
+
+def test_a_misspelled_key_makes_no_config_of_another_command(tmp_path: Path) -> None:
+    """Nor does one on the command line of a config that others could take, too."""
+    with pytest.raises(ConfigError, match="unknown key init; known: seed"):
+        load_config(PretrainConfig, write(tmp_path / "a.yaml", "init: runs/x\ntrian: {}\n"))
+    with pytest.raises(ConfigError, match="unknown key freeze"):
+        load_config(PretrainConfig, write(tmp_path / "b.yaml", "seed: 1\n"), overrides=["freeze=[S0]"])
 
 
 def test_an_interpolation_in_a_file_is_refused_wherever_it_hides(tmp_path: Path) -> None:
