@@ -94,3 +94,24 @@ def test_a_disk_that_takes_nothing_ends_no_run(tmp_path: Path, clock: Clock) -> 
     (life,) = read_lives(tmp_path / "account")
     assert (life.samples_seen, life.ended - life.began) == (16, pytest.approx(7))
     assert life.seconds == {**dict.fromkeys(CLASSES, 0.0), "start": 7.0}
+
+
+def test_time_in_which_a_rank_was_stopped_is_taken_from_what_it_was_at_then(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, absent = TimeAccount(tmp_path, rank=0, life=1), iter([0.0, 8.0])
+    account.started()
+    spans = iter([("compute", 100.0), ("evaluation", 10.0)])
+
+    def passes(seconds: float) -> bool:
+        """Let the keeper look after each span, and end."""
+        name, seconds = next(spans, ("", 0.0))
+        if name:
+            with account.measure(name):
+                clock.go(seconds)
+        return not name
+
+    monkeypatch.setattr(account._closed, "wait", passes)
+    monkeypatch.setattr("coatnet.runtime.absence.Absence.seconds", lambda absence: next(absent))
+    account._keep()
+    assert counted(account) == {"compute": 100, "evaluation": 2, "idle": 8}
