@@ -186,6 +186,26 @@ def test_a_step_waits_for_images_where_a_nodes_cores_are_too_few(config: Path, t
     served, _ = plan_of("pretrain", config, [])
     assert served.loading == 0.0 < waiting.loading
     assert waiting.images_per_second == pytest.approx(8 * 976)
+    both, _ = plan_of("pretrain", config, [f"hardware={few}", "nodes=2"])
+    assert both.images_per_second == pytest.approx(16 * 976)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "compiled", "fused", "rows"),
+    [
+        ("h100", "true", True, False),
+        ("h100", "false", False, False),
+        ("cpu2", "true", False, False),
+        ("cpu2", "false", False, True),
+    ],
+)
+def test_a_plan_knows_which_kernels_a_device_and_a_config_have(
+    hardware: str, compiled: str, fused: bool, rows: bool, config: Path
+) -> None:
+    words = [f"hardware={hardware}", f"compile={compiled}", "train.fused_mbconv=true", "precision=fp32"]
+    layout = plan_of("pretrain", config, words)[0].layout
+    assert (layout.fused, layout.rows) == (fused, rows)
+    assert layout.kernels == ("compiled" if layout.compiled else "rows" if rows else "plain")
 
 
 def test_a_comparison_takes_every_combination_that_divides_and_names_the_others(

@@ -90,6 +90,8 @@ def test_what_is_frozen_costs_its_weights_and_a_forward_pass(tmp_path: Path) -> 
     assert whole.learning_parameters == whole.parameters == probe.parameters > probe.learning_parameters
     assert whole.memory.weights == half.memory.weights == probe.memory.weights
     assert whole.memory.optimizer > half.memory.optimizer > 20 * probe.memory.optimizer
+    frozen = half.parameters - half.learning_parameters
+    assert half.checkpoint_bytes == 4 * (4 * half.learning_parameters + frozen), "average and two moments"
     assert whole.checkpoint_bytes > half.checkpoint_bytes > probe.checkpoint_bytes > whole.memory.weights
     assert probe.step.backward < 0.01 * whole.step.backward
     assert sum(probe.step.stages.values()) == pytest.approx(sum(whole.step.stages.values()) / 3, rel=0.01)
