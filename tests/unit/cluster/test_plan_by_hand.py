@@ -10,6 +10,14 @@ import pytest
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout, Memory, predict_memory
+from cluster.planning.operators import (
+    COMMIT_CALLS,
+    FORWARD_SHARE,
+    LOOP_CALLS,
+    MODULES_SHARE,
+    PASS_CALLS,
+    engine_of,
+)
 from cluster.planning.speed import Step, predict_step
 from cluster.planning.whole_run import decode_seconds, predict_run
 from cluster.planning.workload import Work
@@ -154,6 +162,40 @@ def test_what_does_not_learn_has_half_a_backward_pass_or_none() -> None:
     assert (found.stages["S0"], found.stages["head"]) == pytest.approx((3 * stem, 3 * 2 * stem))
     assert found.flops == 3 * 2 * 2 * (1100 * 3 + 10 * 1 + 10 * 2)
     assert found.optimizer == step(1).optimizer
+
+
+def test_cores_call_every_operator_in_turn_and_a_gpu_waits_where_it_is_the_quicker() -> None:
+    called = [
+        replace(MATMUL, calls={"plain": (5, 0), "compiled": (2, 0)}, tensors=2),
+        replace(DEPTHWISE, calls={"plain": (3, 2), "compiled": (1, 1)}, tensors=1, grouped=True),
+        replace(GELU, calls={"plain": (1, 0), "compiled": (1, 0)}),
+    ]
+    passed = replace(STEM, learns=False, tracked=False, calls={"plain": (8, 0)}, tensors=4)
+    engine = engine_of(1, is_ddp=False)
+    around = engine.until_norm(3, accumulation=3, world_size=4) + engine.interpreter(3, accumulation=3)
+    update = LOOP_CALLS + engine.update * 3 + COMMIT_CALLS
+
+    def found(works: list[Work], hardware: Hardware, **how: Any) -> Step:
+        layout = Layout(4, 1, micro_batch=2, groups=3, **how)
+        return predict_step(works, layout=layout, accumulation=3, hardware=hardware)
+
+    cores = replace(CORES, operator_seconds=2.0)
+    plain, modules = PASS_CALLS + 5 + (3 + 3 * 2) + 1, 1 + MODULES_SHARE
+    one = found(called, cores)
+    assert one.operators == pytest.approx(2 * (3 * modules * plain + around + update))
+    assert one.forward == pytest.approx(step(1).forward + 2 * FORWARD_SHARE * modules * plain)
+    again = found(called, cores, checkpointing=("S1",)).operators - one.operators
+    assert again == pytest.approx(2 * 3 * modules * FORWARD_SHARE * 14)
+    more = found([passed, *called], cores).operators - one.operators
+    assert more == pytest.approx(2 * 3 * modules * FORWARD_SHARE * 8)
+    compiled = found(called, cores, compiled=True).operators
+    assert compiled == pytest.approx(2 * (3 * (PASS_CALLS + 2 + (1 + 3) + 1) + around + update))
+    gpu = found(called, replace(GPU, operator_seconds=40.0))
+    working = sum(gpu.stages.values())
+    calls = 40 * (3 * modules * plain + around)
+    assert calls > working and gpu.operators == pytest.approx(calls - working + 40 * update)
+    assert gpu.backward == pytest.approx(one.backward * calls / working)
+    assert gpu.forward == pytest.approx(40 * FORWARD_SHARE * modules * plain)
 
 
 def test_a_run_is_its_start_its_steps_its_evaluations_and_its_last_save() -> None:
