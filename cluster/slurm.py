@@ -34,6 +34,7 @@ _ENDED = {
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "did not answer",
          "ended by SIG", "Zero Bytes were transmitted", "Transport endpoint",
          "Communication connection failure", "Slurm backup controller in standby")  # fmt: skip
+_ALL = ("--all",)  # else partitions that a site hides, and one's own jobs there, are passed over in silence
 _COLUMNS = "%A|%F|%K|%T|%r|%S|%E|%o"
 _UNHEARD = ("Unable to contact slurm controller", "Connection refused", "controller in standby")
 _AWAY_SECONDS = 900.0
@@ -276,7 +277,7 @@ def queue(*, users: Collection[int] = (), limit_seconds: float | None = None) ->
     whose = ",".join(map(str, sorted({os.getuid(), *users})))
     return parse_queue(
         run_command(
-            ["squeue", "--noheader", "--states=all", f"--format={_COLUMNS}", f"--user={whose}"],
+            ["squeue", *_ALL, "--noheader", "--states=all", f"--format={_COLUMNS}", f"--user={whose}"],
             limit_seconds=limit_seconds,
         )
     )
@@ -322,7 +323,7 @@ def partitions(wanted: str | None) -> list[Partition]:
     Raises:
         SlurmError: one of them does not exist.
     """
-    printed = run_command(["scontrol", "--oneliner", "show", "partition"])
+    printed = run_command(["scontrol", *_ALL, "--oneliner", "show", "partition"])
     known, default = {}, None
     for line in printed.splitlines():
         fields = dict(item.split("=", 1) for item in line.split() if "=" in item)

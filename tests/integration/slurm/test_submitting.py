@@ -25,6 +25,7 @@ from training import make_photos
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
+_NOBODY = 65534
 COATNET = str(Path(sys.executable).parent / "coatnet")
 
 
@@ -88,3 +89,24 @@ def test_while_the_controller_is_away_no_run_is_called_lost_and_none_cancelled(
         slurm_cluster.start_controller()
     assert cancel_run(run.directory) == [run.job_id]
     assert run.ends("COMPLETED", "CANCELLED", "FAILED") == "CANCELLED"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user is played, whom SLURM hides it from")
+def test_a_job_in_a_partition_that_the_site_hides_is_seen(
+    slurm_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm_cluster.environment["SLURM_CONF"])
+    script = slurm_cluster.root / "script.sh"
+    script.write_text("#!/bin/sh\nsleep 600\n")
+    slurm_cluster.client("scontrol", "update", "PartitionName=short", "Hidden=YES")
+    os.setresgid(_NOBODY, _NOBODY, 0)
+    os.setresuid(_NOBODY, _NOBODY, 0)
+    try:
+        assert [one.limit_seconds for one in slurm.partitions("short")] == [600]
+        job_id = slurm.sbatch(str(script), "--partition=short", "--time=5", "--output=/dev/null")
+        assert slurm.queue()[job_id].is_alive
+        slurm.cancel_job(job_id)
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        slurm_cluster.client("scontrol", "update", "PartitionName=short", "Hidden=NO")

@@ -145,7 +145,7 @@ class Cluster:
         self._heard, self._make = folder / "heard", program
         (folder / "next").write_text("10")
         self.program("sbatch", f"read id < {folder}/next; echo $((id + 1)) > {folder}/next; echo $id")
-        self.program("scontrol", f'[ "$2" != show ] || echo "{_PARTITION}"')
+        self.program("scontrol", f'[ "$3" != show ] || echo "{_PARTITION}"')
         self.program("scancel", "")
         self.queue()
 

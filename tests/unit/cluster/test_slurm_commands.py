@@ -191,7 +191,7 @@ def test_commands_hear_nothing_of_an_outer_job_and_read_no_keyboard(
 
 def test_the_jobs_of_others_are_asked_for_with_ones_own(program: Program) -> None:
     whose = ",".join(map(str, sorted({7, os.getuid(), 70000})))
-    asked = f"--noheader --states=all --format=%A|%F|%K|%T|%r|%S|%E|%o --user={whose}"
+    asked = f"--all --noheader --states=all --format=%A|%F|%K|%T|%r|%S|%E|%o --user={whose}"
     program("squeue", f"""[ "$*" = '{asked}' ] && echo '7|7|N/A|RUNNING|None|N/A|(null)|/a.sh'""")
     assert slurm.queue(users=[70000, 7]) == {"7": QueuedJob("7", "RUNNING", script="/a.sh")}
 
