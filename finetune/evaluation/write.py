@@ -20,6 +20,7 @@ _DOTS_PER_INCH = 150
 _MOST_CELLS = 60  # a larger confusion matrix is a table and no picture
 _MOST_COLUMNS = 1000  # of a table; for 21,841 classes it would take a gigabyte
 _MOST_NUMBERED = 20
+_ROOM = 1.15  # of a text's own width
 _MOST_LETTERS = 36  # of a path in a title
 
 
@@ -98,18 +99,33 @@ def _plot_resolutions(reports: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    by_size.set_xticks([report["image_size"] for report in ordered])
-    for report, height in zip(ordered, shares, strict=True):
-        by_cost.annotate(
-            f"{report['image_size']} px", (report["gmacs"], height), (5, 5), textcoords="offset points"
-        )
+    sizes = [report["image_size"] for report in ordered]
+    by_size.set_xticks(sizes, [f"{px}" for px in sizes])
+    points = zip(sizes, [report["gmacs"] for report in ordered], shares, strict=True)
+    # Below on the right: most curves come from below on the left.
+    by_what: dict[str, Any] = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8}
+    labels = [by_cost.annotate(f"{px} px", (cost, height), **by_what) for px, cost, height in points]
     by_cost.set_xlim(left=0)
     first = ordered[0]
     what, where = (_end_of(first[key]) for key in ("model", "data"))
     figure.suptitle(f"{what} on {where}, {first['samples']:,} images", parse_math=False)
     by_size.set_ylabel(f"{words} (%), 95 % interval")
+    figure.draw_without_rendering()  # lays everything out
+    _thin_out(by_size.get_xticklabels())
+    _thin_out(labels)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=_DOTS_PER_INCH)
+
+
+def _thin_out(texts: Sequence[Any]) -> None:
+    """Hide texts of a figure that would lie on a later one: where resolutions are small, many crowd."""
+    shown: list[Any] = []
+    for text in reversed(texts):
+        box = text.get_window_extent().expanded(_ROOM, 1)
+        if any(box.overlaps(other) for other in shown):
+            text.set_visible(False)
+        else:
+            shown.append(box)
 
 
 def _end_of(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,8 @@ def test_an_evaluation_without_a_finite_guess_is_written_as_any_other(
     assert min(Image.open(tmp_path / "confusion-32.png").size) > 300 and not recwarn.list
 
 
-def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
+def figures_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return where the figures come that are drawn from now on."""
     drawn: list[Any] = []
 
     def figure(**options: Any) -> Any:
@@ -107,6 +107,29 @@ def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
         return drawn[-1]
 
     monkeypatch.setattr("finetune.evaluation.write.make_figure", figure)
+    return drawn
+
+
+def test_of_many_resolutions_so_many_are_named_in_the_plot_as_find_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, report = figures_of(monkeypatch), full_report(FOUR, names=["a", "b", "c"], with_confusion=False)
+    sizes = [32 * number for number in range(1, 25)]
+    report |= {"label_kind": "single", "model": "runs/mine", "data": "photos"}
+    del report["confusion"]
+    write_reports([{**report, "image_size": px, "gmacs": px**2 / 1e4} for px in sizes], tmp_path)
+    by_size, by_cost = drawn[-1].axes
+    for texts in (by_size.get_xticklabels(), by_cost.texts):
+        shown = [text for text in texts if text.get_visible()]
+        assert len(texts) == 24 and 4 <= len(shown) < 24 and shown[-1] is texts[-1]
+        boxes = [text.get_window_extent() for text in shown]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    drawn = figures_of(monkeypatch)
     names = [letter * 200 for letter in "nv$"]
     report = full_report(FOUR, names=names, with_confusion=True)
     report |= {"label_kind": "single", "gmacs": 1.0, "model": f"runs/{'n' * 200}", "data": "v" * 200}
