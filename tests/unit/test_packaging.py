@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -40,6 +41,16 @@ def pins_for(python: str) -> dict[str, Requirement]:
     }
 
 
+@functools.cache
+def installed(name: str) -> tuple[str, str] | None:
+    """Return the version that is installed here, and the Pythons that it admits."""
+    try:
+        found = distribution(name)
+    except PackageNotFoundError:
+        return None  # of another Python, or of torch's CUDA build
+    return found.version, found.metadata["Requires-Python"] or ""
+
+
 def version(pin: Requirement) -> str:
     (exact,) = pin.specifier
     assert exact.operator == "==", f"{pin} is not exact"
@@ -62,13 +73,9 @@ def test_every_version_that_is_installed_here_admits_each_python_that_it_is_pinn
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
     refused = {}
     for name, pin in pins_for(python).items():
-        try:
-            installed = distribution(name)
-        except PackageNotFoundError:
-            continue  # of another Python, or of torch's CUDA build
-        admitted = SpecifierSet(installed.metadata["Requires-Python"] or "")
-        if installed.version == version(pin) and not admitted.contains(python):
-            refused[str(pin)] = str(admitted)
+        here, admitted = installed(name) or ("", "")
+        if here == version(pin) and not SpecifierSet(admitted).contains(python):
+            refused[str(pin)] = admitted
     assert not refused, f"make pins: not for Python {python}: {refused}"
 
 

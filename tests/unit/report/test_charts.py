@@ -56,10 +56,11 @@ def test_a_curve_keeps_its_ends_and_its_spikes_and_what_a_later_life_took_again_
 @pytest.mark.parametrize("stride", [1, 3, 40])
 def test_a_curve_of_few_points_is_all_of_them_and_going_back_gives_up_what_came_behind(stride: int) -> None:
     rng, curve, taken, longest = random.Random(stride), Curve(), [], 0
-    assert curve.points() == []
+    points = curve.points()
+    assert points == []
     for _ in range(2_000):
         back = max(0, len(taken) - (rng.randrange(60) if rng.random() < 0.02 else 0))
-        before, point = curve.points(), (back * stride, float(rng.randrange(50)))
+        before, point = points, (back * stride, float(rng.randrange(50)))
         taken[back:] = [point]
         curve.add(*point)
         points = curve.points()
