@@ -93,7 +93,7 @@ class Stream:
         """Return what there is to say of data that do not come; from any thread."""
         found: dict[str, str] = {}
         for corpus in self._corpora:
-            if corpus.remote and (name := corpus.fetching):
+            if name := corpus.fetching:
                 found.setdefault(FETCHES, name)
         if self._account.counting == "data_wait":
             found[WAITS] = f"rank {self._ranks.rank} waits for its batch"
