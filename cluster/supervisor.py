@@ -49,6 +49,7 @@ EXIT_OCCUPIED = 3
 _LEASE_HELD = "held by process"
 _LOST_PEER = "lost another rank"
 _END_PATIENCE_SECONDS = 60.0  # after a requeue SLURM ends this process
+_POLL_SECONDS = 0.1
 _OUTCOMES = {Action.FINISH: "done", Action.LEAVE: "ended", Action.CONTINUE: "stopped", Action.FAIL: "failed"}
 
 
@@ -353,7 +354,7 @@ class Supervisor:
         """Wait for the TERM that a requeue sends: ending before it would end the job for good."""
         deadline = time.monotonic() + _END_PATIENCE_SECONDS
         while not self.terminated and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(_POLL_SECONDS)
 
     def _on_terminate(self, number: int, frame: Any) -> None:
         self.terminated = True

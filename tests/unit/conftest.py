@@ -28,6 +28,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Let the process end without a walk through all that it imported."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_waits_for_the_disk() -> Iterator[None]:
     """Let fsync refuse what it refuses, but wait for no disk: none of these tests cuts the power.

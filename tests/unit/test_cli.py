@@ -162,13 +162,6 @@ def test_a_command_without_words_shows_its_help(words: tuple[str, ...], typed: T
     assert done.returncode == 2 and "Commands" in done.stdout and done.stderr == ""
 
 
-def test_the_package_is_the_command() -> None:
-    """Where the environment's `bin` is not in the PATH: `python -m coatnet`."""
-    command = [sys.executable, "-m", "coatnet", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == f"coatnet {version('coatnet')}\n"
-
-
 def test_the_version_is_the_installed_one(typed: Typed) -> None:
     done = typed("--version")
     assert (done.returncode, done.stdout) == (0, f"coatnet {version('coatnet')}\n")
@@ -250,8 +243,9 @@ def test_nothing_is_coloured_where_no_terminal_listens() -> None:
         assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
 
 
-def test_a_terminal_that_lacks_a_character_gets_another() -> None:
-    command = [sys.executable, "-m", "coatnet.cli", "inspect", "model", "coatnet_0"]
+def test_the_package_is_the_command_and_a_terminal_that_lacks_a_character_gets_another() -> None:
+    """Where the environment's `bin` is not in the PATH: `python -m coatnet`."""
+    command = [sys.executable, "-m", "coatnet", "inspect", "model", "coatnet_0"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # the table holds × and ²
     done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=60)
     assert done.returncode == 0 and b"25,036,948" in done.stdout

@@ -219,8 +219,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, program: Program) -> Iterator[Machine]:
+def machine(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Return a machine; the signal handlers come back afterwards."""
+    monkeypatch.setattr("cluster.supervisor._POLL_SECONDS", 0.01)
     made = Machine(tmp_path, program)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     yield made

@@ -121,18 +121,8 @@ def test_a_job_behind_a_run_that_is_done_waits_for_nothing(cluster: Cluster) -> 
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("a", "it is not done, and no job of it waits or runs"),
-        ("cancelled", "it is cancelled; submit it with --release first"),
-        ("held", "it is held; submit it with --release first"),
-        ("empty", "holds no run that was submitted"),
-        ("nowhere", "no such folder"),
-    ],
-)
 def test_a_job_behind_a_run_of_which_nothing_will_come_would_wait_for_ever(
-    cluster: Cluster, name: str, words: str, dry_run: bool
+    cluster: Cluster, dry_run: bool
 ) -> None:
     cluster.stages(a="requeue", cancelled="requeue", held="chain")
     cluster.submit()
@@ -140,9 +130,16 @@ def test_a_job_behind_a_run_of_which_nothing_will_come_would_wait_for_ever(
     for marker in ("cancelled", "held"):
         cluster.end(marker, marker)
     (cluster.folder / "empty").mkdir()
-    with pytest.raises(UserError, match=f"--after .*/{name}: {words}"):
-        submit_behind(cluster, "b", after=name, dry_run=dry_run)
-    assert not (cluster.folder / "b").exists(), "nothing was queued"
+    for name, words in (
+        ("a", "it is not done, and no job of it waits or runs"),
+        ("cancelled", "it is cancelled; submit it with --release first"),
+        ("held", "it is held; submit it with --release first"),
+        ("empty", "holds no run that was submitted"),
+        ("nowhere", "no such folder"),
+    ):
+        with pytest.raises(UserError, match=f"--after .*/{name}: {words}"):
+            submit_behind(cluster, "b", after=name, dry_run=dry_run)
+        assert not (cluster.folder / "b").exists(), "nothing was queued"
 
 
 def test_a_preview_where_no_slurm_is_looks_at_the_directory_alone(

@@ -58,7 +58,10 @@ def test_a_run_by_hand_has_a_log_per_rank_beside_its_reports_and_one_can_be_chos
     assert told(None) == ["rank0: of 0", "rank1: of 1"], "its ranks' logs tell that"
 
 
-def test_following_ends_after_the_last_lines_of_a_finished_run(run: Path) -> None:
+def test_following_ends_after_the_last_lines_of_a_finished_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.logs._POLL_SECONDS", 0.01)
     path = run / "logs" / "life-001.try-1.rank-0.log"
     path.write_text("first\n")
     asked = []

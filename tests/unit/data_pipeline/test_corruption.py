@@ -73,7 +73,9 @@ class LeavesOnce(LocalFiles):
         return found
 
 
-def test_a_file_that_leaves_the_cache_before_it_is_opened_is_fetched_again(shard_folder: Path) -> None:
+def test_a_file_that_leaves_the_cache_before_it_is_opened_is_fetched_again(
+    shard_folder: Path, pauses: list[float]
+) -> None:
     corpus = Corpus(Corpus.open(shard_folder).manifest, LeavesOnce(shard_folder))
     assert contents(corpus) == contents(Corpus.open(shard_folder))
 

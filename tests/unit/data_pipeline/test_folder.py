@@ -112,7 +112,7 @@ def test_what_a_desktop_leaves_in_parts_of_a_data_set_makes_no_classes_of_them(
     image_folder: Path, tmp_path: Path, train: str, beside: str
 ) -> None:
     for part in (train, "val"):
-        shutil.copytree(image_folder, tmp_path / part)
+        shutil.copytree(image_folder, tmp_path / part, ignore=shutil.ignore_patterns("*[1-9].jpg"))
         (tmp_path / part / beside).touch()
     with pytest.raises(UserError, match=f"its folders are parts of a data set: {train}, val; give one"):
         FolderCorpus.open(tmp_path)

@@ -80,7 +80,10 @@ class Voice(Ranks):
         self.spoke.set()
 
 
-def test_a_stop_that_takes_long_says_what_it_waits_for_and_the_same_once(tmp_path: Path) -> None:
+def test_a_stop_that_takes_long_says_what_it_waits_for_and_the_same_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coatnet.runtime.watchdog._POLL_SECONDS", 0.01)
     stop, said = StopFlag(), Voice.said
     run: TrainingRun[State, PretrainResult] = TrainingRun(RunDirectory(tmp_path), ranks=Voice(), stop=stop)
     stop.request("SIGINT")
