@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.planning.communication import Communication, exchanges, predict_communication
 from cluster.planning.hardware import Hardware
 from cluster.planning.memory import Layout, Memory, predict_memory
 from cluster.planning.operators import (
@@ -16,6 +17,7 @@ from cluster.planning.operators import (
     LOOP_CALLS,
     MODULES_SHARE,
     PASS_CALLS,
+    collectives,
     engine_of,
 )
 from cluster.planning.speed import Step, predict_step
@@ -196,6 +198,57 @@ def test_cores_call_every_operator_in_turn_and_a_gpu_waits_where_it_is_the_quick
     assert calls > working and gpu.operators == pytest.approx(calls - working + 40 * update)
     assert gpu.backward == pytest.approx(one.backward * calls / working)
     assert gpu.forward == pytest.approx(40 * FORWARD_SHARE * modules * plain)
+
+
+@pytest.mark.parametrize(
+    ("stage", "how", "sent"),
+    [
+        (0, {}, [("all-reduce of gradients", 4000, 1, 2, 0)]),
+        (0, {"is_ddp": True}, [("all-reduce of gradients", 4000, 1, 2, 0.25)]),
+        (1, {}, [("all-reduce of gradients", 2000, 1, 2, 0), ("gather of weights", 2000, 1, 1, 0)]),
+        (2, {}, [("all-reduce of gradients", 8000, 4, 2, 0), ("gather of weights", 2000, 1, 1, 0)]),
+        (
+            *(3, {"overlap": True}),
+            [("reduce-scatter of gradients", 8000, 4, 1, 1), ("gather of weights", 16000, 8, 1, 1)],
+        ),
+    ],
+)
+def test_what_a_step_of_four_micro_batches_sends_of_a_thousand_weights(
+    stage: int, how: dict[str, Any], sent: list[tuple[Any, ...]]
+) -> None:
+    layout = Layout(8, stage, 1, **how)
+    assert [tuple(vars(one).values()) for one in exchanges(1000, layout=layout, accumulation=4)] == sent
+    assert exchanges(1000, layout=replace(layout, world_size=1), accumulation=4) == []
+
+
+def test_what_is_sent_passes_the_links_of_a_node_and_then_those_between_nodes() -> None:
+    """Two nodes of four: a ring takes 3/4 · 2000 / 100 + 1/2 · 500 / 10 s, and a trip for each bucket."""
+    links = {"node_bytes_per_second": 100.0, "network_bytes_per_second": 10.0}
+    hardware = replace(GPU, gpus_per_node=4, network_latency_seconds=0.25, **links)
+
+    def found(**how: Any) -> Communication:
+        return predict_communication(
+            parameters=1000,
+            norms=3,
+            layout=Layout(8, 1, 1, **how),
+            accumulation=4,
+            hardware=hardware,
+            backward_seconds=100.0,
+        )
+
+    waits = collectives(1, is_ddp=False) * 0.5
+    for sync, sums in (("none", 0.0), ("node", 48 * 0.25), ("all", 48 * 0.5)):
+        one = found(bucket_elements=500, sync=sync)
+        assert one.collectives == {
+            "all-reduce of gradients": pytest.approx(2 * (15 + 25 + 2 * 0.25)),
+            "gather of weights": pytest.approx(15 + 25 + 2 * 0.25),
+            "sums of batch norm": pytest.approx(sums),
+            "small messages": pytest.approx(waits),
+        }
+        assert one.exposed == pytest.approx(one.seconds)
+    beside = found(overlap=True)  # eight buckets; a fourth of the backward passes hides four fifths
+    assert beside.seconds == pytest.approx(3 * (15 + 25 + 8 * 0.25) + waits)
+    assert beside.exposed == pytest.approx(beside.seconds - 0.8 * 25)
 
 
 def test_a_run_is_its_start_its_steps_its_evaluations_and_its_last_save() -> None:
