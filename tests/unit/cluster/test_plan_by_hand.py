@@ -22,7 +22,8 @@ from cluster.planning.operators import (
 )
 from cluster.planning.speed import Step, predict_step
 from cluster.planning.whole_run import decode_seconds, predict_run
-from cluster.planning.workload import Work
+from cluster.planning.workload import Work, workload
+from coatnet.model.config import ModelConfig
 
 GPU = Hardware(
     name="round",
@@ -110,6 +111,20 @@ def test_what_a_rank_holds_of_the_activations(
     precision: str, how: dict[str, Any], activations: dict[str, float]
 ) -> None:
     assert memory(1, precision, **how).activations == activations
+
+
+def test_checkpointing_keeps_of_a_block_what_goes_into_it() -> None:
+    kept: dict[str, float] = {}
+    for work in workload(ModelConfig(name="coatnet_0"), image_size=224):
+        kept[work.block] = kept.get(work.block, 0.0) + work.block_input
+    sides = {
+        "S1": (64, 112, 96, 56),
+        "S2": (96, 56, 192, 28),
+        "S3": (192, 28, 384, 14),
+        "S4": (384, 14, 768, 7),
+    }
+    for stage, (width, side, inner_width, inner_side) in sides.items():
+        assert kept[f"{stage}.0"] == width * side**2 and kept[f"{stage}.1"] == inner_width * inner_side**2
 
 
 def test_parts_that_do_not_learn_are_weights_alone() -> None:
