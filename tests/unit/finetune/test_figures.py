@@ -118,6 +118,7 @@ def test_of_many_resolutions_so_many_are_named_in_the_plot_as_find_room(
     report |= {"label_kind": "single", "model": "runs/mine", "data": "photos"}
     del report["confusion"]
     write_reports([{**report, "image_size": px, "gmacs": px**2 / 1e4} for px in sizes], tmp_path)
+    drawn[-1].draw_without_rendering()  # at its own resolution again, not at the file's
     by_size, by_cost = drawn[-1].axes
     for texts in (by_size.get_xticklabels(), by_cost.texts):
         shown = [text for text in texts if text.get_visible()]
