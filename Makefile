@@ -6,7 +6,8 @@ VENV   := .venv
 CONSTRAINTS := constraints.txt
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile
+# One more than there are cores: a third of its time a worker waits for programs that its tests start.
+WORKERS := --numprocesses $(shell expr $$(nproc) + 1) --maxprocesses 8 --dist loadfile
 # Tests that start ranks of their own wait a good deal, for time-outs and for processes to start.
 PAIR := --numprocesses 2 --dist loadfile
 export DS_BUILD_OPS = 0
@@ -27,7 +28,7 @@ quickstart: $(VENV)/.quickstart
 	$(BIN)/coatnet quickstart
 
 # What starts ranks and servers of its own runs two at a time, SLURM's scenarios three, since they mostly wait;
-# the rest by as many workers as there are cores.
+# the rest by WORKERS.
 test: system-packages $(VENV)/.test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden $(WORKERS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration tests/gpu --ignore tests/integration/slurm $(PAIR)
