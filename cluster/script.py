@@ -20,6 +20,8 @@ _PLAIN_OPTIONS = {
     "exclude": "exclude", "mem": "memory",
 }  # fmt: skip
 _OWN_GPUS = ("--gres=gpu", "--gpus")  # how a site may ask for them instead, as by --gres=gpu:a100:8
+# A function of login shells, which no job inherits by its name; what defines it may make the path anew.
+_MODULES = "type module > /dev/null 2>&1 || { path=$PATH; . /etc/profile; PATH=$path; }"
 BASE_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "SLURM_CONF")
 
 
@@ -81,6 +83,7 @@ def _body(job: Job, *, job_file: Path) -> list[str]:
     lines = [
         f"# coatnet {command}: {shape}; continued by {site.continuation}.",
         "# Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.",
+        *([_MODULES] if site.modules else []),
         "set -e",  # and not -u, which ends what modules and conda source where a variable is not set
         "umask 027",
         "trap '' USR1  # until the supervisor listens, a warning ends nobody",

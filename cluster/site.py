@@ -94,7 +94,7 @@ class SiteConfig:
         lives_without_progress: so many in a row without a new checkpoint, and the run is held.
         warning_seconds: before the limit the run is told to save; at least twice what a step and a save take.
         modules: to load, as [cuda/12.6].
-        setup_script: a file that the batch script sources.
+        setup_script: that the batch script sources; `. /etc/profile` there brings what login shells have.
         environment: names of variables that jobs inherit beside PATH, HOME, USER and LANG.
         secrets_file: NAME=value lines, mode 0600; read on the node, printed nowhere.
         sbatch: further options of sbatch, as ["--mail-type=FAIL"].

@@ -16,6 +16,7 @@
 
 # coatnet pretrain: 8 nodes × 8 ranks, 1 spare; continued by chain.
 # Rendered by `coatnet submit`: submit again rather than edit. The ranks' command is in job.json.
+type module > /dev/null 2>&1 || { path=$PATH; . /etc/profile; PATH=$path; }
 set -e
 umask 027
 trap '' USR1  # until the supervisor listens, a warning ends nobody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_a_sites_script_may_ask_for_what_is_not_set_and_ends_the_job_when_it_fai
     script = render_script(one, job_file=tmp_path / "job.json").replace("-m cluster.supervisor", "lives #")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == (said, int(not said))
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_modules_are_loaded_although_a_job_inherits_no_function_that_does_so(
+    tmp_path: Path, inherited: bool
+) -> None:
+    """As the user's login shell has it: from /etc/profile, which makes the path anew and may end badly."""
+    profile = tmp_path / "profile"
+    profile.write_text('PATH=/nowhere\nmodule() { echo "$* by the profile"; }\nfalse\n')
+    one = job(modules=["cuda/12.6"])
+    one.code, one.python = str(tmp_path), "/bin/echo"
+    script = render_script(one, job_file=tmp_path / "job.json").replace("/etc/profile", str(profile))
+    script = script.replace("-m cluster.supervisor", '"$PATH" #')
+    given = {"PATH": os.environ["PATH"]}
+    if inherited:
+        given["BASH_FUNC_module%%"] = '() { echo "$* by the shell"; }'
+    done = subprocess.run(["bash", "-c", script], env=given, capture_output=True, text=True, check=False)
+    by = "shell" if inherited else "profile"
+    assert done.stdout == f"load cuda/12.6 by the {by}\n{given['PATH']}\n", done.stderr
 
 
 @pytest.mark.parametrize("own", ["--gres=gpu:a100:8", "--gpus=16", "--gpus-per-node=a100:8"])
