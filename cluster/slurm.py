@@ -41,11 +41,13 @@ _AWAY_SECONDS = 900.0
 _REFUSALS_SECONDS = 20.0
 _GONE = ("Invalid job id", "already completing or completed", "already finished")
 _DEPENDENCY = re.compile(r":(\d+)")  # afterok:12(unfulfilled),afterany:13_*
+_ERROR = re.compile(r"\b(error|fatal)\b", re.IGNORECASE)
+_MOST_LINES = 3
 _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?")
 
 
 class SlurmError(UserError):
-    """A SLURM command failed: the message is its own first line."""
+    """A SLURM command failed: the message is what it said of that."""
 
 
 class PerhapsSubmitted(SlurmError):
@@ -107,9 +109,16 @@ def run_command(
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} did not answer within {limit:g} s") from None
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [_ending(done.returncode)]
-        raise SlurmError(f"{argv[0]}: {lines[0].removeprefix(argv[0] + ': ').removeprefix('error: ')}")
+        raise SlurmError(f"{argv[0]}: {_told(done.stderr, argv[0]) or _ending(done.returncode)}")
     return done.stdout
+
+
+def _told(said: str, program: str) -> str:
+    """Return what a failed command said of its failure: a site's notices may stand around that."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line)] or lines[:1]
+    words = (line.removeprefix(f"{program}: ").removeprefix("error: ") for line in errors)
+    return "; ".join(list(dict.fromkeys(words))[:_MOST_LINES])
 
 
 def _answered(

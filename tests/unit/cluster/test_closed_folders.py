@@ -19,7 +19,8 @@ _NOBODY = 65534
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of two runs, seen from beside it by somebody whom permissions bind."""
     for name in ("first", "second"):
-        (tmp_path / "runs" / name / "logs").mkdir(parents=True)
+        for folder in ("logs", "mine"):
+            (tmp_path / "runs" / name / folder).mkdir(parents=True)
         History(tmp_path / "runs" / name).begin(job_id="7", nodes=["n1"], step=-1)
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)  # pytest's own folders are closed to others
@@ -44,7 +45,8 @@ def closed(path: Path) -> None:
 
 def test_a_run_that_may_not_be_entered_is_in_the_table(runs: Path) -> None:
     assert find_runs([runs]) == [runs / "first", runs / "second"]
-    closed(runs / "first" / "logs")  # of a run that can be told of
+    for name in ("logs", "mine"):  # of a run that can be told of
+        closed(runs / "first" / name)
     closed(runs / "second")
     assert find_runs([runs]) == [runs / "first", runs / "second"]
     found = status_or_trouble(runs / "second", queue=None)

@@ -33,6 +33,33 @@ def test_a_controller_that_is_away_is_asked_again(program: Program, tmp_path: Pa
     assert len((tmp_path / "asked").read_text().splitlines()) == 4
 
 
+def test_a_controller_that_is_away_is_asked_again_whatever_the_site_says_before(
+    program: Program, tmp_path: Path
+) -> None:
+    program("scontrol", f"echo Maintenance on Monday >&2; {after_refusals(tmp_path, AWAY)}")
+    slurm.requeue("7")
+    assert len((tmp_path / "asked").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("sbatch: 10 % of your hours are left\nsbatch: error: Invalid qos\n", "Invalid qos"),
+        (
+            "sbatch: error: give a project\nsbatch: error: Batch job submission failed: Unspecified error",
+            "give a project; Batch job submission failed: Unspecified error",
+        ),
+        ("sbatch: not today\nsbatch: nor tomorrow\n", "not today"),
+        ("sbatch: error: no\n" * 9, "no"),
+    ],
+)
+def test_of_what_a_refusal_says_the_errors_are_told(program: Program, said: str, told: str) -> None:
+    program("sbatch", f"printf '{said.replace('%', '%%')}' >&2; exit 1")
+    with pytest.raises(SlurmError) as refused:
+        slurm.sbatch("script.sh")
+    assert str(refused.value) == f"sbatch: {told}"
+
+
 @pytest.mark.parametrize(
     "ask", [lambda: slurm.requeue("7"), lambda: slurm.release("7")], ids=["requeue", "release"]
 )

@@ -49,8 +49,8 @@ def test_the_error_by_which_it_ended_is_told_until_it_goes_on(run: RunDirectory)
     run.record_event("ended", writer=1, rank=1, reason="shards/train: No such file")
     run.record_event("bad_sample", writer=2)
     run.append(run.events_of(2), {"kind": "resume", "time": "torn"})
-    found = read_status(run.path, queue=None)
-    assert found.state == "failed"
+    found = read_status(run.path, queue={})
+    assert (found.state, found.next_action) == ("failed", ""), "there is nothing to submit"
     assert found.detail == "shards/train: No such file; mend that, then the same command goes on"
     run.record_event("resume", life=2)
     assert read_status(run.path, queue=None).state == "interrupted"
