@@ -16,9 +16,10 @@ from coatnet.runtime.account import TimeAccount
 from coatnet.runtime.endings import Distrusted
 from coatnet.runtime.ranks import Ranks
 from coatnet.training.sharded_state import ShardedState
-from data_pipeline.batch import Batch
+from data_pipeline.batch import BadSample, Batch
 from pretrain.config import PretrainConfig
 from pretrain.engine.engine import Update
+from pretrain.state import digest_of_positions
 from pretrain.trainer import Trainer
 
 
@@ -54,17 +55,25 @@ class FakeEngine:
 
     def __init__(self, ranks: Ranks, update: Update) -> None:
         self.ranks, self._update = ranks, update
+        self.drawn: list[float] = []
         self.module = GroupBatchNorm(3, group_images=2, momentum=0.1, eps=1e-3)
         self.state = FakeState(self)
 
     def step(self, *_: Any, **__: Any) -> Update:
+        self.drawn.append(float(torch.rand(())))
         self.module(torch.ones(2, 4, 4, 3))
         return self._update
 
+    def rehearse_alone(self, *_: Any, **__: Any) -> None:
+        self.module(torch.ones(2, 4, 4, 3))
+        raise RuntimeError("out of memory")
 
-def trainer(folder: Path, rank: int, *, update: Update, other: float) -> Trainer:
-    """Make one of two ranks, which finds an update where the other finds a norm."""
-    engine = FakeEngine(Told(rank=rank, world_size=2, said=(2.0, other, 0.5, 0, 0, 0)), update)
+
+def trainer(
+    folder: Path, rank: int, *, update: Update, other: float, counts: tuple[int, int, int] = (0, 0, 0)
+) -> Trainer:
+    """Make one of two ranks, which finds an update where the other finds a norm and has counts."""
+    engine = FakeEngine(Told(rank=rank, world_size=2, said=(2.0, other, 0.5, *counts)), update)
     return Trainer(
         cast(Any, engine),
         load_config(PretrainConfig, overrides=["data.train=nowhere"]),
@@ -135,3 +144,58 @@ def test_a_share_is_taken_in_micro_batches_or_whole(
     steps.micro_batch = micro_batch
     parts = steps._micro_batches(Batch.blank(image_size=32, samples=4))
     assert [(part.start, part.stop) for _, part in parts] == slices
+
+
+def test_what_ranks_have_counted_and_ask_for_is_told_of_all(tmp_path: Path) -> None:
+    update = Update(torch.tensor(1.0), 1.0, applied=True)
+    steps = trainer(tmp_path, 0, update=update, other=1.0, counts=(2, 1000, 3))
+    batch = Batch.blank(image_size=32, samples=2)
+    batch.bad.append(BadSample(0, "shard:0", "truncated", "shard:1"))
+    result = steps.step(batch, samples_seen=0, learning_rate=0.1, wish=1)
+    assert result.digest == digest_of_positions(batch.seen.numpy()) + 1000
+    assert (result.wishes, result.bad, result.losses) == ([1, 2], 4, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("label", "waits_as"), [("compute", "communication"), ("redone", "redone")])
+def test_a_steps_time_and_its_waits_are_of_the_class_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, waits_as: str
+) -> None:
+    counting = list[str]()
+    steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), 1.0, applied=True), other=1.0)
+    for owner, name in ((FakeEngine, "step"), (Told, "table"), (FakeState, "update_ema")):
+        original = getattr(owner, name)
+
+        def noting(self: Any, *given: Any, original: Any = original, **options: Any) -> Any:
+            counting.append(steps._account.counting)
+            return original(self, *given, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+    steps.step(Batch.blank(image_size=32, samples=2), samples_seen=0, learning_rate=0.1, label=label)
+    assert counting == [label, waits_as, label]
+
+
+def test_what_draws_from_torchs_generator_draws_by_the_steps_position_alone(tmp_path: Path) -> None:
+    steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), 1.0, applied=True), other=1.0)
+    for position in (0, 48, 0):
+        steps.step(Batch.blank(image_size=32, samples=2), samples_seen=position, learning_rate=0.1)
+        torch.rand(3)
+    first, other, again = cast(Any, steps.engine).drawn
+    assert first == again != other
+
+
+def test_a_loss_is_of_images_with_their_keys_and_weights(tmp_path: Path) -> None:
+    steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), 1.0, applied=True), other=1.0)
+    told = list[Any]()
+    steps.transform = cast(Any, lambda *part: (part, "targets", "keys", "weights"))
+    steps._loss = cast(Any, lambda *given: told.append(given))
+    model = cast(Any, lambda pixels, sample_keys: ("logits", pixels, sample_keys))
+    steps._loss_of(model, cast(Any, ("batch", "slice")))
+    assert told == [(("logits", ("batch", "slice"), "keys"), "targets", "weights")]
+
+
+def test_a_rehearsal_that_does_not_fit_leaves_no_sums_to_the_first_step(tmp_path: Path) -> None:
+    steps = trainer(tmp_path, 0, update=Update(torch.tensor(1.0), 1.0, applied=True), other=1.0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        steps.rehearse_alone(image_size=32, samples=2)
+    module = cast(Any, steps.engine).module
+    assert not module.sums.any() and not module.groups
