@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -127,13 +128,14 @@ def prepare(request: Request) -> Prepared:
     directory = check_path(directory, what="run directory")
     site = request.site if trains else _single_task(request)
     folder = _next_folder(directory)
-    name = check(request.name or directory.name, NAME, what="job name")
+    # a folder may be called lr=0.1, which no job may
+    name = request.name or re.sub(r"[^\w.-]+", "-", directory.name).strip("._-")[:64] or request.command
     if trains:
         command = [request.command, str(folder / "config.yaml"), f"run.directory={directory}"]
     else:
         command = [request.command, request.target, *request.arguments]
     job = Job(
-        name=name,
+        name=check(name, NAME, what="job name"),
         directory=str(directory),
         command=command,
         python=sys.executable,

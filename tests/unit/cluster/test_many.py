@@ -50,6 +50,12 @@ def test_what_lies_in_a_runs_own_folders_is_no_run(run: Path) -> None:
     assert find_runs([run]) == [run, run / "mine" / "inner"]
 
 
+def test_a_run_that_lies_elsewhere_is_found_by_a_link_to_it(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "mine").symlink_to(run)
+    assert find_runs([tmp_path / "links"]) == [tmp_path / "links" / "mine"]
+
+
 def test_a_history_is_read_anew_only_when_it_has_grown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, parse = [], history.parse_lines
 

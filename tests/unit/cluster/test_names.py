@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,16 @@ def test_ordinary_names_paths_and_options_pass() -> None:
     assert check_path(Path("/scratch/me/runs/x=1"), what="run directory")
     assert check("gpu[01-12,14]", VALUE, what="exclude") and check("a100&ib", VALUE, what="constraint")
     assert check_options(["--mail-type=FAIL", "--gres=gpu:8", "--contiguous"], what="sbatch")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("lr=0.1+ema", "lr-0.1-ema"), ("~", "evaluate"), ("_x", "x"), ("y" * 70, "y" * 64)]
+)
+def test_a_job_is_called_like_its_folder_as_far_as_a_job_may(tmp_path: Path, folder: str, name: str) -> None:
+    request = Request("evaluate", "x", (), SiteConfig(), directory=tmp_path / folder)
+    assert prepare(request).job.name == name
+    with pytest.raises(UserError, match="job name is 'my run'; allowed: letters"):
+        prepare(replace(request, name="my run"))
 
 
 def test_no_folder_is_made_that_is_called_like_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
