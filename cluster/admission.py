@@ -72,8 +72,8 @@ def check_limits(site: SiteConfig) -> None:
     Raises:
         UserError: none does.
     """
-    reasons = [reason for one in slurm.partitions(site.partition) for reason in [_refusal(site, one)]]
-    if None not in reasons:
+    reasons = [_refusal(site, one) for one in slurm.partitions(site.partition)]
+    if reasons and None not in reasons:
         raise UserError("; ".join(reason for reason in reasons if reason))
 
 

@@ -329,6 +329,8 @@ class Partition:
 def partitions(wanted: str | None) -> list[Partition]:
     """Return the partitions of a comma-separated list, or the default one for None.
 
+    Where there is no default none is told: a site's plugin may choose one.
+
     Raises:
         SlurmError: one of them does not exist.
     """
@@ -346,7 +348,7 @@ def partitions(wanted: str | None) -> list[Partition]:
         )
         if fields.get("Default") == "YES":
             default = name
-    names = wanted.split(",") if wanted else [default or "(default)"]
+    names = wanted.split(",") if wanted else [default] if default else []
     for name in names:
         if name not in known:
             raise SlurmError(f"partition {name} does not exist; there are: {', '.join(known)}")

@@ -48,6 +48,7 @@ _REMEDIES = {
     "job array specification": "`scontrol show config` tells MaxArraySize; submit several arrays",
     "CPU count per node": _NO_SUCH_NODE,
     "Memory specification": _NO_SUCH_NODE,
+    "default partition": "give one by --partition, or `partition` in the site file; sinfo -s shows them",
     "node configuration": f"{_NO_SUCH_NODE}, or exclude fewer",
     "feature specification": "no node has these; sinfo -o %f shows those that there are",
     "node name": "there is none of that name; sinfo -N shows them",

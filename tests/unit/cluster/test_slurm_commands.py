@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
+from cluster.admission import check_limits
+from cluster.site import SiteConfig
 from cluster.slurm import QueuedJob, SlurmError
 
 Program = Callable[[str, str], None]
@@ -263,8 +265,8 @@ def test_a_partitions_time_limit_is_read_in_seconds(program: Program, text: str,
     assert slurm.partitions(None) == slurm.partitions("a") == [slurm.Partition("a", "UP", seconds, 4)]
 
 
-def test_a_cluster_without_a_default_partition_wants_one_named(program: Program) -> None:
+def test_without_a_default_partition_a_site_chooses_one_or_sbatch_refuses(program: Program) -> None:
     program("scontrol", "echo 'PartitionName=a Default=NO'; echo 'PartitionName=b MaxNodes=UNLIMITED'")
-    with pytest.raises(SlurmError, match=r"partition \(default\) does not exist; there are: a, b"):
-        slurm.partitions(None)
+    assert slurm.partitions(None) == []
+    check_limits(SiteConfig(time="9-00:00:00"))
     assert slurm.partitions("b,a") == [slurm.Partition(name, "UP", None, None) for name in "ba"]

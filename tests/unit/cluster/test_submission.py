@@ -179,6 +179,7 @@ def test_two_submissions_at_once_queue_one_job(programs: Program, tmp_path: Path
         ("Invalid feature specification", "no node has these; sinfo -o %f shows those that there are"),
         ("Invalid node name specified", "there is none of that name; sinfo -N shows them"),
         ("Invalid --mem specification", "write it as 200G"),
+        ("No partition specified or system default partition", "give one by --partition"),
     ],
 )
 def test_what_slurm_refuses_is_told_in_its_own_words_with_a_remedy(
