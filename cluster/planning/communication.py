@@ -113,7 +113,5 @@ def _ring_seconds(size: float, *, calls: float, layout: Layout, hardware: Hardwa
     inside = min(layout.world_size, hardware.gpus_per_node)
     nodes = math.ceil(layout.world_size / hardware.gpus_per_node)
     seconds = (inside - 1) / inside * size / hardware.node_bytes_per_second
-    if nodes > 1:
-        seconds += (nodes - 1) / nodes * (size / inside) / hardware.network_bytes_per_second
-        seconds += calls * math.ceil(math.log2(nodes)) * hardware.network_latency_seconds
-    return seconds
+    seconds += (nodes - 1) / nodes * (size / inside) / hardware.network_bytes_per_second
+    return seconds + calls * math.ceil(math.log2(nodes)) * hardware.network_latency_seconds

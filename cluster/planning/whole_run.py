@@ -59,7 +59,7 @@ def predict_run(
         return None
     every = recipe.evaluate_every or recipe.total_samples
     # one at the end, too, where the last step is none that is due
-    evaluations = math.ceil(recipe.total_samples / every) if recipe.evaluation_samples else 0
+    evaluations = math.ceil(recipe.total_samples / every)
     images = math.ceil(recipe.evaluation_samples / world_size)
     return RunTime(
         start=hardware.start_seconds,

@@ -241,7 +241,7 @@ def test_what_is_sent_passes_the_links_of_a_node_and_then_those_between_nodes() 
     links = {"node_bytes_per_second": 100.0, "network_bytes_per_second": 10.0}
     hardware = replace(GPU, gpus_per_node=4, network_latency_seconds=0.25, **links)
 
-    def found(**how: Any) -> Communication:
+    def found(hardware: Hardware = hardware, **how: Any) -> Communication:
         return predict_communication(
             parameters=1000,
             norms=3,
@@ -261,6 +261,8 @@ def test_what_is_sent_passes_the_links_of_a_node_and_then_those_between_nodes() 
             "small messages": pytest.approx(waits),
         }
         assert one.exposed == pytest.approx(one.seconds)
+    apart = found(replace(hardware, gpus_per_node=1), sync="node")
+    assert apart.collectives["sums of batch norm"] == 0, "a node of one rank waits for nobody"
     beside = found(overlap=True)  # eight buckets; a fourth of the backward passes hides four fifths
     assert beside.seconds == pytest.approx(3 * (15 + 25 + 8 * 0.25) + waits)
     assert beside.exposed == pytest.approx(beside.seconds - 0.8 * 25)
