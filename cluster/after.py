@@ -36,7 +36,13 @@ def submit_after(before: Path, prepared: Prepared, *, release: bool = False) -> 
         return submit(prepared, release=release, options=dependency([job_id]))
     prepared.job.held_behind = [str(run.path)]
     own = submit(prepared, release=release, options=("--hold",))
-    _tell(run.path, own)
+    try:
+        _tell(run.path, own)
+    except OSError as error:  # a full disk, or a colleague's run: nobody would ever release the job
+        slurm.cancel_job(own)
+        raise UserError(
+            f"--after {before}: {error.strerror}; job {own}, of which it could not be told, was cancelled"
+        ) from None
     if run.marker("done") is not None:  # by now, and it has seen nobody behind it
         slurm.release(own)
     return own

@@ -55,6 +55,16 @@ def test_a_job_behind_a_chain_is_held_until_the_chains_last_life_releases_it(
     assert cluster.status("b") == ("pending", f"begins after {cluster.folder}/a")
 
 
+def test_a_job_of_which_the_chain_cannot_be_told_does_not_stay_in_the_queue(cluster: Cluster) -> None:
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.queue("10")
+    (cluster.folder / "a" / "submissions" / "0001" / "job.part").mkdir()  # where the file is to be written
+    with pytest.raises(UserError, match=r"Is a directory; job 11, .* was cancelled"):
+        submit_behind(cluster, "b", after="a")
+    assert cluster.heard() == ["sbatch --hold b", "scancel 11"]
+
+
 def test_jobs_behind_one_chain_and_behind_each_other_are_all_known_to_it(cluster: Cluster) -> None:
     cluster.stages(a="chain")
     cluster.submit()
