@@ -66,8 +66,16 @@ def own_rank() -> int:
 
 
 def already_launched() -> bool:
-    """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank."""
-    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
+    """True under srun (with more than a batch shell), torchrun or our launcher: this process is a rank.
+
+    A shell that SLURM gives to a person, by `srun --pty` or salloc, is a step of one task as well; nobody has
+    told it where the first rank is.
+    """
+    if "RANK" in os.environ:
+        return True
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS"))
+    is_task = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
+    return is_task and ("MASTER_ADDR" in os.environ or tasks != "1")
 
 
 def ends_for_all() -> bool:
