@@ -13,12 +13,11 @@ import psutil
 import torch
 
 from coatnet.config import UserError
+from coatnet.config.batches import MOST_ON_CORES
 from coatnet.runtime.endings import RankError
 from coatnet.runtime.memory import available_memory
 from pretrain.trainer import Trainer
 
-# On a CPU there is no limit that could be run into safely.
-_MOST_ON_CPU = 64
 _SPARE = 0.92  # the share of a GPU's memory that may be in use: fragmentation takes the rest
 _GIB = 2**30
 # Of torch's allocator and oneDNN on a CPU; on a GPU of the driver, Triton and NCCL, and of cuBLAS and cuDNN.
@@ -61,7 +60,7 @@ def largest_micro_batch(
     for size in range(group_images, max(shares) + 1, group_images):
         if any(share % min(size, share) for share in shares):
             continue
-        if ranks.device_type == "cpu" and size > max(_MOST_ON_CPU, group_images):
+        if ranks.device_type == "cpu" and size > max(MOST_ON_CORES, group_images):
             break
         lacking = memory.lacking(size) or _lacking_alone(trainer, image_size=image_size, samples=size)
         short = {rank: words for rank, words in enumerate(ranks.gather(lacking)) if words}

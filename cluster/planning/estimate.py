@@ -14,12 +14,11 @@ from cluster.planning.recipe_view import RecipeView
 from cluster.planning.speed import predict_step
 from cluster.planning.whole_run import RunTime, decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import Work, workload
-from coatnet.config.batches import cut
+from coatnet.config.batches import MOST_ON_CORES, cut
 from coatnet.config.overlap import can_overlap
 
 ALL_STAGES = ("S1", "S2", "S3", "S4")  # whose activations can be checkpointed
 MOST_GPUS = 1024  # where nobody says how many
-_MOST_ON_CORES = 64  # that a run tries, where no limit can be run into safely
 _FP32 = 4
 _TRAINED_STATE = 3  # a checkpoint holds weights and AdamW's two moments in fp32
 
@@ -142,7 +141,7 @@ def _tuned(recipe: RecipeView, works: Sequence[Work], *, layout: Layout, hardwar
     """Return the recipe with the micro-batch that the run finds: a divisor of a rank's share, in groups."""
     share, group = recipe.global_batch // layout.world_size, layout.micro_batch // layout.groups
     fits = largest_micro_batch(works, layout=layout, hardware=hardware, image_size=recipe.image_size)
-    most = max(_MOST_ON_CORES, group) if hardware.shares_memory else fits
+    most = max(MOST_ON_CORES, group) if hardware.shares_memory else fits
     sizes = (size for size in range(group, share + 1, group) if share % size == 0 and size <= most)
     return replace(recipe, micro_batch=max(sizes, default=group), group_images=group)
 

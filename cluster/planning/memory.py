@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 from cluster.planning.hardware import Hardware
 from cluster.planning.workload import Work, mode
+from coatnet.config.overlap import WINDOW_COPIES, WINDOWS
 from coatnet.runtime.memory import KEPT_BLOCK
 
 _FP32, _BF16 = 4, 2
 _MOMENTS = 2  # AdamW's
-WINDOWS = 8  # stage 3, and what overlaps, goes in such parts of the model (coatnet.training.deepspeed_config)
 _DDP_BUCKET = 25 * 2**20 / _FP32
-_WINDOW_COPIES = 4  # gathered weights, the bucket, its copy on the way, what AdamW is at
 # On two CPU ranks what is freed leaves holes in the C library's heap, which holds blocks of up to 64 MiB and
 # gives larger ones back. Fitted to the runs of benchmarks/plan.py and engine.py --memory.
 _PAGES_KEPT = 2.2
@@ -203,7 +202,7 @@ def _bucket_bytes(works: Sequence[Work], *, parameters: int, held: int, layout: 
     if layout.zero_stage == 0:
         return bucket * held
     if layout.zero_stage == 3:  # windows, and the largest layer with its gradient, which may exceed one
-        return (_WINDOW_COPIES * bucket + 2.0 * max(work.parameters for work in works)) * held
+        return (WINDOW_COPIES * bucket + 2.0 * max(work.parameters for work in works)) * held
     # one that fills, its copy on the way, and beside the backward pass the one that was full before
     return (3.0 if layout.overlap else 2.0) * bucket * held
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from coatnet.config.errors import UserError
 from coatnet.config.plain_text import number_of
 
+MOST_ON_CORES = 64  # the largest micro-batch that a run tries where no limit can be run into safely
+
 
 def share_of(global_batch: int, *, world_size: int) -> int:
     """Return a rank's share of a step.

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from coatnet.config.overlap import WINDOWS
 from coatnet.training.sections import ZeroConfig
-
-# At stage 3 so large a part of the model is gathered, reduced and updated at a time, and so large a part is
-# reduced while the backward pass makes the next one; the plan counts on it (cluster.planning.memory).
-# DeepSpeed's own limits (1e9 weights) hold whole models of this family again: 28.0
-# bytes per parameter at the peak of a step instead of 17.5, at two ranks in fp32.
-WINDOWS = 8
 
 
 def deepspeed_config(zero: ZeroConfig, *, clip: float, precision: str, parameters: int) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from coatnet.config.overlap import WINDOW_COPIES
 from coatnet.training.deepspeed_config import bucket_elements
 from coatnet.training.sections import ZeroConfig
-
-# As in cluster.planning.memory: gathered weights, the bucket, its copy on the way, what AdamW is at.
-_WINDOW_COPIES = 4
 
 
 @torch.no_grad()
@@ -37,5 +35,5 @@ def windows(
     """Take the memory in which DeepSpeed gathers and reduces at stage 3, beside what a rank holds anyway."""
     sizes = [parameter.numel() for parameter in model.parameters()]
     window = bucket_elements(zero, parameters=sum(sizes))
-    taken = [window] * _WINDOW_COPIES + [max(sizes)] * 2  # the largest layer may exceed a window
+    taken = [window] * WINDOW_COPIES + [max(sizes)] * 2  # the largest layer may exceed a window
     return [torch.empty(size, device=device, dtype=dtype) for size in taken]
