@@ -5,11 +5,12 @@ docs/checkpoint-format.md describes it for people who read it with other tools.
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,12 @@ class Manifest:
     files: tuple[RankFile, ...]
     facts: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+
+_TYPES: dict[type, tuple[type, ...]] = {
+    record: tuple(getattr(builtins, str(one.type).partition("[")[0]) for one in fields(record))
+    for record in (Piece, RankFile, Manifest)
+}
 
 
 def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
@@ -176,7 +183,7 @@ def read_json(path: Path) -> Any:
 
 
 def rank_file_from_json(value: dict[str, Any]) -> RankFile:
-    """Rebuild a RankFile from `asdict`'s JSON.
+    """Rebuild a RankFile from the JSON of its fields.
 
     Raises:
         KeyError, TypeError, ValueError: it is none, or a piece lies outside of its tensor or its file.
@@ -193,8 +200,14 @@ def rank_file_from_json(value: dict[str, Any]) -> RankFile:
     return file
 
 
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """Return a manifest as what JSON knows; `asdict` would copy each value of a million pieces."""
+    files = [{**vars(file), "pieces": [vars(piece) for piece in file.pieces]} for file in manifest.files]
+    return {**vars(manifest), "files": files}
+
+
 def manifest_from_json(value: dict[str, Any], *, origin: Path) -> Manifest:
-    """Rebuild a manifest from `asdict`'s JSON.
+    """Rebuild what `manifest_to_json` took apart.
 
     Raises:
         CheckpointError: of another format version, or not a manifest.
@@ -215,10 +228,10 @@ def _typed(record: T) -> T:
     Raises:
         TypeError: one is not.
     """
-    types = type(record).__annotations__
-    for name, value in vars(record).items():
-        if type(value).__name__ != types[name].partition("[")[0]:
-            raise TypeError(f"{name} is {value!r:.100}")
+    values, types = vars(record), _TYPES[type(record)]
+    if tuple(map(type, values.values())) != types:  # at once: a checkpoint of many ranks has a million pieces
+        wrong = (one for one, kind in zip(values.items(), types, strict=True) if type(one[1]) is not kind)
+        raise TypeError("{} is {!r:.100}".format(*next(wrong)))
     return record
 
 

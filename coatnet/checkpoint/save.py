@@ -18,7 +18,14 @@ from typing import Any
 
 import torch
 
-from coatnet.checkpoint.format import Manifest, RankFile, rank_file_from_json, write_json, write_rank_file
+from coatnet.checkpoint.format import (
+    Manifest,
+    RankFile,
+    manifest_to_json,
+    rank_file_from_json,
+    write_json,
+    write_rank_file,
+)
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
@@ -143,7 +150,7 @@ def _commit(save: Save, files: tuple[RankFile, ...], check_lease: Callable[[], N
         files=files,
         facts=save.facts,
     )
-    write_json(save.temporary / MANIFEST, asdict(manifest))
+    write_json(save.temporary / MANIFEST, manifest_to_json(manifest))
     sync_folder(save.temporary)
     Checkpoint(save.temporary)  # every file that the manifest names is there, in its size
     check_lease()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from coatnet.checkpoint import reader
-from coatnet.checkpoint.format import CheckpointError, Manifest, write_json, write_rank_file
+from coatnet.checkpoint.format import CheckpointError, Manifest, manifest_to_json, write_json, write_rank_file
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.inspection import MANIFEST
 from coatnet.checkpoint.reader import Checkpoint
@@ -32,7 +31,7 @@ def write_shared(folder: Path) -> Checkpoint:
 def write(folder: Path, shares: list[list[Fragment]]) -> Checkpoint:
     files = [write_rank_file(folder / f"rank-{rank:05d}.safetensors", own) for rank, own in enumerate(shares)]
     manifest = Manifest(step=1, samples_seen=8, world_size=len(shares), epoch=1, files=tuple(files))
-    write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, manifest_to_json(manifest))
     return Checkpoint(folder)
 
 
