@@ -226,9 +226,10 @@ def test_the_table_of_runs_fits_the_terminal(
 def test_cancelling_marks_first_and_ends_pending_jobs_before_running_ones(
     run: Path, tmp_path: Path, program: Program
 ) -> None:
-    History(run).note("successor", job_id="8")
+    for job_id in ("8", "6"):
+        History(run).note("successor", job_id=job_id)
     called = tmp_path / "called"
-    states = {"7": "RUNNING", "8": "PENDING", "9": "RUNNING"}
+    states = {"7": "RUNNING", "8": "PENDING", "9": "RUNNING", "6": "TIMEOUT"}
     lines = [f"echo '{job}|{job}|N/A|{state}|None|N/A|(null)|'" for job, state in states.items()]
     program("squeue", "\n".join(lines))
     program("scancel", f'test -e {run}/cancelled && echo "$1" >> {called}')
