@@ -33,6 +33,8 @@ def test_the_queue_is_read_from_a_table() -> None:
     assert jobs["2503"].is_alive and not jobs["2504"].is_alive
     assert slurm.jobs_of(["2501"], jobs) == [jobs["2501"], jobs["2503"]]
     assert slurm.jobs_of(["2502"], jobs) == [jobs["2502"]] and slurm.parse_queue("") == {}
+    with pytest.raises(slurm.SlurmError, match="instead of a job"):
+        slurm.parse_queue("2504|2504|N/A|COMPLETED|None|Unknown|(null)")  # a column too few
 
 
 @pytest.mark.parametrize(

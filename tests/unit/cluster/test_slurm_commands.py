@@ -261,7 +261,8 @@ def test_a_site_without_accounting_tells_nothing(tmp_path: Path, monkeypatch: py
     ("text", "seconds"), [("UNLIMITED", None), ("INFINITE", None), ("00:30:05", 1805), ("2-03:00:00", 183600)]
 )
 def test_a_partitions_time_limit_is_read_in_seconds(program: Program, text: str, seconds: int | None) -> None:
-    program("scontrol", f"echo 'PartitionName=a Default=YES MaxTime={text} MaxNodes=4 TotalNodes=9 State=UP'")
+    line = f"PartitionName=a Default=YES MaxTime={text} MaxNodes=4 TotalNodes=9 State=UP Nodes=n1, n2"
+    program("scontrol", f"[ $1 = --all ] && echo '{line}'")
     assert slurm.partitions(None) == slurm.partitions("a") == [slurm.Partition("a", "UP", seconds, 4)]
 
 
