@@ -152,7 +152,7 @@ def test_numbers_on_an_axis_are_short(value: float, text: str) -> None:
 def test_curves_marks_and_values_of_a_chart_stand_where_the_axes_say() -> None:
     """The plot is 390 × 158 units: from (58, 28), below the legend, to (448, 186)."""
     drawn = line_chart(
-        {"a<b": [(0, 1.0), (50, float("nan")), (100, 3.0)], "one": [(50, 2.0)]}, marks=[0, 25, 100]
+        {"a<b": [(100, 1.0), (150, float("nan")), (200, 3.0)], "one": [(150, 2.0)]}, marks=[100, 125, 200]
     )
     assert re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn) == [
         ("c0", "58.0,186.0 448.0,28.0"),
@@ -166,7 +166,7 @@ def test_curves_marks_and_values_of_a_chart_stand_where_the_axes_say() -> None:
     assert values == [*zip(heights, ("1", "1.5", "2", "2.5", "3"), strict=True)]
     assert heights == ["186.0", "146.5", "107.0", "67.5", "28.0"]
     assert texts[5:] == [
-        *(("58.0", "201", "start", "0"), ("253.0", "201", "middle", "50"), ("448.0", "201", "end", "100")),
+        *(("58.0", "201", "start", "100"), ("253.0", "201", "middle", "150"), ("448.0", "201", "end", "200")),
         ("230.0", "216", "middle", "images seen"),
         *(("77", "15.5", "", "a&lt;b"), ("130", "15.5", "", "one")),
     ]
