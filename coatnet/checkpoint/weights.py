@@ -108,7 +108,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, described_by: Pa
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        plain[name] = own.clone() if own.data_ptr() in places else own  # a tensor of two names is refused
+        places.add(own.data_ptr())
     with whole_file(path) as temporary:
         try:
             save_file(plain, temporary, {"format": "pt"})

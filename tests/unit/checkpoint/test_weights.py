@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from coatnet.checkpoint.cli import _print, inspect_checkpoint
 from coatnet.checkpoint.format import CheckpointError
 from coatnet.checkpoint.fragments import Fragment
 from coatnet.checkpoint.store import CheckpointStore
-from coatnet.checkpoint.weights import export_safetensors, load_weights
+from coatnet.checkpoint.weights import export_safetensors, load_weights, write_tensors
 from coatnet.config import UserError, to_dict
 from coatnet.model.config import ModelConfig
 from coatnet.model.network import build_model
@@ -148,3 +149,13 @@ def test_the_command_verifies_every_byte_unless_it_is_told_to_be_quick(
         inspect_checkpoint(tmp_path)
     inspect_checkpoint(tmp_path, as_json=True, quick=True)
     assert not json.loads(capsys.readouterr().out)["verified"]
+
+
+def test_weights_that_others_keep_once_under_two_names_or_in_one_piece_of_memory_are_written(
+    tmp_path: Path,
+) -> None:
+    flat = torch.arange(8.0)
+    given = {"a": flat[:3], "b": flat[3:], "same as a": flat[:3]}
+    write_tensors(given, tmp_path / "model.safetensors", described_by=tmp_path / "config.json")
+    written = load_file(tmp_path / "model.safetensors")
+    assert written.keys() == given.keys() and all(torch.equal(written[name], given[name]) for name in given)
