@@ -262,6 +262,7 @@ def refused_step(stage: int, precision: str, image_factor: float, loss_factor: f
         "unchanged": unchanged,
         "norm": str(update.gradient_norm),
         "after": after,
+        "applied_steps": engine.state.applied_steps,
     }
 
 

@@ -158,7 +158,7 @@ def test_a_gradient_that_one_rank_spoils_refuses_the_step_on_all_and_leaves_no_t
     options = {"stage": stage, "precision": precision, "image_factor": factors[0], "loss_factor": factors[1]}
     for answer in on_ranks("refused_step", world_size=2, **options):
         assert answer["applied"] is False and answer["norm"] == "inf"
-        assert answer["unchanged"] is True
+        assert answer["unchanged"] is True and answer["applied_steps"] == 4, "two before and two after it"
         assert all(loss == loss for loss in answer["after"])
 
 
