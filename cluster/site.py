@@ -217,8 +217,9 @@ def unheeded_settings(site: SiteConfig) -> str:
 def _default_path() -> Path | None:
     if os.environ.get(SITE_VARIABLE):
         return Path(os.environ[SITE_VARIABLE])
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "coatnet" / "site.yaml"
-    return home if home.is_file() else None
+    own = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # who has no home has no file
+    path = Path(own, "coatnet", "site.yaml")
+    return path if path.is_file() else None
 
 
 def time_seconds(text: str) -> int:

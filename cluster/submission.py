@@ -123,7 +123,7 @@ def prepare(request: Request) -> Prepared:
     if config is not None:
         directory = Path(config.run.directory)
     elif request.directory is not None:
-        directory = request.directory.expanduser()  # which no shell does behind `--directory=`
+        directory = request.directory
     else:
         raise UserError(f"{request.command} needs --directory: where its logs and markers go")
     directory = check_path(directory, what="run directory")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
@@ -20,10 +21,13 @@ import typer.main
 from typer.core import TyperGroup
 
 from coatnet.config.errors import UserError
+from coatnet.config.home import with_home
 from coatnet.config.plain_text import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # told by a write, which knows no name
 _GROUP = "coatnet.commands"
+# Of `--option=~/x` and `key=~/x` no shell makes a path; `key=~` is YAML's null.
+_HOMELY = re.compile(r"(?:--[\w-]+=)+(?=~(?:/|$))|[\w.]+=(?=~/)")
 _HELP = "Pretrain, fine-tune and export CoAtNets. Example: coatnet pretrain configs/quickstart_pretrain.yaml"
 _GROUP_HELP = {"inspect": "Look inside models, shards, checkpoints and the sample order."}
 
@@ -56,15 +60,23 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command and return its status.
 
     Raises:
-        UserError: an argument is blank, as "$NAME" is where NAME is not set: it would name this folder.
+        UserError: an argument is blank, as "$NAME" is where NAME is not set: it would name this folder; or
+            one begins with `~` where there is no home.
     """
     for before, word in pairwise(["", *arguments]):
         if not word.strip() and not before.startswith("-"):
             raise UserError("an argument is empty; a variable of the shell may not be set")
     points = {point.name: point for point in entry_points(group=_GROUP)}
     group = _group("coatnet", prefix="", points=points, help=_HELP)
-    status = group.main(args=[*arguments], prog_name="coatnet", standalone_mode=False)
+    words = [_written_out(word) for word in arguments]
+    status = group.main(args=words, prog_name="coatnet", standalone_mode=False)
     return status if isinstance(status, int) else 0
+
+
+def _written_out(word: str) -> str:
+    """Return a word with the home directory for a `~` behind `=`."""
+    found = _HOMELY.match(word)
+    return word if found is None else found.group() + with_home(word[found.end() :])
 
 
 def in_a_line(error: Exception) -> str | None:

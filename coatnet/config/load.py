@@ -29,6 +29,7 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from coatnet.config.errors import ConfigError
+from coatnet.config.home import with_home
 from coatnet.config.owners import refuse_anothers
 from coatnet.config.shipped import find_config, shipped_as
 
@@ -140,7 +141,7 @@ def _layers(path: Path | str | None) -> list[tuple[DictConfig, str]]:
         base = layer.pop("extends", None)
         layers.insert(0, (layer, str(current)))
         folder = current.parent
-        current = None if base is None else find_config(Path(str(base)).expanduser(), beside=folder)
+        current = None if base is None else find_config(Path(with_home(str(base))), beside=folder)
     return layers
 
 
@@ -222,6 +223,7 @@ def _check_texts(node: DictConfig | ListConfig, origin: str) -> None:
 
     Raises:
         ConfigError: there is an interpolation.
+        UserError: there is no home.
     """
     keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
@@ -233,7 +235,7 @@ def _check_texts(node: DictConfig | ListConfig, origin: str) -> None:
         elif (
             isinstance(child, ValueNode) and isinstance(text := child._value(), str) and text.startswith("~/")
         ):
-            node[key] = str(Path(text).expanduser())
+            node[key] = with_home(text)
 
 
 def _merge(merged: DictConfig, layer: DictConfig | dict[str, Any], origin: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -16,8 +18,10 @@ from pathlib import Path
 import pytest
 import typer
 import typer.main
+import typer.models
 from PIL import Image
 
+from coatnet import commands
 from coatnet.cli import main
 from coatnet.commands import run
 from coatnet.config import UserError
@@ -124,6 +128,51 @@ def test_a_file_in_the_way_of_a_folder_is_one_line_and_no_traceback(tmp_path: Pa
 def test_an_argument_that_is_empty_is_no_name_of_this_folder(words: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="an argument is empty; a variable of the shell may not be set"):
         run(words)
+
+
+def test_no_option_of_any_command_names_a_folder_that_is_called_like_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `--directory=~/runs` would, of which no shell makes a path."""
+    monkeypatch.setenv("HOME", "/mine")
+    made, tried = commands._command, set()
+
+    def recorded(name: str, function: Callable[..., None]) -> object:
+        return made(name, functools.wraps(function)(lambda **given: taken.update(given)))
+
+    monkeypatch.setattr(commands, "_command", recorded)
+    for name, point in COMMANDS.items():
+        function, words = point.load(), name.split(".")
+        hints, taken = typing.get_type_hints(function, include_extras=True), {}
+        for one in inspect.signature(function).parameters.values():
+            kind, *told = typing.get_args(hints[one.name])
+            if one.default is inspect.Parameter.empty:
+                words.append("x")
+            elif Path in (kind, *typing.get_args(kind)) and isinstance(told[0], typer.models.OptionInfo):
+                words.append(f"--{one.name}=~/x")
+                tried.add(one.name)
+        run(words)
+        assert {taken[word[2:-4]] for word in words if "~" in word} <= {Path("/mine/x")}
+    assert {"after", "calibrate", "classes", "configs", "destination", "directory", "output", "site"} <= tried
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--output=~", "--output=/mine"),
+        ("--sbatch=--error=~/x", "--sbatch=--error=/mine/x"),
+        ("hardware=~/x.yaml", "hardware=/mine/x.yaml"),
+        ("run.directory=~", "run.directory=~"),  # null, in YAML
+        ("--only=~x", "--only=~x"),
+        ("https://a/b=~/c", "https://a/b=~/c"),
+        ("~/x", "~/x"),  # as a shell leaves only what stands in quotes
+    ],
+)
+def test_a_tilde_behind_an_equals_sign_is_home_where_it_begins_a_path(
+    word: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/mine")
+    assert commands._written_out(word) == meant
 
 
 def test_an_option_may_be_empty() -> None:

@@ -127,13 +127,6 @@ def test_a_job_is_called_like_its_folder_as_far_as_a_job_may(tmp_path: Path, fol
         prepare(replace(request, name="my run"))
 
 
-def test_no_folder_is_made_that_is_called_like_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by `--directory=~/runs/x`, of which no shell makes a path."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    prepared = prepare(Request("evaluate", "x", (), SiteConfig(), directory=Path("~/runs/x")))
-    assert prepared.job.directory == f"{tmp_path}/runs/x"
-
-
 def test_a_container_wraps_the_ranks_and_not_the_script() -> None:
     for runtime, head in (("pyxis", "--container-image=/images/coatnet.sqsh"), ("apptainer", "apptainer")):
         site = SiteConfig(container=ContainerConfig(runtime=runtime, image="/images/coatnet.sqsh"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pwd
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coatnet.config import ConfigError, config_digest, from_dict, load_config, to_dict, to_yaml
+from cluster.site import SiteConfig, load_site
+from coatnet.config import ConfigError, UserError, config_digest, from_dict, load_config, to_dict, to_yaml
 from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 
@@ -60,6 +62,19 @@ def test_a_home_is_written_out_wherever_it_stands(tmp_path: Path, monkeypatch: p
     assert found.seed == 4 and found.warmup == f"{tmp_path}/there"
     assert found.many[0].names == ["a~/b", f"{tmp_path}/c"]
     assert found.inner.names == [f"{tmp_path}/d"]
+
+
+def test_who_has_no_home_is_told_so_and_has_no_site_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that knows no name for a user's number."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    for words in ({"overrides": ["warmup=~/x"]}, {"path": write(tmp_path / "a.yaml", "extends: ~/b.yaml\n")}):
+        with pytest.raises(UserError, match=r"~/[xb].*: there is no such home; set HOME, or give the whole"):
+            load_config(Root, **words)
+    assert load_site(None) == SiteConfig()
 
 
 def test_files_that_extend_each_other_in_a_circle_are_an_error(tmp_path: Path) -> None:
