@@ -214,7 +214,7 @@ def export(
     --data photos/validation
     """
     from coatnet.checkpoint.inspection import check_model
-    from coatnet.runtime.run_directory import keep_out_of_runs
+    from coatnet.runtime.run_directory import keep_models_out
     from data_pipeline.folder import keep_out
     from finetune.evaluation.sources import check_evaluation_set
 
@@ -223,7 +223,7 @@ def export(
     if data is not None:
         check_evaluation_set(data, model=found)
         keep_out("DESTINATION", destination, [data])
-    keep_out_of_runs(destination)
+    keep_models_out(destination)
     destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.export import export_model, print_certificates
 
@@ -250,10 +250,10 @@ def import_weights(
     Example: coatnet import coatnet_0.safetensors imported --name coatnet_0
     """
     from coatnet.checkpoint.inspection import check_source
-    from coatnet.runtime.run_directory import keep_out_of_runs
+    from coatnet.runtime.run_directory import keep_models_out
 
     check_source(source, name=name, px=px, classes=classes, trust_pickle=trust_pickle)
-    keep_out_of_runs(destination)
+    keep_models_out(destination)
     destination.mkdir(parents=True, exist_ok=True)
     from finetune.handover.importing import import_model
 

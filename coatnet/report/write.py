@@ -45,6 +45,7 @@ _UNITS = {  # of what a plan predicts: how it is headed, and in what it is count
     "images_per_second": ("images/s", 1.0),
     "step_seconds": ("step, ms", 1e-3),
     "memory_bytes": ("memory, GiB", _GIB),
+    "mfu": ("MFU", 1.0),
 }
 _MOST_BROKEN = 10
 _MOST_PLAIN_SECONDS = 120.0

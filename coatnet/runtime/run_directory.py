@@ -20,8 +20,8 @@ _MOST_TOLD = 4  # keys
 _ABSENT = object()
 IDENTITY = "identity.json"
 # Of shards, and of an exported model: who reads the run would find these instead.
-_MODEL = "model.safetensors"
-_MASKING = ("manifest.json", _MODEL)
+_MANIFEST, _MODEL = "manifest.json", "model.safetensors"
+_MASKING = (_MANIFEST, _MODEL)
 CHECKPOINT_PREFIX = "step-"  # of its directory; the number follows
 MARKERS = ("attempt", "stopped", "done", "cancelled", "held")
 
@@ -261,6 +261,17 @@ def keep_shards_out(folder: Path) -> None:
     keep_out_of_runs(folder)
     if os.path.isfile(folder / _MODEL):
         raise UserError(f"{folder}: holds an exported model; give a folder of its own")
+
+
+def keep_models_out(folder: Path) -> None:
+    """Check that a model does not come among the files of a run, of a checkpoint or of shards.
+
+    Raises:
+        UserError: it would.
+    """
+    keep_out_of_runs(folder)
+    if os.path.isfile(folder / _MANIFEST):
+        raise UserError(f"{folder}: holds shards or a checkpoint ({_MANIFEST}); give a folder of its own")
 
 
 def cannot_write(error: OSError, *, folder: Path) -> UserError:

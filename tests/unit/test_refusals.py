@@ -100,10 +100,16 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("--data=PHOTOS", "the model knows 2 classes and 'a' is not among them"),
     ],
     "demo PHOTOS/a/0.jpg": [("--port=0", "PHOTOS/a/0.jpg: neither a run directory, a checkpoint, nor an ex")],
-    "export MODEL": [("MODEL", "MODEL: holds a run; give a folder of its own")],
+    "export MODEL": [
+        ("MODEL", "MODEL: holds a run; give a folder of its own"),
+        ("TARS", "TARS: holds shards or a checkpoint (manifest.json); give a folder of its own"),
+    ],
     "export MODEL ": [("PHOTOS/a/0.jpg", "PHOTOS/a/0.jpg, which is no folder; allowed: a folder, or a name")],
     "import PHOTOS": [("nowhere", "PHOTOS: is not a regular file but a folder")],
-    "import WEIGHTS --px 32": [("MODEL", "MODEL: holds a run; give a folder of its own")],
+    "import WEIGHTS --px 32": [
+        ("MODEL", "MODEL: holds a run; give a folder of its own"),
+        ("TARS", "TARS: holds shards or a checkpoint (manifest.json); give a folder of its own"),
+    ],
     "shard PHOTOS": [
         ("PHOTOS/shards", "allowed: a place outside PHOTOS, whose folders are classes"),
         ("PHOTOS/a/0.jpg", "DESTINATION is PHOTOS/a/0.jpg, which is no folder"),

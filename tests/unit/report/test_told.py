@@ -89,12 +89,12 @@ def test_the_strongest_marker_is_the_state_and_without_one_whether_the_last_life
 def test_the_most_memory_is_set_beside_the_plans(run: RunDirectory) -> None:
     assert "no hardware profile fits" in told(run)
     run.environment.write_text('{"git_commit": "1a2b", "devices": ["H100"]}')
-    run.plan.write_text(json.dumps({"memory_bytes": 2**31, "days": 3.0, "loss": 0}))
+    run.plan.write_text(json.dumps({"memory_bytes": 2**31, "mfu": 0.4, "days": 3.0, "loss": 0}))
     for step, gib in enumerate((1.0, 3.0, 2.5), start=1):
-        append_line(run.metrics, {"samples_seen": step, "memory_gib": gib, "loss": 1.0})
-    assert "| memory, GiB | 2 | 3 | +50.0% |" in told(run)
+        append_line(run.metrics, {"samples_seen": step, "memory_gib": gib, "mfu": 0.3, "loss": 1.0})
+    assert "| memory, GiB | 2 | 3 | +50.0% |" in told(run) and "| MFU | 0.4 | 0.3 | -25.0% |" in told(run)
     assert '| git commit | 1a2b |\n| devices | \\["H100"] |' in told(run)
-    assert [*figures(read_run(run.path))["predicted_against_measured"]] == ["memory_bytes"]
+    assert [*figures(read_run(run.path))["predicted_against_measured"]] == ["memory_bytes", "mfu"]
 
 
 @pytest.mark.parametrize("samples", [100, 101])
