@@ -11,6 +11,7 @@ from cluster.history import was_submitted
 from cluster.recipe import is_pretraining, lookup, mixes_images
 from cluster.run_jobs import jobs_of_run, users_of
 from cluster.site import SiteConfig
+from coatnet.checkpoint.inspection import check_manifest_size
 from coatnet.config import UserError, to_dict
 from coatnet.config.batches import cut
 from coatnet.config.plain_text import number_of
@@ -42,6 +43,9 @@ def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
     if seeds := lookup(recipe, "seeds"):
         one = f"seeds=[] seed={seeds[0]} run.directory={run.path}/seed-{seeds[0]}"
         raise UserError(f"seeds: several runs in one job; submit one for each, as {one}")
+    if is_pretraining(recipe):
+        stage, averaged = lookup(recipe, "zero.stage"), bool(lookup(recipe, "ema"))
+        check_manifest_size(config.model, ranks=world_size, stage=stage, averaged=averaged)
     later = (change["global_batch"] for change in lookup(recipe, "train.batch_changes") or ())
     cut(
         [lookup(recipe, "train.global_batch"), *later],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from coatnet.checkpoint.inspection import check_manifest_size
 from coatnet.config import load_config
 from coatnet.runtime.launch import device_count, launch_run
 from coatnet.runtime.lease import Lease
@@ -35,4 +36,6 @@ def _look(config: PretrainConfig, *, force: bool) -> None:
     Lease.require_free(run.path)
     run.check_config(config, force=force)
     look_at_data(config, make_calendar=make_calendar, averaged=bool(config.ema))
-    group_images(config, world_size=config.launch.ranks or device_count(), settled=run.settled_group_images)
+    ranks = config.launch.ranks or device_count()
+    check_manifest_size(config.model, ranks=ranks, stage=config.zero.stage, averaged=bool(config.ema))
+    group_images(config, world_size=ranks, settled=run.settled_group_images)

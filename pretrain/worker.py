@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coatnet.checkpoint.inspection import check_manifest_size
 from coatnet.config import load_config
 from coatnet.runtime.beginning import lease_early, loading
 from coatnet.runtime.endings import run_rank
@@ -29,13 +30,16 @@ def main(arguments: Sequence[str]) -> None:
     execute(config, _make_run, decoder=decoder, force=force, lease=lease)
 
 
-def _make_run(config: PretrainConfig, *, run: RunDirectory, **parts: Any) -> Any:
+def _make_run(config: PretrainConfig, *, run: RunDirectory, ranks: Any, **parts: Any) -> Any:
+    check_manifest_size(
+        config.model, ranks=ranks.world_size, stage=config.zero.stage, averaged=bool(config.ema)
+    )
     with loading("DeepSpeed", run.path):
         from pretrain.engine.start import load_deepspeed
         from pretrain.run import PretrainRun
 
         load_deepspeed(extensions=str(run.path / "extensions"))
-    return PretrainRun(config, run=run, **parts)
+    return PretrainRun(config, run=run, ranks=ranks, **parts)
 
 
 if __name__ == "__main__":

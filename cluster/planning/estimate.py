@@ -14,6 +14,7 @@ from cluster.planning.recipe_view import RecipeView
 from cluster.planning.speed import predict_step
 from cluster.planning.whole_run import RunTime, decode_seconds, predict_run, sample_bytes
 from cluster.planning.workload import Work, workload
+from coatnet.checkpoint.inspection import check_manifest_size
 from coatnet.config.batches import MOST_ON_CORES, cut
 from coatnet.config.overlap import can_overlap
 
@@ -27,7 +28,7 @@ def make_plan(recipe: RecipeView, *, hardware: Hardware, nodes: int) -> Plan:
     """Predict one layout, on all devices of so many nodes.
 
     Raises:
-        UserError: a batch cannot be cut for so many ranks.
+        UserError: a batch cannot be cut for so many ranks, or their checkpoints could not be read.
     """
     world = nodes * hardware.gpus_per_node
     works = workload(recipe.model, image_size=recipe.image_size, frozen=recipe.frozen)
@@ -100,8 +101,10 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
     """Return how each global batch of the run is spread.
 
     Raises:
-        UserError: one cannot be cut for so many ranks.
+        UserError: one cannot be cut for so many ranks, or their checkpoints could not be read.
     """
+    given = recipe.layout
+    check_manifest_size(recipe.model, ranks=world_size, stage=given.zero_stage, averaged=given.ema)
     batches = [recipe.global_batch, *(batch for _, batch in recipe.batch_changes)]
     micro_batches, group = cut(
         batches,
@@ -111,7 +114,6 @@ def _layouts(recipe: RecipeView, *, world_size: int, on_cores: bool) -> dict[int
         mixed=recipe.mixed,
         evenly=recipe.is_pretraining,
     )
-    given = recipe.layout
     return {
         batch: replace(
             given,

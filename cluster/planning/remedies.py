@@ -51,7 +51,7 @@ def _planned(change: Change, *, hardware: Hardware) -> Plan | None:
     """Return what a change makes of a plan, if it fits."""
     try:
         made = make_plan(change[1], hardware=hardware, nodes=change[2])
-    except UserError:  # the batch does not divide
+    except UserError:  # the batch does not divide, or checkpoints would be of too many pieces
         return None
     return made if made.fits else None
 

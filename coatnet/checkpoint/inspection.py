@@ -19,6 +19,7 @@ from coatnet.config import UserError, from_dict
 from coatnet.config.plain_text import check_class_names
 from coatnet.model.config import PARTS, ModelConfig, stage_names
 from coatnet.model.cost import model_cost
+from coatnet.model.operations import operations
 from coatnet.runtime.class_names import read_class_names
 from coatnet.runtime.regular_files import open_regular, read_regular
 from coatnet.runtime.run_directory import RunDirectory
@@ -30,6 +31,7 @@ TIMM_LOGITS, OWN_LOGITS = "head.fc.weight", "head.logits.weight"
 _NOT_ARCHITECTURE = ("num_classes", "image_size", "stochastic_depth")
 _MAX_CONFIG_BYTES = 8 << 20
 MAX_MANIFEST_BYTES = 1 << 30
+_PIECE_BYTES = 195  # of the manifest, for each piece of a tensor; tests/unit/checkpoint/test_manifest_size.py
 _MOST_CLASSES = 1_000_000
 # A table of relative biases, in timm's form (offsets, heads) or in ours (heads, rows, columns).
 _TABLE = re.compile(
@@ -152,6 +154,31 @@ def _describe(checkpoints: list[Path]) -> Description | None:
         except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
             continue  # whoever reads the tensors says what is wrong with it
     return None
+
+
+def check_manifest_size(model: ModelConfig, *, ranks: int, stage: int, averaged: bool) -> None:
+    """Refuse to train what would be saved and not be read: at stage 3 each rank has a piece of each tensor.
+
+    Up to stage 2 a rank holds a range of the line of all of them, and the manifest stays small.
+
+    Args:
+        model: what is to be trained.
+        ranks: who save it.
+        stage: ZeRO's.
+        averaged: an average of the weights is saved beside them and AdamW's two moments.
+
+    Raises:
+        UserError: the manifest would be larger than what is read.
+    """
+    if stage < 3:
+        return
+    layers = operations(model, model.image_size)
+    pieces = (3 + averaged) * sum(min(layer.tensors * ranks, layer.parameters) for layer in layers)
+    if pieces * _PIECE_BYTES > MAX_MANIFEST_BYTES:
+        raise UserError(
+            f"zero.stage is 3: a checkpoint of {model.name} on {ranks:,} ranks would have {pieces:,} pieces, "
+            f"more than are read; allowed: {MAX_MANIFEST_BYTES // _PIECE_BYTES:,}, or zero.stage=1"
+        )
 
 
 def check_architecture(wanted: ModelConfig, found: ModelConfig, *, origin: str) -> None:
