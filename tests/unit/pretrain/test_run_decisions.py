@@ -11,10 +11,12 @@ from typing import Any, cast
 import pytest
 
 from coatnet.runtime.ranks import Ranks
+from coatnet.runtime.run_directory import RunDirectory
 from coatnet.training.run import TrainingRun
 from coatnet.training.verdict import Verdict
 from pretrain import run as run_module
 from pretrain.evaluation import Findings
+from pretrain.health import Health
 from pretrain.run import PretrainRun
 from pretrain.sections import GuardConfig, TuneConfig
 from pretrain.state import State, digest_of_range
@@ -153,6 +155,42 @@ def test_weights_are_compared_before_each_save_where_they_ever_are(
     monkeypatch.setattr(TrainingRun, "save", lambda run, state, **facts: done.append("saved"))
     run.save(State(), wait=True)
     assert done == ["compared"] * compared + ["saved"]
+
+
+@pytest.mark.parametrize(("step", "done"), [(99, []), (100, ["compared at 100"]), (101, [])])
+def test_weights_are_compared_between_saves_after_so_many_steps(
+    monkeypatch: pytest.MonkeyPatch, step: int, done: list[str]
+) -> None:
+    monkeypatch.setattr(TrainingRun, "look_after", lambda run, state, result: None)
+    found, before = list[str](), {"before_step": lambda step: None}
+    run = object.__new__(PretrainRun)
+    run.health = Health(GuardConfig(digest_every=100), ranks=Ranks(), stage=1)
+    run._exposed = cast(Any, SimpleNamespace(settle=lambda: None))
+    run._activations = cast(Any, SimpleNamespace(after_step=dict, **before))
+    run.profiler = cast(Any, SimpleNamespace(after_step=lambda step: None, **before))
+    run.recorder = cast(Any, SimpleNamespace(occasional=lambda state, values: None))
+    run.engine = cast(Any, SimpleNamespace(update_norm=lambda lr: 1.0))
+    monkeypatch.setattr(
+        run, "_require_equal_weights", lambda state: found.append(f"compared at {state.step}"), raising=False
+    )
+    run.look_after(State(step=step), result())
+    assert found == done
+
+
+def test_a_hang_and_a_start_have_the_bounds_that_the_config_gives_to_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(run: Any, folder: RunDirectory, **given: Any) -> None:
+        raise Begun(given)
+
+    monkeypatch.setattr(TrainingRun, "__init__", begin)
+    config: Any = SimpleNamespace(guard=GuardConfig(hang_seconds=7.0, start_seconds=90.0))
+    with pytest.raises(Begun) as begun:
+        PretrainRun(config, run=RunDirectory(tmp_path), lease=None, digest="")
+    assert begun.value.args == ({"hang_seconds": 7.0, "start_seconds": 90.0},)
 
 
 def test_an_evaluation_has_the_figures_of_all_corpora_and_the_unreadable_images_of_all_ranks() -> None:

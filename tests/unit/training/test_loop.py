@@ -26,6 +26,8 @@ from coatnet.config import UserError
 from coatnet.runtime.account import process_age_seconds
 from coatnet.runtime.lease import Lease, LeaseLost
 from coatnet.runtime.lives import read_lives
+from coatnet.runtime.metrics_log import MetricsLog
+from coatnet.runtime.ranks import Ranks
 from coatnet.runtime.run_directory import RunDirectory, read_lines
 from coatnet.runtime.stop import Stopped
 from coatnet.training.loop import train_to_end
@@ -309,6 +311,30 @@ def test_a_job_whose_run_was_taken_over_hears_of_it_at_its_next_step_and_takes_n
     with pytest.raises(LeaseLost):
         life(save=NEVER, happens={2: taken_over})
     assert lives[0].noted == ["step 1", "step 2"]
+
+
+def test_a_life_leaves_its_account_up_to_its_last_step_in_the_metrics_and_then_closes_the_board(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, close = list[int](), MetricsLog.close
+
+    def note(metrics: MetricsLog) -> None:
+        closed.append([*read_lines(metrics._run.metrics)][-1]["samples_seen"])
+        close(metrics)
+
+    monkeypatch.setattr(MetricsLog, "close", note)
+    run = life(save=NEVER, happens={1: TinyRun.ask_to_stop})  # before any evaluation, which flushes, too
+    rows = [row for row in read_lines(run.run.metrics) if "account/compute" in row]
+    assert [row["samples_seen"] for row in rows] == [16] == closed
+
+
+def test_a_start_is_recorded_with_as_many_ranks_as_there_are(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    run.ranks = Ranks(world_size=4)
+    run.resume()
+    run.watchdog.stop()
+    run.account.close()
+    assert [(event["kind"], event["world_size"]) for event in run.run.read_events()] == [("start", 4)]
 
 
 def test_a_life_that_ends_by_an_error_finishes_the_save_under_way_first(

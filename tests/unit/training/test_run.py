@@ -40,11 +40,16 @@ def test_what_is_no_step_is_over_when_all_ranks_are_done_and_until_then_they_are
 
 
 @pytest.mark.parametrize(
-    ("given", "alone", "bound"),
-    [({}, True, math.inf), ({}, False, 600.0), ({"hang_seconds": 7.0}, True, 7.0)],
+    ("given", "alone", "bounds"),
+    [
+        ({}, True, (math.inf, math.inf)),
+        ({}, False, (600.0, 3600.0)),
+        ({"hang_seconds": 7.0}, True, (7.0, math.inf)),
+        ({"start_seconds": 90.0}, False, (600.0, 90.0)),
+    ],
 )
 def test_a_rank_alone_hangs_never_unless_a_config_says_after_how_long(
-    tmp_path: Path, given: dict[str, float], alone: bool, bound: float
+    tmp_path: Path, given: dict[str, float], alone: bool, bounds: tuple[float, float]
 ) -> None:
     class Main(Ranks):
         def broadcast(self, value: Any) -> Any:
@@ -53,7 +58,7 @@ def test_a_rank_alone_hangs_never_unless_a_config_says_after_how_long(
     run: TrainingRun[State, PretrainResult] = TrainingRun(
         RunDirectory(tmp_path), ranks=Main(distributed=not alone), stop=StopFlag(), **given
     )
-    assert run.watchdog._hang_seconds == bound
+    assert (run.watchdog._hang_seconds, run.watchdog._start_seconds) == bounds
     run.watchdog.stop()
     run.account.close()
 
