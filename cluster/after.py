@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster import slurm
 from cluster.admission import RELEASABLE, queued_job
 from cluster.history import was_submitted
-from cluster.job import amended_job, filed_job, newest_job_file
+from cluster.job import amended_job, newest_job, newest_job_file
 from cluster.submission import Prepared, submit
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
@@ -72,8 +72,16 @@ def job_before(before: Path) -> str:
 
 
 def is_chain(directory: Path) -> bool:
-    """Return whether the run was submitted as a chain."""
-    filed = filed_job(directory)
+    """Return whether the run was submitted as a chain.
+
+    Raises:
+        UserError: that cannot be told.
+    """
+    try:
+        filed = newest_job(directory)
+    except OSError as error:
+        told = f"how it goes on may not be read: {error.strerror}"
+        raise UserError(f"{directory}: {told}; its owner can submit what comes after it") from None
     return filed is not None and filed.site.continuation == "chain"
 
 

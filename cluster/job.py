@@ -84,17 +84,22 @@ def amended_job(path: Path) -> Iterator[dict[str, Any]]:
     _write(values, path)
 
 
-def read_job(path: Path) -> Job:
+def read_job(path: Path, *, by_other_code: bool = False) -> Job:
     """Read a job back. Its command is data: what looks like an interpolation there stays as it is.
+
+    Args:
+        by_other_code: it may have been written by that, whose keys that this version lacks are passed over.
 
     Raises:
         ConfigError: it is not a job file of this version.
     """
     try:
         values = json.loads(path.read_text())
+        if by_other_code:
+            values = _known(values, Job("", "", []))
         values["site"] = from_dict(SiteConfig, values["site"], origin=str(path))
         return Job(**values)
-    except (ValueError, TypeError, KeyError):
+    except (AttributeError, ValueError, TypeError, KeyError):
         raise ConfigError(f"{path}: no job file of this version of coatnet; submit the run again") from None
 
 
@@ -103,10 +108,28 @@ def newest_job_file(directory: Path) -> Path | None:
     return max(directory.glob(JOB_FILES), default=None)
 
 
-def filed_job(directory: Path) -> Job | None:
-    """Return what was submitted last of a run, None where that is not to be read."""
+def newest_job(directory: Path) -> Job | None:
+    """Return what was submitted last of a run, None where it was never submitted.
+
+    Raises:
+        OSError, ConfigError: its file cannot be read; a colleague's, say.
+    """
     job_file = newest_job_file(directory)
+    return None if job_file is None else read_job(job_file, by_other_code=True)
+
+
+def filed_job(directory: Path) -> Job | None:
+    """Return the same, None also where that is not to be read."""
     try:
-        return read_job(job_file) if job_file is not None else None
+        return newest_job(directory)
     except (OSError, UserError):
         return None
+
+
+def _known(values: Mapping[str, Any], like: Any) -> dict[str, Any]:
+    """Return the values whose keys a section has, and so in the sections below it."""
+    found = {}
+    for key in (one.name for one in dataclasses.fields(like) if one.name in values):
+        section = getattr(like, key)
+        found[key] = _known(values[key], section) if dataclasses.is_dataclass(section) else values[key]
+    return found

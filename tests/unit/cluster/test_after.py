@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.after import is_chain
 from cluster.cli import submit as submit_command
 from coatnet.config import UserError
 
@@ -53,6 +56,41 @@ def test_a_job_behind_a_chain_is_held_until_the_chains_last_life_releases_it(
     assert cluster.behind("a") == (["11"], [])
     cluster.queue("10", "11")
     assert cluster.status("b") == ("pending", f"begins after {cluster.folder}/a")
+
+
+@pytest.mark.parametrize("section", [[], ["site"], ["site", "preflight"]])
+def test_a_chain_that_other_code_submitted_is_one_though_a_key_is_no_more(
+    cluster: Cluster, section: list[str]
+) -> None:
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.queue("10")
+    path = cluster.folder / "a" / "submissions" / "0001" / "job.json"
+    values = json.loads(path.read_text())
+    functools.reduce(dict.__getitem__, section, values)["no_more"] = 3
+    path.write_text(json.dumps(values))
+    assert submit_behind(cluster, "b", after="a") == ["sbatch --hold b"]
+    assert json.loads(path.read_text()) == values | {"dependents": ["11"]}
+    cluster.queue("11")  # scancel ended the chain before it began
+    cluster.submit()
+    assert cluster.behind("a") == (["11"], [])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="permissions bind everybody but root, who plays somebody")
+def test_a_colleagues_run_whose_way_to_go_on_cannot_be_read_is_not_taken_for_another(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that SLURM lets wait for one life of a chain would be ended by the next."""
+    cluster.stages(a="chain")
+    cluster.submit()
+    cluster.folder.chmod(0o755)
+    monkeypatch.chdir(cluster.folder)  # pytest's own folders are closed to others
+    os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"^a: how it goes on may not be read: Permission denied; its"):
+            is_chain(Path("a"))
+    finally:
+        os.seteuid(0)
 
 
 def test_a_job_of_which_the_chain_cannot_be_told_does_not_stay_in_the_queue(cluster: Cluster) -> None:
