@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ RELEASABLE = ("held", "cancelled")
 
 
 def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
-    """Refuse what the ranks would only refuse in the job: a finished run, another, data, batches, seeds.
+    """Refuse what only the job would: a run that is finished, closed or another, data, batches, seeds.
 
     Args:
         config: a training run's, None for other commands.
@@ -32,6 +33,9 @@ def check_start(config: Any, *, run: RunDirectory, world_size: int) -> None:
     """
     if run.marker("done") is not None:
         raise UserError(f"{run.path} is done; choose another run.directory")
+    for folder in (run.path, run.logs, run.checkpoints, run.account):  # a colleague's run, say
+        if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise UserError(f"{folder}: takes no files from you; choose another run.directory")
     if config is None:
         return
     run.check_config(config)

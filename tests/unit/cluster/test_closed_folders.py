@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.admission import check_start
 from cluster.history import History
 from cluster.logs import read_logs
 from cluster.status import find_runs, status_or_trouble
+from coatnet.config import UserError
+from coatnet.runtime.run_directory import RunDirectory
 
 _NOBODY = 65534
 
@@ -64,3 +67,19 @@ def test_logs_that_may_not_be_read_are_no_missing_ones(runs: Path) -> None:
     closed(runs / "first" / "logs")
     with pytest.raises(PermissionError, match="runs/first/logs"):
         list(read_logs(runs / "first", rank=None, tail=0, follow=True, finished=finished))
+
+
+@pytest.mark.parametrize("name", ["", "logs", "checkpoints"])
+def test_no_job_is_queued_for_a_run_that_takes_no_files_from_its_user(runs: Path, name: str) -> None:
+    """As a colleague's, of which a job may go as far as its first file."""
+    run = RunDirectory(runs / "first")
+    user = os.geteuid()
+    os.seteuid(os.getuid())
+    for path in (run.path, run.logs, run.checkpoints):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o777)
+    (run.path / name).chmod(0o555)
+    os.seteuid(user)
+    with pytest.raises(UserError, match=f"^{run.path / name}: takes no files from you; choose another"):
+        check_start(None, run=run, world_size=1)
+    check_start(None, run=RunDirectory(runs / "first" / "new"), world_size=1)
