@@ -53,7 +53,8 @@ class CacheConfig:
     """Where shards of remote corpora are kept, once per node.
 
     Attributes:
-        directory: shared by the ranks of a node; null is `coatnet-shards` in the system's temporary folder.
+        directory: shared by a user's ranks on a node; null is `coatnet-shards-UID` in the system's temporary
+            folder.
         limit: as in "64 GB", or null for half of the directory's disk; the least recently used shards leave
             when the cache grows beyond it.
         ahead_shards: how many shards are fetched before they are needed, per rank.

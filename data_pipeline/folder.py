@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -166,6 +167,20 @@ def _holds_images(folder: Path) -> bool:
     return any(entry.is_file() and (not deep or is_image_name(entry.name)) for entry in entries)
 
 
+def _size(entry: os.DirEntry[str]) -> int:
+    """Return a file's bytes; 0 of what is none, or is out of reach: by a link in a circle, or behind a wall.
+
+    Raises:
+        OSError: the file system fails.
+    """
+    try:
+        return entry.stat().st_size if entry.is_file() else 0
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EACCES):
+            raise
+        return 0
+
+
 def _files_of_class(folder: Path, name: str) -> list[tuple[str, int]]:
     """List a class's files, at any depth, with their sizes.
 
@@ -182,8 +197,8 @@ def _files_of_class(folder: Path, name: str) -> list[tuple[str, int]]:
             relative = f"{below}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 pending.append(relative)
-            else:  # a pipe or a link to nothing or to a folder is listed, too: reading it names it
-                found.append((relative, entry.stat().st_size if entry.is_file() else 0))
+            else:  # a pipe or a link that leads nowhere is listed, too: reading it names it
+                found.append((relative, _size(entry)))
     if not found:
         raise UserError(f"{folder / name}: a class without a file; remove the folder or fill it")
     found.sort()

@@ -52,7 +52,10 @@ def _becoming(path: Path, temporary: Path) -> Iterator[None]:
         yield
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that cannot be changed there is nothing to remove
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = None  # nobody knows that name
         name_file(error, path)
         raise
     sync_folder(path.parent)

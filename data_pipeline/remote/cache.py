@@ -35,8 +35,13 @@ class Cache:
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int | None) -> None:
-        """Make the folder; without a limit half of its disk is one."""
+        """Make the folder; without a limit half of its disk is one.
+
+        Raises:
+            OSError: it cannot be made, or belongs to another user.
+        """
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _refuse_of_others(folder)
         self.folder = folder
         self.limit_bytes = shutil.disk_usage(folder).total // 2 if limit_bytes is None else limit_bytes
 
@@ -144,6 +149,18 @@ class Cache:
                 elif S_ISREG(stat.st_mode):
                     kept.append((stat.st_mtime, stat.st_size, path))
         return kept, fetched
+
+
+def _refuse_of_others(folder: Path) -> None:
+    """Tell at once what waiting does not mend: every reader of a cache writes to it, locks and times of use.
+
+    Raises:
+        OSError: nothing may be written here, or another user has begun to.
+    """
+    for path, mode in ((folder, os.W_OK | os.X_OK), (folder / _LEDGER, os.R_OK | os.W_OK)):
+        if os.path.exists(path) and not os.access(path, mode, effective_ids=True):
+            reason = "takes no files from you; give a folder of your own"
+            raise PermissionError(errno.EACCES, reason, str(folder))
 
 
 def _read(ledger: int) -> tuple[float, int]:

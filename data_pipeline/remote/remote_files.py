@@ -194,7 +194,9 @@ def open_cache(config: CacheConfig) -> Cache:
     try:
         return Cache(Path(config.directory or usual), limit_bytes=limit)
     except OSError as error:
-        raise UserError(f"data.cache.directory: {config.directory or usual}: {error.strerror}") from None
+        raise UserError(
+            f"data.cache.directory: {error.filename or config.directory or usual}: {error.strerror}"
+        ) from None
 
 
 def _is_whole(path: Path, expected: Expected) -> bool:

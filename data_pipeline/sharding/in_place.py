@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,10 @@ def index_in_place(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of tars")
     keep_shards_out(folder)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):  # told before hours of listing
+        raise UserError(
+            f"{folder}: takes no files from you, where --in-place writes the index; give a DESTINATION"
+        )
     tars = tars_in(folder)
     if not tars:
         raise UserError(f"{folder}: holds no tars (*.tar)")

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+_NOBODY = 65534
 
 
 # The garbage collector would walk through torch again and again: it waits until all is imported.
@@ -68,3 +70,22 @@ def timm(load_benchmark: Callable[[str], ModuleType]) -> Any:
         return load_benchmark("timm_peer").import_timm()
     except ImportError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """Return what lets a block see `tmp_path`, from within, as somebody whom permissions bind."""
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # pytest's own folders are closed to others
+
+    @contextmanager
+    def bound() -> Iterator[None]:
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(_NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return bound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,16 @@ from cluster.status import find_runs, status_or_trouble
 from coatnet.config import UserError
 from coatnet.runtime.run_directory import RunDirectory
 
-_NOBODY = 65534
-
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def runs(tmp_path: Path, as_nobody: Callable[[], AbstractContextManager[None]]) -> Iterator[Path]:
     """The folder of two runs, seen from beside it by somebody whom permissions bind."""
     for name in ("first", "second"):
         for folder in ("logs", "mine"):
             (tmp_path / "runs" / name / folder).mkdir(parents=True)
         History(tmp_path / "runs" / name).begin(job_id="7", nodes=["n1"], step=-1)
-    tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # pytest's own folders are closed to others
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(_NOBODY)
-    yield Path("runs")
-    os.seteuid(user)
+    with as_nobody():
+        yield Path("runs")
     (tmp_path / "runs").chmod(0o755)
     for path in (tmp_path / "runs").rglob("*"):
         if path.is_dir():

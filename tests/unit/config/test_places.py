@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,15 @@ from coatnet.runtime.launch import launch_run
 from coatnet.runtime.run_directory import keep_out_of_runs
 from data_pipeline.cli import preview
 
-_NOBODY = 65534
-
 
 @pytest.fixture
-def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def closed(tmp_path: Path, as_nobody: Callable[[], AbstractContextManager[None]]) -> Iterator[Path]:
     """A folder that takes no files, as somebody sees it whom permissions bind."""
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed").chmod(0o555)
     (tmp_path / "closed.png").mkdir()
-    tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # pytest's own folders are closed to others
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(_NOBODY)
-    yield Path("closed")
-    os.seteuid(user)
+    with as_nobody():
+        yield Path("closed")
 
 
 def test_a_folder_that_takes_no_files_is_refused_before_anything_is_made_for_it(closed: Path) -> None:
