@@ -24,6 +24,8 @@ _MAX_CLASSES = 1_000_000
 _MAX_HIERARCHY_BYTES = 1 << 28  # WordNet's has 2 MB
 _NUMBER = re.compile("0|-?[1-9][0-9]*")  # -1, which often stands for none, is no class among numbers
 
+_DECIMAL = re.compile(r"-?[0-9]+\.0*")
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -167,6 +169,12 @@ def _own_classes(found: Sequence[RawLabel], origin: str) -> list[str]:
             present = f"labels from {min(numbers):,} to {max(numbers):,}"
             raise UserError(f"{origin}: {present}; allowed: 0 to {_MAX_CLASSES - 1:,}")
         return [str(number) for number in range(max(numbers) + 1)]
+    if found and all(isinstance(label, int) or _DECIMAL.fullmatch(label) for label in found):
+        decimal = next(label for label in found if isinstance(label, str))
+        raise UserError(
+            f"{origin}: labels such as {decimal!r} are decimals, as numbers become where some are missing; "
+            "write them without the point, or, if these are names, list them in --classes"
+        )
     return sorted({str(label) for label in found})  # 1 and ["1"] are one name
 
 

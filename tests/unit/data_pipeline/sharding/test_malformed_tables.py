@@ -34,6 +34,8 @@ from data_pipeline.sharding.sharder import shard_corpus
         ("t.jsonl", '{"bytes": "", "label": [["a", NaN]]}', "'a' has the weight nan"),
         ("t.jsonl", '{"bytes": "", "label": [{"label": [1]}]}', r"\[1\] is not a label"),
         ("t.jsonl", '{"bytes": "", "label": ""}\n{"bytes": "", "label": "a"}', "row-1 has no label"),
+        ("t.csv", "bytes,label\n,0.0\n,10.0\n", r"t\.csv: labels such as '0\.0' are decimals"),
+        ("t.csv", "bytes,label\n,1\n,1.0\n", r"t\.csv: labels such as '1\.0' are decimals"),
         ("t.jsonl", '{"bytes": "", "label": "a\\tb"}', r"control character U\+0009"),
         (
             "t.jsonl",
