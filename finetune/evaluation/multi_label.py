@@ -168,7 +168,8 @@ def _interval(found: float, values: Tensor) -> tuple[float, float]:
     """Return the basic bootstrap's interval, which mirrors the draws at what was found.
 
     Where positives are few, average precision is too high in the mean, and once more so in the draws, in
-    which images repeat: as these lie above what was found, it lies above the truth.
+    which images repeat: as these lie above what was found, it lies above the truth, and may lie above the
+    whole interval.
     """
     known = values[~values.isnan()]
     if not len(known):

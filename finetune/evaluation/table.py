@@ -37,6 +37,8 @@ def print_reports(reports: Sequence[dict[str, Any]]) -> None:
         table.add_row(*row)
     console.print(table)
     last = reports[-1]
+    if any("map" in one and one["map"] > one["map_interval"][1] for one in reports):
+        console.print("mAP above its interval: chance makes it too high where classes have few images")
     if "real_top1" in last:
         console.print(f"ReaL top-1: {last['real_top1']:.2%}")
     if last["judged_among"] is not None:

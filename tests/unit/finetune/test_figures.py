@@ -127,6 +127,20 @@ def test_of_many_resolutions_so_many_are_named_in_the_plot_as_find_room(
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
+def test_an_interval_is_drawn_where_it_is_though_the_share_lie_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, report = figures_of(monkeypatch), full_report(FOUR, names=["a", "b", "c"], with_confusion=False)
+    report |= {"label_kind": "multi", "model": "runs/mine", "data": "photos", "gmacs": 1.0}
+    del report["confusion"]
+    report |= {"map": 0.4, "map_interval": (0.1, 0.2)}
+    write_reports([{**report, "image_size": px} for px in (32, 64)], tmp_path)
+    for axes in drawn[-1].axes:
+        assert axes.lines[0].get_ydata().tolist() == [40.0, 40.0]
+        bars = [bar[:, 1].tolist() for bar in axes.collections[0].get_segments()]
+        assert bars == [pytest.approx([10.0, 20.0])] * 2
+
+
 def test_long_names_are_shortened_in_pictures_and_whole_in_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -141,6 +141,24 @@ def test_intervals_hold_the_truth_more_often_than_the_draws_own_quantiles() -> N
     assert held >= 35 > quantiles_held, (held, quantiles_held)
 
 
+@pytest.mark.slow
+def test_with_few_positives_map_may_lie_above_its_interval_in_which_the_truth_is() -> None:
+    rng = np.random.default_rng(4)
+
+    def draw(images: int, *, classes: int) -> MultiLabelPredictions:
+        present = rng.random((images, classes)) < 0.01
+        scores = (rng.normal(size=present.shape) + 0.3 * present).astype(np.float32)
+        return MultiLabelPredictions(np.arange(images), np.ones(images), present=present, scores=scores)
+
+    truth, above, held = multi_label_figures(draw(50_000, classes=12))["map"], 0, 0
+    for _ in range(20):
+        found = multi_label_figures(draw(300, classes=60), resamples=RESAMPLES)
+        low, high = found["map_interval"]
+        above += found["map"] > high
+        held += low <= truth <= high
+    assert above >= 5 and held >= 18, (above, held)
+
+
 def test_scores_that_would_not_fit_into_memory_are_refused_before_the_first_image() -> None:
     many: Any = SimpleNamespace(samples=10**9, classes=["x"] * 18_291, label_kind="multi")
     said = r"1,000,000,000 images of 18,291 classes: .* takes 340,696.4 GiB .*, and (.*) are free .* fewer"

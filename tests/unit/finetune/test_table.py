@@ -78,3 +78,12 @@ def test_below_the_figures_stands_what_the_last_resolution_was_judged_by_and_wha
     print_reports([{**last, "most_confused": [{"class": "a", "taken_for": "b", "count": 1}]}])
     said = capsys.readouterr().out
     assert "most confused: a → b, once" in said and not {"ReaL", "judged", "finite"} & {*said.split()}
+
+
+@pytest.mark.parametrize(("map_", "said"), [(0.0021, True), (0.002, False)])
+def test_map_above_its_own_interval_is_told_why(
+    map_: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    multi = {**REPORT, "label_kind": "multi", "map": map_, "map_interval": [0.001, 0.002]}
+    print_reports([{**multi, "map_micro": 0.375, "precision1": 0.75}])
+    assert ("mAP above its interval: chance makes it too high" in capsys.readouterr().out) is said
