@@ -146,6 +146,7 @@ def preview(
 
     file_to_write(output, endings=_PICTURES)
     from coatnet.config import load_config
+    from coatnet.runtime.whole_files import whole_file
     from data_pipeline.augment_config import AugmentConfig
     from data_pipeline.open_corpus import open_corpus
 
@@ -154,7 +155,8 @@ def preview(
     from data_pipeline.tools.contact_sheet import contact_sheet  # loads torch
 
     sheet = contact_sheet(opened, augment, images=images, columns=columns, seed=seed)
-    sheet.save(output)
+    with whole_file(output) as temporary:
+        sheet.save(temporary)
     print(f"{output}: {sheet.width}×{sheet.height} pixels")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -231,6 +232,21 @@ def test_preview_draws_a_sheet(shard_folder: Path, tmp_path: Path, augment: list
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (3 * 28 + 4, 2 * (2 * (24 + 16) + 8) + 4)
+
+
+def test_a_preview_without_room_names_its_file_and_leaves_the_former_one(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"former")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"sheet\.png"):
+            cli.preview(str(shard_folder), output=sheet, images=2, overrides=["image_size=24"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"former"]
 
 
 def test_a_preview_names_the_images_that_cannot_be_used_and_shows_the_others(
