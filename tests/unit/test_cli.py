@@ -362,3 +362,15 @@ def test_a_home_that_cannot_be_written_is_not_worth_a_word(tmp_path: Path) -> No
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "") and picture.stat().st_size > 0
+
+
+def test_what_a_command_starts_without_an_output_has_one(tmp_path: Path) -> None:
+    """A rank has the streams of its launcher, and ended with a traceback at its first word."""
+    child = (
+        f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(repr([sys.stdin, sys.stdout, sys.stderr]))"
+    )
+    begin = "import subprocess, sys; from coatnet.cli import _require_streams; _require_streams()"
+    program = f"{begin}; subprocess.run([sys.executable, '-c', {child!r}])"
+    subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program], check=True)
+    told = (tmp_path / "told").read_text()
+    assert told.count("TextIOWrapper") == 3 and "None" not in told
