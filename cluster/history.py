@@ -121,6 +121,11 @@ class History:
         """Return whether the submission of a folder below `submissions` is recorded."""
         return any(entry["event"] == "submitted" and entry.get("folder") == folder for entry in self.events())
 
+    def continuation(self) -> str:
+        """Return how the last submission goes on; empty where it was of code that did not record that."""
+        told = [entry.get("continuation", "") for entry in self.events() if entry["event"] == "submitted"]
+        return str(told[-1]) if told else ""
+
     def awaits_a_life(self) -> bool:
         """Return whether the run was submitted and no life has begun since."""
         return self._lives_at_submission() == len(self.lives())

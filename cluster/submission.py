@@ -239,7 +239,8 @@ def submit(prepared: Prepared, *, release: bool = False, options: tuple[str, ...
         lives = len(history.lives())  # before: the job may begin its life while we still write
         job_id = _queue(prepared, script, options=options, lock=lock)
         try:
-            history.note("submitted", job_id=job_id, folder=prepared.folder.name, lives=lives)
+            told = {"folder": prepared.folder.name, "lives": lives, "continuation": site.continuation}
+            history.note("submitted", job_id=job_id, **told)
         except OSError as error:  # neither cancel nor a second submission would find it
             slurm.cancel_job(job_id)
             shutil.rmtree(prepared.folder)

@@ -117,7 +117,8 @@ class Supervisor:
         """Note this job's submission, if the command that submitted it was killed before it could."""
         history, folder = History(Path(self.job.directory)), self.job_file.parent.name
         if not history.has_submission(folder):
-            history.note("submitted", job_id=self.array_id, folder=folder, lives=len(history.lives()))
+            told = {"lives": len(history.lives()), "continuation": self.job.site.continuation}
+            history.note("submitted", job_id=self.array_id, folder=folder, **told)
 
     def _settled(self) -> int | None:
         """Return the exit status if there is nothing to start: settled already, or another job's run."""

@@ -13,6 +13,7 @@ import pytest
 
 from cluster.after import is_chain
 from cluster.cli import submit as submit_command
+from cluster.job import newest_job
 from coatnet.config import UserError
 
 Cluster = Any  # of conftest.py, which nothing can be imported from
@@ -77,18 +78,19 @@ def test_a_chain_that_other_code_submitted_is_one_though_a_key_is_no_more(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="permissions bind everybody but root, who plays somebody")
-def test_a_colleagues_run_whose_way_to_go_on_cannot_be_read_is_not_taken_for_another(
+def test_a_colleagues_chain_is_one_though_its_job_file_is_closed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that SLURM lets wait for one life of a chain would be ended by the next."""
-    cluster.stages(a="chain")
+    """What SLURM lets wait for one life of a chain is ended by the next."""
+    cluster.stages(a="chain", b="requeue")
     cluster.submit()
     cluster.folder.chmod(0o755)
     monkeypatch.chdir(cluster.folder)  # pytest's own folders are closed to others
     os.seteuid(65534)
     try:
-        with pytest.raises(UserError, match=r"^a: how it goes on may not be read: Permission denied; its"):
-            is_chain(Path("a"))
+        with pytest.raises(PermissionError):
+            newest_job(Path("a"))
+        assert (is_chain(Path("a")), is_chain(Path("b"))) == (True, False)
     finally:
         os.seteuid(0)
 

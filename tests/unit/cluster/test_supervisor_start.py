@@ -278,3 +278,4 @@ def test_a_job_whose_submission_was_not_noted_notes_it_before_it_counts_lives(ma
     assert machine.live(machine.DONE) == 0, "counting has begun anew"
     told = [one for one in machine.history.events() if one["event"] == "submitted"]
     assert [(one["job_id"], one["folder"], one["lives"]) for one in told[1:]] == [("7", "0002", 3)]
+    assert machine.history.continuation() == "requeue"
