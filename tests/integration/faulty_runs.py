@@ -103,16 +103,22 @@ def counted_run(arguments: list[str], folder: str) -> dict[str, dict[str, int]]:
     calls: Counter[str] = Counter()
     size: dict[str, int] = {}
     files: Counter[str] = Counter()
+    inside: list[str] = []  # one of them may be made of others
 
     def counted(name: str) -> Callable[..., Any]:
         method = getattr(Ranks, name)
 
         def call(self: Ranks, *given: Any, **options: Any) -> Any:
             key = f"{name} of {sys._getframe(1).f_code.co_name}"
-            calls[key] += 1
-            if given and isinstance(given[0], torch.Tensor):
-                size[key] = given[0].numel() * given[0].element_size()
-            return method(self, *given, **options)
+            if not inside:
+                calls[key] += 1
+                if given and isinstance(given[0], torch.Tensor):
+                    size[key] = given[0].numel() * given[0].element_size()
+            inside.append(name)
+            try:
+                return method(self, *given, **options)
+            finally:
+                inside.pop()
 
         return call
 
