@@ -41,7 +41,7 @@ def test_the_pages_of_the_data_pipeline_quote_the_kept_results() -> None:
         assert f"**{value}**" in row
     assert f"**{found['seek_ms']:.3f}**" in row
     (kernel,) = rows("docs/decode.md", "kernel, any JPEG")
-    assert f"| {rates['ours']:.0f} | **{plain:.1f}** |" in kernel
+    assert f"| {rates['ours']:,.0f} | **{plain:.1f}** |" in kernel
 
 
 def test_the_readme_counts_the_scenarios_that_passed() -> None:

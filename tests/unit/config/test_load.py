@@ -68,7 +68,7 @@ def test_who_has_no_home_is_told_so_and_has_no_site_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a container that knows no name for a user's number."""
-    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     for words in ({"overrides": ["warmup=~/x"]}, {"path": write(tmp_path / "a.yaml", "extends: ~/b.yaml\n")}):
